@@ -1,0 +1,83 @@
+"""The command line: arguments in; tables, JSON and exit codes out. No SQL and no HTTP here."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from asset_sync import __version__
+from asset_sync.cli import assets, db, demo, queue, sync
+from asset_sync.cli.exits import ExitCode, exit_code
+from asset_sync.cli.options import Common, Config, Quiet, Verbose, answer, complain
+from asset_sync.errors import AssetSyncError
+
+app = typer.Typer(
+    name="asset-sync",
+    help="Keep market data fresh in PostgreSQL under a hard API limit.",
+    epilog="Start with: asset-sync demo. Then: export POLYGON_API_KEY=…; asset-sync sync priority.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(sync.app, name="sync")
+app.add_typer(queue.app, name="queue")
+app.add_typer(assets.app, name="assets")
+app.add_typer(db.app, name="db")
+app.add_typer(demo.app, name="demo")
+
+
+def _version(value: bool) -> None:
+    if value:
+        answer(f"asset-sync {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take the options that stand before the command's name."""
+    context.obj = Common(config, quiet, verbose)
+
+
+def main() -> NoReturn:
+    """Run the command line; whatever happens, the user gets a sentence and cron an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except AssetSyncError as error:
+        complain(f"asset-sync: {error}")
+        sys.exit(exit_code(error))
+    except Exception as error:  # noqa: BLE001  # a traceback is for us, not for the user
+        _report_bug(error)
+        sys.exit(ExitCode.BUG)
+    sys.exit(ExitCode.DONE)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """End as on Ctrl-C: the item goes back, the slot is stamped."""
+    sys.exit(ExitCode.TERMINATED)
+
+
+def _report_bug(error: Exception) -> None:
+    """Say where it happened, but not with which values: they may be secret."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = "?"
+    if frame is not None:
+        code = frame.tb_frame.f_code
+        where = f"{code.co_filename}:{frame.tb_lineno} in {code.co_name}"
+    complain(
+        f"asset-sync {__version__}: this is a bug ({type(error).__name__} at {where}). Nothing is "
+        "lost; please report this line where you got asset-sync from."
+    )

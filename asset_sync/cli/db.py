@@ -1,0 +1,140 @@
+"""`asset-sync db init | status | serve | url`."""
+
+import json
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from asset_sync.cli.exits import ExitCode
+from asset_sync.cli.options import Config, Json, Quiet, Verbose, answer, common, complain
+
+if TYPE_CHECKING:
+    from asset_sync.database import SchemaStatus
+
+app = typer.Typer(help="Set up and look at the database.", no_args_is_help=True)
+
+
+@app.command("init")
+def db_init(
+    context: typer.Context,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make what is missing: schemas, tables, their comments. Existing tables stay as they are.
+
+    Example: DATABASE_URL=postgresql://me@localhost/market asset-sync db init
+    """
+    from asset_sync import database  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    settings = options.settings()
+    with database.raw_session(settings.conninfo) as db:
+        applied = database.migrate(db)
+        version = database.status(db).version
+    for step in applied:
+        options.say(f"Applied {step.version:04} {step.name}.")
+    options.say(f"The schema is at version {version}; nothing is missing.")
+
+
+@app.command("status")
+def db_status(
+    context: typer.Context,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say which version the schema has and what is missing; exit 3 if a sync could not run.
+
+    Example: asset-sync db status --json
+    """
+    from asset_sync import database  # noqa: PLC0415
+
+    settings = common(context, config, quiet, verbose).settings()
+    with database.raw_session(settings.conninfo) as db:
+        if settings.conninfo is None:
+            database.migrate(db)
+        status = database.status(db)
+    where = "embedded" if settings.conninfo is None else "server"
+    if as_json:
+        answer(json.dumps({"database": where, "ready": status.ready, **asdict(status)}, indent=2))
+    else:
+        _show(status, where)
+    if not status.ready:
+        raise typer.Exit(ExitCode.DATABASE)
+
+
+def _show(status: "SchemaStatus", where: str) -> None:
+    if where == "embedded":
+        from asset_sync.embedded import data_directory  # noqa: PLC0415
+
+        answer(f"Embedded PostgreSQL {status.server}, data in {data_directory()}")
+        answer("It runs while a command does; `asset-sync db serve` keeps it up for other readers.")
+    else:
+        answer(f"PostgreSQL {status.server}")
+    answer(f"Schema version {status.version} of {status.wanted}")
+    for name in status.missing:
+        answer(f"missing: {name}")
+    for problem in status.problems:
+        answer(f"problem: {problem}")
+    answer("Ready." if status.ready else "Not ready: run `asset-sync db init`.")
+
+
+@app.command("serve")
+def db_serve(
+    context: typer.Context,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Keep the embedded PostgreSQL up for other readers, until Ctrl-C.
+
+    Example: asset-sync db serve, and elsewhere: psql "$(asset-sync db url)"
+    """
+    from asset_sync import database, embedded  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    if options.settings().conninfo is not None:
+        complain("asset-sync: a server is configured (DATABASE_URL, DB_… or PG…); it is up to it.")
+        raise typer.Exit(ExitCode.USAGE)
+    with database.session(None):
+        answer(_embedded_address())
+        options.say("Up until Ctrl-C.")
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    options.say(f"Stopped; the data is in {embedded.data_directory()}.")
+
+
+@app.command("url")
+def db_url(
+    context: typer.Context,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print the database's address, for psql and the like; a server's without its password.
+
+    Example: psql "$(asset-sync db url)"
+    """
+    from asset_sync import database, embedded  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    settings = options.settings()
+    if settings.conninfo is not None:
+        answer(database.public_address(settings.conninfo))
+        return
+    answer(_embedded_address())
+    if embedded.socket_directory(embedded.data_directory()) is None:
+        options.say("It is not up: start `asset-sync db serve` first.")
+
+
+def _embedded_address() -> str:
+    from asset_sync import embedded  # noqa: PLC0415
+    from asset_sync.database import EMBEDDED_DATABASE  # noqa: PLC0415
+
+    directory = embedded.data_directory()
+    return embedded.address(EMBEDDED_DATABASE, embedded.socket_directory(directory) or directory)

@@ -1,0 +1,99 @@
+"""`asset-sync demo` and `demo serve`."""
+
+import threading
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from asset_sync.cli.exits import ExitCode
+from asset_sync.cli.options import Common, Quiet, Verbose, answer, common, complain
+
+app = typer.Typer(help="See the job done on replayed data: no key, no server needed.")
+
+_NEXT_STEPS = """
+With your own key (a free one will do) and the same embedded database:
+  export POLYGON_API_KEY=…
+  asset-sync sync priority --dry-run
+  asset-sync sync priority && asset-sync sync queue
+With a server of yours: export DATABASE_URL=postgresql://…, then asset-sync db init.
+Then let cron do it: crontab.example."""
+
+
+@app.callback(invoke_without_command=True)
+def demo(context: typer.Context, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """Run both jobs on replayed data against a stand-in API, and show what came of it.
+
+    Nothing of yours is read or touched: the database is one of its own, made anew each time.
+    """
+    if context.invoked_subcommand is None:
+        _demo(common(context, None, quiet, verbose))
+
+
+def _demo(options: Common) -> None:
+    from asset_sync.cli import queue, sync  # noqa: PLC0415
+    from asset_sync.cli.assets import show_assets  # noqa: PLC0415
+    from asset_sync.cli.show import console  # noqa: PLC0415
+    from asset_sync.demo import trial  # noqa: PLC0415
+    from asset_sync.demo.server import StandIn  # noqa: PLC0415
+    from asset_sync.slots import Lane  # noqa: PLC0415
+
+    answer(
+        "The data is REPLAYED: real bars of 2014 and 2018 moved to now, some of them scaled.\n"
+        f"The API is a stand-in on this machine; it allows {trial.CALLS} calls in "
+        f"{trial.WINDOW_SECONDS:.0f} s, the real one in 60 s."
+    )
+    failed = False
+    with (
+        StandIn("free", calls=trial.CALLS, period_seconds=trial.WINDOW_SECONDS) as api,
+        trial.trial(api) as (db, settings),
+    ):
+        for lane in Lane:
+            answer(f"\n$ asset-sync sync {lane.value}")
+            report = sync.run_and_watch(options, db, settings, lane)
+            answer(sync.summary(report))
+            failed = failed or sync.exit_code_of(report) is not ExitCode.DONE
+        answer("\n$ asset-sync queue status")
+        queue.show(console(), queue.look(db, settings))
+        answer("\n$ asset-sync assets list")
+        fresh = show_assets(console(), db, settings)
+        stored, different = trial.bars_unlike_the_replay(db)
+        refused = api.refused
+    answer(
+        f"\n{fresh} of {len(settings.assets)} assets fresh; {stored:,} bars stored, {different} "
+        f"unlike those replayed; {refused} calls refused."
+    )
+    if failed or different or refused or fresh < len(settings.assets):
+        complain("asset-sync: the demo did not go as it should; please report what it printed.")
+        raise typer.Exit(ExitCode.SOME_FAILED)
+    answer(_NEXT_STEPS)
+
+
+@app.command("serve")
+def demo_serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    plan: Annotated[str, typer.Option(help="free, starter, developer or advanced.")] = "free",
+    latency: Annotated[
+        float, typer.Option(min=0, max=60, metavar="SECONDS", help="The most a call takes.")
+    ] = 0.0,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="What to do wrong: NAME, NAME:COUNT or NAME@TICKER; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Serve the stand-in API until Ctrl-C, for people who develop against it.
+
+    Example: asset-sync demo serve --plan starter --latency 0.5 --fault server-error:3
+    """
+    from asset_sync.demo.server import StandIn  # noqa: PLC0415
+
+    with StandIn(plan, port=port, latency=(0.0, latency), faults=fault or ()) as api:
+        answer(f"export POLYGON_BASE_URL={api.base_url} POLYGON_API_KEY={api.key}")
+        complain(f"Replayed data, as on the plan {plan}; up until Ctrl-C.")
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        complain(f"{len(api.log)} calls, {api.refused} refused as too many.")

@@ -1,0 +1,67 @@
+"""What every command takes: the settings file, and how much is said."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from asset_sync.settings import Settings
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The settings file.", show_default=False),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: which file, which …")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The options that every command takes, before or after its name."""
+
+    config: Path | None = None
+    quiet: bool = False
+    verbose: bool = False
+
+    def say(self, text: str) -> None:
+        """Say what is good to know, unless asked to be quiet."""
+        if not self.quiet:
+            complain(text)
+
+    def settings(self) -> "Settings":
+        """Read the settings and, with -v, say from where. Raises SettingsError."""
+        from asset_sync.settings import load  # noqa: PLC0415  # not for --help
+
+        settings = load(self.config, os.environ)
+        if self.verbose:
+            shipped = " (the one that came with the program)" if settings.shipped else ""
+            database = "the embedded PostgreSQL" if settings.conninfo is None else "a server"
+            complain(f"Settings: {settings.source}{shipped}")
+            complain(f"Plan: {settings.provider.plan.name}. Database: {database}.")
+        return settings
+
+
+def common(
+    context: typer.Context,
+    config: Path | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> Common:
+    """Return the common options, wherever on the command line they stood."""
+    before = context.obj if isinstance(context.obj, Common) else Common()
+    return Common(config or before.config, quiet or before.quiet, verbose or before.verbose)
+
+
+def complain(text: str) -> None:
+    """Print to stderr, at once, as it is."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def answer(text: str) -> None:
+    """Print to stdout, as it is."""
+    print(text)  # noqa: T201

@@ -1,0 +1,213 @@
+"""`asset-sync sync priority` and `sync queue`."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asset_sync.cli.exits import ExitCode
+from asset_sync.cli.options import (
+    Common,
+    Config,
+    Json,
+    Quiet,
+    Verbose,
+    answer,
+    common,
+    complain,
+)
+
+if TYPE_CHECKING:
+    from asset_sync.database import Connection
+    from asset_sync.settings import Settings
+    from asset_sync.slots import Lane
+    from asset_sync.sync import PlannedCall, Report
+
+app = typer.Typer(help="Refresh assets, within the API's limit.", no_args_is_help=True)
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the calls it would make; make and write nothing.")
+]
+MaxRuntime = Annotated[
+    float | None,
+    typer.Option(
+        "--max-runtime",
+        metavar="SECONDS",
+        min=0.1,
+        help="Stop after so long: 60 s for priority, the cron interval less 10 s for the queue.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", min=1, help="Refresh at most N assets.", show_default=False
+    ),
+]
+
+
+@app.command("priority")
+def sync_priority(
+    context: typer.Context,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    max_runtime: MaxRuntime = None,
+    limit: Limit = None,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Refresh the priority assets that are due, first to last.
+
+    Example: asset-sync sync priority --dry-run
+    """
+    from asset_sync.slots import Lane  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    _sync(options, Lane.PRIORITY, dry_run, as_json, max_runtime, limit)
+
+
+@app.command("queue")
+def sync_queue(
+    context: typer.Context,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    max_runtime: MaxRuntime = None,
+    limit: Limit = None,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Refresh all other assets that are due, by turns.
+
+    Example: asset-sync sync queue --max-runtime 60
+    """
+    from asset_sync.slots import Lane  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    _sync(options, Lane.QUEUE, dry_run, as_json, max_runtime, limit)
+
+
+def _sync(
+    options: Common,
+    lane: "Lane",
+    dry_run: bool,
+    as_json: bool,
+    max_runtime: float | None,
+    limit: int | None,
+) -> None:
+    from asset_sync import database, sync  # noqa: PLC0415
+
+    settings = options.settings()
+    with database.session(settings.conninfo) as db:
+        if dry_run:
+            calls = sync.plan(db, settings, lane, max_runtime_seconds=max_runtime, limit=limit)
+            _show_plan(calls, lane, as_json)
+            return
+        report = run_and_watch(options, db, settings, lane, max_runtime, limit)
+    if as_json:
+        answer(json.dumps(_as_json(report), indent=2))
+    else:
+        _show_report(options, report)
+    raise typer.Exit(exit_code_of(report))
+
+
+def run_and_watch(
+    options: Common,
+    db: "Connection",
+    settings: "Settings",
+    lane: "Lane",
+    max_runtime: float | None = None,
+    limit: int | None = None,
+) -> "Report":
+    """Run and show what happens meanwhile on stderr."""
+    from asset_sync import sync  # noqa: PLC0415
+    from asset_sync.cli.watch import watching  # noqa: PLC0415
+
+    try:
+        with watching(options) as listener:
+            return sync.run(
+                db, settings, lane, max_runtime_seconds=max_runtime, limit=limit, tell=listener
+            )
+    except KeyboardInterrupt:
+        complain("Interrupted: what was under way went back to the queue.")
+        raise
+
+
+def exit_code_of(report: "Report") -> ExitCode:
+    """Return what cron is told of a run."""
+    from asset_sync.sync import Ended  # noqa: PLC0415
+
+    if report.reason_ended in {Ended.KEY_REFUSED, Ended.PLAN_REFUSED}:
+        return ExitCode.REFUSED
+    if report.failed or report.reason_ended is Ended.UNAVAILABLE:
+        return ExitCode.SOME_FAILED
+    return ExitCode.DONE
+
+
+def summary(report: "Report") -> str:
+    """Return a run in one line."""
+    from asset_sync.cli.show import duration  # noqa: PLC0415
+
+    failed = f", {len(report.failed)} failed" if report.failed else ""
+    waited = f", waited {duration(report.waited_seconds)}" if report.waited_seconds else ""
+    calls = "1 call" if report.api_calls_used == 1 else f"{report.api_calls_used} calls"
+    return (
+        f"{report.lane.value}: {len(report.updated)} updated{failed}, {calls}, "
+        f"{report.bars_written:,} bars written{waited}. {_WHY[report.reason_ended.value]}"
+    )
+
+
+_WHY = {
+    "nothing_due": "Nothing was due.",
+    "done": "Nothing more is due.",
+    "budget_used_up": "No call was left before the run's end; the next run goes on.",
+    "time_up": "The time is up; the next run goes on.",
+    "limit_reached": "That was the limit asked for.",
+    "disabled": "Priority runs are switched off (PRIORITY_ASSETS_ENABLED).",
+    "key_refused": "The API refuses the key.",
+    "plan_refused": "The API refuses the plan.",
+    "provider_unavailable": "The API does not answer.",
+}
+
+
+def _show_report(options: Common, report: "Report") -> None:
+    if report.message:
+        complain(f"asset-sync: {report.message}")
+    if not options.quiet:
+        answer(summary(report))
+
+
+def _show_plan(calls: "tuple[PlannedCall, ...]", lane: "Lane", as_json: bool) -> None:
+    """Print the calls that a run would make, each with its endpoint and when its slot is free."""
+    if as_json:
+        answer(json.dumps({"calls": [asdict(call) for call in calls]}, indent=2))
+        return
+    if not calls:
+        answer(f"{lane.value}: nothing is due; no call would be made.")
+        return
+    from asset_sync.cli.show import duration  # noqa: PLC0415
+
+    for number, call in enumerate(calls, start=1):
+        when = "after this run's end" if call.at_seconds is None else "now"
+        if call.at_seconds:
+            when = f"in {duration(call.at_seconds)}"
+        names = ", ".join(call.symbols[:5]) + (" …" if len(call.symbols) > 5 else "")  # noqa: PLR2004
+        answer(f"{number}. {names}  {call.feed}  {when}\n   GET {call.endpoint}")
+    answer(f"{len(calls)} calls; none was made, nothing was written.")
+
+
+def _as_json(report: "Report") -> dict[str, object]:
+    return {
+        "run_id": report.run_id,
+        "command": report.lane.value,
+        "reason_ended": report.reason_ended.value,
+        "message": report.message,
+        "updated": report.updated,
+        "failed": [asdict(failure) for failure in report.failed],
+        "api_calls_used": report.api_calls_used,
+        "bars_written": report.bars_written,
+        "waited_seconds": round(report.waited_seconds, 3),
+        "left_out": report.left_out,
+    }

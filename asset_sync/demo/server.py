@@ -1,0 +1,829 @@
+"""The stand-in: a loopback HTTP server that answers as the provider's API does.
+
+    with StandIn("free", calls=5, period_seconds=10) as api:
+        ...  # ask api.base_url with the header "Authorization: Bearer demo-key"
+        assert api.most_in_a_window() <= 5
+
+It keeps the rate limit as a strict sliding window over the moments at which calls arrive, refused
+ones included, and remembers every arrival: its log is the judge of whoever says that he keeps the
+limit. What it answers is in the shapes of the vendor's specification; the bars are those of
+`asset_sync.demo.replay`. One difference: bars of today are given to a free key too, since nobody
+has yet seen them refused for currencies; the fault `today` refuses them.
+"""
+
+import json
+import random
+import re
+import secrets
+import sys
+import threading
+import time
+from base64 import urlsafe_b64decode
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from socket import MSG_DONTWAIT, MSG_PEEK, SHUT_RDWR, SO_LINGER, SOL_SOCKET, socket
+from socketserver import TCPServer
+from struct import pack
+from types import TracebackType
+from typing import Self, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from asset_sync.demo import faults, replay
+from asset_sync.demo.faults import Call, Document, FaultPlan, Json, Reply, StandInError
+from asset_sync.demo.replay import BAR_MS, DAY_MS, HOUR_MS, INSTRUMENTS, Bar, Instrument, Market
+
+_MINUTE_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a subscription allows."""
+
+    calls: int
+    period_seconds: float
+    snapshots: bool
+    status: str
+    """What full answers say of themselves."""
+
+    history_days: int | None = None
+    """How far back bars go; None is as far as anybody asks."""
+
+
+_PAID = Plan(calls=100, period_seconds=1.0, snapshots=True, status="OK")
+PLANS: Mapping[str, Plan] = {
+    "free": Plan(5, 60.0, snapshots=False, status="DELAYED", history_days=730),
+    "starter": _PAID,
+    "developer": _PAID,
+    "advanced": _PAID,
+}
+"""By the names that the settings file uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request as the server saw it."""
+
+    at_seconds: float
+    """The monotonic clock when the request was in."""
+
+    method_path: str
+    """`GET /v2/aggs/…?sort=asc`, without the key."""
+
+    ticker: str | None
+    """What was asked about; of a snapshot all tickers, with commas between."""
+
+    status: int
+    """The status answered; 0 for none (a stall, a reset)."""
+
+    key_ok: bool
+    """Whether it counts against the key's window."""
+
+
+class StandIn:
+    """The server; it serves from `__enter__` (or `start`) to `__exit__` (or `stop`)."""
+
+    def __init__(
+        self,
+        plan: str = "free",
+        *,
+        calls: int | None = None,
+        period_seconds: float | None = None,
+        latency: tuple[float, float] = (0.0, 0.0),
+        faults: Iterable[str] = (),
+        port: int = 0,
+        key: str = "demo-key",
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare a server; raise StandInError for an unknown plan or fault.
+
+        calls, period_seconds: the window; left out, the plan's (5 in 60 s, or 100 in 1 s).
+        latency: seconds, least and most. Each call draws from between them, by a seeded generator;
+            half passes before the arrival is stamped (the request travels), half after it.
+        faults: specs as in `asset_sync.demo.faults`.
+        port: 0 takes a free one.
+        clock: Unix seconds, decides which bars there are; monotonic: seconds, stamps arrivals.
+        """
+        if plan not in PLANS:
+            raise StandInError(f"“{plan}” is no plan: it is one of {', '.join(PLANS)}.")
+        self._plan = PLANS[plan]
+        self._window = _Window(
+            self._plan.calls if calls is None else calls,
+            self._plan.period_seconds if period_seconds is None else period_seconds,
+        )
+        self._faults = FaultPlan(faults)
+        self._latency = latency
+        self._random = random.Random(20140501)  # noqa: S311 - the same delays in every run
+        self._port = port
+        self._key = key
+        self._clock = clock
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._arrivals: list[Arrival] = []
+        self._server: _Server | None = None
+
+    # -------------------------------------------------------------- from start to stop
+
+    def start(self) -> None:
+        """Serve in the background; raise StandInError where the port is taken."""
+        try:
+            self._server = _Server(("127.0.0.1", self._port), self)
+        except OSError as error:
+            raise StandInError(
+                f"The stand-in cannot listen on port {self._port} ({error.strerror}): "
+                f"choose another, or 0 for any that is free."
+            ) from error
+        self._server.begin()
+
+    def stop(self) -> None:
+        """Hang up on every client and end, within a second."""
+        if self._server is not None:
+            self._server.end()
+            self._server = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def base_url(self) -> str:
+        """Where it listens, without a slash at the end."""
+        if self._server is None:
+            raise StandInError("The stand-in is not running: it has an address once started.")
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def key(self) -> str:
+        """The one key that it knows."""
+        return self._key
+
+    # -------------------------------------------------------------- what it has seen
+
+    @property
+    def log(self) -> list[Arrival]:
+        """Every call so far, in the order of arrival; a call is in it before its answer is out."""
+        with self._lock:
+            return sorted(self._arrivals, key=lambda arrival: arrival.at_seconds)
+
+    @property
+    def refused(self) -> int:
+        """How many calls were answered with 429."""
+        return sum(arrival.status == 429 for arrival in self.log)  # noqa: PLR2004 - its name says it
+
+    def most_in_a_window(self) -> int:
+        """Return the most calls that came with the key in any window, refused ones included."""
+        window = _Window(self._window.calls, self._window.period_seconds)
+        stamps = (arrival.at_seconds for arrival in self.log if arrival.key_ok)
+        return max((window.add(stamp) for stamp in stamps), default=0)
+
+    def calls_by_ticker(self) -> dict[str, int]:
+        """How often each ticker was asked about; a snapshot asks about all of its own."""
+        tickers = (arrival.ticker for arrival in self.log if arrival.ticker)
+        return dict(Counter(ticker for several in tickers for ticker in several.split(",")))
+
+    def set_faults(self, specs: Iterable[str]) -> None:
+        """Replace the faults; raise StandInError, and change nothing, for a bad spec."""
+        plan = FaultPlan(specs)
+        with self._lock:
+            self._faults = plan
+
+    # -------------------------------------------------------------- what the handler asks for
+
+    def draw_latency(self) -> float:
+        """Seconds that the next call takes."""
+        with self._lock:
+            return self._random.uniform(*self._latency)
+
+    def answer(self, target: str, authorization: str | None) -> Reply:
+        """Stamp a GET request as arrived now, judge it, and log it with its answer."""
+        now_ms = int(self._clock() * 1000)
+        route, call, key = _read(target, authorization, now_ms, self._window.period_seconds)
+        with self._lock:
+            at_seconds = self._monotonic()
+            verdict = self._judge(call, key, at_seconds)
+        reply = verdict.refusal or _right_answer(route, call, self._plan)
+        if verdict.fault is not None:
+            reply = verdict.fault.answer(call, reply)
+        asked = f"GET {call.path}" + (f"?{urlencode(call.query, safe=':,')}" if call.query else "")
+        tickers = ",".join(call.tickers) or None
+        arrival = Arrival(at_seconds, asked, tickers, reply.status, key_ok=verdict.counts)
+        with self._lock:
+            self._arrivals.append(arrival)
+        return reply
+
+    def _judge(self, call: Call, key: str | None, at_seconds: float) -> "_Verdict":
+        if key is None:
+            return _Verdict(refusal=faults.no_key(), counts=False)
+        if not secrets.compare_digest(key.encode(), self._key.encode()):
+            return _Verdict(refusal=faults.unknown_key(), counts=False)
+        if self._window.add(at_seconds) > self._window.calls:
+            return _Verdict(refusal=faults.rate_limited())
+        fault = self._faults.take(call)
+        if fault is not None and not fault.counts:
+            self._window.take_back()
+            return _Verdict(fault=fault, counts=False)
+        return _Verdict(fault=fault)
+
+    def control(self, path: str, body: bytes) -> Reply:
+        """Answer other processes, which need no key here and whose calls count for nothing."""
+        if path == _LOG_PATH:
+            return Reply(200, self._log_document())
+        if path != _FAULTS_PATH:
+            return faults.unknown_path()
+        try:
+            specs = json.loads(body)
+            if not isinstance(specs, list) or not all(isinstance(spec, str) for spec in specs):
+                return faults.bad_request('The body is a JSON list of faults, such as ["stall:1"]')
+            self.set_faults(specs)
+        except (ValueError, StandInError) as error:
+            return faults.bad_request(str(error))
+        return Reply(200, {"faults": specs})
+
+    def _log_document(self) -> Document:
+        by_ticker: Document = dict(self.calls_by_ticker())
+        return {
+            "arrivals": [asdict(arrival) for arrival in self.log],
+            "refused": self.refused,
+            "most_in_a_window": self.most_in_a_window(),
+            "calls_by_ticker": by_ticker,
+        }
+
+
+_CONTROL = "/_standin/"
+_LOG_PATH, _FAULTS_PATH = f"{_CONTROL}log", f"{_CONTROL}faults"
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What becomes of a request: refused at the door, spoiled by a fault, or answered."""
+
+    refusal: Reply | None = None
+    fault: faults.Fault | None = None
+    counts: bool = True
+
+
+class _Window:
+    """Stamps within a strict sliding window: half open, so that one period later it is free."""
+
+    def __init__(self, calls: int, period_seconds: float) -> None:
+        self.calls = calls
+        self.period_seconds = period_seconds
+        self._stamps: deque[float] = deque()
+
+    def add(self, at_seconds: float) -> int:
+        """How many stamps the window that ends here holds, this one included."""
+        while self._stamps and at_seconds - self._stamps[0] >= self.period_seconds:
+            self._stamps.popleft()
+        self._stamps.append(at_seconds)
+        return len(self._stamps)
+
+    def take_back(self) -> None:
+        """Forget the newest stamp."""
+        self._stamps.pop()
+
+
+# ------------------------------------------------------------------ reading a request
+
+_Endpoint: TypeAlias = Callable[[Call, Plan], Reply]
+
+
+def _read(
+    target: str, authorization: str | None, now_ms: int, period_seconds: float
+) -> tuple[_Endpoint, Call, str | None]:
+    """Read what is asked for, with what, and by which key; nonsense too."""
+    address = urlsplit(target)
+    path = unquote(address.path)
+    query = dict(parse_qsl(address.query, keep_blank_values=True))
+    key_in_url = query.pop("apiKey", None)
+    scheme, _, token = (authorization or "").partition(" ")
+    key = token.strip() if scheme.lower() == "bearer" else key_in_url
+    query |= _inside(query.pop("cursor", ""))
+    endpoint, parts = _route(path)
+    named = parts.get("ticker") or query.get("ticker.any_of", "")
+    until = parts.get("to") or parts.get("date") or ""
+    call = Call(
+        path=path,
+        parts=parts,
+        query=query,
+        tickers=tuple(dict.fromkeys(ticker for ticker in named.split(",") if ticker)),
+        until_ms=_moment(until, end_of_day=True),
+        now_ms=now_ms,
+        period_seconds=period_seconds,
+    )
+    return endpoint, call, key or None
+
+
+def _inside(cursor: str) -> dict[str, str]:
+    """Return the parameters in a cursor; one that was not made here stays what it is."""
+    try:
+        return dict(parse_qsl(urlsafe_b64decode(cursor).decode(), keep_blank_values=True))
+    except ValueError:
+        return {"cursor": cursor}
+
+
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_UNIX_MS = re.compile(r"\d{1,15}")
+
+
+def _moment(text: str, *, end_of_day: bool = False) -> int | None:
+    """Unix milliseconds of `YYYY-MM-DD` or of milliseconds; None for anything else."""
+    if _UNIX_MS.fullmatch(text):
+        return int(text)
+    try:
+        midnight = datetime.fromisoformat(text) if _DATE.fullmatch(text) else None
+    except ValueError:
+        return None
+    if midnight is None:
+        return None
+    start_ms = int(midnight.replace(tzinfo=UTC).timestamp()) * 1000
+    return start_ms + DAY_MS - 1 if end_of_day else start_ms
+
+
+# ------------------------------------------------------------------ the right answers
+
+
+class _RefusedError(Exception):
+    """A parameter that the API would not take; carries its answer."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+def _right_answer(endpoint: _Endpoint, call: Call, plan: Plan) -> Reply:
+    if "cursor" in call.query:
+        return faults.bad_request("The parameter 'cursor' is not one that this API gave out")
+    try:
+        return endpoint(call, plan)
+    except _RefusedError as refused:
+        return refused.reply
+
+
+def _aggregates(call: Call, plan: Plan) -> Reply:
+    """Bars of one ticker. `limit` counts base bars: minutes, or days from a day on."""
+    start_ms, end_ms = _time_in(call, "from"), _time_in(call, "to", end_of_day=True)
+    if end_ms < start_ms:
+        sentence = "The parameter 'to' cannot be a time that occurs before 'from'"
+        return faults.bad_request(sentence)
+    if plan.history_days is not None and start_ms < call.now_ms - plan.history_days * DAY_MS:
+        return faults.outside_timeframe()
+    length_ms = _length_ms(call)
+    base_bars = length_ms // (DAY_MS if length_ms >= DAY_MS else _MINUTE_MS)
+    limit = min(_count(call, "limit", 5_000), 50_000)
+    size = max(1, limit // base_bars)
+    newest_first = call.query.get("sort") == "desc"
+    walk = replay.walk(
+        call.parts["ticker"],
+        start_ms,
+        end_ms,
+        call.now_ms,
+        length_ms=length_ms,
+        newest_first=newest_first,
+    )
+    found = list(islice(walk, size + 1))
+    reply = _bars_reply(call, plan, [_bar_row(bar) for bar in found[:size]], base_bars)
+    if len(found) <= size:
+        return reply
+    edge = {"to" if newest_first else "from": str(found[size].start_ms)}
+    rest = "/v2/aggs/ticker/{ticker}/range/{mult}/{span}/{from}/{to}".format_map(
+        {**call.parts, **edge}
+    )
+    return reply.with_keys(next_url=call.page(rest))
+
+
+def _previous_day(call: Call, plan: Plan) -> Reply:
+    """Answer with the last whole UTC day that had bars, stamped at its end."""
+    today_ms = call.now_ms - call.now_ms % DAY_MS
+    ticker = call.parts["ticker"]
+    start_ms = today_ms - 7 * DAY_MS
+    bar = replay.newest(ticker, start_ms, today_ms - 1, call.now_ms, length_ms=DAY_MS)
+    return _bars_reply(call, plan, [_day_row(ticker, bar)] if bar else [])
+
+
+def _grouped_daily(call: Call, plan: Plan) -> Reply:
+    """Every ticker of a market on one UTC day, stamped at its end."""
+    date_ms = _time_in(call, "date")
+    bars = [
+        (instrument.ticker, replay.day(instrument.ticker, date_ms, call.now_ms))
+        for instrument in INSTRUMENTS.values()
+        if instrument.market == call.parts["market"]
+    ]
+    return _bars_reply(call, plan, [_day_row(ticker, bar) for ticker, bar in bars if bar])
+
+
+def _bars_reply(call: Call, plan: Plan, rows: list[Json], base_bars: int = 1) -> Reply:
+    """Wrap rows as all aggregates are. Empty, there is no `results`, and OK on every plan."""
+    envelope: Document = {"ticker": call.parts["ticker"]} if "ticker" in call.parts else {}
+    envelope |= {
+        "queryCount": len(rows) * base_bars,
+        "resultsCount": len(rows),
+        "adjusted": call.query.get("adjusted", "true") != "false",
+        "status": plan.status if rows else "OK",
+        "request_id": faults.request_id(),
+        "count": len(rows),
+    }
+    return Reply(200, envelope | {"results": rows} if rows else envelope)
+
+
+def _bar_row(bar: Bar) -> Document:
+    return {
+        "v": bar.volume,
+        "vw": bar.vwap,
+        "o": bar.open,
+        "c": bar.close,
+        "h": bar.high,
+        "l": bar.low,
+        "t": bar.start_ms,
+        "n": bar.trades,
+    }
+
+
+def _day_row(ticker: str, bar: Bar) -> Document:
+    return {"T": ticker} | _bar_row(bar) | {"t": bar.start_ms + DAY_MS - 1}
+
+
+_MOST_TICKERS = 250
+
+
+def _snapshot(call: Call, plan: Plan) -> Reply:
+    """Answer with last prices and the day's figures, each row judged by itself."""
+    if not plan.snapshots:
+        return faults.not_entitled()
+    limit = _count(call, "limit", 10)
+    if limit > _MOST_TICKERS or len(call.tickers) > _MOST_TICKERS:
+        return faults.bad_request("A snapshot holds at most 250 tickers: 'limit' and 'any_of'")
+    reply = _list_reply(call, list(call.tickers or INSTRUMENTS), limit)
+    return reply.with_rows([_snapshot_row(str(ticker), call.now_ms) for ticker in reply.rows()])
+
+
+def _snapshot_row(ticker: str, now_ms: int) -> Document:
+    instrument = INSTRUMENTS.get(ticker)
+    # A week back there is always a bar: the longest gap is a weekend.
+    last = replay.newest(ticker, now_ms - 7 * DAY_MS, now_ms, now_ms)
+    if instrument is None or last is None:
+        return {"ticker": ticker, "error": "NOT_FOUND", "message": "Ticker not found."}
+    row: Document = {
+        "market_status": "open" if replay.is_open(ticker, now_ms) else "closed",
+        "name": instrument.name,
+        "ticker": ticker,
+        "type": instrument.market,
+        "session": _session(ticker, now_ms),
+    }
+    updated_ns = min(now_ms, last.start_ms + BAR_MS) * 1_000_000
+    if instrument.market is Market.CRYPTO:
+        return row | {"last_trade": _last_trade(last, updated_ns)}
+    return row | {"last_quote": _last_quote(last.close, 10.0**-instrument.digits, updated_ns)}
+
+
+def _session(ticker: str, now_ms: int) -> Document:
+    """Sum up the UTC day; zeros before its first bar, as the API's after the daily reset."""
+    midnight_ms = now_ms - now_ms % DAY_MS
+    before = replay.newest(ticker, midnight_ms - 7 * DAY_MS, midnight_ms - 1, now_ms)
+    previous = before.close if before else 0.0
+    today = replay.day(ticker, now_ms, now_ms)
+    change = today.close - previous if today else 0.0
+    return {
+        "change": round(change, 6),
+        "change_percent": round(100 * change / previous, 6) if previous else 0.0,
+        "close": today.close if today else 0.0,
+        "high": today.high if today else 0.0,
+        "low": today.low if today else 0.0,
+        "open": today.open if today else 0.0,
+        "volume": today.volume if today else 0,
+        "previous_close": previous,
+    }
+
+
+def _last_quote(price: float, point: float, updated_ns: int) -> Document:
+    """Bid and ask two points apart, the last price in the middle."""
+    return {
+        "last_updated": updated_ns,
+        "timeframe": "REAL-TIME",
+        "ask": round(price + point, 8),
+        "ask_exchange": 48,
+        "bid": round(price - point, 8),
+        "bid_exchange": 48,
+        "exchange": 48,
+    }
+
+
+def _last_trade(last: Bar, updated_ns: int) -> Document:
+    return {
+        "conditions": [2],
+        "exchange": 1,
+        "id": str(updated_ns),
+        "last_updated": updated_ns,
+        "price": last.close,
+        "size": round(last.volume / last.trades, 8),
+        "timeframe": "REAL-TIME",
+    }
+
+
+def _ticker_details(call: Call, _: Plan) -> Reply:
+    instrument = INSTRUMENTS.get(call.parts["ticker"])
+    if instrument is None:
+        return faults.ticker_not_found()
+    envelope: Document = {"status": "OK", "request_id": faults.request_id()}
+    return Reply(200, envelope | {"results": _reference_row(instrument, call.now_ms)})
+
+
+def _ticker_list(call: Call, _: Plan) -> Reply:
+    market, search = call.query.get("market"), call.query.get("search", "").lower()
+    rows: list[Json] = [
+        _reference_row(instrument, call.now_ms)
+        for instrument in INSTRUMENTS.values()
+        if market in (None, instrument.market)
+        and search in f"{instrument.ticker} {instrument.name}".lower()
+    ]
+    reply = _list_reply(call, rows, min(_count(call, "limit", 100), 1_000))
+    return reply.with_keys(count=len(reply.rows()))
+
+
+def _reference_row(instrument: Instrument, now_ms: int) -> Document:
+    midnight = datetime.fromtimestamp(now_ms // DAY_MS * DAY_MS / 1000, tz=UTC)
+    return {
+        "ticker": instrument.ticker,
+        "name": instrument.name,
+        "market": instrument.market,
+        "locale": "global",
+        "active": True,
+        "currency_symbol": instrument.quote.code,
+        "currency_name": instrument.quote.name,
+        "base_currency_symbol": instrument.base.code,
+        "base_currency_name": instrument.base.name,
+        "last_updated_utc": midnight.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _list_reply(call: Call, rows: Sequence[Json], limit: int) -> Reply:
+    """Wrap one page of rows as the v3 lists are, and say where the next one is."""
+    first = _count(call, "offset", 0, least=0)
+    reply = Reply(
+        200,
+        {
+            "results": list(rows[first : first + limit]),
+            "status": "OK",
+            "request_id": faults.request_id(),
+        },
+    )
+    if first + limit >= len(rows):
+        return reply
+    return reply.with_keys(next_url=call.page(offset=str(first + limit)))
+
+
+def _market_status(call: Call, _: Plan) -> Reply:
+    """Currencies as the replay has them; stocks, of which there are none here, are closed."""
+    open_now = {
+        market: any(
+            replay.is_open(instrument.ticker, call.now_ms)
+            for instrument in INSTRUMENTS.values()
+            if instrument.market is market
+        )
+        for market in Market
+    }
+    now = datetime.fromtimestamp(call.now_ms / 1000, tz=UTC)
+    return Reply(
+        200,
+        {
+            "afterHours": False,
+            "currencies": {
+                market.value: "open" if open_ else "closed" for market, open_ in open_now.items()
+            },
+            "earlyHours": False,
+            "exchanges": {"nasdaq": "closed", "nyse": "closed", "otc": "closed"},
+            "market": "closed",
+            "serverTime": now.isoformat(timespec="seconds"),
+        },
+    )
+
+
+def _unknown_path(_: Call, __: Plan) -> Reply:
+    return faults.unknown_path()
+
+
+# ------------------------------------------------------------------ parameters and paths
+
+
+def _time_in(call: Call, name: str, *, end_of_day: bool = False) -> int:
+    moment = _moment(call.parts[name], end_of_day=end_of_day)
+    if moment is None:
+        raise _RefusedError(
+            faults.bad_request(
+                f"Could not parse the time parameter: '{name}'. "
+                "Use YYYY-MM-DD or Unix MS Timestamps"
+            )
+        )
+    return moment
+
+
+def _count(call: Call, name: str, default: int, *, least: int = 1) -> int:
+    text = call.query.get(name, str(default))
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
+        raise _RefusedError(faults.bad_request(f"The parameter '{name}' is not a positive number"))
+    return int(text)
+
+
+_SPANS_MS = {"minute": _MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS}
+
+
+def _length_ms(call: Call) -> int:
+    """Return the length of the bars asked for; refuse what the recordings cannot make."""
+    length_ms = int(call.parts["mult"]) * _SPANS_MS.get(call.parts["span"], 0)
+    if not length_ms or length_ms % BAR_MS or DAY_MS % length_ms:
+        sentence = "The stand-in has bars of 5 minutes and of what divides a day into such"
+        raise _RefusedError(faults.bad_request(sentence))
+    return length_ms
+
+
+_AGGS = "/v2/aggs"
+_ROUTES: Sequence[tuple[re.Pattern[str], _Endpoint]] = [
+    (re.compile(pattern), endpoint)
+    for pattern, endpoint in (
+        (
+            _AGGS + r"/ticker/(?P<ticker>[^/]+)/range/(?P<mult>\d{1,4})/(?P<span>[a-z]+)"
+            r"/(?P<from>[^/]+)/(?P<to>[^/]+)",
+            _aggregates,
+        ),
+        (_AGGS + r"/ticker/(?P<ticker>[^/]+)/prev", _previous_day),
+        (
+            _AGGS + r"/grouped/locale/global/market/(?P<market>fx|crypto)/(?P<date>[^/]+)",
+            _grouped_daily,
+        ),
+        (r"/v3/snapshot", _snapshot),
+        (r"/v3/reference/tickers", _ticker_list),
+        (r"/v3/reference/tickers/(?P<ticker>[^/]+)", _ticker_details),
+        (r"/v1/marketstatus/now", _market_status),
+    )
+]
+
+
+def _route(path: str) -> tuple[_Endpoint, Mapping[str, str]]:
+    for pattern, endpoint in _ROUTES:
+        found = pattern.fullmatch(path)
+        if found is not None:
+            return endpoint, found.groupdict()
+    return _unknown_path, {}
+
+
+# ------------------------------------------------------------------ HTTP
+
+_POLL_SECONDS = 0.02
+_MOST_POSTED_BYTES = 65_536
+_NO_LINGER = pack("ii", 1, 0)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection; the `Wire` of its answers."""
+
+    server: "_Server"
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # headers and body in one packet
+
+    def do_GET(self) -> None:
+        """Answer a call, its latency around the moment at which it counts as arrived."""
+        api = self.server.api
+        if self.path.startswith(_CONTROL):
+            return self._send(api.control(self.path, b"[]") if self.path == _LOG_PATH else None)
+        half_seconds = api.draw_latency() / 2
+        if self.give_up(half_seconds):
+            return self.hang_up()
+        reply = api.answer(self.path, self.headers.get("Authorization"))
+        if self.give_up(half_seconds):
+            return self.hang_up()
+        return self._send(reply)
+
+    def do_POST(self) -> None:
+        """Set the faults; the API itself has nothing to post to."""
+        length = self.headers.get("Content-Length", "")
+        if self.path != _FAULTS_PATH or not length.isdecimal() or int(length) > _MOST_POSTED_BYTES:
+            self.hang_up()  # with a body unread, the next request could not be found
+            return self._send(None)
+        return self._send(self.server.api.control(self.path, self.rfile.read(int(length))))
+
+    def _send(self, reply: Reply | None) -> None:
+        found = reply or faults.unknown_path()
+        found.send(self, found)
+
+    def head(self, reply: Reply, length: int, *, encoding: str | None = None) -> None:
+        """Send the status line and the headers, announcing `length` bytes."""
+        self.send_response(reply.status)
+        self.send_header("Content-Type", reply.content_type)
+        self.send_header("Content-Length", str(length))
+        if encoding is not None:
+            self.send_header("Content-Encoding", encoding)
+        for name, value in reply.headers:
+            self.send_header(name, value)
+        self.end_headers()
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body at once."""
+        self.wfile.write(data)
+        self.wfile.flush()
+
+    def give_up(self, seconds: float) -> bool:
+        """Wait that long; True as soon as the server stops or, at the end, the client has gone."""
+        return self.server.stopping.wait(seconds) or self._client_has_gone()
+
+    def _client_has_gone(self) -> bool:
+        try:
+            return not self.connection.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def accepts_gzip(self) -> bool:
+        """Whether the client said so."""
+        return "gzip" in self.headers.get("Accept-Encoding", "")
+
+    def hang_up(self) -> None:
+        """Close the connection after what has been sent."""
+        self.close_connection = True
+
+    def reset(self) -> None:
+        """Close the connection now: without lingering, closing it sends a TCP reset."""
+        self.connection.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
+        for part in (self.rfile, self.wfile, self.connection):
+            part.close()
+        raise ConnectionResetError
+
+    def version_string(self) -> str:
+        """Name the server, for the header `Server`."""
+        return "asset-sync stand-in"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+        """Nothing: the log is `StandIn.log`."""
+
+
+_Request: TypeAlias = socket | tuple[bytes, socket]
+
+
+class _Server(ThreadingHTTPServer):
+    """Knows its open connections, so that it can end them all at once."""
+
+    daemon_threads = True
+    request_queue_size = 128  # many processes may start at once
+
+    def __init__(self, address: tuple[str, int], api: StandIn) -> None:
+        self.api = api
+        self.stopping = threading.Event()
+        self._connections: dict[threading.Thread, socket] = {}
+        super().__init__(address, _Handler)
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(_POLL_SECONDS,), name="stand-in", daemon=True
+        )
+
+    def server_bind(self) -> None:
+        """Bind without asking the name service who 127.0.0.1 is, as HTTPServer would."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """Wake and hang up on everybody; a second is plenty for what is left."""
+        self.stopping.set()
+        self.shutdown()
+        self._thread.join()
+        deadline = time.monotonic() + 1
+        for thread, connection in list(self._connections.items()):
+            with suppress(OSError):  # it has closed by itself
+                connection.shutdown(SHUT_RDWR)
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self.server_close()
+
+    def process_request(self, request: _Request, client_address: object) -> None:
+        """As ThreadingMixIn does it, remembering the connection before it can end."""
+        if not isinstance(request, socket):  # only UDP servers get a pair
+            raise TypeError(request)
+        thread = threading.Thread(
+            target=self._converse, args=(request, client_address), daemon=True
+        )
+        self._connections[thread] = request
+        thread.start()
+
+    def _converse(self, request: socket, client_address: tuple[str, int]) -> None:
+        try:
+            self.process_request_thread(request, client_address)
+        finally:
+            del self._connections[threading.current_thread()]
+
+    def handle_error(self, request: _Request, client_address: object) -> None:
+        """Show bugs; a client that goes away is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)

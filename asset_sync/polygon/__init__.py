@@ -1,0 +1,49 @@
+"""The provider: one session, one error family, plain dataclasses out.
+
+`Polygon` is the session, `ProviderError` the family, and `BarsAnswer` and `SnapshotAnswer` are
+what comes out. The facts about the API (Polygon.io, now Massive.com) are those of its
+specification at https://polygon.io/docs and of recorded answers.
+"""
+
+from asset_sync.polygon._client import (
+    MAX_SNAPSHOT_TICKERS,
+    Polygon,
+    bars_endpoint,
+    reference_endpoint,
+    snapshot_endpoint,
+)
+from asset_sync.polygon._errors import (
+    Fault,
+    FeedDenied,
+    KeyRefused,
+    ProviderError,
+    RateLimited,
+    Rejected,
+    TickerUnknown,
+    TodayDenied,
+    Unavailable,
+    Unreadable,
+)
+from asset_sync.polygon._parse import Bar, BarsAnswer, Quote, SnapshotAnswer
+
+__all__ = [
+    "MAX_SNAPSHOT_TICKERS",
+    "Bar",
+    "BarsAnswer",
+    "Fault",
+    "FeedDenied",
+    "KeyRefused",
+    "Polygon",
+    "ProviderError",
+    "Quote",
+    "RateLimited",
+    "Rejected",
+    "SnapshotAnswer",
+    "TickerUnknown",
+    "TodayDenied",
+    "Unavailable",
+    "Unreadable",
+    "bars_endpoint",
+    "reference_endpoint",
+    "snapshot_endpoint",
+]

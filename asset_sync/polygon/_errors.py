@@ -1,0 +1,97 @@
+"""The one family of what the provider can do wrong, and whose fault each is."""
+
+# ruff: noqa: N818 - the names say what the provider did, and all are of one family
+from enum import StrEnum
+from typing import ClassVar
+
+from asset_sync.errors import AssetSyncError
+
+
+class Fault(StrEnum):
+    """Who has to change for the call to succeed; the loop decides by it what becomes of an item."""
+
+    NOBODY = "nobody"
+    """Time cures it: the item goes back and no attempt is counted."""
+
+    ASSET = "asset"
+    """This asset, asked for in this way, does not work: the attempt counts."""
+
+    ACCOUNT = "account"
+    """The key or its plan: it is the same for every asset."""
+
+
+class ProviderError(AssetSyncError):
+    """One sentence: what the provider did, for which ticker, and what to do about it.
+
+    Never holds the key, nor more of an answer than 200 printable characters.
+    """
+
+    fault: ClassVar[Fault]
+
+    kind: ClassVar[str]
+    """A short name for tables and metrics."""
+
+
+class RateLimited(ProviderError):
+    """429: the key's calls are used up."""
+
+    fault = Fault.NOBODY
+    kind = "rate_limited"
+
+    def __init__(self, retry_after_seconds: float | None, asked: str = "this call") -> None:
+        wait = "a whole minute" if retry_after_seconds is None else f"{retry_after_seconds:.0f} s"
+        super().__init__(
+            f"The API has no call left for this key and refused {asked};"
+            f" wait {wait}, and see that nothing else uses the same key."
+        )
+        self.retry_after_seconds = retry_after_seconds
+        """What the server asked for, at most an hour; None when it did not say (as a rule)."""
+
+
+class Unavailable(ProviderError):
+    """No answer from the API itself: network, time-out, 5xx, a proxy's page, half a body."""
+
+    fault = Fault.NOBODY
+    kind = "unavailable"
+
+
+class KeyRefused(ProviderError):
+    """401: the API does not know the key."""
+
+    fault = Fault.ACCOUNT
+    kind = "key_refused"
+
+
+class TodayDenied(ProviderError):
+    """403: the plan has the data, but not for the time asked (today, or too long ago)."""
+
+    fault = Fault.ACCOUNT
+    kind = "today_denied"
+
+
+class FeedDenied(ProviderError):
+    """403, or a NOT_ENTITLED row: the plan does not have this kind of data."""
+
+    fault = Fault.ACCOUNT
+    kind = "feed_denied"
+
+
+class TickerUnknown(ProviderError):
+    """404 in JSON, a NOT_FOUND row, or no row at all: the API has no such ticker."""
+
+    fault = Fault.ASSET
+    kind = "ticker_unknown"
+
+
+class Unreadable(ProviderError):
+    """Valid JSON that is not what the API's pages promise, or holds nothing that can be true."""
+
+    fault = Fault.ASSET
+    kind = "unreadable"
+
+
+class Rejected(ProviderError):
+    """400: the API says that the question is wrong."""
+
+    fault = Fault.ASSET
+    kind = "rejected"

@@ -1,0 +1,328 @@
+"""From the body of an answer to plain dataclasses; what cannot be true is left out or refused."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from operator import itemgetter
+from typing import NamedTuple
+
+from asset_sync.polygon._errors import (
+    ProviderError,
+    TickerUnknown,
+    Unavailable,
+    Unreadable,
+)
+from asset_sync.polygon._http import Reply
+from asset_sync.polygon._refusals import (
+    Call,
+    refusal,
+    refusal_in_answer,
+    refusal_of_row,
+    unknown,
+)
+
+BAR_MS = 5 * 60 * 1000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_TRADES = 2**31 - 1
+
+# From which size on a time is in ns, us, ms or s (all after 1973), and how it becomes us.
+_TO_MICROSECONDS = ((10**17, 1, 1000), (10**14, 1, 1), (10**11, 1000, 1), (0, 10**6, 1))
+
+
+class Bar(NamedTuple):
+    """Five minutes of an asset. A tuple, since one answer may hold 50,000 of them."""
+
+    start_ms: int
+    """Unix time in milliseconds; the bar ends 300,000 ms later."""
+
+    open: float
+    high: float
+    low: float
+    close: float
+
+    volume: float
+    """Units traded; for forex the number of quotes, of which such bars are made."""
+
+    vwap: float | None
+    trades: int | None
+    """For forex again the number of quotes."""
+
+
+@dataclass(frozen=True, slots=True)
+class BarsAnswer:
+    """The bars of one ticker that one call brought."""
+
+    ticker: str
+
+    bars: tuple[Bar, ...]
+    """Strictly ascending; where the provider sent a start twice, the later one."""
+
+    complete: bool
+    """False when the provider has more of the range: ask again from the last bar on."""
+
+    dropped: int
+    """How many bars could not be true (see `read_bars`) and are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The newest price of a ticker and its day so far; None is what is not known yet."""
+
+    ticker: str
+    bid: float | None
+    ask: float | None
+
+    last_price: float
+    """The last trade; for forex, which has none, halfway between bid and ask."""
+
+    daily_open: float | None
+    daily_high: float | None
+    daily_low: float | None
+    daily_close: float | None
+
+    at: datetime
+    """When the price was made, by the provider's clock, in UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotAnswer:
+    """Every ticker asked for is in exactly one of the two."""
+
+    quotes: Mapping[str, Quote]
+    refused: Mapping[str, ProviderError]
+
+
+def read_bars(reply: Reply, call: Call, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
+    """Return the bars of `ticker` that start in the range asked for.
+
+    Dropped is what has a wrong type, a price that is not positive and finite, a high below the
+    low, a volume below zero, or a start outside the range. A high or low that misses open or
+    close by the provider's rounding stays. Raises `Unreadable` when nothing is left of
+    something, or when the bars are another ticker's.
+    """
+    body = _answer(reply, call, hook=_bar_or_object)
+    rows = _results(body, call)
+    named = body.get("ticker")
+    if named != ticker and (rows or named is not None):
+        raise Unreadable(
+            f"The API answered with bars of another ticker than {ticker}, which are not stored;"
+            " check the ticker in assets.toml."
+        )
+    # The provider widens a range to whole bars, so the bar that holds the start belongs to it.
+    first = unix_ms(start) // BAR_MS * BAR_MS
+    last = unix_ms(end)
+    bars = [row for row in rows if isinstance(row, Bar) and first <= row.start_ms <= last]
+    if rows and not bars:
+        raise Unreadable(
+            f"None of the {len(rows)} bars that the API sent for {ticker} can be true"
+            " (prices, types or times); check the ticker in assets.toml."
+        )
+    return BarsAnswer(
+        ticker=ticker,
+        bars=_ascending(bars),
+        complete=not body.get("next_url"),
+        dropped=len(rows) - len(bars),
+    )
+
+
+def read_snapshots(reply: Reply, call: Call, tickers: Sequence[str]) -> SnapshotAnswer:
+    """Return the quote, or the reason why there is none, of each of `tickers`.
+
+    Rows of tickers that were not asked for are passed over. Should a row not say whose it is,
+    a ticker without one is `Unreadable`, otherwise `TickerUnknown`.
+    """
+    quotes: dict[str, Quote] = {}
+    refused: dict[str, ProviderError] = {}
+    nameless = False
+    for row in _results(_answer(reply, call), call):
+        ticker = row.get("ticker") if isinstance(row, dict) else None
+        if not isinstance(row, dict) or not isinstance(ticker, str):
+            nameless = True
+        elif ticker in tickers:
+            outcome = refusal_of_row(row, ticker, call.key) or _quote(row, ticker)
+            if isinstance(outcome, Quote):
+                quotes[ticker] = outcome
+            else:
+                refused[ticker] = outcome
+    for ticker in tickers:
+        if ticker not in quotes and ticker not in refused:
+            refused[ticker] = _no_price(ticker) if nameless else unknown(ticker)
+    return SnapshotAnswer(
+        quotes, {ticker: error for ticker, error in refused.items() if ticker not in quotes}
+    )
+
+
+def read_exists(reply: Reply, call: Call, ticker: str) -> bool:
+    """Return whether the reference knows `ticker`."""
+    try:
+        details = _answer(reply, call).get("results")
+    except TickerUnknown:
+        return False
+    if not isinstance(details, dict) or details.get("ticker") != ticker:
+        raise Unreadable(
+            f"The API's reference answered for {ticker} with something else;"
+            " check the ticker in assets.toml."
+        )
+    return True
+
+
+def unix_ms(moment: datetime) -> int:
+    """Return an aware time in milliseconds since 1970, exactly (floats would round)."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _answer(
+    reply: Reply, call: Call, hook: Callable[[dict[str, object]], object] | None = None
+) -> dict[str, object]:
+    """Return the answer's object, or raise what it is instead."""
+    if reply.status != 200:  # noqa: PLR2004
+        raise refusal(reply, call)
+    body: object = None
+    try:
+        body = json.loads(reply.text, object_hook=hook)
+    except (ValueError, RecursionError):  # raised below, without the body as its context
+        is_json = False
+    else:
+        is_json = True
+    if not is_json:
+        raise Unavailable(
+            f"What answers for {call.host} does not speak JSON (asked for {call.asked}): a proxy"
+            " or a log-in page of the network, or half an answer; it is tried again."
+        )
+    if not isinstance(body, dict):
+        raise _wrong_shape(call)
+    refused = refusal_in_answer(body, call)
+    if refused is not None:
+        del body  # some report locals with a traceback: the server may have sent the key back
+        raise refused
+    return body
+
+
+def _results(body: dict[str, object], call: Call) -> list[object]:
+    """Return the rows. No rows are shown as no `results`, null or [], with a good status."""
+    rows = body.get("results")
+    status = body.get("status")
+    # DELAYED is what free plans get, with full results; some v3 answers come without a status.
+    if isinstance(rows, list) and status in (None, "OK", "DELAYED"):
+        return rows
+    if rows is None and status in ("OK", "DELAYED"):
+        return []
+    raise _wrong_shape(call)
+
+
+def _wrong_shape(call: Call) -> Unreadable:
+    return Unreadable(
+        f"The API answered for {call.asked} in a shape that is not known;"
+        " a newer asset-sync may read it."
+    )
+
+
+def _bar_or_object(row: dict[str, object]) -> object:
+    """Turn the dict of a bar into a `Bar` as soon as it is read: 50,000 dicts are 30 MB."""
+    if "t" not in row:
+        return row
+    start = row["t"]
+    open_, high = _price(row.get("o")), _price(row.get("h"))
+    low, close = _price(row.get("l")), _price(row.get("c"))
+    volume = _number(row.get("v"))
+    if (
+        type(start) is not int
+        or open_ is None
+        or high is None
+        or low is None
+        or close is None
+        or volume is None
+        or high < low
+        or volume < 0
+    ):
+        return None
+    return Bar(start, open_, high, low, close, volume, _price(row.get("vw")), _count(row.get("n")))
+
+
+def _ascending(bars: list[Bar]) -> tuple[Bar, ...]:
+    if all(one.start_ms < next_.start_ms for one, next_ in pairwise(bars)):
+        return tuple(bars)
+    latest = {bar.start_ms: bar for bar in bars}
+    return tuple(sorted(latest.values(), key=itemgetter(0)))
+
+
+def _quote(row: dict[str, object], ticker: str) -> Quote | Unreadable:
+    quote, trade, session = (_part(row, name) for name in ("last_quote", "last_trade", "session"))
+    bid, ask = _price(quote.get("bid")), _price(quote.get("ask"))
+    middle = (bid + ask) / 2 if bid is not None and ask is not None else None
+    close = _price(session.get("close"))
+    # The first that has a price, with the time that belongs to it. The order is by directness;
+    # crypto has trades, forex has quotes, and a quiet market may have neither.
+    for price, source in ((_price(trade.get("price")), trade), (middle, quote), (close, row)):
+        at = _made_at(source) or _made_at(row) or _made_at(_part(row, "last_minute"))
+        if price is not None and at is not None:
+            return Quote(
+                ticker=ticker,
+                bid=bid,
+                ask=ask,
+                last_price=price,
+                daily_open=_price(session.get("open")),
+                daily_high=_price(session.get("high")),
+                daily_low=_price(session.get("low")),
+                daily_close=close,
+                at=at,
+            )
+    return _no_price(ticker)
+
+
+def _no_price(ticker: str) -> Unreadable:
+    return Unreadable(
+        f"The API's snapshot of {ticker} has no price with a time; the bars feed may have one."
+    )
+
+
+def _part(row: dict[str, object], name: str) -> dict[str, object]:
+    part = row.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _made_at(part: dict[str, object]) -> datetime | None:
+    for name in ("last_updated", "sip_timestamp", "participant_timestamp"):
+        at = _moment(part.get(name))
+        if at is not None:
+            return at
+    return None
+
+
+def _moment(value: object) -> datetime | None:
+    """Return a Unix time whose unit only its size tells."""
+    number = value if type(value) is int else _number(value)
+    if number is None or number <= 0:
+        return None
+    times, per = next((times, per) for least, times, per in _TO_MICROSECONDS if number >= least)
+    try:
+        return _EPOCH + timedelta(microseconds=int(number * times // per))
+    except OverflowError:
+        return None
+
+
+def _number(value: object) -> float | None:
+    """Return a finite JSON number; a bool is none, though Python counts it as an int."""
+    if type(value) is int:
+        try:
+            value = float(value)
+        except OverflowError:
+            return None
+    return value if type(value) is float and math.isfinite(value) else None
+
+
+def _price(value: object) -> float | None:
+    """Return a positive number; the provider's zero means that there is none yet."""
+    number = _number(value)
+    return number if number is not None and number > 0 else None
+
+
+def _count(value: object) -> int | None:
+    number = _number(value)
+    if number is None or not 0 <= number <= _MAX_TRADES:
+        return None
+    return int(number)

@@ -1,0 +1,69 @@
+"""What a run says while it works. The command line shows it; the loop prints nothing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from asset_sync.assets import Feed
+from asset_sync.slots import Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The run sleeps, for a slot or for an asset to become due."""
+
+    reason: str
+    seconds: float
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """A call is on its way."""
+
+    symbols: Sequence[str]
+    feed: Feed
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """An asset is fresh."""
+
+    symbol: str
+    feed: Feed
+    bars_written: int
+    last_price: float | None
+    as_of: datetime | None
+    seconds: float
+    more: bool = False
+    """Whether this was a part, and another call goes on from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An asset's own failure."""
+
+    symbol: str
+    feed: Feed
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """A call failed for no fault of its assets, which stand in line again."""
+
+    symbols: Sequence[str]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something the user should know that stops nothing."""
+
+    text: str
+
+
+Progress: TypeAlias = Waiting | Calling | Synced | Failed | PutBack | Warned
+Listener: TypeAlias = Callable[[Progress], None]

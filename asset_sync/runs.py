@@ -1,0 +1,170 @@
+"""The history: each run, each call it made, and what the key turned out not to be allowed."""
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from asset_sync.assets import Feed
+from asset_sync.database import Connection, Cursor, query
+
+CALLS_KEPT_DAYS = 30
+RUNS_KEPT_DAYS = 90
+# A plan is upgraded without our being told: what was denied is asked for again after a day.
+DENIAL_KEPT_HOURS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as the history has it."""
+
+    id: int
+    command: str
+    host: str
+    started_at: datetime
+    seconds: float | None
+    """How long it took; None while it works, or for ever if it was killed."""
+    reason_ended: str | None
+    updated: int
+    failed: int
+    api_calls: int
+    bars_written: int
+    waited_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request to the provider."""
+
+    feed: Feed
+    symbols: Sequence[str]
+    outcome: str
+    """`ok`, or the kind of error."""
+    seconds: float
+    bars_written: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Denials:
+    """What the key may not do, as far as it has been tried."""
+
+    today: bool
+    """Whether bars of the running day are refused."""
+    snapshot: bool
+    """Whether the snapshot feed is refused."""
+    snapshot_symbols: frozenset[str]
+    """Assets whose snapshots are refused."""
+
+
+def start(db: Connection, command: str) -> int:
+    """Note that a run begins; return its id."""
+    [(run_id,)] = query(
+        db,
+        "insert into asset_sync.runs (command, host, pid) values (%s, %s, %s) returning id",
+        (command, socket.gethostname(), os.getpid()),
+    )
+    return int(run_id)
+
+
+def end(
+    db: Connection, run_id: int, reason: str, *, updated: int, failed: int, waited_seconds: float
+) -> None:
+    """Note how a run ended; its calls and bars are counted from what is recorded of them."""
+    query(
+        db,
+        """
+        update asset_sync.runs set ended_at = clock_timestamp(), reason_ended = %s, updated = %s,
+          failed = %s, waited_seconds = %s,
+          (api_calls, bars_written) = (
+            select count(*), coalesce(sum(bars_written), 0) from asset_sync.calls where run_id = %s
+          )
+        where id = %s
+        """,
+        (reason, updated, failed, waited_seconds, run_id, run_id),
+    )
+
+
+def record(cursor: Cursor, run_id: int, call: Call) -> None:
+    """Note a call, in the transaction that stores what it brought."""
+    cursor.execute(
+        """
+        insert into asset_sync.calls
+          (run_id, feed, symbols, outcome, duration_ms, bars_written, error)
+        values (%s, %s, %s, %s, %s, %s, %s)
+        """,
+        (
+            run_id,
+            call.feed.value,
+            list(call.symbols),
+            call.outcome,
+            round(call.seconds * 1000),
+            call.bars_written,
+            call.error,
+        ),
+    )
+
+
+def prune(db: Connection) -> None:
+    """Forget calls after 30 days and runs after 90, a bounded batch at a time."""
+    query(
+        db,
+        """
+        delete from asset_sync.calls where id in (
+          select id from asset_sync.calls where at < now() - make_interval(days => %s)
+          order by at limit 5000);
+        delete from asset_sync.runs where id in (
+          select id from asset_sync.runs where started_at < now() - make_interval(days => %s)
+          order by started_at limit 1000)
+        """,
+        (CALLS_KEPT_DAYS, RUNS_KEPT_DAYS),
+    )
+
+
+def last(db: Connection, most: int) -> tuple[Run, ...]:
+    """Return the last runs, the latest first."""
+    return tuple(
+        Run(*row)
+        for row in query(
+            db,
+            """
+            select id, command, host, started_at,
+              extract(epoch from ended_at - started_at)::float8, reason_ended,
+              updated, failed, api_calls, bars_written, waited_seconds
+            from asset_sync.runs order by started_at desc, id desc limit %s
+            """,
+            (most,),
+        )
+    )
+
+
+def deny(cursor: Cursor, key: str, plan: str, capability: str, symbols: Sequence[str]) -> None:
+    """Remember that the key may not do this; no symbols stands for all."""
+    cursor.execute(
+        """
+        insert into asset_sync.denials (key_fingerprint, plan, capability, symbol)
+        select %s, %s, %s, symbol from unnest(%s::text[]) as symbol
+        on conflict (key_fingerprint, plan, capability, symbol) do update set noted_at = now()
+        """,
+        (key, plan, capability, list(symbols) or [""]),
+    )
+
+
+def denials(db: Connection, key: str, plan: str) -> Denials:
+    """Return what this key was denied of late."""
+    rows = query(
+        db,
+        """
+        select capability, symbol from asset_sync.denials
+        where key_fingerprint = %s and plan = %s and noted_at > now() - make_interval(hours => %s)
+        """,
+        (key, plan, DENIAL_KEPT_HOURS),
+    )
+    return Denials(
+        today=("today", "") in rows,
+        snapshot=("snapshot", "") in rows,
+        snapshot_symbols=frozenset(
+            symbol for what, symbol in rows if what == "snapshot" and symbol
+        ),
+    )

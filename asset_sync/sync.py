@@ -1,0 +1,754 @@
+"""One run: take a slot, claim an item, call, store; again, until nothing is due or time is up.
+
+`sync priority` and `sync queue` are this loop with two filters. A run may be killed at any
+instruction: what one answer brings is one transaction, a slot frees itself, and a lease ends.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from asset_sync import events, queue, runs, slots, store
+from asset_sync.assets import AssetType, Feed, Level
+from asset_sync.database import Connection, Cursor, transaction
+from asset_sync.progress import Calling, Failed, Listener, PutBack, Synced, Waiting, Warned
+from asset_sync.queue import Item, Wanted
+from asset_sync.reach import Reach, reach
+from asset_sync.settings import Secret, Settings, SettingsError
+from asset_sync.slots import Lane, Slot
+
+if TYPE_CHECKING:
+    # What costs 150 ms to import is imported where a call is about to be made.
+    from asset_sync.limiter import Limiter
+    from asset_sync.polygon import BarsAnswer, Polygon, ProviderError, Quote, SnapshotAnswer
+
+PRIORITY_SECONDS = 60
+# Cron starts the next run on the minute; this one should be out of its way.
+QUEUE_MARGIN_SECONDS = 10
+# A slot that is given back, or whose call ends early, is noticed within this time.
+POLL_SECONDS = 5
+# What is nobody's fault is tried again in the same run, but not at once.
+TRY_AGAIN_SECONDS = 15
+# After so many calls in a row without any answer the rest of the budget is better kept.
+SILENT_CALLS = 3
+# The lease covers the call and its transaction.
+LEASE_MARGIN_SECONDS = 30
+LEAST_CALL_SECONDS = 2.0
+
+
+class Ended(StrEnum):
+    """Why a run ended."""
+
+    NOTHING_DUE = "nothing_due"
+    DONE = "done"
+    BUDGET = "budget_used_up"
+    TIME = "time_up"
+    LIMIT = "limit_reached"
+    DISABLED = "disabled"
+    KEY_REFUSED = "key_refused"
+    PLAN_REFUSED = "plan_refused"
+    UNAVAILABLE = "provider_unavailable"
+    INTERRUPTED = "interrupted"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An asset that could not be refreshed, and why."""
+
+    symbol: str
+    error: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did."""
+
+    run_id: int
+    lane: Lane
+    updated: list[str] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    api_calls_used: int = 0
+    bars_written: int = 0
+    waited_seconds: float = 0.0
+    """Spent waiting for a slot."""
+    left_out: int = 0
+    """Due, but over the queue's size."""
+    reason_ended: Ended = Ended.DONE
+    message: str = ""
+    """The sentence that goes with the reason, where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """A call that a run would make."""
+
+    symbols: tuple[str, ...]
+    feed: Feed
+    endpoint: str
+    at_seconds: float | None
+    """When its slot comes free, from now; None if not before the run's end."""
+
+
+class Clock:
+    """Measures and waits; tests bring one that does not wait. Dates are the database's."""
+
+    def monotonic(self) -> float:
+        """Return seconds since some moment."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; Ctrl-C ends it."""
+        time.sleep(seconds)
+
+
+class _Stop(Exception):  # noqa: N818  # not an error: how a call ends the loop
+    def __init__(self, reason: Ended, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def run(
+    db: Connection,
+    settings: Settings,
+    lane: Lane,
+    *,
+    max_runtime_seconds: float | None = None,
+    limit: int | None = None,
+    tell: Listener = lambda _: None,
+    clock: Clock | None = None,
+) -> Report:
+    """Refresh what is due in the lane, until nothing is, or the time or the budget is up.
+
+    Raises SettingsError without a key, DatabaseError; what the provider does ends in the report.
+    """
+    key = settings.provider.api_key
+    if key is None:
+        raise SettingsError(
+            (
+                (
+                    "POLYGON_API_KEY is not set: put your key into the environment, or its file's "
+                    "path into POLYGON_API_KEY_FILE. Without a key, `asset-sync demo` shows the "
+                    "job on replayed data."
+                ),
+            )
+        )
+    most_seconds = max_runtime_seconds or default_runtime_seconds(settings, lane)
+    return _Run(db, settings, lane, key, most_seconds, limit, tell, clock or Clock()).work()
+
+
+def default_runtime_seconds(settings: Settings, lane: Lane) -> float:
+    """Return how long a run works unless told otherwise."""
+    if lane is Lane.PRIORITY:
+        return PRIORITY_SECONDS
+    interval = settings.batch.interval_seconds
+    return max(interval - QUEUE_MARGIN_SECONDS, interval / 2)
+
+
+def plan(
+    db: Connection,
+    settings: Settings,
+    lane: Lane,
+    *,
+    max_runtime_seconds: float | None = None,
+    limit: int | None = None,
+) -> tuple[PlannedCall, ...]:
+    """Return the calls that a run would make now, and change nothing."""
+    from asset_sync.polygon import bars_endpoint, snapshot_endpoint  # noqa: PLC0415
+
+    runtime = max_runtime_seconds or default_runtime_seconds(settings, lane)
+    denials = _denials(db, settings)
+    wanted = _wanted(settings, lane, denials)
+    most = min(limit or settings.queue.max_size, settings.queue.max_size)
+    upcoming = queue.preview(db, lane, wanted, settings.queue, most)
+    times = _slot_times(db, settings)
+    calls = []
+    for batch in _batches(upcoming):
+        first = batch[0]
+        if first.feed is Feed.SNAPSHOT:
+            endpoint = snapshot_endpoint([one.ticker for one in batch])
+        else:
+            newest, now = store.newest_bar(db, first.symbol)
+            span = _reach(settings, first.asset_type, now, newest, None, denials)
+            if span is None:
+                continue
+            endpoint = bars_endpoint(first.ticker, span.start, span.end)
+        at = max(next(times), first.wait_seconds)
+        symbols = tuple(one.symbol for one in batch)
+        calls.append(PlannedCall(symbols, first.feed, endpoint, at if at <= runtime else None))
+    return tuple(calls)
+
+
+class _Run:
+    """The state of one run."""
+
+    def __init__(
+        self,
+        db: Connection,
+        settings: Settings,
+        lane: Lane,
+        key: Secret,
+        most_seconds: float,
+        limit: int | None,
+        tell: Listener,
+        clock: Clock,
+    ) -> None:
+        self._db = db
+        self._settings = settings
+        self._lane = lane
+        self._key = key
+        self._limit = limit
+        self._tell = tell
+        self._clock = clock
+        self._started = clock.monotonic()
+        self._deadline = self._started + most_seconds
+        self._denials = _denials(db, settings)
+        self._report = Report(runs.start(db, lane.value), lane)
+        self._silent_calls = 0
+        self._provider: Polygon | None = None
+        self._limiter: Limiter | None = None
+        self._redis = events.RedisPublisher(settings.redis_url) if settings.redis_url else None
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def work(self) -> Report:
+        """Run the loop and note how it ended, however it does."""
+        report = self._report
+        report.reason_ended = Ended.BROKEN
+        try:
+            report.reason_ended = self._loop()
+        except _Stop as stop:
+            report.reason_ended, report.message = stop.reason, str(stop)
+        except (KeyboardInterrupt, SystemExit):
+            report.reason_ended = Ended.INTERRUPTED
+            raise
+        finally:
+            self._close()
+        return report
+
+    def _loop(self) -> Ended:
+        if self._lane is Lane.PRIORITY and not self._settings.batch.priority_assets_enabled:
+            return Ended.DISABLED
+        runs.prune(self._db)
+        self._enqueue()
+        self._hold_place(in_seconds=0)
+        if not self._something_to_do():
+            return Ended.NOTHING_DUE
+        while self._remaining() > 0:
+            if self._limit is not None and self._served() >= self._limit:
+                return Ended.LIMIT
+            if not self._something_to_do():
+                return Ended.DONE
+            slot = self._take_slot()
+            if slot is None:
+                return Ended.BUDGET
+            items = self._claim()
+            if items:
+                self._serve(slot, items)
+            else:  # another run was quicker
+                self._limits.give_back(slot)
+        return Ended.TIME
+
+    def _enqueue(self) -> None:
+        queue.reclaim(self._db, self._settings.queue)
+        entered = queue.enqueue(self._db, self._wanted(), self._settings.queue)
+        if entered.left_out and not self._report.left_out:
+            self._tell(
+                Warned(
+                    f"The queue is full ({self._settings.queue.max_size} items): "
+                    f"{entered.left_out} due assets wait for a later run. Raise queue.max_size "
+                    "or QUEUE_MAX_SIZE if that is not what you want."
+                )
+            )
+        self._report.left_out = entered.left_out
+
+    def _something_to_do(self) -> bool:
+        """Whether an item can be claimed, now or after a wait that this run can afford."""
+        while not queue.waiting(self._db, self._lane):
+            if self._report.api_calls_used == 0:
+                return False  # a run that finds nothing due does not sit and wait for it
+            seconds = queue.next_ready_seconds(
+                self._db, self._lane, self._wanted(), self._remaining()
+            )
+            if seconds is None:
+                return False
+            self._tell(Waiting("the next asset is due", seconds))
+            self._clock.sleep(min(max(seconds, 0.05), POLL_SECONDS))
+            self._enqueue()
+        return True
+
+    def _take_slot(self) -> Slot | None:
+        """Take a slot, waiting if need be; None if there is none before the run's end."""
+        while True:
+            answer = self._limits.take(self._lane)
+            if isinstance(answer, Slot):
+                return answer
+            if answer.seconds > self._remaining():
+                return None
+            self._tell(Waiting("a slot", answer.seconds, self._budget()))
+            pause = min(max(answer.seconds, 0.02), POLL_SECONDS)
+            self._clock.sleep(pause)
+            self._report.waited_seconds += pause
+
+    def _claim(self) -> tuple[Item, ...]:
+        queue.reclaim(self._db, self._settings.queue)
+        most = queue.BULK[Feed.SNAPSHOT]
+        if self._limit is not None:
+            most = min(most, self._limit - self._served())
+        lease = self._settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
+        return queue.claim(self._db, self._lane, lease_seconds=lease, most=most)
+
+    # --- one call -----------------------------------------------------------------------------
+
+    def _serve(self, slot: Slot, items: Sequence[Item]) -> None:
+        """Make the one call that these items need and store what comes of it."""
+        span = None
+        if items[0].feed is Feed.BARS and not items[0].lookup:
+            span = self._reach(items[0])
+            if span is None:
+                self._limits.give_back(slot)
+                self._nothing_new(items[0])
+                return
+        with self._put_back_when_cut_off(slot, items):
+            self._tell(Calling([item.symbol for item in items], items[0].feed, self._budget()))
+            started = self._clock.monotonic()
+            self._report.api_calls_used += 1
+            answer = self._ask(items, span)
+            seconds = self._clock.monotonic() - started
+            self._limits.release(slot)
+        self._store(items, span, answer, seconds)
+
+    def _ask(
+        self, items: Sequence[Item], span: Reach | None
+    ) -> "BarsAnswer | SnapshotAnswer | bool | ProviderError":
+        """Make the call; what the provider refuses comes back as a value like any answer."""
+        from asset_sync.polygon import ProviderError  # noqa: PLC0415
+
+        api = self._api
+        api.call_timeout_seconds = min(
+            self._settings.provider.call_timeout_seconds,
+            max(self._remaining(), LEAST_CALL_SECONDS),
+        )
+        try:
+            if items[0].lookup:
+                return api.ticker_exists(items[0].ticker)
+            if span is not None:
+                return api.bars(items[0].ticker, span.start, span.end)
+            return api.snapshots([item.ticker for item in items])
+        except ProviderError as error:
+            return error
+
+    @contextlib.contextmanager
+    def _put_back_when_cut_off(self, slot: Slot, items: Sequence[Item]) -> Iterator[None]:
+        """On Ctrl-C, SIGTERM or a bug return slot and items at once."""
+        try:
+            yield
+        except BaseException:
+            # The database may be what failed; then slot and lease end by themselves.
+            with contextlib.suppress(Exception):
+                self._limits.release(slot)
+                with transaction(self._db) as cursor:
+                    queue.put_back(cursor, items, reason="The run was interrupted.")
+            raise
+
+    # --- what comes of it ---------------------------------------------------------------------
+
+    def _store(
+        self,
+        items: Sequence[Item],
+        span: Reach | None,
+        answer: "BarsAnswer | SnapshotAnswer | bool | ProviderError",
+        seconds: float,
+    ) -> None:
+        from asset_sync.polygon import BarsAnswer, ProviderError, SnapshotAnswer  # noqa: PLC0415
+
+        call = runs.Call(items[0].feed, [item.symbol for item in items], "ok", seconds)
+        try:
+            if isinstance(answer, ProviderError):
+                self._refused(items, call, answer)
+                return
+            self._silent_calls = 0
+            if isinstance(answer, SnapshotAnswer):
+                self._store_quotes(items, call, answer)
+            elif isinstance(answer, BarsAnswer) and span is not None:
+                self._store_bars(items[0], call, answer, span)
+            elif isinstance(answer, bool):
+                self._looked_up(items[0], call, exists=answer)
+        except queue.LostLeaseError as error:
+            self._tell(Warned(str(error)))
+
+    def _store_bars(self, item: Item, call: runs.Call, answer: "BarsAnswer", span: Reach) -> None:
+        """Store bars, last price, sync status, the item's end and the event: one transaction."""
+        newest, now = store.newest_bar(self._db, item.symbol)
+        if not answer.bars and newest is None and span.last:
+            self._no_data(item, call)
+            return
+        advanced = bool(answer.bars) and (
+            newest is None or answer.bars[-1].start_ms > newest.timestamp() * 1000
+        )
+        done = span.last and (answer.complete or not advanced)
+        prices: tuple[store.LastPrice, ...] = ()
+        with transaction(self._db) as cursor:
+            store.save_symbols(cursor, [_symbol(item)])
+            written = store.save_bars(cursor, item.symbol, answer.bars)
+            if answer.bars:
+                price = store.price_of_last_bar(cursor, item.symbol, answer.bars[-1], now)
+                prices = store.save_prices(cursor, [price])
+            if done:
+                store.save_status(cursor, [item.symbol])
+                queue.finish(cursor, [item])
+            else:
+                queue.go_on(cursor, item, asked_until=None if advanced else span.end)
+            runs.record(cursor, self._report.run_id, replace(call, bars_written=written))
+            events.notify(cursor, prices)
+        self._publish(prices)
+        self._report.bars_written += written
+        if done:
+            self._updated(item.symbol)
+        if answer.dropped:
+            self._tell(
+                Warned(f"{item.symbol}: {answer.dropped} bars could not be true and were left out.")
+            )
+        close = answer.bars[-1].close if answer.bars else None
+        as_of = prices[0].timestamp if prices else None
+        self._tell(
+            Synced(item.symbol, item.feed, written, close, as_of, call.seconds, more=not done)
+        )
+
+    def _store_quotes(
+        self, items: Sequence[Item], call: runs.Call, answer: "SnapshotAnswer"
+    ) -> None:
+        """Store the quotes of a snapshot: one transaction; each row is judged by itself."""
+        fresh = [item for item in items if item.ticker in answer.quotes]
+        with transaction(self._db) as cursor:
+            store.save_symbols(cursor, [_symbol(item) for item in fresh])
+            prices = store.save_prices(
+                cursor, [_price(item, answer.quotes[item.ticker]) for item in fresh]
+            )
+            store.save_status(cursor, [item.symbol for item in fresh])
+            queue.finish(cursor, fresh)
+            for item in items:
+                if item.ticker in answer.refused:
+                    self._row_refused(cursor, item, answer.refused[item.ticker])
+            runs.record(cursor, self._report.run_id, call)
+            events.notify(cursor, prices)
+        self._publish(prices)
+        for item in fresh:
+            quote = answer.quotes[item.ticker]
+            self._updated(item.symbol)
+            self._tell(Synced(item.symbol, item.feed, 0, quote.last_price, quote.at, call.seconds))
+        for item in items:
+            if item.ticker in answer.refused:
+                self._row_told(item, answer.refused[item.ticker])
+
+    def _nothing_new(self, item: Item) -> None:
+        """End an item for which the key can be shown nothing new before tomorrow: no call."""
+        with transaction(self._db) as cursor:
+            store.save_status(cursor, [item.symbol])
+            queue.finish(cursor, [item])
+        self._updated(item.symbol)
+        self._tell(Synced(item.symbol, item.feed, 0, None, None, 0.0))
+
+    def _no_data(self, item: Item, call: runs.Call) -> None:
+        """Ask once whether the ticker of a first sync without data is a typo or just silent."""
+        if item.attempts > 1:
+            self._fail(item, call, _no_bars(item))
+            return
+        with transaction(self._db) as cursor:
+            queue.look_up(cursor, item)
+            runs.record(cursor, self._report.run_id, replace(call, outcome="empty"))
+
+    def _looked_up(self, item: Item, call: runs.Call, *, exists: bool) -> None:
+        if not exists:
+            from asset_sync.polygon import TickerUnknown  # noqa: PLC0415
+
+            error = (
+                f"{item.symbol}: the provider knows no ticker {item.ticker}; mend its "
+                "polygon_ticker in assets.toml."
+            )
+            self._fail(item, replace(call, outcome=TickerUnknown.kind), error, lookup=True)
+        elif item.attempts == 1:
+            self._fail(item, call, _no_bars(item))
+        else:  # it was unknown, and now it is not
+            with transaction(self._db) as cursor:
+                queue.go_on(cursor, item, asked_until=None)
+                runs.record(cursor, self._report.run_id, call)
+
+    # --- refusals -----------------------------------------------------------------------------
+
+    def _refused(self, items: Sequence[Item], call: runs.Call, error: "ProviderError") -> None:
+        """Do with a call that failed as a whole what its kind of error asks for."""
+        from asset_sync import polygon  # noqa: PLC0415
+
+        call = replace(call, outcome=error.kind, error=str(error))
+        unanswered = isinstance(error, polygon.Unavailable)
+        self._silent_calls = self._silent_calls + 1 if unanswered else 0
+        match error:
+            case polygon.RateLimited():
+                wait = error.retry_after_seconds or self._settings.rate_limit.period_seconds
+                self._limits.block(wait)
+                self._put_back(items, call, str(error))
+            case polygon.Unavailable():
+                self._put_back(items, call, str(error), after_seconds=TRY_AGAIN_SECONDS)
+                if self._silent_calls >= SILENT_CALLS:
+                    raise _Stop(
+                        Ended.UNAVAILABLE,
+                        f"{error} After {SILENT_CALLS} calls without an answer the run ends; the "
+                        "next one tries again.",
+                    )
+            case polygon.TodayDenied() if not self._denials.today:
+                self._deny("today", items, call)
+            case polygon.FeedDenied() if items[0].feed is Feed.SNAPSHOT:
+                self._deny("snapshot", items, call)
+            case polygon.KeyRefused():
+                self._put_back(items, call, str(error))
+                raise _Stop(Ended.KEY_REFUSED, str(error))
+            case polygon.TodayDenied() | polygon.FeedDenied():
+                self._put_back(items, call, str(error))
+                raise _Stop(Ended.PLAN_REFUSED, str(error))
+            case _ if len(items) > 1:  # one of many is at fault, and which is not said
+                self._put_back(items, call, str(error), after_seconds=TRY_AGAIN_SECONDS)
+            case _:
+                lookup = isinstance(error, polygon.TickerUnknown)
+                self._fail(items[0], call, str(error), lookup=lookup)
+
+    def _deny(self, capability: str, items: Sequence[Item], call: runs.Call) -> None:
+        """Remember what the key may not do; the items go another way."""
+        with transaction(self._db) as cursor:
+            key, plan_name = _account(self._settings)
+            runs.deny(cursor, key, plan_name, capability, [])
+            runs.record(cursor, self._report.run_id, call)
+            if capability == "snapshot":
+                queue.retire(cursor, items, "The key's plan has no snapshots; bars serve it.")
+            else:
+                queue.put_back(cursor, items)
+        self._denials = _denials(self._db, self._settings)
+        what = "snapshots" if capability == "snapshot" else "bars of the running day"
+        instead = "bars" if capability == "snapshot" else "bars up to yesterday"
+        self._tell(
+            Warned(
+                f"The key's plan ({self._settings.provider.plan.name}) does not include {what}; "
+                f"using {instead}. It is asked again after a day."
+            )
+        )
+        self._enqueue()
+
+    def _row_refused(self, cursor: Cursor, item: Item, error: "ProviderError") -> None:
+        from asset_sync.polygon import FeedDenied  # noqa: PLC0415
+
+        if isinstance(error, FeedDenied):
+            key, plan_name = _account(self._settings)
+            runs.deny(cursor, key, plan_name, "snapshot", [item.symbol])
+            queue.retire(cursor, [item], str(error))
+        else:
+            queue.fail(cursor, item, str(error), self._settings.queue)
+            store.save_status(cursor, [item.symbol], str(error))
+
+    def _row_told(self, item: Item, error: "ProviderError") -> None:
+        from asset_sync.polygon import FeedDenied  # noqa: PLC0415
+
+        if isinstance(error, FeedDenied):
+            self._tell(Warned(f"{item.symbol}: no snapshots for it on this plan; using bars."))
+        else:
+            self._report.failed.append(Failure(item.symbol, str(error)))
+            self._tell(Failed(item.symbol, item.feed, str(error)))
+
+    def _put_back(
+        self, items: Sequence[Item], call: runs.Call, reason: str, *, after_seconds: float = 0
+    ) -> None:
+        with transaction(self._db) as cursor:
+            queue.put_back(cursor, items, after_seconds=after_seconds, reason=reason)
+            runs.record(cursor, self._report.run_id, call)
+        self._tell(PutBack([item.symbol for item in items], reason))
+
+    def _fail(self, item: Item, call: runs.Call, error: str, *, lookup: bool = False) -> None:
+        with transaction(self._db) as cursor:
+            queue.fail(cursor, item, error, self._settings.queue, lookup=lookup)
+            store.save_status(cursor, [item.symbol], error)
+            runs.record(cursor, self._report.run_id, replace(call, error=error))
+        self._report.failed.append(Failure(item.symbol, error))
+        self._tell(Failed(item.symbol, item.feed, error))
+
+    # --- small things -------------------------------------------------------------------------
+
+    @property
+    def _limits(self) -> "Limiter":
+        if self._limiter is None:
+            from asset_sync.limiter import Limiter  # noqa: PLC0415
+
+            self._limiter = Limiter(self._db, _rate(self._settings))
+        return self._limiter
+
+    @property
+    def _api(self) -> "Polygon":
+        if self._provider is None:
+            from asset_sync.polygon import Polygon  # noqa: PLC0415
+
+            provider = self._settings.provider
+            self._provider = Polygon(
+                base_url=provider.base_url,
+                api_key=self._key,
+                connect_timeout_seconds=provider.connect_timeout_seconds,
+                read_timeout_seconds=provider.read_timeout_seconds,
+                call_timeout_seconds=provider.call_timeout_seconds,
+            )
+        return self._provider
+
+    def _close(self) -> None:
+        report = self._report
+        # The database may be what ended the run; then the row stays open.
+        with contextlib.suppress(Exception):
+            self._hold_place(
+                in_seconds=self._settings.batch.interval_seconds
+                - (self._clock.monotonic() - self._started)
+            )
+            runs.end(
+                self._db,
+                report.run_id,
+                report.reason_ended.value,
+                updated=len(report.updated),
+                failed=len(report.failed),
+                waited_seconds=report.waited_seconds,
+            )
+        if self._provider is not None:
+            self._provider.close()
+        if self._redis is not None:
+            self._redis.close()
+
+    def _hold_place(self, in_seconds: float) -> None:
+        """Reserve the slots that a priority run wants: this one now, the next one at the end."""
+        if self._lane is not Lane.PRIORITY:
+            return
+        calls = 0
+        batch = self._settings.batch
+        if self._settings.rate_limit.hold_for_priority and batch.priority_assets_enabled:
+            calls = queue.due_within(self._db, self._wanted(), in_seconds)
+        slots.reserve(self._db, calls, in_seconds)
+
+    def _publish(self, prices: Sequence[store.LastPrice]) -> None:
+        if self._redis is None or not prices:
+            return
+        try:
+            self._redis.publish(prices)
+        except events.EventsError as error:
+            self._tell(Warned(str(error)))
+
+    def _reach(self, item: Item) -> Reach | None:
+        newest, now = store.newest_bar(self._db, item.symbol)
+        return _reach(self._settings, item.asset_type, now, newest, item.asked_until, self._denials)
+
+    def _updated(self, symbol: str) -> None:
+        if symbol not in self._report.updated:
+            self._report.updated.append(symbol)
+
+    def _wanted(self) -> tuple[Wanted, ...]:
+        return _wanted(self._settings, self._lane, self._denials)
+
+    def _budget(self) -> slots.Budget:
+        return slots.budget(self._db, _rate(self._settings))
+
+    def _remaining(self) -> float:
+        return self._deadline - self._clock.monotonic()
+
+    def _served(self) -> int:
+        return len(self._report.updated) + len(self._report.failed)
+
+
+def _wanted(settings: Settings, lane: Lane, denials: runs.Denials) -> tuple[Wanted, ...]:
+    """Return the assets and feeds of a lane, less what the key may not do."""
+    if settings.batch.priority_assets_enabled:
+        assets = settings.critical if lane is Lane.PRIORITY else settings.others
+    elif lane is Lane.PRIORITY:
+        assets = ()
+    else:  # without priority runs the queue serves them, before the others
+        assets = (
+            *(replace(asset, level=Level.HIGH) for asset in settings.critical),
+            *settings.others,
+        )
+    return tuple(
+        Wanted(asset, feed)
+        for feed in settings.provider.plan.feeds
+        for asset in assets
+        if feed is Feed.BARS or not (denials.snapshot or asset.symbol in denials.snapshot_symbols)
+    )
+
+
+def _denials(db: Connection, settings: Settings) -> runs.Denials:
+    return runs.denials(db, *_account(settings))
+
+
+def _account(settings: Settings) -> tuple[str, str]:
+    key = settings.provider.api_key
+    return (key.fingerprint() if key else ""), settings.provider.plan.name
+
+
+def _rate(settings: Settings) -> slots.Rate:
+    limit = settings.rate_limit
+    return slots.Rate(limit.calls, limit.period_seconds, settings.provider.call_timeout_seconds)
+
+
+def _reach(
+    settings: Settings,
+    asset_type: AssetType,
+    now: datetime,
+    newest: datetime | None,
+    asked_until: datetime | None,
+    denials: runs.Denials,
+) -> Reach | None:
+    return reach(
+        now,
+        newest,
+        asset_type=asset_type,
+        history_days=settings.provider.plan.history_days,
+        asked_until=asked_until,
+        today_denied=denials.today,
+    )
+
+
+def _batches(upcoming: Sequence[queue.Upcoming]) -> Iterator[list[queue.Upcoming]]:
+    """Put together what one call serves, in the order in which claims do."""
+    left = list(upcoming)
+    while left:
+        feed = left[0].feed
+        batch = [one for one in left if one.feed is feed][: queue.BULK[feed]]
+        left = [one for one in left if one not in batch]
+        yield batch
+
+
+def _slot_times(db: Connection, settings: Settings) -> Iterator[float]:
+    """Tell when each next slot comes free, in seconds from now."""
+    rate = _rate(settings)
+    times = list(slots.budget(db, rate).free_in_seconds)
+    while True:
+        times.sort()
+        yield times[0]
+        times[0] += rate.period_seconds
+
+
+def _symbol(item: Item) -> store.Symbol:
+    return store.Symbol(item.symbol, item.name, item.asset_type.value)
+
+
+def _price(item: Item, quote: "Quote") -> store.LastPrice:
+    return store.LastPrice(
+        item.symbol,
+        quote.bid,
+        quote.ask,
+        quote.last_price,
+        quote.daily_open,
+        quote.daily_high,
+        quote.daily_low,
+        quote.daily_close,
+        timestamp=quote.at,
+    )
+
+
+def _no_bars(item: Item) -> str:
+    return (
+        f"{item.symbol}: the provider has no bars of {item.ticker} within one call's reach; check "
+        "that it still trades."
+    )

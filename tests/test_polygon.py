@@ -1,0 +1,1101 @@
+"""What the provider may do, and what comes of it. All figures are made up."""
+
+import gzip
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import responses
+
+from asset_sync import __version__
+from asset_sync.errors import AssetSyncError
+from asset_sync.polygon import (
+    Bar,
+    BarsAnswer,
+    Fault,
+    FeedDenied,
+    KeyRefused,
+    Polygon,
+    ProviderError,
+    RateLimited,
+    Rejected,
+    TickerUnknown,
+    TodayDenied,
+    Unavailable,
+    Unreadable,
+    bars_endpoint,
+    reference_endpoint,
+    snapshot_endpoint,
+)
+from asset_sync.settings import Secret
+
+KEY = "pk_never_to_be_shown_0123456789"
+BASE = "https://api.example.test"
+
+START = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+END = START + timedelta(hours=1)
+T0 = 1_772_452_800_000  # START
+T1, T2 = T0 + 300_000, T0 + 600_000
+
+
+def polygon(base_url: str = BASE, *, read: float = 5.0, call: float = 10.0) -> Polygon:
+    return Polygon(
+        base_url=base_url,
+        api_key=Secret(KEY),
+        connect_timeout_seconds=5.0,
+        read_timeout_seconds=read,
+        call_timeout_seconds=call,
+    )
+
+
+def bars(api: Polygon) -> BarsAnswer:
+    return api.bars("C:EURUSD", START, END)
+
+
+def failure(call: Callable[[], object]) -> ProviderError:
+    """Return the error that `call` ends with, having made sure that the key is nowhere in it."""
+    with pytest.raises(ProviderError) as caught:
+        call()
+    error: BaseException | None = caught.value
+    assert error is not None
+    text = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    assert KEY not in text
+    while error is not None:
+        assert KEY not in str(error)
+        assert KEY not in repr(error)
+        assert KEY not in repr(vars(error))
+        error = error.__cause__ or error.__context__
+    sentence = str(caught.value)
+    assert sentence.endswith(".")
+    assert sentence.isprintable()
+    assert len(sentence) < 500
+    return caught.value
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def api() -> Iterator[Polygon]:
+    with polygon() as opened:
+        yield opened
+
+
+@pytest.fixture
+def server() -> Iterator[responses.RequestsMock]:
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        yield mock
+
+
+def answers(
+    server: responses.RequestsMock,
+    body: object,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Let the server say `body`, as it is when a string, else as JSON."""
+    text = body if isinstance(body, str | bytes) else json.dumps(body)
+    server.add(responses.GET, re.compile(".*"), body=text, status=status, headers=headers)
+
+
+def bar(start: object = T0, **other: object) -> dict[str, object]:
+    return {
+        "t": start, "o": 1.10, "h": 1.12, "l": 1.09, "c": 1.11, "v": 40, "vw": 1.105, "n": 40,
+    } | other  # fmt: skip
+
+
+def aggregates(*rows: object, **other: object) -> dict[str, object]:
+    return {
+        "ticker": "C:EURUSD",
+        "queryCount": len(rows),
+        "resultsCount": len(rows),
+        "adjusted": True,
+        "results": list(rows),
+        "status": "OK",
+        "request_id": "r",
+        "count": len(rows),
+    } | other
+
+
+# --- The questions ---------------------------------------------------------------------------
+
+
+def test_bars_are_asked_for_in_unix_milliseconds_at_the_largest_limit() -> None:
+    assert bars_endpoint("C:EURUSD", START, END) == (
+        f"/v2/aggs/ticker/C:EURUSD/range/5/minute/{T0}/{T0 + 3_600_000}"
+        "?adjusted=true&sort=asc&limit=50000"
+    )
+
+
+def test_milliseconds_are_exact_to_the_last_one() -> None:
+    start = START + timedelta(microseconds=999_999)
+    assert f"/{T0 + 999}/" in bars_endpoint("C:EURUSD", start, END)
+
+
+def test_snapshots_name_their_tickers_and_always_the_limit() -> None:
+    endpoint = snapshot_endpoint(["C:EURUSD", "X:BTCUSD"])
+    assert endpoint == "/v3/snapshot?ticker.any_of=C:EURUSD,X:BTCUSD&limit=250"
+
+
+@pytest.mark.parametrize("count", [0, 251])
+def test_a_snapshot_of_none_or_of_more_than_250_is_the_callers_mistake(
+    api: Polygon, server: responses.RequestsMock, count: int
+) -> None:
+    with pytest.raises(ValueError, match=f"1 to 250 tickers, not {count}"):
+        api.snapshots(["C:EURUSD"] * count)
+    assert len(server.calls) == 0
+
+
+def test_a_ticker_cannot_lead_out_of_its_place_in_the_address() -> None:
+    assert reference_endpoint("C:A/../?x=1&y#z %") == (
+        "/v3/reference/tickers/C:A%2F..%2F%3Fx%3D1%26y%23z%20%25"
+    )
+    assert "&limit=1&" not in snapshot_endpoint(["C:A&limit=1&"])
+
+
+def test_the_key_goes_in_the_header_and_nowhere_else(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, aggregates(bar()))
+    bars(api)
+    [call] = server.calls
+    assert call.request.headers["Authorization"] == f"Bearer {KEY}"
+    assert call.request.url == BASE + bars_endpoint("C:EURUSD", START, END)
+    assert call.request.headers["User-Agent"] == f"asset-sync/{__version__}"
+    assert call.request.headers["Accept-Encoding"] == "gzip"
+
+
+def test_the_certificate_is_verified(
+    api: Polygon, server: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # the user's own authorities
+        monkeypatch.delenv(name, raising=False)
+    answers(server, aggregates(bar()))
+    bars(api)
+    assert vars(server.calls[0].request)["req_kwargs"]["verify"] is True
+
+
+def test_a_netrc_does_not_replace_the_key(
+    server: responses.RequestsMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine api.example.test login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    answers(server, aggregates(bar()))
+    with polygon() as api:
+        bars(api)
+    assert server.calls[0].request.headers["Authorization"] == f"Bearer {KEY}"
+
+
+def test_the_key_is_in_no_repr(api: Polygon) -> None:
+    assert repr(api) == "<Polygon at api.example.test>"
+    assert KEY not in repr(vars(api))
+
+
+def test_a_slash_at_the_end_of_the_base_url_does_no_harm(server: responses.RequestsMock) -> None:
+    answers(server, aggregates())
+    with polygon(BASE + "/") as api:
+        bars(api)
+    assert server.calls[0].request.url == BASE + bars_endpoint("C:EURUSD", START, END)
+
+
+# --- Bars ------------------------------------------------------------------------------------
+
+
+def test_a_bar_comes_out_as_it_went_in(api: Polygon, server: responses.RequestsMock) -> None:
+    answers(server, aggregates(bar(T0), bar(T1, o=1, h=2, l=1, c=2)))
+    assert bars(api) == BarsAnswer(
+        ticker="C:EURUSD",
+        bars=(
+            Bar(T0, 1.10, 1.12, 1.09, 1.11, 40.0, 1.105, 40),
+            Bar(T1, 1.0, 2.0, 1.0, 2.0, 40.0, 1.105, 40),
+        ),
+        complete=True,
+        dropped=0,
+    )
+    assert len(server.calls) == 1
+
+
+def test_a_free_plans_delayed_answer_is_as_good_as_another(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, aggregates(bar(), status="DELAYED"))
+    assert len(bars(api).bars) == 1
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"ticker": "C:EURUSD", "resultsCount": 0, "adjusted": True, "status": "OK"},
+        {"ticker": "C:EURUSD", "resultsCount": 0, "status": "OK", "results": None},
+        {"ticker": "C:EURUSD", "resultsCount": 0, "status": "DELAYED", "results": []},
+        {"resultsCount": 0, "status": "OK"},
+    ],
+)
+def test_no_bars_is_an_answer(
+    api: Polygon, server: responses.RequestsMock, empty: dict[str, object]
+) -> None:
+    answers(server, empty)
+    assert bars(api) == BarsAnswer("C:EURUSD", (), complete=True, dropped=0)
+
+
+def test_of_a_start_sent_twice_the_later_bar_stands_and_order_is_made(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, aggregates(bar(T2), bar(T0, c=1.09), bar(T1), bar(T0, c=1.12)))
+    answer = bars(api)
+    assert [(b.start_ms, b.close) for b in answer.bars] == [(T0, 1.12), (T1, 1.11), (T2, 1.11)]
+    assert answer.dropped == 0
+
+
+def test_vwap_and_trades_may_be_missing_and_volume_may_have_an_exponent(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    row = f'{{"t":{T0},"o":1,"h":2,"l":1,"c":2,"v":1.029145e+06}}'
+    answers(server, f'{{"ticker":"C:EURUSD","status":"OK","results":[{row}]}}')
+    assert bars(api).bars == (Bar(T0, 1.0, 2.0, 1.0, 2.0, 1_029_145.0, None, None),)
+
+
+@pytest.mark.parametrize("rubbish", [0, -1, "1.1", None, True, [], 10**400])
+def test_a_vwap_that_says_nothing_is_none(
+    api: Polygon, server: responses.RequestsMock, rubbish: object
+) -> None:
+    answers(server, aggregates(bar(vw=rubbish)))
+    assert bars(api).bars[0].vwap is None
+
+
+@pytest.mark.parametrize("rubbish", [-1, "4", None, True, 10**12, 10**400])
+def test_a_number_of_trades_that_no_column_could_hold_is_none(
+    api: Polygon, server: responses.RequestsMock, rubbish: object
+) -> None:
+    answers(server, aggregates(bar(n=rubbish)))
+    assert bars(api).bars[0].trades is None
+
+
+def test_a_next_url_is_told_and_never_followed(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, aggregates(bar(), next_url="https://elsewhere.test/v2/aggs?cursor=x"))
+    answer = bars(api)
+    assert answer.complete is False
+    assert len(answer.bars) == 1
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        pytest.param(bar(T1, c=float("nan")), id="NaN"),
+        pytest.param(bar(T1, h=float("inf")), id="infinite"),
+        pytest.param(bar(T1, l=-1.0), id="negative price"),
+        pytest.param(bar(T1, o=0), id="price zero"),
+        pytest.param(bar(T1, h=1.08, l=1.09), id="high below low"),
+        pytest.param(bar(T1, o="1.1"), id="text for a number"),
+        pytest.param(bar(T1, o=True), id="bool for a number"),
+        pytest.param(bar(T1, o=None), id="null"),
+        pytest.param(bar(T1, o=10**400), id="larger than any float"),
+        pytest.param(bar(T1, v=-1), id="negative volume"),
+        pytest.param(bar(T1, v="many"), id="text for a volume"),
+        pytest.param(bar(T0 + 3_600_001), id="after the end"),
+        pytest.param(bar(T0 + 10**15), id="far future"),
+        pytest.param(bar(T0 - 1), id="before the start"),
+        pytest.param(bar("soon"), id="text for a time"),
+        pytest.param(bar(float(T1)), id="float for a time"),
+        pytest.param(bar(True), id="bool for a time"),  # noqa: FBT003
+        pytest.param({"o": 1}, id="no time"),
+        pytest.param({"t": T1}, id="nothing but a time"),
+        pytest.param(17, id="no object"),
+        pytest.param(None, id="null row"),
+        pytest.param([bar(T1)], id="list"),
+    ],
+)
+def test_a_bar_that_cannot_be_true_is_dropped_and_counted_and_the_others_stand(
+    api: Polygon, server: responses.RequestsMock, impossible: object
+) -> None:
+    answers(server, aggregates(bar(T0), impossible, bar(T2)))
+    answer = bars(api)
+    assert [b.start_ms for b in answer.bars] == [T0, T2]
+    assert answer.dropped == 1
+
+
+def test_the_ends_of_the_range_belong_to_it(api: Polygon, server: responses.RequestsMock) -> None:
+    answers(server, aggregates(bar(T0), bar(T0 + 3_600_000)))
+    assert bars(api).dropped == 0
+
+
+def test_the_bar_that_holds_the_start_belongs_to_the_range(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, aggregates(bar(T0)))
+    answer = api.bars("C:EURUSD", START + timedelta(seconds=70), END)
+    assert [b.start_ms for b in answer.bars] == [T0]
+
+
+def test_rounding_and_misaligned_starts_are_the_providers_and_stay(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, aggregates(bar(T0, c=1.1200001), bar(T1 + 60_000, o=1.0899999)))
+    assert bars(api).dropped == 0
+
+
+def test_an_answer_of_nothing_but_impossible_bars_is_unreadable(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, aggregates(bar(o=-1), bar(T1, c=0)))
+    error = failure(lambda: bars(api))
+    assert type(error) is Unreadable
+    assert "None of the 2 bars" in str(error)
+    assert "C:EURUSD" in str(error)
+
+
+@pytest.mark.parametrize("ticker", ["C:EURUSX", None, 7, ["C:EURUSD"]])
+def test_bars_of_another_ticker_are_never_taken(
+    api: Polygon, server: responses.RequestsMock, ticker: object
+) -> None:
+    answers(server, aggregates(bar(), ticker=ticker))
+    assert type(failure(lambda: bars(api))) is Unreadable
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [],
+        "text",
+        17,
+        None,
+        True,
+        {},
+        {"t": T0},
+        bar(),
+        {"status": "PERHAPS", "results": []},
+        {"ticker": "C:EURUSD", "status": "OK", "results": {"o": 1}},
+        {"ticker": "C:EURUSD", "status": "OK", "results": "none"},
+        {"ticker": "C:EURUSD", "status": ["OK"], "results": []},
+    ],
+    ids=repr,
+)
+def test_json_of_another_shape_is_unreadable(
+    api: Polygon, server: responses.RequestsMock, shape: object
+) -> None:
+    answers(server, json.dumps(shape))
+    for call in (
+        lambda: bars(api),
+        lambda: api.ticker_exists("C:EURUSD"),
+    ):
+        assert type(failure(call)) is Unreadable
+
+
+# --- Refusals --------------------------------------------------------------------------------
+
+UPGRADE = "Please upgrade your plan at https://example.test/pricing"
+NOT_AUTHORIZED = {"status": "NOT_AUTHORIZED", "request_id": "r"}
+ERROR = {"status": "ERROR", "request_id": "r"}
+
+# One of each recorded body: name, HTTP status, body, what it is.
+RECORDED: list[tuple[str, int, object, type[ProviderError]]] = [
+    ("bad time", 400, ERROR | {"error": "Could not parse the time parameter: 'from'."}, Rejected),
+    (
+        "to before from",
+        400,
+        ERROR | {"error": "The parameter 'to' cannot be a time that occurs before 'from'"},
+        Rejected,
+    ),
+    ("no key", 401, ERROR | {"error": "API Key was not provided"}, KeyRefused),
+    ("unknown key", 401, ERROR | {"error": "Unknown API Key"}, KeyRefused),
+    (
+        "before end of day",
+        403,
+        NOT_AUTHORIZED
+        | {"message": f"Attempted to request today's data before end of day. {UPGRADE}"},
+        TodayDenied,
+    ),
+    (
+        "time frame",
+        403,
+        NOT_AUTHORIZED | {"message": f"Your plan doesn't include this data timeframe. {UPGRADE}"},
+        TodayDenied,
+    ),
+    (
+        "not entitled, as message",
+        403,
+        NOT_AUTHORIZED | {"message": f"You are not entitled to this data. {UPGRADE}"},
+        FeedDenied,
+    ),
+    (
+        "not entitled, as error",
+        403,
+        {"status": "NOT_AUTHORIZED", "error": f"You are not entitled to this data. {UPGRADE}"},
+        FeedDenied,
+    ),
+    ("not found", 404, {"status": "NOT_FOUND", "message": "Data not found."}, TickerUnknown),
+    ("no ticker", 404, {"status": "NOT_FOUND", "message": "Ticker not found."}, TickerUnknown),
+    ("unknown path", 404, "404 page not found", Unavailable),
+    (
+        "rate limit",
+        429,
+        ERROR | {"error": f"You've exceeded the maximum requests per minute, {UPGRADE}"},
+        RateLimited,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"), [r[1:] for r in RECORDED], ids=[r[0] for r in RECORDED]
+)
+def test_each_recorded_refusal_has_its_error(
+    api: Polygon,
+    server: responses.RequestsMock,
+    status: int,
+    body: object,
+    kind: type[ProviderError],
+) -> None:
+    answers(server, body, status)
+    error = failure(lambda: bars(api))
+    assert type(error) is kind
+    assert "C:EURUSD" in str(error)
+    assert len(server.calls) == 1
+
+
+IN_A_GOOD_STATUS = [r for r in RECORDED if isinstance(r[2], dict)]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [r[2:] for r in IN_A_GOOD_STATUS], ids=[r[0] for r in IN_A_GOOD_STATUS]
+)
+def test_the_same_refusal_with_http_200_is_the_same_error(
+    api: Polygon, server: responses.RequestsMock, body: object, kind: type[ProviderError]
+) -> None:
+    answers(server, body)
+    assert type(failure(lambda: bars(api))) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (429, "", RateLimited),
+        (429, "<html>slow down</html>", RateLimited),
+        (401, "", KeyRefused),
+        (403, "", FeedDenied),
+        (403, "<html>blocked by the firewall</html>", Unavailable),
+        (404, "", Unavailable),
+        (404, "<html>nothing here</html>", Unavailable),
+        (404, "[]", Unavailable),
+        (400, "<html>bad</html>", Rejected),
+        (418, "{}", Unavailable),
+        (204, "", Unavailable),
+        (500, "", Unavailable),
+        (502, "<html><body>Bad Gateway</body></html>", Unavailable),
+        (503, '{"status":"ERROR","error":"maintenance"}', Unavailable),
+        (200, "<html>Log in to this network</html>", Unavailable),
+        (200, "", Unavailable),
+        (200, "plain text", Unavailable),
+        (200, '{"status":"OK","results":[{"t":17', Unavailable),
+        (200, "[" * 100_000, Unavailable),
+        (200, "1" * 5000, Unavailable),
+        (200, b"\xff\xfe\x00\x80", Unavailable),
+        (400, "[" * 100_000, Rejected),
+    ],
+)
+def test_every_other_answer_has_its_error_too(
+    api: Polygon,
+    server: responses.RequestsMock,
+    status: int,
+    body: str | bytes,
+    kind: type[ProviderError],
+) -> None:
+    answers(server, body, status)
+    error = failure(lambda: bars(api))
+    assert type(error) is kind
+    assert "<" not in str(error)
+
+
+def test_a_refusal_says_what_to_check(api: Polygon, server: responses.RequestsMock) -> None:
+    for status, body, advice in [
+        (401, "", "POLYGON_API_KEY"),
+        (404, "404 page not found", "POLYGON_BASE_URL"),
+        (302, "", "POLYGON_BASE_URL"),
+    ]:
+        server.reset()
+        answers(server, body, status)
+        assert advice in str(failure(lambda: bars(api)))
+
+
+def test_each_error_says_whose_fault_it_is() -> None:
+    whose: dict[type[ProviderError], tuple[Fault, str]] = {
+        RateLimited: (Fault.NOBODY, "rate_limited"),
+        Unavailable: (Fault.NOBODY, "unavailable"),
+        KeyRefused: (Fault.ACCOUNT, "key_refused"),
+        TodayDenied: (Fault.ACCOUNT, "today_denied"),
+        FeedDenied: (Fault.ACCOUNT, "feed_denied"),
+        TickerUnknown: (Fault.ASSET, "ticker_unknown"),
+        Unreadable: (Fault.ASSET, "unreadable"),
+        Rejected: (Fault.ASSET, "rejected"),
+    }
+    assert set(ProviderError.__subclasses__()) == set(whose)
+    assert {kind: (kind.fault, kind.kind) for kind in whose} == whose
+    assert issubclass(ProviderError, AssetSyncError)
+
+
+@pytest.mark.parametrize("status", [400, 200])
+def test_the_servers_words_are_cut_to_one_printable_line_without_the_key(
+    api: Polygon, server: responses.RequestsMock, status: int
+) -> None:
+    words = f"\x1b[31mno\r\n\u202e\ud800 {KEY} " + "long " * 1000
+    answers(server, ERROR | {"error": words}, status)
+    error = failure(lambda: bars(api))
+    quoted = str(error).split('"')[1]
+    assert quoted.startswith("[31mno *** long long")
+    assert len(quoted) <= 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "12"}, 12.0),
+        ({"Retry-After": "1.5"}, 1.5),
+        ({"Retry-After": "0"}, 0.0),
+        ({"Retry-After": "86400"}, 3600.0),
+        ({"Retry-After": "9" * 5000}, 3600.0),
+        ({"Retry-After": "-5"}, None),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "٣"}, None),
+        ({"Retry-After": "Fri, 06 Mar 2026 10:00:30 GMT"}, None),
+        (
+            {
+                "Date": "Fri, 06 Mar 2026 10:00:00 GMT",
+                "Retry-After": "Fri, 06 Mar 2026 10:00:30 GMT",
+            },
+            30.0,
+        ),
+        (
+            {
+                "Date": "Fri, 06 Mar 2026 10:00:00 GMT",
+                "Retry-After": "Fri, 06 Mar 2026 09:00:00 -0000",
+            },
+            0.0,
+        ),
+        (
+            {
+                "Date": "Fri, 06 Mar 2026 10:00:00 GMT",
+                "Retry-After": "Fri, 06 Mar 2099 10:00:00 GMT",
+            },
+            3600.0,
+        ),
+    ],
+)
+def test_a_wait_that_the_server_asks_for_is_passed_on_and_is_at_most_an_hour(
+    api: Polygon,
+    server: responses.RequestsMock,
+    headers: dict[str, str],
+    seconds: float | None,
+) -> None:
+    answers(server, "", 429, headers)
+    error = failure(lambda: bars(api))
+    assert isinstance(error, RateLimited)
+    assert error.retry_after_seconds == seconds
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("target", ["https://elsewhere.test/", "/v2/other", "http://[broken", ""])
+def test_a_redirect_is_never_followed(
+    api: Polygon, server: responses.RequestsMock, status: int, target: str
+) -> None:
+    answers(server, "", status, {"Location": target})
+    assert type(failure(lambda: bars(api))) is Unavailable
+    assert len(server.calls) == 1
+
+
+# --- Snapshots -------------------------------------------------------------------------------
+
+AT_S = 1_772_452_801
+AT = datetime.fromtimestamp(AT_S, tz=UTC)
+
+
+def fx_row(ticker: str = "C:EURUSD", **other: object) -> dict[str, object]:
+    return {
+        "ticker": ticker,
+        "type": "fx",
+        "market_status": "open",
+        "session": {"open": 1.11, "high": 1.14, "low": 1.10, "close": 1.13, "volume": 170},
+        "last_quote": {"bid": 1.25, "ask": 1.75, "last_updated": AT_S * 10**9, "exchange": 48},
+    } | other
+
+
+def crypto_row(ticker: str = "X:BTCUSD", **other: object) -> dict[str, object]:
+    return {
+        "ticker": ticker,
+        "type": "crypto",
+        "session": {"open": 60.0, "high": 64.0, "low": 59.5, "close": 61.5},
+        "last_trade": {"price": 62.0, "size": 0.1, "last_updated": AT_S * 10**9},
+    } | other
+
+
+def snapshot_of(
+    server: responses.RequestsMock, api: Polygon, asked: Sequence[str], *rows: object
+) -> tuple[Mapping[str, object], dict[str, type[ProviderError]]]:
+    answers(server, {"request_id": "r", "results": list(rows), "status": "OK"})
+    answer = api.snapshots(asked)
+    assert len(server.calls) == 1
+    assert not set(answer.quotes) & set(answer.refused)
+    assert set(answer.quotes) | set(answer.refused) == set(asked)
+    return answer.quotes, {ticker: type(error) for ticker, error in answer.refused.items()}
+
+
+def test_forex_has_a_quote_and_its_price_is_the_middle(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, {"results": [fx_row()]})  # some v3 answers come without a status
+    quote = api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"]
+    assert (quote.bid, quote.ask, quote.last_price) == (1.25, 1.75, 1.5)
+    assert (quote.daily_open, quote.daily_high) == (1.11, 1.14)
+    assert (quote.daily_low, quote.daily_close) == (1.10, 1.13)
+    assert quote.at == AT
+    assert quote.at.tzinfo is UTC
+
+
+def test_crypto_has_a_trade_and_no_quote(api: Polygon, server: responses.RequestsMock) -> None:
+    answers(server, {"results": [crypto_row()], "status": "DELAYED"})
+    quote = api.snapshots(["X:BTCUSD"]).quotes["X:BTCUSD"]
+    assert (quote.bid, quote.ask, quote.last_price, quote.at) == (None, None, 62.0, AT)
+
+
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9], ids=["s", "ms", "us", "ns"])
+def test_the_unit_of_a_time_is_told_by_its_size(
+    api: Polygon, server: responses.RequestsMock, unit: int
+) -> None:
+    row = fx_row(last_quote={"bid": 1.0, "ask": 2.0, "last_updated": AT_S * unit})
+    answers(server, {"results": [row]})
+    assert api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"].at == AT
+
+
+def test_zeros_after_the_daily_reset_mean_not_yet(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    row = fx_row(session={"open": 0, "high": 0, "low": 0, "close": 0, "volume": 0})
+    answers(server, {"results": [row]})
+    quote = api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"]
+    assert quote.last_price == 1.5
+    assert [quote.daily_open, quote.daily_high, quote.daily_low, quote.daily_close] == [None] * 4
+
+
+def test_without_quote_and_trade_the_days_close_is_the_price(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    half = fx_row(last_quote={"bid": 1.25, "ask": 0}, last_minute={"last_updated": AT_S * 1000})
+    answers(server, {"results": [half]})
+    quote = api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"]
+    assert (quote.bid, quote.ask, quote.last_price, quote.at) == (1.25, None, 1.13, AT)
+
+
+def test_each_row_is_judged_by_itself(api: Polygon, server: responses.RequestsMock) -> None:
+    quotes, refused = snapshot_of(
+        server,
+        api,
+        ["C:EURUSD", "X:BTCUSD", "C:TYPO", "X:PAID", "C:ODD", "C:LEFTOUT"],
+        fx_row(),
+        {"ticker": "C:TYPO", "error": "NOT_FOUND", "message": "Ticker not found."},
+        {"ticker": "X:PAID", "error": "NOT_ENTITLED", "message": "Not entitled to this ticker."},
+        {"ticker": "C:ODD", "error": "SOMETHING_NEW", "message": "Not today."},
+        fx_row("C:NOBODYASKED"),
+        {"ticker": "C:NEITHER", "error": "NOT_FOUND"},
+        crypto_row(),
+    )
+    assert set(quotes) == {"C:EURUSD", "X:BTCUSD"}
+    assert refused == {
+        "C:TYPO": TickerUnknown,
+        "X:PAID": FeedDenied,
+        "C:ODD": Rejected,
+        "C:LEFTOUT": TickerUnknown,
+    }
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"ticker": "C:EURUSD"},
+        fx_row(last_quote=None, session=None),
+        fx_row(last_quote=[], session="closed"),
+        fx_row(last_quote={"bid": "1", "ask": True, "last_updated": AT_S}, session={}),
+        fx_row(last_quote={"bid": 1.0, "ask": 2.0}),
+        fx_row(last_quote={"bid": 1.0, "ask": 2.0, "last_updated": 0}),
+        fx_row(last_quote={"bid": 1.0, "ask": 2.0, "last_updated": -1}),
+        fx_row(last_quote={"bid": 1.0, "ask": 2.0, "last_updated": 10**400}),
+        fx_row(last_quote={"bid": 1.0, "ask": 2.0, "last_updated": float("nan")}),
+        fx_row(last_quote={"bid": 1.0, "ask": 2.0, "last_updated": "now"}),
+        fx_row(last_quote={"bid": float("inf"), "ask": 2.0, "last_updated": AT_S}, session={}),
+        fx_row(last_quote={"bid": -1, "ask": 2.0, "last_updated": AT_S}, session={}),
+    ],
+)
+def test_a_row_without_a_price_and_its_time_is_unreadable_and_no_other_is(
+    api: Polygon, server: responses.RequestsMock, row: object
+) -> None:
+    quotes, refused = snapshot_of(server, api, ["C:EURUSD", "X:BTCUSD"], row, crypto_row())
+    assert set(quotes) == {"X:BTCUSD"}
+    assert refused == {"C:EURUSD": Unreadable}
+
+
+@pytest.mark.parametrize("row", [17, None, [], {}, {"ticker": 7}, {"error": "NOT_FOUND"}])
+def test_a_row_that_names_nobody_makes_nobody_unknown(
+    api: Polygon, server: responses.RequestsMock, row: object
+) -> None:
+    _, refused = snapshot_of(server, api, ["C:EURUSD", "X:BTCUSD"], row, crypto_row())
+    assert refused == {"C:EURUSD": Unreadable}
+
+
+def test_a_refusal_of_the_whole_snapshot_is_raised(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, NOT_AUTHORIZED | {"message": "You are not entitled to this data."}, 403)
+    error = failure(lambda: api.snapshots(["C:EURUSD", "X:BTCUSD", "X:ETHUSD"]))
+    assert type(error) is FeedDenied
+    assert "C:EURUSD and 2 more" in str(error)
+
+
+# --- The reference ---------------------------------------------------------------------------
+
+
+def test_the_reference_tells_a_typo_from_silence(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, {"status": "OK", "results": {"ticker": "C:EURUSD", "active": True}})
+    assert api.ticker_exists("C:EURUSD") is True
+    server.reset()
+    answers(server, {"status": "NOT_FOUND", "message": "Ticker not found."}, 404)
+    assert api.ticker_exists("C:EURUSX") is False
+    server.reset()
+    answers(server, "404 page not found", 404)
+    assert type(failure(lambda: api.ticker_exists("C:EURUSD"))) is Unavailable
+
+
+# --- On the wire -----------------------------------------------------------------------------
+
+Script = Callable[[socket.socket, threading.Event], None]
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@contextmanager
+def wire(script: Script) -> Iterator[str]:
+    """Give the base URL of a server that plays `script` on each connection, after the request."""
+    over = threading.Event()
+
+    def serve() -> None:
+        while not over.is_set():
+            with suppress(TimeoutError):
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.settimeout(5)
+                    script(connection, over)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.02)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            over.set()
+            thread.join()
+
+
+def read_request(connection: socket.socket) -> bytes:
+    request = b""
+    while not request.endswith(b"\r\n\r\n"):
+        chunk = connection.recv(4096)
+        if not chunk:
+            raise ConnectionError
+        request += chunk
+    return request
+
+
+def says(*parts: bytes) -> Script:
+    """Answer and hang up."""
+
+    def script(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        for part in parts:
+            connection.sendall(part)
+
+    return script
+
+
+def drips(start: bytes, drop: bytes, *, after_request: bool = True) -> Script:
+    """Answer `start` at once, then `drop` again and again, faster than any read time-out."""
+
+    def script(connection: socket.socket, over: threading.Event) -> None:
+        if after_request:
+            read_request(connection)
+        connection.sendall(start)
+        while not over.wait(0.01):
+            connection.sendall(drop)
+
+    return script
+
+
+def stalls(start: bytes) -> Script:
+    def script(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(start)
+        over.wait()
+
+    return script
+
+
+def resets(connection: socket.socket, over: threading.Event) -> None:
+    read_request(connection)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+
+def failure_on_the_wire(
+    script: Script, *, read: float = 5.0, call: float = 10.0, scheme: str = "http"
+) -> ProviderError:
+    """Return the error, having made sure that it came in time and that no thread is left."""
+    with wire(script) as url, polygon(url.replace("http", scheme), read=read, call=call) as api:
+        threads = threading.active_count()
+        begun = time.monotonic()
+        error = failure(lambda: bars(api))
+        assert time.monotonic() - begun < min(read, call) + 1.0
+        assert threading.active_count() == threads
+    assert type(error) is Unavailable
+    return error
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(drips(b"", b"H"), id="status line"),
+        pytest.param(drips(HEAD + b"X-Long: ", b"x"), id="header"),
+        pytest.param(drips(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), id="100 Continue for ever"),
+        pytest.param(drips(HEAD + b"Content-Length: 99999\r\n\r\n", b" "), id="body"),
+        pytest.param(drips(HEAD + b"\r\n", b" "), id="body until the end of the connection"),
+        pytest.param(
+            drips(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"), id="chunks"
+        ),
+        pytest.param(
+            drips(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"0"), id="size of a chunk"
+        ),
+        pytest.param(drips(b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", b" "), id="redirect"),
+        pytest.param(drips(b"HTTP/1.1 500 No\r\n\r\n", b"<"), id="page of an error"),
+    ],
+)
+def test_a_server_that_drips_cannot_hold_a_call_past_its_total_time(script: Script) -> None:
+    assert "longer than 0.3 s in all" in str(failure_on_the_wire(script, call=0.3))
+
+
+def test_a_tls_handshake_that_drips_cannot_either() -> None:
+    # A handshake message of 16 KB is announced; its bytes follow one by one.
+    hello = b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb"
+    script = drips(hello, b"\x00", after_request=False)
+    assert "in all" in str(failure_on_the_wire(script, call=0.3, scheme="https"))
+
+
+@pytest.mark.parametrize("start", [b"", HEAD, HEAD + b"Content-Length: 9\r\n\r\n{"])
+def test_a_server_that_falls_silent_is_given_up(start: bytes) -> None:
+    failure_on_the_wire(stalls(start), read=0.3)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(resets, id="reset"),
+        pytest.param(says(), id="hung up without a word"),
+        pytest.param(says(b"SSH-2.0-OpenSSH\r\n"), id="no HTTP"),
+        pytest.param(says(HEAD + b"Content-Length: 99\r\n\r\n{}"), id="half a body"),
+        pytest.param(says(HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{}"), id="half a chunk"),
+        pytest.param(says(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"), id="no chunk"),
+        pytest.param(says(HEAD + b"Content-Length: 5, 6\r\n\r\n{}"), id="two lengths"),
+        pytest.param(says(HEAD + b"Content-Encoding: gzip\r\n\r\nno gzip"), id="no gzip"),
+        pytest.param(
+            says(HEAD + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"{}" * 50)[:-20]),
+            id="half a gzip",
+        ),
+        pytest.param(says(HEAD + b"Content-Encoding: br\r\n\r\n{}"), id="never asked for"),
+        pytest.param(says(HEAD + b"X: y\r\n" * 200 + b"\r\n{}"), id="200 headers"),
+        pytest.param(says(HEAD + b"X: " + b"y" * 70_000 + b"\r\n\r\n{}"), id="a long header"),
+        pytest.param(says(b"HTTP/1.1 302 Found\r\nLocation: \xff\xfe\r\n\r\n"), id="odd redirect"),
+    ],
+)
+def test_a_broken_answer_is_nobodys_fault(script: Script) -> None:
+    failure_on_the_wire(script)
+
+
+def test_a_429_counts_even_when_its_body_breaks_off() -> None:
+    head = b"HTTP/1.1 429 Too Many\r\nRetry-After: 7\r\nContent-Length: 99\r\n\r\n{"
+    with wire(says(head)) as url, polygon(url) as api:
+        error = failure(lambda: bars(api))
+    assert isinstance(error, RateLimited)
+    assert error.retry_after_seconds == 7.0
+
+
+def test_plain_http_where_tls_is_expected_is_nobodys_fault() -> None:
+    script = drips(b"HTTP/1.1 400 Bad\r\n\r\n", b"x", after_request=False)
+    assert "TLS" in str(failure_on_the_wire(script, scheme="https"))
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"302 Found\r\nLocation: /x"])
+def test_a_gzip_bomb_is_left_before_it_unfolds(status: bytes) -> None:
+    bomb = gzip.compress(bytes(2**20)) * 1024  # 1 MB, which would become 1 GiB
+    script = says(b"HTTP/1.1 " + status + b"\r\nContent-Encoding: gzip\r\n\r\n", bomb)
+    tracemalloc.start()
+    try:
+        error = failure_on_the_wire(script)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "larger than 32 MiB" in str(error) or "redirect" in str(error)
+    assert peak < 80 * 2**20
+
+
+def test_a_refused_connection_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with polygon(f"http://127.0.0.1:{port}") as api:
+        error = failure(lambda: bars(api))
+    assert type(error) is Unavailable
+    assert "127.0.0.1" in str(error)
+    assert "Connection refused" in str(error)
+
+
+def test_a_resolver_that_hangs_cannot_hold_a_call_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def hang(*_: object, **__: object) -> object:
+        released.wait()
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    with polygon(call=0.3) as api:
+        error = failure(lambda: bars(api))
+    released.set()
+    assert "in all" in str(error)
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    ["http://", "nothing", "ftp://x.test", "http://[::1", f"http://{'a' * 70}.test", "http://x:y"],
+)
+def test_a_base_url_that_is_none_is_told(base_url: str) -> None:
+    with polygon(base_url) as api:
+        assert type(failure(lambda: bars(api))) is Unavailable
+
+
+def test_a_proxy_from_the_environment_is_used_and_its_password_is_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:proxy-password@127.0.0.1:{port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with polygon() as api:
+        error = failure(lambda: bars(api))
+    assert "HTTPS_PROXY" in str(error)
+    assert "proxy-password" not in str(error)
+
+
+def test_one_connection_serves_many_calls_and_each_is_watched() -> None:
+    body = json.dumps(aggregates(bar())).encode()
+    answer = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    connections = []
+
+    def script(connection: socket.socket, over: threading.Event) -> None:
+        connections.append(connection)
+        for _ in range(3):
+            read_request(connection)
+            connection.sendall(answer)
+        drips(HEAD, b"x")(connection, over)
+
+    with wire(script) as url, polygon(url, call=0.3) as api:
+        for _ in range(3):
+            assert len(bars(api).bars) == 1
+        assert "in all" in str(failure(lambda: bars(api)))
+        assert len(connections) == 1
+
+
+def test_after_a_failure_the_session_goes_on() -> None:
+    body = json.dumps(aggregates(bar())).encode()
+    answer = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    scripts = iter([drips(b"", b"H"), resets, says(answer)])
+
+    def script(connection: socket.socket, over: threading.Event) -> None:
+        # The first gives up as soon as the client is gone, not at the test's end.
+        with suppress(OSError):
+            next(scripts)(connection, over)
+
+    with wire(script) as url, polygon(url, call=0.3) as api:
+        failure(lambda: bars(api))
+        failure(lambda: bars(api))
+        assert len(bars(api).bars) == 1
+
+
+def test_ctrl_c_in_a_call_comes_through_at_once_and_the_session_can_be_closed() -> None:
+    def script(connection: socket.socket, over: threading.Event) -> None:
+        read_request(connection)
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+        over.wait()
+
+    with wire(script) as url:
+        threads = threading.active_count()
+        api = polygon(url)
+        with pytest.raises(KeyboardInterrupt):
+            bars(api)
+        api.close()
+        assert threading.active_count() == threads
+
+
+# --- Size and speed --------------------------------------------------------------------------
+
+
+def test_a_process_with_an_answer_of_50_000_bars_stays_under_80_mb() -> None:
+    rows = [bar(T0 + i * 300_000, v=0.12345678 + i, n=i) for i in range(50_000)]
+    body = gzip.compress(json.dumps(aggregates(*rows)).encode(), 1)
+    head = HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    program = """
+        import re, resource, sys
+        from datetime import UTC, datetime
+        import psycopg2
+        from asset_sync.polygon import Polygon
+        from asset_sync.settings import Secret
+
+        with Polygon(base_url=sys.argv[1], api_key=Secret("x"), connect_timeout_seconds=5,
+                     read_timeout_seconds=20, call_timeout_seconds=30) as api:
+            start = datetime(2026, 3, 2, 12, tzinfo=UTC)
+            answer = api.bars("C:EURUSD", start, datetime(2027, 1, 1, tzinfo=UTC))
+        if sys.platform == "linux":  # where ru_maxrss begins with that of the parent
+            status = open("/proc/self/status").read()
+            kilobytes = int(re.search(r"VmHWM:\\s+([0-9]+) kB", status)[1])
+        else:
+            kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(len(answer.bars), kilobytes)
+    """
+    with wire(says(head, body)) as url:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program), url],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    count, kilobytes = map(int, done.stdout.split())
+    assert count == 50_000
+    assert kilobytes < 80_000

@@ -1,0 +1,1106 @@
+"""The promises of `asset_sync.settings`: each mistake a sentence, no secret shown, one order."""
+
+import dataclasses
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from asset_sync import settings
+from asset_sync.assets import Asset, AssetType, Feed, Level
+from asset_sync.settings import (
+    PLANS,
+    SHIPPED_FILE,
+    SYSTEM_FILE,
+    VARIABLES,
+    BatchSettings,
+    ProviderSettings,
+    QueueSettings,
+    RateLimit,
+    Secret,
+    Settings,
+    SettingsError,
+    load,
+    search_places,
+)
+
+REPOSITORY = Path(__file__).parent.parent
+HIDDEN = "s3cret-Tr4ding-v4lue"
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    place = tmp_path / "cwd"
+    place.mkdir()
+    return place
+
+
+def settings_of(cwd: Path, toml: str, **environ: str) -> Settings:
+    (cwd / "assets.toml").write_text(toml, encoding="utf-8")
+    return load(Path("assets.toml"), environ, cwd=cwd)
+
+
+def mistakes_of(cwd: Path, toml: str, **environ: str) -> tuple[str, ...]:
+    """Return the sentences, with the file called FILE."""
+    with pytest.raises(SettingsError) as caught:
+        settings_of(cwd, toml, **environ)
+    assert str(caught.value) == "\n".join(caught.value.mistakes)
+    return tuple(
+        mistake.replace(str(cwd / "assets.toml"), "FILE") for mistake in caught.value.mistakes
+    )
+
+
+def asset_toml(table: str = "secondary_assets", **changes: str | None) -> str:
+    """Return a right asset with some lines changed, and those left out that are None."""
+    lines: dict[str, str | None] = {
+        "symbol": '"EURUSD"',
+        "polygon_ticker": '"C:EURUSD"',
+        "asset_type": '"forex"',
+    }
+    lines |= changes
+    body = "\n".join(f"{key} = {value}" for key, value in lines.items() if value is not None)
+    return f"[[{table}]]\n{body}\n"
+
+
+# --- What a file says ----------------------------------------------------------------------------
+
+
+def test_an_empty_file_means_the_defaults_of_the_free_plan_and_no_assets(cwd: Path) -> None:
+    assert settings_of(cwd, "") == Settings(
+        provider=ProviderSettings(plan=PLANS["free"], api_key=None),
+        rate_limit=RateLimit(calls=5, period_seconds=60, hold_for_priority=True),
+        queue=QueueSettings(),
+        batch=BatchSettings(),
+        conninfo=None,
+        redis_url=None,
+        assets=(),
+        source=cwd / "assets.toml",
+        shipped=False,
+    )
+
+
+def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
+    read = settings_of(
+        cwd,
+        """
+        [provider]
+        plan = "starter"
+        base_url = "https://api.massive.com/"
+        connect_timeout_seconds = 1
+        read_timeout_seconds = 2.5
+        call_timeout_seconds = 3
+        allow_insecure_http = true
+        [rate_limit]
+        calls = 7
+        period_seconds = 0.5
+        hold_for_priority = false
+        [queue]
+        max_size = 8
+        max_attempts = 9
+        retry_delay_seconds = 10
+        aging_seconds = 0
+        [batch]
+        interval_minutes = 1.5
+        priority_assets_enabled = false
+        """,
+    )
+
+    assert read.provider == ProviderSettings(
+        plan=PLANS["starter"],
+        base_url="https://api.massive.com",
+        api_key=None,
+        connect_timeout_seconds=1,
+        read_timeout_seconds=2.5,
+        call_timeout_seconds=3,
+        allow_insecure_http=True,
+    )
+    assert read.rate_limit == RateLimit(7, 0.5, hold_for_priority=False)
+    assert read.queue == QueueSettings(8, 9, 10, 0)
+    assert read.batch == BatchSettings(1.5, priority_assets_enabled=False)
+    assert read.batch.interval_seconds == 90
+
+
+def test_an_asset_says_what_it_is(cwd: Path) -> None:
+    text = asset_toml(
+        "priority_assets", name='"Euro"', priority="4", update_frequency_seconds="60"
+    ) + asset_toml(
+        symbol='"BTCUSD"',
+        polygon_ticker='"X:BTCUSD"',
+        asset_type='"crypto"',
+        name='"Bitcoin"',
+        priority='"low"',
+        update_frequency_seconds="900",
+    )
+
+    assert settings_of(cwd, text).assets == (
+        Asset("EURUSD", "C:EURUSD", AssetType.FOREX, "Euro", Level.CRITICAL, 4, 60),
+        Asset("BTCUSD", "X:BTCUSD", AssetType.CRYPTO, "Bitcoin", Level.LOW, 0, 900),
+    )
+
+
+def test_an_asset_may_leave_out_name_priority_and_frequency(cwd: Path) -> None:
+    text = asset_toml("priority_assets") + asset_toml(
+        symbol='"GBPUSD"', polygon_ticker='"C:GBPUSD"'
+    )
+
+    assert settings_of(cwd, text).assets == (
+        Asset("EURUSD", "C:EURUSD", AssetType.FOREX, "EURUSD", Level.CRITICAL, 1, 300),
+        Asset("GBPUSD", "C:GBPUSD", AssetType.FOREX, "GBPUSD", Level.MEDIUM, 0, 300),
+    )
+
+
+def test_critical_assets_come_by_priority_then_by_their_place_and_others_by_their_place(
+    cwd: Path,
+) -> None:
+    text = "".join(
+        asset_toml("priority_assets", symbol=f'"{symbol}"', priority=priority)
+        for symbol, priority in (("THIRD", "9"), ("FIRST", "1"), ("SECOND", "1"))
+    )
+    text += asset_toml(symbol='"LOW"', priority='"low"')
+    text += asset_toml(symbol='"HIGH"', priority='"high"')
+
+    read = settings_of(cwd, text)
+
+    assert [asset.symbol for asset in read.critical] == ["FIRST", "SECOND", "THIRD"]
+    assert [asset.symbol for asset in read.others] == ["LOW", "HIGH"]
+
+
+def test_a_file_may_begin_with_the_mark_that_windows_editors_write(cwd: Path) -> None:
+    (cwd / "assets.toml").write_bytes(b"\xef\xbb\xbf[queue]\r\nmax_size = 8\r\n")
+    assert load(None, {}, cwd=cwd).queue.max_size == 8
+
+
+# --- Plans and the limit in force ----------------------------------------------------------------
+
+
+def test_a_free_key_has_five_calls_a_minute_and_only_bars() -> None:
+    free = PLANS["free"]
+    assert (free.calls, free.period_seconds, free.history_days) == (5, 60, 720)
+    assert free.feeds == (Feed.BARS,)
+
+
+@pytest.mark.parametrize("name", ["starter", "developer", "advanced"])
+def test_a_paid_key_has_a_hundred_calls_a_second_and_snapshots_first(name: str) -> None:
+    assert PLANS[name].name == name
+    assert (PLANS[name].calls, PLANS[name].period_seconds) == (100, 1)
+    assert PLANS[name].feeds == (Feed.SNAPSHOT, Feed.BARS)
+
+
+@pytest.mark.parametrize(
+    ("toml", "environ", "calls", "period_seconds"),
+    [
+        ('provider.plan = "advanced"', {}, 100, 1),
+        ('provider.plan = "advanced"\nrate_limit.calls = 50', {}, 50, 1),
+        ("rate_limit = {calls = 4, period_seconds = 61}", {}, 4, 61),
+        ("", {"POLYGON_TIER": "Developer"}, 100, 1),
+        ("rate_limit.calls = 4", {"POLYGON_TIER": "starter"}, 4, 1),
+        ("rate_limit.calls = 4", {"POLYGON_RATE_LIMIT": "3"}, 3, 60),
+        ("", {"POLYGON_TIER": "starter", "POLYGON_RATE_LIMIT": "3"}, 3, 1),
+    ],
+)
+def test_the_limit_in_force_is_the_environments_then_the_files_then_the_plans(
+    cwd: Path, toml: str, environ: dict[str, str], calls: int, period_seconds: float
+) -> None:
+    assert settings_of(cwd, toml, **environ).rate_limit == RateLimit(calls, period_seconds)
+
+
+# --- The environment over the file ---------------------------------------------------------------
+
+FULL_FILE = """
+provider = {plan = "developer", base_url = "https://file.example"}
+rate_limit.calls = 50
+batch = {interval_minutes = 7, priority_assets_enabled = true}
+queue.max_size = 70
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("POLYGON_TIER", "starter", lambda s: s.provider.plan.name == "starter"),
+        ("POLYGON_BASE_URL", "https://e.example", lambda s: s.provider.base_url[8:] == "e.example"),
+        ("POLYGON_RATE_LIMIT", "2", lambda s: s.rate_limit.calls == 2),
+        ("BATCH_INTERVAL_MINUTES", "2.5", lambda s: s.batch.interval_seconds == 150),
+        ("PRIORITY_ASSETS_ENABLED", "no", lambda s: not s.batch.priority_assets_enabled),
+        ("QUEUE_MAX_SIZE", " 9 ", lambda s: s.queue.max_size == 9),
+        ("POLYGON_API_KEY", HIDDEN, lambda s: s.provider.api_key == Secret(HIDDEN)),
+        ("POLYGON_API_KEY", f" {HIDDEN}\n", lambda s: s.provider.api_key == Secret(HIDDEN)),
+        ("MASSIVE_API_KEY", HIDDEN, lambda s: s.provider.api_key == Secret(HIDDEN)),
+        ("REDIS_URL", "redis://cache", lambda s: s.redis_url == Secret("redis://cache")),
+        ("REDIS_URL", "unix:///run/r.sock", lambda s: s.redis_url is not None),
+    ],
+)
+def test_a_variable_wins_over_the_file(
+    cwd: Path, name: str, value: str, read: Callable[[Settings], bool]
+) -> None:
+    assert not read(settings_of(cwd, FULL_FILE))
+    assert read(settings_of(cwd, FULL_FILE, **{name: value}))
+
+
+@pytest.mark.parametrize("word", ["true", "1", "yes", "on", "TRUE"])
+def test_words_for_yes(cwd: Path, word: str) -> None:
+    toml = "batch.priority_assets_enabled = false"
+    assert settings_of(cwd, toml, PRIORITY_ASSETS_ENABLED=word).batch.priority_assets_enabled
+
+
+@pytest.mark.parametrize("word", ["false", "0", "no", "off", "Off"])
+def test_words_for_no(cwd: Path, word: str) -> None:
+    assert not settings_of(cwd, "", PRIORITY_ASSETS_ENABLED=word).batch.priority_assets_enabled
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_an_empty_variable_counts_as_unset(cwd: Path, empty: str) -> None:
+    emptied = dict.fromkeys(VARIABLES, empty) | dict.fromkeys(settings.LIBPQ_VARIABLES, empty)
+    assert settings_of(cwd, FULL_FILE, **emptied) == settings_of(cwd, FULL_FILE)
+
+
+def test_the_polygon_key_wins_over_the_massive_key(cwd: Path) -> None:
+    read = settings_of(cwd, "", POLYGON_API_KEY="polygon", MASSIVE_API_KEY="massive")
+    assert read.provider.api_key == Secret("polygon")
+
+
+class Recorder(Mapping[str, str]):
+    """An empty environment that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.asked.add(name)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_the_list_of_variables_is_complete() -> None:
+    recorder = Recorder()
+    with pytest.raises(SettingsError):  # An unknown file, so that no place is left out.
+        load(Path("/does/not/exist"), recorder)
+    load(None, recorder, cwd=SHIPPED_FILE.parent)
+
+    others = {"HOME", "XDG_CONFIG_HOME", *settings.LIBPQ_VARIABLES}
+    assert recorder.asked == set(VARIABLES) | others
+
+
+# --- The database --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:pass@one:5432,two:5433/prices?target_session_attrs=read-write",
+        "postgres://localhost/prices",
+        "host=one,two dbname=prices password=ends\\ ",
+        "  service = prices",
+    ],
+)
+def test_database_url_is_taken_verbatim(cwd: Path, url: str) -> None:
+    assert settings_of(cwd, "", DATABASE_URL=url).conninfo == Secret(url)
+
+
+@pytest.mark.parametrize(
+    "value", ["plain", r"it's", "back\\slash", "a b", "\\", "'", "x='y' \\' z", " rim ", "é\n"]
+)
+def test_db_parts_reach_libpq_as_they_are(cwd: Path, value: str) -> None:
+    conninfo = settings_of(
+        cwd,
+        "",
+        DB_HOST="one,two",
+        DB_PORT="5432,5433",
+        DB_NAME="prices",
+        DB_USER="o'neil \\",
+        DB_PASSWORD=value,
+    ).conninfo
+
+    assert conninfo is not None
+    assert parse_dsn(conninfo.reveal()) == {
+        "host": "one,two",
+        "port": "5432,5433",
+        "dbname": "prices",
+        "user": "o'neil \\",
+        "password": value,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("DB_HOST", "host"),
+        ("DB_PORT", "port"),
+        ("DB_NAME", "dbname"),
+        ("DB_USER", "user"),
+        ("DB_PASSWORD", "password"),
+    ],
+)
+def test_each_db_part_alone_says_that_there_is_a_database(cwd: Path, name: str, part: str) -> None:
+    conninfo = settings_of(cwd, "", **{name: "5432"}).conninfo
+    assert conninfo is not None
+    assert parse_dsn(conninfo.reveal()) == {part: "5432"}
+
+
+@pytest.mark.parametrize("name", settings.LIBPQ_VARIABLES)
+def test_libpqs_own_variables_are_left_to_libpq(cwd: Path, name: str) -> None:
+    assert settings_of(cwd, "", **{name: "x"}).conninfo == Secret("")
+
+
+def test_database_url_wins_over_db_parts_which_win_over_libpqs(cwd: Path) -> None:
+    libpq = {"PGHOST": "libpq"}
+    parts = libpq | {"DB_HOST": "parts", "DB_PORT": "never read"}
+    url = parts | {"DATABASE_URL": "postgresql://url"}
+
+    assert settings_of(cwd, "", **url).conninfo == Secret("postgresql://url")
+    assert settings_of(cwd, "", **parts | {"DB_PORT": "1"}).conninfo == Secret(
+        "host='parts' port='1'"
+    )
+    assert settings_of(cwd, "", **libpq).conninfo == Secret("")
+    assert settings_of(cwd, "").conninfo is None
+
+
+# --- Secrets -------------------------------------------------------------------------------------
+
+SECRETS = {
+    "POLYGON_API_KEY": HIDDEN,
+    "MASSIVE_API_KEY": HIDDEN,
+    "DATABASE_URL": f"postgresql://user:{HIDDEN}@host/prices",
+    "DB_PASSWORD": HIDDEN,
+    "REDIS_URL": f"redis://:{HIDDEN}@cache",
+}
+
+
+def test_no_secret_shows_however_the_settings_are_written_down(cwd: Path) -> None:
+    names = ("POLYGON_API_KEY", "DATABASE_URL", "REDIS_URL")
+    read = settings_of(cwd, "", **{name: SECRETS[name] for name in names})
+    assert read.provider.api_key is not None
+    assert read.provider.api_key.reveal() == HIDDEN
+
+    secret = read.provider.api_key
+    for shown in (
+        repr(read),
+        str(read),
+        repr(dataclasses.asdict(read)),
+        f"{secret} {secret!r} {secret!s} {secret:>40} {secret!a}",
+        "%s %r" % (secret, secret),  # noqa: UP031  logging formats like this
+    ):
+        assert HIDDEN not in shown
+    assert str(secret) == repr(secret) == f"{secret}" == "***"
+
+
+def test_a_secret_can_be_recognised_and_compared(cwd: Path) -> None:
+    secret = Secret("abc")
+    assert secret.fingerprint() == hashlib.sha256(b"abc").hexdigest()[:12]
+    assert (secret == Secret("abc"), secret == Secret("abd"), secret == "abc") == (
+        True,
+        False,
+        False,
+    )
+    assert len({secret, Secret("abc")}) == 1
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_stand_in_a_file(cwd: Path, name: str) -> None:
+    (cwd / "credential").write_text(f"\n {SECRETS[name]} \n", encoding="utf-8")
+
+    read = settings_of(cwd, "", **{f"{name}_FILE": str(cwd / "credential")})
+
+    found = {read.provider.api_key, read.conninfo, read.redis_url}
+    expected = f"password='{HIDDEN}'" if name == "DB_PASSWORD" else SECRETS[name]
+    assert found == {Secret(expected), None}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_set_twice_is_a_mistake(cwd: Path, name: str) -> None:
+    (cwd / "credential").write_text(SECRETS[name], encoding="utf-8")
+    environ = {name: SECRETS[name], f"{name}_FILE": str(cwd / "credential")}
+    assert mistakes_of(cwd, "", **environ) == (
+        f"environment: {name} and {name}_FILE are both set; set only one of them.",
+    )
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secrets_file_that_cannot_be_used_is_named(cwd: Path, name: str) -> None:
+    (cwd / "empty").write_text(" \n", encoding="utf-8")
+    (cwd / "latin1").write_bytes(b"k\xe9y")
+    (cwd / "huge").write_bytes(b"x" * (64 * 1024 + 1))
+    (cwd / "loop").symlink_to("loop")
+    right = "it must be a file with nothing but the secret"
+
+    for file, wrong in (
+        ("empty", "is empty"),
+        ("latin1", "is not UTF-8"),
+        ("huge", "is larger than 64 KiB"),
+        ("missing", "does not exist"),
+        (".", "is a directory"),
+        ("loop", f"cannot be read ({os.strerror(errno.ELOOP)})"),
+    ):
+        environ = {f"{name}_FILE": str(cwd / file)}
+        assert mistakes_of(cwd, "", **environ) == (
+            f"environment: {name}_FILE names {cwd / file}, which {wrong}; {right}.",
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        (
+            "POLYGON_API_KEY",
+            f"{HIDDEN} {HIDDEN}",
+            (
+                "POLYGON_API_KEY holds a space or another character that no key has;"
+                " it must be the key and nothing else"
+            ),
+        ),
+        (
+            "MASSIVE_API_KEY",
+            f"{HIDDEN}\x07{HIDDEN}",
+            (
+                "MASSIVE_API_KEY holds a space or another character that no key has;"
+                " it must be the key and nothing else"
+            ),
+        ),
+        (
+            "POLYGON_API_KEY",
+            f"{HIDDEN}é",
+            (
+                "POLYGON_API_KEY holds a space or another character that no key has;"
+                " it must be the key and nothing else"
+            ),
+        ),
+        *(
+            (
+                "DATABASE_URL",
+                value,
+                (
+                    "DATABASE_URL is no address of a PostgreSQL database; it must begin with"
+                    " postgresql:// or be of the form host=… dbname=…"
+                ),
+            )
+            for value in (HIDDEN, f"mysql://u:{HIDDEN}@h/d", f"postgresql+psycopg2://{HIDDEN}?a=b")
+        ),
+        (
+            "REDIS_URL",
+            f"http://:{HIDDEN}@cache",
+            (
+                "REDIS_URL is no address of a Redis server; it must begin with redis://, rediss://"
+                " or unix://"
+            ),
+        ),
+        *(
+            (name, f"{HIDDEN}{odd}", f"{name} holds a NUL or is not UTF-8; it must be text")
+            for name in (
+                "POLYGON_API_KEY",
+                "DATABASE_URL",
+                "DB_PASSWORD",
+                "DB_HOST",
+                "QUEUE_MAX_SIZE",
+            )
+            for odd in ("\0", "\udce9")
+        ),
+    ],
+)
+def test_a_wrong_secret_is_named_and_not_shown(
+    cwd: Path, name: str, value: str, sentence: str
+) -> None:
+    assert HIDDEN not in sentence
+    assert mistakes_of(cwd, "", **{name: value}) == (f"environment: {sentence}.",)
+
+
+def test_a_wrong_secret_from_a_file_is_named_by_its_file(cwd: Path) -> None:
+    (cwd / "credential").write_text(f"{HIDDEN}\n{HIDDEN}", encoding="utf-8")
+    assert mistakes_of(cwd, "", POLYGON_API_KEY_FILE="credential") == (
+        (
+            "environment: POLYGON_API_KEY_FILE holds a space or another character that no key has;"
+            " it must be the key and nothing else."
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("toml", "key", "variable"),
+    [
+        ("provider.api_key = 'X'", "provider.api_key", "POLYGON_API_KEY"),
+        ("POLYGON_API_KEY = 'X'", "POLYGON_API_KEY", "POLYGON_API_KEY"),
+        ("[database]\nurl = 'X'", "database", "DATABASE_URL"),
+        ("batch.db_password = 'X'", "batch.db_password", "DATABASE_URL"),
+        ("redis_url = 'X'", "redis_url", "REDIS_URL"),
+    ],
+)
+def test_a_secret_in_the_file_is_sent_where_it_belongs(
+    cwd: Path, toml: str, key: str, variable: str
+) -> None:
+    assert mistakes_of(cwd, toml.replace("X", HIDDEN)) == (
+        (
+            f"FILE: {key} does not belong in the file; set {variable} in the environment,"
+            f" or {variable}_FILE to the path of a file that holds it."
+        ),
+    )
+
+
+# --- Mistakes in the file ------------------------------------------------------------------------
+
+NOT_A_SYMBOL = (
+    "it must be 1 to 32 characters of A-Z, 0-9, dot, _ and -, the first a letter or a digit"
+)
+NOT_A_URL = (
+    'is not a base URL; it must be https:// and a host, such as "https://api.polygon.io",'
+    " without user, query or fragment"
+)
+NOT_SAFE = (
+    "sends the key over http:// to another machine; it must begin with https://, or"
+    " provider.allow_insecure_http must be true"
+)
+NOT_A_NAME = "it must be 1 to 200 characters, none of them a line end or another control character"
+ASSET_KEYS = "symbol, asset_type, polygon_ticker, name, update_frequency_seconds"
+
+
+@pytest.mark.parametrize(
+    ("toml", "sentence"),
+    [
+        # Unknown names.
+        ("[qeue]\nmax_size = 1", "qeue is not a setting; did you mean queue"),
+        ("queue.max_sise = 1", "queue.max_sise is not a setting; did you mean max_size"),
+        ("queue.MAX_SIZE = 1", "queue.MAX_SIZE is not a setting; did you mean max_size"),
+        (
+            "batch.colour = 1",
+            "batch.colour is not a setting; known here: interval_minutes, priority_assets_enabled",
+        ),
+        (
+            asset_toml(ticker='"C:EURUSD"'),
+            "secondary_assets[1].ticker (EURUSD) is not a setting; did you mean polygon_ticker",
+        ),
+        (
+            asset_toml(zzz="1"),
+            (
+                "secondary_assets[1].zzz (EURUSD) is not a setting;"
+                f" known here: priority, {ASSET_KEYS}"
+            ),
+        ),
+        (
+            '"a\\u001b b" = 1',
+            (
+                '"a\\x1b b" is not a setting; known here: provider, rate_limit, queue, batch,'
+                " priority_assets, secondary_assets"
+            ),
+        ),
+        # Wrong types.
+        ("queue = 5", "queue is 5; it must be a table, written [queue]"),
+        ("[[queue]]", "queue is an array; it must be a table, written [queue]"),
+        (
+            "[priority_assets]",
+            "priority_assets is a table; it must be tables, each written [[priority_assets]]",
+        ),
+        (
+            'secondary_assets = ["EURUSD"]',
+            'secondary_assets[1] is "EURUSD"; it must be a table, written [[secondary_assets]]',
+        ),
+        (
+            'queue.max_size = "1000"',
+            'queue.max_size is "1000"; it must be a whole number from 1 to 1000000',
+        ),
+        (
+            "queue.max_size = true",
+            "queue.max_size is true; it must be a whole number from 1 to 1000000",
+        ),
+        (
+            "queue.max_size = 5.0",
+            "queue.max_size is 5.0; it must be a whole number from 1 to 1000000",
+        ),
+        (
+            "queue.max_size = 2026-01-01",
+            "queue.max_size is a date or time; it must be a whole number from 1 to 1000000",
+        ),
+        (
+            "batch.interval_minutes = false",
+            "batch.interval_minutes is false; it must be a number from 0.5 to 1440",
+        ),
+        (
+            "batch.priority_assets_enabled = 1",
+            "batch.priority_assets_enabled is 1; it must be true or false",
+        ),
+        (
+            "rate_limit.hold_for_priority = 'yes'",
+            'rate_limit.hold_for_priority is "yes"; it must be true or false',
+        ),
+        (
+            "provider.plan = 1",
+            'provider.plan is 1; it must be one of "free", "starter", "developer", "advanced"',
+        ),
+        # Numbers out of range.
+        (
+            "rate_limit.calls = 0",
+            "rate_limit.calls is 0; it must be a whole number from 1 to 10000",
+        ),
+        (
+            f"rate_limit.calls = {'9' * 100}",
+            "rate_limit.calls is a huge number; it must be a whole number from 1 to 10000",
+        ),
+        (
+            f"rate_limit.calls = 0x{'f' * 5000}",
+            "rate_limit.calls is a huge number; it must be a whole number from 1 to 10000",
+        ),
+        (
+            f"rate_limit.period_seconds = {'9' * 400}",
+            "rate_limit.period_seconds is a huge number; it must be a number from 0.1 to 86400",
+        ),
+        (
+            "rate_limit.period_seconds = nan",
+            "rate_limit.period_seconds is nan; it must be a number from 0.1 to 86400",
+        ),
+        (
+            "rate_limit.period_seconds = 1e999",
+            "rate_limit.period_seconds is inf; it must be a number from 0.1 to 86400",
+        ),
+        (
+            "provider.call_timeout_seconds = -1",
+            "provider.call_timeout_seconds is -1; it must be a number from 0.1 to 600",
+        ),
+        (
+            "queue.max_attempts = 101",
+            "queue.max_attempts is 101; it must be a whole number from 1 to 100",
+        ),
+        (
+            "queue.retry_delay_seconds = 0",
+            "queue.retry_delay_seconds is 0; it must be a whole number from 1 to 86400",
+        ),
+        (
+            "queue.aging_seconds = -1",
+            "queue.aging_seconds is -1; it must be a whole number from 0 to 604800",
+        ),
+        # Plans, priorities, types.
+        (
+            "provider.plan = 'gold'",
+            'provider.plan is "gold"; it must be one of "free", "starter", "developer", "advanced"',
+        ),
+        (
+            asset_toml(priority='"urgent"'),
+            (
+                'secondary_assets[1].priority (EURUSD) is "urgent"; it must be one of "high",'
+                ' "medium", "low" (critical assets stand under [[priority_assets]])'
+            ),
+        ),
+        (
+            asset_toml(priority='"critical"'),
+            (
+                'secondary_assets[1].priority (EURUSD) is "critical"; it must be one of "high",'
+                ' "medium", "low" (critical assets stand under [[priority_assets]])'
+            ),
+        ),
+        (
+            asset_toml("priority_assets", priority='"high"'),
+            (
+                'priority_assets[1].priority (EURUSD) is "high"; it must be a whole number'
+                " from 1 to 1000000"
+            ),
+        ),
+        (
+            asset_toml("priority_assets", priority="0"),
+            (
+                "priority_assets[1].priority (EURUSD) is 0; it must be a whole number"
+                " from 1 to 1000000"
+            ),
+        ),
+        (
+            asset_toml(asset_type='"metal"'),
+            (
+                'secondary_assets[1].asset_type (EURUSD) is "metal"; it must be one of "forex",'
+                ' "crypto" (metals are forex)'
+            ),
+        ),
+        (
+            asset_toml(update_frequency_seconds="0"),
+            (
+                "secondary_assets[1].update_frequency_seconds (EURUSD) is 0; it must be a whole"
+                " number from 1 to 2592000"
+            ),
+        ),
+        # Symbols.
+        (asset_toml(symbol=None), "secondary_assets[1].symbol is missing; every asset needs one"),
+        (
+            asset_toml(asset_type=None),
+            "secondary_assets[1].asset_type (EURUSD) is missing; every asset needs one",
+        ),
+        (
+            asset_toml(polygon_ticker=None),
+            "secondary_assets[1].polygon_ticker (EURUSD) is missing; every asset needs one",
+        ),
+        (asset_toml(symbol='""'), f'secondary_assets[1].symbol is ""; {NOT_A_SYMBOL}'),
+        (asset_toml(symbol='"eurusd"'), f'secondary_assets[1].symbol is "eurusd"; {NOT_A_SYMBOL}'),
+        (asset_toml(symbol='"-EUR"'), f'secondary_assets[1].symbol is "-EUR"; {NOT_A_SYMBOL}'),
+        (asset_toml(symbol='"EUR\\n"'), f'secondary_assets[1].symbol is "EUR\\n"; {NOT_A_SYMBOL}'),
+        (
+            asset_toml(symbol='"EUR\\u0000"'),
+            f'secondary_assets[1].symbol is "EUR\\x00"; {NOT_A_SYMBOL}',
+        ),
+        (
+            asset_toml(symbol=f'"{"A" * 41}"'),
+            f'secondary_assets[1].symbol is "{"A" * 40}…"; {NOT_A_SYMBOL}',
+        ),
+        (
+            asset_toml("priority_assets") + asset_toml(symbol='"B"') + asset_toml(),
+            (
+                "secondary_assets[2].symbol (EURUSD) stands in priority_assets[1] already;"
+                " a symbol may stand only once"
+            ),
+        ),
+        # Tickers that do not fit.
+        (
+            asset_toml(symbol='"XAUUSD"', polygon_ticker='"XAUUSD"'),
+            (
+                'secondary_assets[1].polygon_ticker (XAUUSD) is "XAUUSD";'
+                ' a forex ticker begins with "C:", such as "C:XAUUSD"'
+            ),
+        ),
+        (
+            asset_toml(polygon_ticker='"X:EURUSD"'),
+            (
+                'secondary_assets[1].polygon_ticker (EURUSD) is "X:EURUSD";'
+                ' a forex ticker begins with "C:", such as "C:EURUSD"'
+            ),
+        ),
+        (
+            asset_toml(asset_type='"crypto"', polygon_ticker='"btc-usd"'),
+            (
+                'secondary_assets[1].polygon_ticker (EURUSD) is "btc-usd";'
+                ' a crypto ticker begins with "X:", such as "X:BTCUSD"'
+            ),
+        ),
+        (
+            asset_toml(polygon_ticker='"C:"'),
+            (
+                'secondary_assets[1].polygon_ticker (EURUSD) is "C:";'
+                ' a forex ticker begins with "C:", such as "C:EURUSD"'
+            ),
+        ),
+        (
+            asset_toml(polygon_ticker="7"),
+            (
+                "secondary_assets[1].polygon_ticker (EURUSD) is 7;"
+                ' a forex ticker begins with "C:", such as "C:EURUSD"'
+            ),
+        ),
+        # Names.
+        (asset_toml(name='" "'), f'secondary_assets[1].name (EURUSD) is " "; {NOT_A_NAME}'),
+        (
+            asset_toml(name='"a\\u0000"'),
+            f'secondary_assets[1].name (EURUSD) is "a\\x00"; {NOT_A_NAME}',
+        ),
+        (
+            asset_toml(name=f'"{"é" * 201}"'),
+            f'secondary_assets[1].name (EURUSD) is "{"é" * 40}…"; {NOT_A_NAME}',
+        ),
+        # Addresses.
+        *(
+            (f"provider.base_url = {value}", f"provider.base_url {NOT_A_URL}")
+            for value in (
+                "5",
+                '""',
+                '"api.polygon.io"',
+                '"ftp://api.polygon.io"',
+                '"https://"',
+                f'"https://{HIDDEN}@api.polygon.io"',
+                f'"https://api.polygon.io?apiKey={HIDDEN}"',
+                '"https://api.polygon.io#x"',
+                '"https://api.polygon.io:99999"',
+                '"https://[::1"',
+                '"https://api.polygon.io:0"',
+                '"https://api.polygon.io\\\\@evil.example"',
+                '"https://a/../\\u202e"',
+                '"https://api.polygon.io/a b"',
+                '"https://api.polygon.io\\n"',
+                '"https://api.polygon.io\\u0000"',
+            )
+        ),
+        ('provider.base_url = "http://api.polygon.io"', f"provider.base_url {NOT_SAFE}"),
+        ('provider.base_url = "http://127.0.0.1.evil.example"', f"provider.base_url {NOT_SAFE}"),
+        ('provider.base_url = "http://192.168.0.1:80"', f"provider.base_url {NOT_SAFE}"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_file_key_and_what_would_be_right(
+    cwd: Path, toml: str, sentence: str
+) -> None:
+    assert mistakes_of(cwd, toml) == (f"FILE: {sentence}.",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        (
+            "POLYGON_TIER",
+            "gold",
+            'is "gold"; it must be one of "free", "starter", "developer", "advanced"',
+        ),
+        ("POLYGON_RATE_LIMIT", "0", "is 0; it must be a whole number from 1 to 10000"),
+        ("POLYGON_RATE_LIMIT", "5.0", 'is "5.0"; it must be a whole number from 1 to 10000'),
+        ("POLYGON_RATE_LIMIT", "1_0", 'is "1_0"; it must be a whole number from 1 to 10000'),
+        ("POLYGON_RATE_LIMIT", "٣", 'is "٣"; it must be a whole number from 1 to 10000'),
+        (
+            "QUEUE_MAX_SIZE",
+            "9" * 5000,
+            f'is "{"9" * 40}…"; it must be a whole number from 1 to 1000000',
+        ),
+        ("BATCH_INTERVAL_MINUTES", "nan", 'is "nan"; it must be a number from 0.5 to 1440'),
+        ("BATCH_INTERVAL_MINUTES", "0", "is 0.0; it must be a number from 0.5 to 1440"),
+        ("PRIORITY_ASSETS_ENABLED", "ja", 'is "ja"; it must be true or false'),
+        ("POLYGON_BASE_URL", f"https://{HIDDEN}@h", NOT_A_URL),
+        ("POLYGON_BASE_URL", "http://h", NOT_SAFE),
+        ("DB_PORT", "99999", 'is "99999"; it must be a port from 1 to 65535'),
+        ("DB_PORT", "5432,", 'is "5432,"; it must be a port from 1 to 65535'),
+    ],
+)
+def test_a_mistake_in_the_environment_names_the_variable(
+    cwd: Path, name: str, value: str, sentence: str
+) -> None:
+    assert mistakes_of(cwd, "", **{name: value}) == (f"environment: {name} {sentence}.",)
+
+
+def test_all_mistakes_of_the_file_and_the_environment_come_at_once(cwd: Path) -> None:
+    text = (
+        "rate_limit.calls = -5\nqueue.sise = 1\n"
+        + asset_toml("priority_assets", symbol='"A"', priority='"first"')
+        + asset_toml(symbol='"A"', polygon_ticker='"A"', colour="1")
+    )
+    assert mistakes_of(cwd, text, POLYGON_RATE_LIMIT="x", POLYGON_API_KEY="a b") == (
+        (
+            "environment: POLYGON_API_KEY holds a space or another character that no key has;"
+            " it must be the key and nothing else."
+        ),
+        "FILE: rate_limit.calls is -5; it must be a whole number from 1 to 10000.",
+        'environment: POLYGON_RATE_LIMIT is "x"; it must be a whole number from 1 to 10000.',
+        (
+            'FILE: priority_assets[1].priority (A) is "first"; it must be a whole number'
+            " from 1 to 1000000."
+        ),
+        (
+            'FILE: secondary_assets[1].polygon_ticker (A) is "A"; a forex ticker begins with "C:",'
+            ' such as "C:A".'
+        ),
+        (
+            "FILE: secondary_assets[1].symbol (A) stands in priority_assets[1] already;"
+            " a symbol may stand only once."
+        ),
+        (
+            "FILE: queue.sise is not a setting; known here: max_size, max_attempts,"
+            " retry_delay_seconds, aging_seconds."
+        ),
+        (
+            "FILE: secondary_assets[1].colour (A) is not a setting; known here: priority,"
+            f" {ASSET_KEYS}."
+        ),
+    )
+
+
+def test_where_the_type_is_wrong_a_ticker_of_any_type_fits(cwd: Path) -> None:
+    sentences = mistakes_of(cwd, asset_toml(asset_type="1", polygon_ticker='"X:BTCUSD"'))
+    assert [sentence.split()[1] for sentence in sentences] == ["secondary_assets[1].asset_type"]
+
+    sentences = mistakes_of(cwd, asset_toml(asset_type="1", polygon_ticker='"BTCUSD"'))
+    assert sentences[1].endswith(
+        'a forex ticker begins with "C:", such as "C:BTCUSD" or'
+        ' a crypto ticker begins with "X:", such as "X:BTCUSD".'
+    )
+
+
+def test_a_mistake_in_a_file_value_counts_even_under_a_variable(cwd: Path) -> None:
+    assert len(mistakes_of(cwd, "queue.max_size = 0", QUEUE_MAX_SIZE="5")) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8080", "http://127.9.9.9", "http://[::1]:1", "http://LocalHost:80/x"]
+)
+def test_http_is_good_enough_for_this_machine(cwd: Path, url: str) -> None:
+    assert settings_of(cwd, "", POLYGON_BASE_URL=url).provider.base_url == url
+
+
+def test_http_to_another_machine_is_for_those_who_say_so(cwd: Path) -> None:
+    toml = "provider = {base_url = 'http://10.0.0.1', allow_insecure_http = true}"
+    assert settings_of(cwd, toml).provider.base_url == "http://10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"[queue]\nmax_size = = 5\n", "is not TOML: Invalid value (at line 2, column 12)"),
+        (b"[queue]\nmax_size = 5\nmax_size = 5", "is not TOML: Cannot overwrite a value"),
+        (b"a = \0", "is not TOML: Invalid value (at line 1, column 5)"),
+        (b"a = " + b"9" * 5000, "is not usable: it holds a number of thousands of digits"),
+        (b"a = " + b"[" * 100_000, "is not usable: its values are nested too deeply"),
+        (b"# \xe9", "is not UTF-8; it must be a readable TOML file in UTF-8, of at most 1 MiB"),
+        (
+            b"#" * (1024 * 1024 + 1),
+            "is larger than 1024 KiB; it must be a readable TOML file in UTF-8, of at most 1 MiB",
+        ),
+    ],
+)
+def test_a_file_that_is_no_toml_is_told_with_the_place(
+    cwd: Path, content: bytes, sentence: str
+) -> None:
+    path = cwd / "assets.toml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        load(None, {}, cwd=cwd)
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(f"{path} {sentence}")
+
+
+def test_a_file_of_the_greatest_size_is_read(cwd: Path) -> None:
+    path = cwd / "assets.toml"
+    path.write_bytes(b"#" * (1024 * 1024))
+    assert load(None, {}, cwd=cwd).source == path
+
+
+# --- Which file ----------------------------------------------------------------------------------
+
+
+def test_the_first_file_of_the_search_order_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The machine's own /etc is not a test's to write in.
+    monkeypatch.setattr(settings, "SYSTEM_FILE", tmp_path / "etc" / "assets.toml")
+    environ = {
+        "ASSET_SYNC_CONFIG": str(tmp_path / "named.toml"),
+        "XDG_CONFIG_HOME": str(tmp_path / "xdg"),
+        "HOME": str(tmp_path / "home"),
+    }
+    flag = tmp_path / "flag.toml"
+    places = [
+        flag,
+        tmp_path / "named.toml",
+        tmp_path / "cwd" / "assets.toml",
+        tmp_path / "xdg" / "asset-sync" / "assets.toml",
+        tmp_path / "etc" / "assets.toml",
+    ]
+    for number, place in enumerate(places, start=1):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"queue.max_size = {number}", encoding="utf-8")
+
+    for number, place in enumerate(places, start=1):
+        if number == 3:
+            del environ["ASSET_SYNC_CONFIG"]
+        read = load(flag if number == 1 else None, environ, cwd=tmp_path / "cwd")
+        assert (read.queue.max_size, read.source, read.shipped) == (number, place, False)
+        place.unlink()
+
+    read = load(None, environ, cwd=tmp_path / "cwd")
+    assert (read.source, read.shipped) == (SHIPPED_FILE, True)
+
+
+def test_the_users_directory_is_under_home_unless_xdg_says_otherwise(tmp_path: Path) -> None:
+    under_home = Path("/home/u/.config/asset-sync/assets.toml")
+    tail = (SYSTEM_FILE, SHIPPED_FILE)
+    here = (tmp_path / "assets.toml",)
+
+    assert Path("/etc/asset-sync/assets.toml") == SYSTEM_FILE
+    assert search_places({}, tmp_path) == here + tail
+    assert search_places({"HOME": "/home/u"}, tmp_path) == (*here, under_home, *tail)
+    relative = {"HOME": "/home/u", "XDG_CONFIG_HOME": "relative"}
+    assert search_places(relative, tmp_path) == (*here, under_home, *tail)
+    xdg = {"HOME": "/home/u", "XDG_CONFIG_HOME": "/xdg"}
+    assert search_places(xdg, tmp_path) == (*here, Path("/xdg/asset-sync/assets.toml"), *tail)
+
+
+def test_a_file_that_was_named_has_to_be_there(cwd: Path) -> None:
+    right = "it must be a readable TOML file in UTF-8, of at most 1 MiB"
+
+    with pytest.raises(SettingsError) as caught:
+        load(Path("gone.toml"), {"POLYGON_RATE_LIMIT": "x"}, cwd=cwd)
+    assert caught.value.mistakes == (
+        f"{cwd / 'gone.toml'} (--config) does not exist; {right}.",
+        'environment: POLYGON_RATE_LIMIT is "x"; it must be a whole number from 1 to 10000.',
+    )
+
+    with pytest.raises(SettingsError) as caught:
+        load(None, {"ASSET_SYNC_CONFIG": "gone.toml"}, cwd=cwd)
+    assert str(caught.value) == (
+        f"{cwd / 'gone.toml'} (ASSET_SYNC_CONFIG) does not exist; {right}."
+    )
+
+
+def test_a_file_that_is_there_and_cannot_be_read_is_not_passed_over(cwd: Path) -> None:
+    path = cwd / "assets.toml"
+    right = "it must be a readable TOML file in UTF-8, of at most 1 MiB"
+
+    def mistake() -> str:
+        with pytest.raises(SettingsError) as caught:
+            load(None, {}, cwd=cwd)
+        return str(caught.value)
+
+    path.mkdir()
+    assert mistake() == f"{path} is a directory; {right}."
+    path.rmdir()
+    path.symlink_to("nowhere")
+    assert mistake() == f"{path} does not exist; {right}."
+    path.unlink()
+    path.symlink_to("assets.toml")
+    assert mistake() == f"{path} cannot be read ({os.strerror(errno.ELOOP)}); {right}."
+
+
+def test_a_path_that_no_file_can_have_is_a_mistake_and_not_a_traceback(cwd: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(Path("a\0\x1b"), {}, cwd=cwd)
+    assert str(caught.value).startswith(f"{cwd}/a\\x00\\x1b (--config) is no path that can exist;")
+
+
+# --- The file that is shipped --------------------------------------------------------------------
+
+
+def test_the_shipped_file_changes_no_default(cwd: Path) -> None:
+    shipped, empty = load(SHIPPED_FILE, {}), settings_of(cwd, "")
+    assert dataclasses.replace(shipped, assets=(), source=empty.source, shipped=False) == empty
+
+
+def test_the_shipped_file_names_every_setting(cwd: Path) -> None:
+    text = SHIPPED_FILE.read_text(encoding="utf-8").replace("# calls", "calls")
+    text = text.replace("# period_seconds", "period_seconds")
+    read = settings_of(cwd, text)
+    assert read.rate_limit == RateLimit(5, 60)
+
+    for part in (read.provider, read.rate_limit, read.queue, read.batch):
+        for field in dataclasses.fields(part):
+            assert field.name == "api_key" or f"\n{field.name} = " in text
+
+
+def test_the_shipped_assets_are_gold_the_euro_and_bitcoin_then_four_others() -> None:
+    read = load(SHIPPED_FILE, {})
+    assert [(asset.symbol, asset.position) for asset in read.critical] == [
+        ("XAUUSD", 1),
+        ("EURUSD", 2),
+        ("BTCUSD", 3),
+    ]
+    assert [(asset.symbol, asset.ticker, asset.level) for asset in read.others] == [
+        ("ETHUSDT", "X:ETHUSDT", Level.MEDIUM),
+        ("GBPUSD", "C:GBPUSD", Level.MEDIUM),
+        ("USDJPY", "C:USDJPY", Level.MEDIUM),
+        ("XAGUSD", "C:XAGUSD", Level.MEDIUM),
+    ]
+
+
+def test_the_file_at_the_top_of_the_repository_is_the_one_that_is_shipped() -> None:
+    top = REPOSITORY / "assets.toml"
+    assert top.read_bytes() == SHIPPED_FILE.read_bytes()
+    assert load(top, {}).assets == load(SHIPPED_FILE, {}).assets
+
+
+# --- Start-up ------------------------------------------------------------------------------------
+
+
+def test_reading_the_settings_imports_nothing_slow() -> None:
+    # What the interpreter has loaded before (under coverage: a lot) is not ours.
+    program = (
+        "import sys; before = set(sys.modules);"
+        "from asset_sync.settings import load, SHIPPED_FILE; load(SHIPPED_FILE, {});"
+        "print(*sorted({'hashlib', 'difflib', 'json', 'logging', 'rich', 'requests',"
+        "'psycopg2', 'typer', 'importlib.resources'} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,1019 @@
+"""The stand-in API is what the other tests believe, so its own promises come first."""
+
+import errno
+import gzip
+import http.client
+import json
+import math
+import re
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from socket import create_connection
+from typing import TypeAlias, TypedDict
+
+import pytest
+
+from asset_sync.demo import replay
+from asset_sync.demo.faults import FAULTS, OTHER_TICKER, FaultPlan, StandInError
+from asset_sync.demo.replay import BAR_MS, DAY_MS, HOUR_MS, INSTRUMENTS, Market
+from asset_sync.demo.server import PLANS, StandIn
+
+Row: TypeAlias = dict[str, float]
+
+
+def ms(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+WEDNESDAY = ms("2026-11-18T12:02:00")
+SATURDAY = ms("2026-11-21T12:02:00")
+TODAY, YESTERDAY = "2026-11-18", "2026-11-17"
+EURO_BARS = f"/v2/aggs/ticker/C:EURUSD/range/5/minute/{YESTERDAY}/{TODAY}"
+SNAPSHOT = "/v3/snapshot?ticker.any_of=C:EURUSD,X:BTCUSD,C:TYPO&limit=250"
+
+
+@dataclass(slots=True)
+class Clock:
+    """A clock that moves when it is told to."""
+
+    seconds: float
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@contextmanager
+def standin(
+    plan: str = "starter", *faults: str, now_ms: int = WEDNESDAY, latency: float = 0.0
+) -> Iterator[StandIn]:
+    clock = Clock(now_ms / 1000)
+    with StandIn(
+        plan,
+        calls=1_000 if plan == "starter" else None,
+        latency=(latency, latency),
+        faults=faults,
+        clock=clock,
+    ) as api:
+        yield api
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An answer as a client gets it."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def document(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.body)
+        return found
+
+    @property
+    def rows(self) -> list[Row]:
+        found: list[Row] = json.loads(self.body)["results"]
+        return found
+
+    def names(self, key: str) -> list[str]:
+        return [str(row[key]) for row in self.rows]
+
+    @property
+    def next_path(self) -> str:
+        return str(self.document["next_url"]).removeprefix("https://api.massive.com")
+
+
+def connect(api: StandIn, timeout: float = 10.0) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(api.base_url.removeprefix("http://"), timeout=timeout)
+
+
+def ask(
+    api: StandIn,
+    target: str,
+    *,
+    authorization: str | None = "Bearer demo-key",
+    gzip_too: bool = False,
+    post: str | None = None,
+) -> Seen:
+    headers = {"Authorization": authorization} if authorization else {}
+    if gzip_too:
+        headers["Accept-Encoding"] = "gzip"
+    with closing(connect(api)) as connection:
+        connection.request("GET" if post is None else "POST", target, post, headers)
+        answer = connection.getresponse()
+        return Seen(answer.status, answer.read(), dict(answer.getheaders()))
+
+
+# ---------------------------------------------------------------------- replay
+
+
+def test_equal_calls_give_equal_bars_whatever_the_window() -> None:
+    start = WEDNESDAY - 3 * DAY_MS
+    wide = replay.bars("C:XAUUSD", start, WEDNESDAY, WEDNESDAY)
+    middle = wide[100].start_ms, wide[200].start_ms
+    assert replay.bars("C:XAUUSD", *middle, WEDNESDAY) == wide[100:201]
+    assert replay.bars("C:XAUUSD", *middle, WEDNESDAY + DAY_MS) == wide[100:201]
+
+
+def test_bounds_are_inclusive_and_the_bar_in_progress_is_the_last() -> None:
+    found = replay.bars("X:BTCUSD", WEDNESDAY - 12 * 60_000, WEDNESDAY + DAY_MS, WEDNESDAY)
+    assert [bar.start_ms for bar in found] == [
+        ms(f"2026-11-18T{at}") for at in ("11:50:00", "11:55:00", "12:00:00")
+    ]
+    at = found[0].start_ms
+    assert replay.bars("X:BTCUSD", at, at, WEDNESDAY) == found[:1]
+    assert replay.bars("X:BTCUSD", at + 1, at + BAR_MS - 1, WEDNESDAY) == []
+
+
+def test_weekday_and_hour_are_those_of_the_recording() -> None:
+    # 2014-05-01 was a Thursday; a whole number of fortnights later is 2026-11-12.
+    (bar,) = replay.bars("C:EURUSD", ms("2026-11-12T00:00:00"), ms("2026-11-12T00:04:59"), 2**42)
+    assert (ms("2026-11-12T00:00:00") - ms("2014-05-01T00:00:00")) % (14 * DAY_MS) == 0
+    assert bar[1:5] == (1.38676, 1.38690, 1.38669, 1.38684)
+
+
+@pytest.mark.parametrize("ticker", [t for t, i in INSTRUMENTS.items() if i.market is Market.FX])
+def test_forex_is_closed_at_the_weekend_and_open_in_the_week(ticker: str) -> None:
+    def count(start: str, end: str) -> int:
+        return len(replay.bars(ticker, ms(start), ms(end) - 1, 2**42))
+
+    assert count("2026-11-20T21:00:00", "2026-11-22T21:00:00") == 0
+    for day in ("16", "17", "18", "19"):
+        assert count(f"2026-11-{day}T00:00:00", f"2026-11-{day}T20:00:00") == 20 * 12
+
+
+def test_crypto_never_closes() -> None:
+    found = replay.bars("X:BTCUSD", WEDNESDAY - 40 * DAY_MS, WEDNESDAY, WEDNESDAY)
+    assert [bar.start_ms for bar in found] == list(
+        range(found[0].start_ms, WEDNESDAY - WEDNESDAY % BAR_MS + 1, BAR_MS)
+    )
+
+
+@pytest.mark.parametrize(("ticker", "days"), [("C:EURUSD", 14), ("C:XAUUSD", 14), ("X:BTCUSD", 2)])
+def test_cycles_join_without_overlap_or_loss(ticker: str, days: int) -> None:
+    start, cycle = ms("2026-11-18T00:00:00"), days * DAY_MS
+    two = replay.bars(ticker, start, start + 2 * cycle - 1, 2**42)
+    starts = [bar.start_ms for bar in two]
+    assert starts == sorted(set(starts))
+    half = len(two) // 2
+    assert [(bar.start_ms + cycle, *bar[1:]) for bar in two[:half]] == two[half:]
+    assert half == rows_recorded(ticker)
+
+
+def rows_recorded(ticker: str) -> int:
+    """The rows of the file that lie in the days which are replayed."""
+    recording = INSTRUMENTS[ticker].recording
+    path = Path(replay.__file__).with_name("bars") / recording.file
+    first = recording.first_day
+    replayed = {(first + timedelta(days=day)).isoformat() for day in range(recording.days)}
+    return sum(line[:10] in replayed for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("ticker", INSTRUMENTS)
+def test_every_bar_is_one_that_a_market_can_make(ticker: str) -> None:
+    found = replay.bars(ticker, WEDNESDAY - 14 * DAY_MS, WEDNESDAY, WEDNESDAY)
+    assert found
+    for bar in found:
+        assert 0 < bar.low <= min(bar.open, bar.close) <= max(bar.open, bar.close) <= bar.high
+        assert bar.low <= bar.vwap <= bar.high
+        assert bar.trades >= 1
+        if INSTRUMENTS[ticker].market is Market.FX:
+            assert isinstance(bar.volume, int)
+            assert bar.volume == bar.trades
+
+
+def test_longer_bars_are_made_of_the_short_ones_and_grow_while_in_progress() -> None:
+    day = ms("2026-11-18T00:00:00")
+    parts = replay.bars("C:EURUSD", day, WEDNESDAY, WEDNESDAY)
+    today = replay.day("C:EURUSD", WEDNESDAY, WEDNESDAY)
+    assert today is not None
+    assert today[:5] == (
+        day,
+        parts[0].open,
+        max(bar.high for bar in parts),
+        min(bar.low for bar in parts),
+        parts[-1].close,
+    )
+    assert today.volume == sum(bar.volume for bar in parts)
+    whole = replay.day("C:EURUSD", WEDNESDAY, WEDNESDAY + DAY_MS)
+    assert whole is not None
+    assert whole.volume > today.volume
+
+
+def test_forty_days_come_quickly() -> None:
+    replay.bars("X:BTCUSD", WEDNESDAY, WEDNESDAY, WEDNESDAY)
+    best = math.inf
+    for _ in range(3):
+        began = time.perf_counter()
+        assert len(replay.bars("X:BTCUSD", WEDNESDAY - 40 * DAY_MS, WEDNESDAY, WEDNESDAY)) > 11_500
+        best = min(best, time.perf_counter() - began)
+    assert best < 0.1
+
+
+def test_the_room_imports_nothing_of_the_rest_of_the_house() -> None:
+    code = (
+        "import sys, asset_sync.demo.server\n"
+        "print(*sorted(m for m in sys.modules if m.split('.')[0] in "
+        "('asset_sync', 'requests', 'rich', 'psycopg2', 'typer')))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert shown.stdout.split() == [
+        "asset_sync",
+        "asset_sync.demo",
+        "asset_sync.demo.faults",
+        "asset_sync.demo.replay",
+        "asset_sync.demo.server",
+        "asset_sync.errors",
+    ]
+
+
+# ---------------------------------------------------------------------- shapes: bars
+
+
+def test_bars_have_the_shape_of_the_specification_and_the_figures_of_the_replay() -> None:
+    with standin() as api:
+        seen = ask(api, f"{EURO_BARS}?adjusted=true&sort=asc&limit=50000")
+    assert seen.status == 200
+    assert seen.headers["Content-Type"] == "application/json"
+    document = seen.document
+    assert re.fullmatch(r"[0-9a-f]{32}", str(document.pop("request_id")))
+    assert document.pop("results") is not None
+    count = len(seen.rows)
+    assert document == {
+        "ticker": "C:EURUSD",
+        "queryCount": 5 * count,
+        "resultsCount": count,
+        "adjusted": True,
+        "status": "OK",
+        "count": count,
+    }
+    expected = replay.bars("C:EURUSD", ms(YESTERDAY), WEDNESDAY, WEDNESDAY)
+    assert [
+        tuple(row[key] for key in ("t", "o", "h", "l", "c", "v", "vw", "n")) for row in seen.rows
+    ] == expected
+
+
+def test_a_free_key_gets_full_bars_that_call_themselves_delayed() -> None:
+    with standin("free") as api:
+        seen = ask(api, EURO_BARS)
+    assert seen.document["status"] == "DELAYED"
+    assert seen.rows
+
+
+def test_bounds_may_be_unix_milliseconds_and_are_inclusive() -> None:
+    first, last = ms("2026-11-18T08:00:00"), ms("2026-11-18T08:10:00")
+    with standin() as api:
+        seen = ask(api, f"/v2/aggs/ticker/C%3AEURUSD/range/5/minute/{first}/{last}")
+    assert [row["t"] for row in seen.rows] == [first, first + BAR_MS, last]
+
+
+@pytest.mark.parametrize("ticker", ["C:EURUSD", "C:TYPO"])
+def test_empty_and_unknown_look_the_same_and_have_no_results(ticker: str) -> None:
+    with standin("free") as api:
+        seen = ask(api, f"/v2/aggs/ticker/{ticker}/range/5/minute/2026-11-14/2026-11-14")
+    document = seen.document
+    document.pop("request_id")
+    assert (seen.status, document) == (
+        200,
+        {
+            "ticker": ticker,
+            "queryCount": 0,
+            "resultsCount": 0,
+            "adjusted": True,
+            "status": "OK",
+            "count": 0,
+        },
+    )
+
+
+@pytest.mark.parametrize("sort", ["asc", "desc"])
+def test_limit_counts_minutes_and_the_pages_together_are_the_whole(sort: str) -> None:
+    pages: list[list[Row]] = []
+    with standin() as api:
+        target: str | None = f"{EURO_BARS}?sort={sort}&limit=1000&apiKey=demo-key"
+        while target:
+            seen = ask(api, target)
+            pages.append(seen.rows)
+            assert "demo-key" not in seen.body.decode()
+            target = seen.next_path if "next_url" in seen.document else None
+    together = [row["t"] for page in pages for row in page]
+    expected = [
+        bar.start_ms for bar in replay.bars("C:EURUSD", ms(YESTERDAY), WEDNESDAY, WEDNESDAY)
+    ]
+    assert [len(page) for page in pages] == [200, 200, 33]
+    assert together == (expected if sort == "asc" else expected[::-1])
+
+
+@pytest.mark.parametrize(
+    ("query", "most"), [("", 1_000), ("?limit=50000", 10_000), ("?limit=99999", 10_000)]
+)
+def test_limit_is_5000_unless_said_and_50000_at_most(query: str, most: int) -> None:
+    with standin() as api:
+        seen = ask(api, f"/v2/aggs/ticker/X:BTCUSD/range/5/minute/2026-09-01/{TODAY}{query}")
+    assert len(seen.rows) == most
+    assert str(seen.document["next_url"]).startswith("https://api.massive.com/v2/aggs/ticker/")
+
+
+@pytest.mark.parametrize(
+    ("span", "length_ms"), [("1/hour", HOUR_MS), ("1/day", DAY_MS), ("15/minute", 3 * BAR_MS)]
+)
+def test_longer_bars_are_served_too(span: str, length_ms: int) -> None:
+    with standin() as api:
+        rows = ask(api, f"/v2/aggs/ticker/X:BTCUSD/range/{span}/{YESTERDAY}/{TODAY}").rows
+    assert all(row["t"] % length_ms == 0 for row in rows)
+    assert len(rows) == WEDNESDAY // length_ms - ms(YESTERDAY) // length_ms + 1
+
+
+@pytest.mark.parametrize(
+    ("bounds", "sentence"),
+    [
+        (
+            "yesterday/2026-11-18",
+            "Could not parse the time parameter: 'from'. Use YYYY-MM-DD or Unix MS Timestamps",
+        ),
+        (
+            "2026-11-18/2026-02-30",
+            "Could not parse the time parameter: 'to'. Use YYYY-MM-DD or Unix MS Timestamps",
+        ),
+        ("2026-11-18/2026-11-17", "The parameter 'to' cannot be a time that occurs before 'from'"),
+        ("2026-11-17/2026-11-18?limit=many", "The parameter 'limit' is not a positive number"),
+        (
+            "2026-11-17/2026-11-18?cursor=x",
+            "The parameter 'cursor' is not one that this API gave out",
+        ),
+    ],
+)
+def test_nonsense_is_a_400_with_the_sentence(bounds: str, sentence: str) -> None:
+    with standin() as api:
+        seen = ask(api, f"/v2/aggs/ticker/C:EURUSD/range/5/minute/{bounds}")
+    assert seen.status == 400
+    assert seen.document.keys() == {"status", "request_id", "error"}
+    assert seen.document["error"] == sentence
+
+
+def test_bars_that_the_recordings_cannot_make_are_refused() -> None:
+    with standin() as api:
+        for span in ("1/minute", "7/minute", "1/week", "0/minute"):
+            seen = ask(api, f"/v2/aggs/ticker/C:EURUSD/range/{span}/{YESTERDAY}/{TODAY}")
+            assert seen.status == 400
+
+
+def test_a_free_key_has_two_years_of_history() -> None:
+    path = "/v2/aggs/ticker/C:EURUSD/range/1/day/{}/2026-11-18"
+    with standin("free") as api:
+        assert ask(api, path.format("2024-11-20")).status == 200
+        refused = ask(api, path.format("2024-11-10"))
+    assert refused.status == 403
+    assert str(refused.document["message"]).startswith(
+        "Your plan doesn't include this data timeframe."
+    )
+    with standin("starter") as api:
+        assert ask(api, path.format("2024-11-10")).status == 200
+
+
+def test_the_previous_day_is_the_last_with_bars_stamped_at_its_end() -> None:
+    with standin(now_ms=ms("2026-11-23T12:00:00")) as api:
+        (monday,) = ask(api, "/v2/aggs/ticker/C:EURUSD/prev").rows
+    with standin(now_ms=ms("2026-11-22T12:00:00")) as api:
+        (sunday,) = ask(api, "/v2/aggs/ticker/C:EURUSD/prev").rows
+        assert "results" not in ask(api, "/v2/aggs/ticker/C:TYPO/prev").document
+    assert monday.keys() == {"T", "v", "vw", "o", "c", "h", "l", "t", "n"}
+    assert monday["t"] == ms("2026-11-23T00:00:00") - 1
+    assert sunday["t"] == ms("2026-11-21T00:00:00") - 1
+
+
+@pytest.mark.parametrize(("market", "count"), [("fx", 5), ("crypto", 2)])
+def test_a_market_in_one_call_has_end_of_day_stamps(market: str, count: int) -> None:
+    with standin("free") as api:
+        seen = ask(api, f"/v2/aggs/grouped/locale/global/market/{market}/{YESTERDAY}")
+        bad = ask(api, f"/v2/aggs/grouped/locale/global/market/{market}/yesterday")
+    assert "ticker" not in seen.document
+    assert {row["t"] for row in seen.rows} == {ms(TODAY) - 1}
+    assert seen.names("T") == [
+        ticker for ticker, instrument in INSTRUMENTS.items() if instrument.market == market
+    ]
+    assert len(seen.rows) == count
+    assert bad.status == 400
+
+
+# ---------------------------------------------------------------------- shapes: the others
+
+SESSION_KEYS = {
+    "change", "change_percent", "close", "high", "low", "open", "volume", "previous_close"
+}  # fmt: skip
+QUOTE_KEYS = {
+    "last_updated", "timeframe", "ask", "ask_exchange", "bid", "bid_exchange", "exchange"
+}  # fmt: skip
+
+
+class SnapshotRow(TypedDict, total=False):
+    ticker: str
+    type: str
+    market_status: str
+    error: str
+    message: str
+    session: Row
+    last_quote: Row
+    last_trade: Row
+
+
+def snapshot(seen: Seen) -> dict[str, SnapshotRow]:
+    rows: list[SnapshotRow] = json.loads(seen.body)["results"]
+    return {row["ticker"]: row for row in rows}
+
+
+def test_a_snapshot_judges_each_row_by_itself() -> None:
+    with standin() as api:
+        rows = snapshot(ask(api, SNAPSHOT))
+    euro, bitcoin, typo = rows["C:EURUSD"], rows["X:BTCUSD"], rows["C:TYPO"]
+    assert euro.keys() == {"market_status", "name", "ticker", "type", "session", "last_quote"}
+    assert bitcoin.keys() == {"market_status", "name", "ticker", "type", "session", "last_trade"}
+    assert typo == {"ticker": "C:TYPO", "error": "NOT_FOUND", "message": "Ticker not found."}
+    assert (euro["type"], bitcoin["type"]) == ("fx", "crypto")
+    assert euro["session"].keys() == SESSION_KEYS
+    assert euro["last_quote"].keys() == QUOTE_KEYS
+    last = replay.bars("C:EURUSD", WEDNESDAY - HOUR_MS, WEDNESDAY, WEDNESDAY)[-1]
+    assert euro["last_quote"]["bid"] < last.close < euro["last_quote"]["ask"]
+    assert euro["last_quote"]["last_updated"] == WEDNESDAY * 1_000_000
+    assert bitcoin["last_trade"]["last_updated"] == WEDNESDAY * 1_000_000
+
+
+def test_the_session_is_the_utc_day_so_far() -> None:
+    midnight = ms(TODAY)
+    with standin() as api:
+        session = snapshot(ask(api, SNAPSHOT))["C:EURUSD"]["session"]
+    today = replay.bars("C:EURUSD", midnight, WEDNESDAY, WEDNESDAY)
+    before = replay.bars("C:EURUSD", midnight - DAY_MS, midnight - 1, WEDNESDAY)[-1]
+    assert session["open"] == today[0].open
+    assert session["high"] == max(bar.high for bar in today)
+    assert session["low"] == min(bar.low for bar in today)
+    assert session["close"] == today[-1].close
+    assert session["previous_close"] == before.close
+    assert session["change"] == pytest.approx(today[-1].close - before.close)
+
+
+def test_on_a_saturday_the_day_is_zeros_and_the_quote_fridays() -> None:
+    with standin(now_ms=SATURDAY) as api:
+        euro = snapshot(ask(api, SNAPSHOT))["C:EURUSD"]
+        status = ask(api, "/v1/marketstatus/now").document
+    assert euro["market_status"] == "closed"
+    assert euro["session"]["open"] == euro["session"]["close"] == 0
+    assert euro["session"]["previous_close"] > 0
+    assert euro["last_quote"]["last_updated"] == ms("2026-11-20T21:00:00") * 1_000_000
+    assert status["currencies"] == {"crypto": "open", "fx": "closed"}
+
+
+def test_a_snapshot_shows_ten_rows_unless_told_and_says_where_the_rest_is() -> None:
+    tickers = ",".join(f"C:AAA{number:03}" for number in range(25))
+    with standin() as api:
+        first = ask(api, f"/v3/snapshot?ticker.any_of={tickers}")
+        second = ask(api, first.next_path)
+        third = ask(api, second.next_path)
+        too_many = ask(api, f"/v3/snapshot?ticker.any_of={tickers}&limit=251")
+    assert [len(seen.rows) for seen in (first, second, third)] == [10, 10, 5]
+    assert "next_url" not in third.document
+    assert too_many.status == 400
+
+
+def test_snapshots_are_for_paid_plans() -> None:
+    with standin("free") as api:
+        seen = ask(api, SNAPSHOT)
+    assert seen.status == 403
+    assert seen.document.keys() == {"status", "request_id", "message"}
+    assert seen.document["status"] == "NOT_AUTHORIZED"
+    assert str(seen.document["message"]).startswith("You are not entitled to this data.")
+
+
+def test_reference_tells_a_typo_from_silence() -> None:
+    with standin("free") as api:
+        known = ask(api, "/v3/reference/tickers/C:XAUUSD").document
+        unknown = ask(api, "/v3/reference/tickers/C:TYPO")
+    details = known["results"]
+    assert isinstance(details, dict)
+    assert details["market"] == "fx"
+    assert details["base_currency_symbol"] == "XAU"
+    assert unknown.status == 404
+    assert unknown.document.keys() == {"status", "request_id", "message"}
+    assert unknown.document["message"] == "Ticker not found."
+
+
+def test_the_list_of_tickers_filters_and_pages() -> None:
+    with standin() as api:
+        first = ask(api, "/v3/reference/tickers?market=fx&limit=3")
+        second = ask(api, first.next_path)
+        found = ask(api, "/v3/reference/tickers?search=bitcoin")
+    assert first.document["count"] == 3
+    assert first.names("ticker") + second.names("ticker") == [
+        "C:EURUSD", "C:GBPUSD", "C:USDJPY", "C:XAGUSD", "C:XAUUSD"
+    ]  # fmt: skip
+    assert "next_url" not in second.document
+    assert found.names("ticker") == ["X:BTCUSD"]
+
+
+def test_market_status_has_the_shape_of_the_specification() -> None:
+    with standin("free") as api:
+        document = ask(api, "/v1/marketstatus/now").document
+    assert document == {
+        "afterHours": False,
+        "currencies": {"crypto": "open", "fx": "open"},
+        "earlyHours": False,
+        "exchanges": {"nasdaq": "closed", "nyse": "closed", "otc": "closed"},
+        "market": "closed",
+        "serverTime": "2026-11-18T12:02:00+00:00",
+    }
+
+
+def test_an_unknown_path_is_plain_text() -> None:
+    with standin() as api:
+        seen = ask(api, "/v9/everything")
+    assert (seen.status, seen.body.strip()) == (404, b"404 page not found")
+    assert seen.headers["Content-Type"].startswith("text/plain")
+
+
+# ---------------------------------------------------------------------- keys and HTTP
+
+
+@pytest.mark.parametrize(
+    ("authorization", "in_url", "sentence"),
+    [
+        (None, "", "API Key was not provided"),
+        ("Basic ZGVtbw==", "", "API Key was not provided"),
+        ("Bearer ", "", "API Key was not provided"),
+        ("Bearer wrong", "", "Unknown API Key"),
+        (None, "?apiKey=wrong", "Unknown API Key"),
+    ],
+)
+def test_without_the_key_there_is_no_answer_and_nothing_is_counted(
+    authorization: str | None, in_url: str, sentence: str
+) -> None:
+    with standin("free") as api:
+        for _ in range(10):
+            seen = ask(api, EURO_BARS + in_url, authorization=authorization)
+            assert (seen.status, seen.document["error"]) == (401, sentence)
+        assert ask(api, EURO_BARS).status == 200
+        assert api.most_in_a_window() == 1
+        assert [arrival.key_ok for arrival in api.log] == [False] * 10 + [True]
+
+
+def test_the_key_in_the_url_works_and_is_in_no_log() -> None:
+    with standin() as api:
+        assert ask(api, f"{EURO_BARS}?sort=asc&apiKey=demo-key", authorization=None).status == 200
+        (arrival,) = api.log
+    assert arrival.method_path == f"GET {EURO_BARS}?sort=asc"
+
+
+def test_large_answers_are_compressed_for_those_who_can_read_it() -> None:
+    with standin() as api:
+        packed = ask(api, EURO_BARS, gzip_too=True)
+        plain = ask(api, EURO_BARS)
+        small = ask(api, "/v3/reference/tickers/C:EURUSD", gzip_too=True)
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert len(packed.body) < len(plain.body) / 2
+    assert json.loads(gzip.decompress(packed.body))["results"] == plain.rows
+    assert "Content-Encoding" not in plain.headers
+    assert "Content-Encoding" not in small.headers
+
+
+def test_one_connection_serves_many_calls() -> None:
+    with standin() as api, closing(connect(api)) as connection:
+        for _ in range(3):
+            connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+            assert connection.getresponse().read()
+            address = connection.sock.getsockname()
+        assert connection.sock.getsockname() == address
+        assert len(api.log) == 3
+
+
+def test_a_client_that_leaves_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with standin("starter", "huge") as api:
+        with closing(connect(api)) as connection:
+            connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+            assert connection.getresponse().read(10)
+        api.set_faults([])
+        assert ask(api, EURO_BARS).status == 200
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("fault", ["stall", "drip", "huge"])
+def test_stopping_takes_less_than_a_second_whatever_hangs(fault: str) -> None:
+    before = threading.active_count()
+    with StandIn("starter", faults=[fault]) as api, closing(connect(api)) as connection:
+        connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+        deadline = time.monotonic() + 5
+        while not api.log:
+            assert time.monotonic() < deadline
+        began = time.monotonic()
+        api.stop()
+        assert time.monotonic() - began < 1
+    assert threading.active_count() == before
+
+
+def test_stopping_does_not_wait_for_the_latency() -> None:
+    threads = threading.active_count()
+    with standin(latency=60) as api, closing(connect(api)) as connection:
+        connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+        deadline = time.monotonic() + 5
+        while threading.active_count() < threads + 2:  # the server's and the connection's
+            assert time.monotonic() < deadline
+        began = time.monotonic()
+        api.stop()
+        assert time.monotonic() - began < 1
+    assert threading.active_count() == threads
+
+
+def test_an_idle_connection_does_not_keep_it_from_stopping() -> None:
+    with standin() as api, create_connection(("127.0.0.1", int(api.base_url.rsplit(":")[-1]))):
+        began = time.monotonic()
+        api.stop()
+        assert time.monotonic() - began < 1
+
+
+def test_a_port_in_use_and_an_unknown_plan_are_sentences() -> None:
+    with standin() as api:
+        port = int(api.base_url.rsplit(":", 1)[1])
+        with pytest.raises(StandInError, match=f"cannot listen on port {port}"):
+            StandIn(port=port).start()
+    with pytest.raises(StandInError, match="free, starter, developer, advanced"):
+        StandIn("gold")
+    with pytest.raises(StandInError, match="not running"):
+        _ = StandIn().base_url
+
+
+# ---------------------------------------------------------------------- the window
+
+
+def test_the_window_is_strict_and_slides() -> None:
+    clock = Clock(0.0)
+    with StandIn("free", monotonic=clock) as api:
+
+        def at(seconds: float) -> int:
+            clock.seconds = seconds
+            return ask(api, EURO_BARS).status
+
+        # Five early in one minute and five late in it: a calendar window would let ten pass.
+        assert [at(t) for t in (50, 51, 52, 53, 54)] == [200] * 5
+        assert at(109.999) == 429
+        # The refused call counts too: at 110 the first stamp has left, but that one has come.
+        assert at(110.0) == 429
+        # 52, 53, 54 and the two refused are inside; 51 left at 111.
+        assert at(111.5) == 429
+        assert at(174.0) == 200
+        assert api.refused == 3
+        assert api.most_in_a_window() == 6
+
+
+def test_a_call_exactly_one_period_later_is_allowed() -> None:
+    clock = Clock(0.0)
+    with StandIn("free", calls=1, period_seconds=10, monotonic=clock) as api:
+        statuses = []
+        for clock.seconds in (0.0, 10.0, 20.0, 29.9):
+            statuses += [ask(api, EURO_BARS).status]
+    assert statuses == [200, 200, 200, 429]
+
+
+def test_every_answer_counts_whatever_its_status() -> None:
+    with standin("free") as api:
+        for target in (SNAPSHOT, "/nowhere", "/v3/reference/tickers/C:TYPO", EURO_BARS, EURO_BARS):
+            assert ask(api, target).status != 429
+        refused = ask(api, EURO_BARS)
+    assert refused.status == 429
+    assert refused.document.keys() == {"status", "request_id", "error"}
+    assert str(refused.document["error"]).startswith(
+        "You've exceeded the maximum requests per minute"
+    )
+    assert "Retry-After" not in refused.headers
+
+
+def test_many_clients_at_once_get_no_more_than_the_window() -> None:
+    statuses: list[int] = []
+    with standin("free", latency=0.01) as api:
+        clients = [
+            threading.Thread(target=lambda: statuses.append(ask(api, EURO_BARS).status))
+            for _ in range(20)
+        ]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        assert api.most_in_a_window() == 20
+        assert api.refused == 15
+    assert sorted(statuses) == [200] * 5 + [429] * 15
+
+
+def test_paid_plans_allow_a_hundred_a_second() -> None:
+    assert {(PLANS[name].calls, PLANS[name].period_seconds) for name in list(PLANS)[1:]} == {
+        (100, 1.0)
+    }
+
+
+def test_half_of_the_latency_passes_before_the_arrival_and_half_after_it() -> None:
+    with standin(latency=0.08) as api:
+        sent = time.monotonic()
+        ask(api, EURO_BARS)
+        received = time.monotonic()
+        (arrival,) = api.log
+    assert arrival.at_seconds - sent >= 0.04
+    assert received - arrival.at_seconds >= 0.04
+
+
+# ---------------------------------------------------------------------- the log
+
+
+def test_the_log_says_who_asked_what_and_what_came_back() -> None:
+    with standin() as api:
+        ask(api, f"{EURO_BARS}?limit=10")
+        ask(api, SNAPSHOT)
+        ask(api, "/v1/marketstatus/now")
+        log, by_ticker = api.log, api.calls_by_ticker()
+    assert [(arrival.ticker, arrival.status) for arrival in log] == [
+        ("C:EURUSD", 200),
+        ("C:EURUSD,X:BTCUSD,C:TYPO", 200),
+        (None, 200),
+    ]
+    assert log[0].method_path == f"GET {EURO_BARS}?limit=10"
+    assert by_ticker == {"C:EURUSD": 2, "X:BTCUSD": 1, "C:TYPO": 1}
+
+
+def test_other_processes_read_the_log_without_a_key_and_uncounted() -> None:
+    with standin("free") as api:
+        for _ in range(7):
+            ask(api, EURO_BARS)
+        document = ask(api, "/_standin/log", authorization=None).document
+        assert len(api.log) == 7
+    arrivals = document["arrivals"]
+    assert isinstance(arrivals, list)
+    assert arrivals[0].keys() == {"at_seconds", "method_path", "ticker", "status", "key_ok"}
+    assert [document[key] for key in ("refused", "most_in_a_window", "calls_by_ticker")] == [
+        2,
+        7,
+        {"C:EURUSD": 7},
+    ]
+
+
+def test_other_processes_set_the_faults() -> None:
+    with standin("starter", "server-error") as api:
+        assert ask(api, "/_standin/faults", post='["html"]', authorization=None).status == 200
+        assert ask(api, EURO_BARS).headers["Content-Type"] == "text/html"
+        for bad in ('["nonsense"]', '{"a": 1}', "[1]", "not json"):
+            assert ask(api, "/_standin/faults", post=bad).status == 400
+        assert ask(api, EURO_BARS).headers["Content-Type"] == "text/html"
+        assert ask(api, "/_standin/faults", post="[]").status == 200
+        assert ask(api, EURO_BARS).rows
+        assert ask(api, "/_standin/faults").status == 404
+        assert ask(api, EURO_BARS, post="[]").status == 404
+
+
+# ---------------------------------------------------------------------- faults
+
+REFUSALS = {
+    "rate-limit": (429, "You've exceeded the maximum requests per minute"),
+    "rate-limit-empty": (429, ""),
+    "rate-limit-retry-after": (429, "You've exceeded the maximum requests per minute"),
+    "key-revoked": (401, "Unknown API Key"),
+    "forbidden": (403, "You are not entitled to this data."),
+    "today": (403, "Attempted to request today's data before end of day."),
+    "timeframe": (403, "Your plan doesn't include this data timeframe."),
+    "not-found": (404, "Data not found."),
+    "server-error": (500, ""),
+    "bad-gateway": (502, "<html>"),
+    "html": (200, "<!doctype html>"),
+    "redirect": (302, ""),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_instead_of_the_answer(name: str) -> None:
+    status, start = REFUSALS[name]
+    with standin("starter", name) as api:
+        seen = ask(api, EURO_BARS)
+        assert [arrival.status for arrival in api.log] == [status]
+    assert seen.status == status
+    if seen.headers["Content-Type"] == "application/json" and seen.body:
+        sentence = seen.document.get("error") or seen.document["message"]
+        assert str(sentence).startswith(start)
+    else:
+        assert seen.body.decode().startswith(start)
+        assert bool(seen.body) == bool(start)
+
+
+def test_retry_after_is_a_whole_window() -> None:
+    with StandIn("free", period_seconds=9.5, faults=["rate-limit-retry-after"]) as api:
+        assert ask(api, EURO_BARS).headers["Retry-After"] == "10"
+
+
+def test_a_redirect_points_to_another_host() -> None:
+    with standin("starter", "redirect") as api:
+        assert ask(api, EURO_BARS).headers["Location"].startswith("https://stand-in.invalid/")
+
+
+def test_a_revoked_key_has_no_window() -> None:
+    with standin("free", "key-revoked") as api:
+        assert {ask(api, EURO_BARS).status for _ in range(8)} == {401}
+        assert api.most_in_a_window() == 0
+
+
+def test_today_is_refused_only_where_the_range_reaches_into_it() -> None:
+    with standin("starter", "today:1") as api:
+        until_yesterday = EURO_BARS.replace(TODAY, YESTERDAY)
+        assert ask(api, until_yesterday).status == 200
+        assert ask(api, "/v1/marketstatus/now").status == 200
+        assert ask(api, EURO_BARS).status == 403
+        assert ask(api, EURO_BARS).status == 200
+
+
+def bars_with(fault: str) -> tuple[list[Row], list[Row]]:
+    """The right rows and the spoiled ones."""
+    with standin("starter", f"{fault}@C:EURUSD") as api:
+        spoiled = ask(api, EURO_BARS).rows
+        api.set_faults([])
+        return ask(api, EURO_BARS).rows, spoiled
+
+
+FIGURES: dict[str, Callable[[Row, Row], bool]] = {
+    "nan": lambda _, bad: math.isnan(bad["c"]),
+    "infinity": lambda _, bad: math.isinf(bad["c"]),
+    "negative": lambda right, bad: bad["c"] == -right["c"],
+    "high-below-low": lambda _, bad: bad["h"] < bad["l"],
+    "future": lambda right, bad: bad["t"] == right["t"] + DAY_MS,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_newest_bar_is_spoiled_and_no_other(name: str) -> None:
+    right, spoiled = bars_with(name)
+    assert FIGURES[name](right[-1], spoiled[-1])
+    assert spoiled[:-1] == right[:-1]
+
+
+PRICES: dict[str, Callable[[SnapshotRow], bool]] = {
+    "nan": lambda row: (
+        math.isnan(row["last_trade"]["price"]) and math.isnan(row["session"]["close"])
+    ),
+    "infinity": lambda row: math.isinf(row["last_trade"]["price"]),
+    "negative": lambda row: row["last_trade"]["price"] < 0,
+    "high-below-low": lambda row: row["session"]["high"] < row["session"]["low"],
+    "future": lambda row: row["last_trade"]["last_updated"] > WEDNESDAY * 1_000_000,
+    "other-ticker": lambda row: row["ticker"] == OTHER_TICKER,
+}
+
+
+@pytest.mark.parametrize("name", PRICES)
+def test_a_snapshot_is_spoiled_too(name: str) -> None:
+    with standin("starter", f"{name}@X:BTCUSD") as api:
+        seen = ask(api, "/v3/snapshot?ticker.any_of=C:EURUSD,X:BTCUSD&limit=250")
+    rows: list[SnapshotRow] = json.loads(seen.body)["results"]
+    assert PRICES[name](rows[-1])
+
+
+def test_rows_out_of_order_are_the_same_rows() -> None:
+    right, spoiled = bars_with("unordered")
+    assert spoiled != right
+    assert sorted(spoiled, key=lambda row: row["t"]) == right
+
+
+def test_a_duplicate_brings_the_stale_bar_first() -> None:
+    right, spoiled = bars_with("duplicate")
+    assert spoiled[:-2] == right[:-1]
+    assert spoiled[-1] == right[-1]
+    assert spoiled[-2] == {**right[-1], "c": right[-1]["o"]}
+
+
+def test_an_answer_about_another_ticker() -> None:
+    with standin("starter", "other-ticker") as api:
+        assert ask(api, EURO_BARS).document["ticker"] == OTHER_TICKER
+
+
+def test_an_empty_answer_is_the_api_s_own() -> None:
+    with standin("starter", "empty") as api:
+        document = ask(api, EURO_BARS).document
+    assert "results" not in document
+    assert document["resultsCount"] == document["queryCount"] == document["count"] == 0
+
+
+def test_json_that_stops_in_the_middle() -> None:
+    with standin("starter", "bad-json") as api, pytest.raises(json.JSONDecodeError):
+        _ = ask(api, EURO_BARS).document
+
+
+def test_a_body_shorter_than_announced() -> None:
+    with standin("starter", "truncated") as api, pytest.raises(http.client.IncompleteRead):
+        ask(api, EURO_BARS)
+
+
+def test_a_connection_reset_is_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    with standin("starter", "reset") as api:
+        with pytest.raises(ConnectionResetError) as caught:
+            ask(api, EURO_BARS)
+        # http.client calls an orderly close without an answer a reset too.
+        assert caught.value.errno == errno.ECONNRESET
+        assert [arrival.status for arrival in api.log] == [0]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_stall_lasts_until_the_client_gives_up() -> None:
+    threads = threading.active_count()
+    with standin("starter", "stall") as api:
+        with closing(connect(api, timeout=0.15)) as connection:
+            connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+            with pytest.raises(TimeoutError):
+                connection.getresponse()
+        assert [arrival.status for arrival in api.log] == [0]
+    assert threading.active_count() == threads
+
+
+def test_a_drip_never_lets_a_read_time_out_and_does_not_end() -> None:
+    with standin("starter", "drip") as api, closing(connect(api, timeout=1)) as connection:
+        connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+        answer = connection.getresponse()
+        assert answer.read(3) == b"   "
+        assert answer.length is not None
+        assert answer.length > 100_000
+
+
+def test_a_huge_answer_is_a_hundred_megabytes_of_json() -> None:
+    with standin("starter", "huge") as api:
+        body = ask(api, EURO_BARS).body
+    assert len(body) == 100 * 1024 * 1024
+    assert body.startswith(b'{"status":"OK","results":[ ')
+    assert body.endswith(b" ]}")
+
+
+def test_a_gzip_bomb_is_small_until_it_is_opened() -> None:
+    with standin("starter", "gzip-bomb") as api:
+        seen = ask(api, EURO_BARS)
+    assert seen.headers["Content-Encoding"] == "gzip"
+    assert len(seen.body) < 2_000_000
+    unfolded, left = 0, seen.body
+    while left:
+        member = zlib.decompressobj(wbits=31)
+        unfolded += len(member.decompress(left))
+        left = member.unused_data
+        if unfolded > 64 * 1024 * 1024:
+            break
+    assert unfolded > 64 * 1024 * 1024
+
+
+def test_pages_without_end() -> None:
+    with standin("starter", "endless-next-url") as api:
+        target, seen_before = EURO_BARS, set()
+        for _ in range(5):
+            seen = ask(api, target)
+            assert seen.rows
+            target = seen.next_path
+            assert target not in seen_before
+            seen_before.add(target)
+
+
+def test_the_next_page_on_another_host_is_answered_here_without_the_key_in_it() -> None:
+    with standin("starter", "foreign-next-url") as api:
+        url = str(ask(api, EURO_BARS).document["next_url"])
+        assert url.startswith("https://stand-in.invalid/v2/aggs/")
+        assert "demo-key" not in url
+        second = ask(api, url.removeprefix("https://stand-in.invalid"))
+    assert second.rows
+    assert "next_url" not in second.document
+
+
+def test_a_window_that_is_full_leaves_the_faults_for_later() -> None:
+    clock = Clock(0.0)
+    with StandIn("free", calls=1, monotonic=clock) as api:
+        assert ask(api, EURO_BARS).status == 200
+        api.set_faults(["html:1"])
+        assert ask(api, EURO_BARS).status == 429
+        clock.seconds = 61
+        assert ask(api, EURO_BARS).headers["Content-Type"] == "text/html"
+
+
+def test_a_spec_says_how_often_and_for_whom() -> None:
+    with standin("starter", "server-error:2@C:EURUSD", "bad-gateway@X:BTCUSD") as api:
+        gold, bitcoin = (EURO_BARS.replace("C:EURUSD", t) for t in ("C:XAUUSD", "X:BTCUSD"))
+        assert [ask(api, gold).status for _ in range(3)] == [200] * 3
+        assert [ask(api, EURO_BARS).status for _ in range(3)] == [500, 500, 200]
+        assert [ask(api, bitcoin).status for _ in range(3)] == [502] * 3
+        assert ask(api, SNAPSHOT).status == 502  # it asks about bitcoin among others
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "nonsense", "stall:0", "stall:-1", "stall:x", "stall@", "stall@C:A:B C"]
+)
+def test_a_bad_spec_is_a_sentence_that_lists_the_names(spec: str) -> None:
+    with pytest.raises(StandInError) as caught:
+        FaultPlan([spec])
+    assert all(name in str(caught.value) for name in FAULTS)
+
+
+def test_every_fault_is_described_and_has_its_test() -> None:
+    elsewhere = {
+        "unordered", "duplicate", "other-ticker", "empty", "bad-json", "truncated", "reset",
+        "stall", "drip", "huge", "gzip-bomb", "endless-next-url", "foreign-next-url",
+    }  # fmt: skip
+    assert set(FAULTS) == set(REFUSALS) | set(FIGURES) | elsewhere
+    assert all(fault.about for fault in FAULTS.values())
