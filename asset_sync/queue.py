@@ -5,8 +5,8 @@ back from the dead changes nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from asset_sync.assets import Asset, AssetType, Feed, Level
 from asset_sync.database import Connection, Cursor, Row, query
@@ -19,7 +19,8 @@ BULK = {Feed.BARS: 1, Feed.SNAPSHOT: 250}
 
 # Cron starts a minute's job within seconds, and a call takes seconds: an asset synced at 00:00:20
 # must be due for the run of 00:05:00, or it would wait for that of 00:10:00.
-_GRACE = "least(30, w.frequency_seconds * 0.1)"
+GRACE_SECONDS = 30
+_GRACE = "least(%(grace)s, w.frequency_seconds * 0.1)"
 
 _LANE = {Lane.PRIORITY: "level = 'critical'", Lane.QUEUE: "level <> 'critical'"}
 
@@ -32,16 +33,18 @@ _WANTED = """
   )
 """
 
-# What enqueue lets in: what is due; a critical asset that failed, once a cycle; and whatever has
-# been given another ticker, since that is how a mistyped one is mended.
+# What enqueue lets in: what is due; a critical asset that failed, once a cycle; whatever has been
+# given another ticker, since that is how a mistyped one is mended; and what the settings have moved
+# to the other lane, where it would wait for a command that serves it no more.
 _READY = f"""
   case q.state
     when 'idle' then q.last_success_at is null or {{now}} >=
       q.last_success_at + make_interval(secs => w.frequency_seconds - {_GRACE})
     when 'leased' then false
     else q.ticker <> w.ticker
-      or (w.level = 'critical' and (q.state = 'dead' or q.level <> 'critical') and {{now}} >=
-        q.last_attempt_at + make_interval(secs => w.frequency_seconds - {_GRACE}))
+      or (w.level <> 'critical' and q.level = 'critical' and q.state = 'waiting')
+      or (w.level = 'critical' and (q.state = 'dead' or q.level <> 'critical') and ({{now}} >=
+        q.last_attempt_at + make_interval(secs => w.frequency_seconds - {_GRACE})) is not false)
   end
 """
 
@@ -61,16 +64,14 @@ class LostLeaseError(AssetSyncError):
     """The item's lease ended while it was worked on; another run has it now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """An asset and a feed that the settings ask for."""
 
     asset: Asset
     feed: Feed
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """A row of the queue that this run holds."""
 
     symbol: str
@@ -88,8 +89,7 @@ class Item:
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class Enqueued:
+class Enqueued(NamedTuple):
     """What `enqueue` did."""
 
     entered: int
@@ -97,8 +97,7 @@ class Enqueued:
     """Due, but over the queue's `max_size`: told, stays due, comes with a later run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upcoming:
+class Upcoming(NamedTuple):
     """An item as it stands in line."""
 
     symbol: str
@@ -109,10 +108,11 @@ class Upcoming:
     due_at: datetime
     wait_seconds: float
     """Above 0 while a delay after a failure lasts."""
+    lookup: bool
+    """Whether its call is to ask if the ticker exists at all."""
 
 
-@dataclass(frozen=True, slots=True)
-class LevelStatus:
+class LevelStatus(NamedTuple):
     """How many items of a level wait, are leased, are dead."""
 
     level: Level
@@ -123,8 +123,7 @@ class LevelStatus:
     """How long the oldest item that waits or is leased has been due."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dead:
+class Dead(NamedTuple):
     """An item that failed too often."""
 
     symbol: str
@@ -135,9 +134,19 @@ class Dead:
 # --- entering ---------------------------------------------------------------------------------
 
 
-def enqueue(db: Connection, wanted: Sequence[Wanted], settings: QueueSettings) -> Enqueued:
-    """Let in what is due, most urgent first, up to `max_size` items in the queue."""
-    order_at = _ORDER_AT.format(level="p.level", position="p.position", due_at="p.due_at")
+def enqueue(
+    db: Connection,
+    wanted: Sequence[Wanted],
+    settings: QueueSettings,
+    *,
+    grace_seconds: float = GRACE_SECONDS,
+) -> Enqueued:
+    """Let in what is due, first what is served first, up to `max_size` items in the queue.
+
+    Critical assets come in however full it is. The grace is for the beginning of a run; what
+    becomes due while it works can be waited for to the second.
+    """
+    order_at = _ORDER_AT.format(level="r.level", position="r.position", due_at="r.due_at")
     [(entered, left_out)] = query(
         db,
         f"""
@@ -151,9 +160,11 @@ def enqueue(db: Connection, wanted: Sequence[Wanted], settings: QueueSettings) -
         on conflict do nothing;
 
         with {_WANTED},
-        room as (
-          select greatest(0, %(max_size)s - count(*)) as items
-          from asset_sync.queue where state in ('waiting', 'leased')
+        room as materialized (
+          select %(max_size)s - count(*) as items
+          from (
+            select from asset_sync.queue where state in ('waiting', 'leased') limit %(max_size)s
+          ) as live
         ),
         ready as materialized (
           select w.*, q.state, q.ticker <> w.ticker as mended,
@@ -165,15 +176,18 @@ def enqueue(db: Connection, wanted: Sequence[Wanted], settings: QueueSettings) -
         ),
         ranked as (
           select *, row_number() over (
-            order by state <> 'waiting', level <> 'critical', due_at, position, symbol
+            partition by state = 'waiting' order by order_at, symbol, feed desc
           ) as place
-          from ready
+          from (select r.*, {order_at} as order_at from ready r) as ordered
         ),
-        picked as (select * from ranked, room where place <= room.items or state = 'waiting'),
+        picked as (
+          select * from ranked, room
+          where place <= room.items or state = 'waiting' or level = 'critical'
+        ),
         entered as (
           update asset_sync.queue q
           set state = 'waiting', ticker = p.ticker, asset_type = p.asset_type, name = p.name,
-            level = p.level, due_at = p.due_at, order_at = {order_at}, available_at = now(),
+            level = p.level, due_at = p.due_at, order_at = p.order_at, available_at = now(),
             attempts = case when mended then 0 else least(q.attempts, %(max_attempts)s - 1) end,
             lookup = false
           from picked p where q.symbol = p.symbol and q.feed = p.feed
@@ -183,6 +197,7 @@ def enqueue(db: Connection, wanted: Sequence[Wanted], settings: QueueSettings) -
         """,
         {
             **_arrays(wanted),
+            "grace": grace_seconds,
             "max_size": settings.max_size,
             "max_attempts": settings.max_attempts,
             "aging": settings.aging_seconds,
@@ -231,14 +246,14 @@ def claim(db: Connection, lane: Lane, *, lease_seconds: float, most: int) -> tup
         with head as materialized (
           select feed from asset_sync.queue
           where state = 'waiting' and {_LANE[lane]} and available_at <= clock_timestamp()
-          order by order_at, symbol limit 1
+          order by order_at, symbol, feed desc limit 1
           for update skip locked
         ),
         picked as materialized (
           select symbol, feed from asset_sync.queue
           where state = 'waiting' and {_LANE[lane]} and available_at <= clock_timestamp()
             and feed = (select feed from head)
-          order by order_at, symbol
+          order by order_at, symbol, feed desc
           limit (select least(%(most)s, case feed when 'snapshot' then %(bulk)s else 1 end)
                  from head)
           for update skip locked
@@ -247,7 +262,9 @@ def claim(db: Connection, lane: Lane, *, lease_seconds: float, most: int) -> tup
         set state = 'leased', attempts = attempts + 1, last_attempt_at = clock_timestamp(),
           lease_token = gen_random_uuid(),
           lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
-        from picked p where q.symbol = p.symbol and q.feed = p.feed
+        -- not a join: unaware of how few are picked, it would read the whole queue
+        where q.symbol = any(array(select symbol from picked))
+          and q.feed = (select feed from head)
         returning q.symbol, q.feed, q.ticker, q.asset_type, q.name, q.level, q.attempts, q.lookup,
           q.asked_until, q.lease_token::text
         """,
@@ -375,15 +392,15 @@ def next_ready_seconds(
 ) -> float | None:
     """Return in how many seconds there is something to do, None if not within that time.
 
-    Counted are assets whose frequency will have passed in full before then (the grace for cron is
-    not: those are the next run's), and items that wait for no fault of their own.
+    Counted are assets whose frequency will have passed before then, and items that wait for no
+    fault of their own.
     """
     [(seconds,)] = query(
         db,
         f"""
         with {_WANTED},
         ready as (
-          select last_success_at + make_interval(secs => w.frequency_seconds - {_GRACE}) as at
+          select last_success_at + make_interval(secs => w.frequency_seconds) as at
           from wanted w join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
           where state = 'idle' and last_success_at + make_interval(secs => w.frequency_seconds)
             < clock_timestamp() + make_interval(secs => %(within)s)
@@ -411,21 +428,22 @@ def due_within(db: Connection, wanted: Sequence[Wanted], seconds: float) -> int:
           or {_READY.format(now="clock_timestamp() + make_interval(secs => %(seconds)s)")}
         group by w.feed
         """,
-        {**_arrays(wanted), "seconds": seconds},
+        {**_arrays(wanted), "seconds": seconds, "grace": GRACE_SECONDS},
     )
     return sum(-(-count // BULK[Feed(feed)]) for feed, count in rows)
 
 
-def waiting(db: Connection, lane: Lane) -> int:
-    """Return how many items of the lane can be claimed now."""
-    [(count,)] = query(
+def waiting(db: Connection, lane: Lane) -> bool:
+    """Say whether an item of the lane can be claimed now."""
+    first = query(
         db,
         f"""
-        select count(*) from asset_sync.queue
+        select symbol from asset_sync.queue
         where state = 'waiting' and {_LANE[lane]} and available_at <= clock_timestamp()
+        order by order_at, symbol, feed desc limit 1
         """,
     )
-    return int(count)
+    return bool(first)
 
 
 def preview(
@@ -440,24 +458,30 @@ def preview(
         entering as (
           select w.symbol, w.feed, w.ticker, w.asset_type, w.level, w.position,
             coalesce(q.last_success_at + make_interval(secs => w.frequency_seconds), q.added_at,
-              now()) as due_at
+              now()) as due_at, false as lookup
           from wanted w left join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
           where q.state is null or {_READY.format(now="now()")}
         ),
         line as (
-          select symbol, feed, ticker, asset_type, level, due_at, {order_at} as order_at, 0 as delay
+          select symbol, feed, ticker, asset_type, level, due_at, {order_at} as order_at,
+            0 as delay, lookup
           from entering
           union all
           select symbol, feed, ticker, asset_type, level, due_at, order_at,
-            greatest(0, extract(epoch from available_at - clock_timestamp()))
+            greatest(0, extract(epoch from available_at - clock_timestamp())), lookup
           from asset_sync.queue
           where state = 'waiting' and {_LANE[lane]}
             and (symbol, feed) not in (select symbol, feed from entering)
         )
-        select symbol, feed, ticker, asset_type, level, due_at, delay::float8
-        from line order by level <> 'critical', order_at, symbol limit %(most)s
+        select symbol, feed, ticker, asset_type, level, due_at, delay::float8, lookup
+        from line order by level <> 'critical', order_at, symbol, feed desc limit %(most)s
         """,
-        {**_arrays(wanted), "aging": settings.aging_seconds, "most": most},
+        {
+            **_arrays(wanted),
+            "aging": settings.aging_seconds,
+            "grace": GRACE_SECONDS,
+            "most": most,
+        },
     )
     return tuple(_upcoming(row) for row in rows)
 
@@ -470,9 +494,9 @@ def line(db: Connection, most: int) -> tuple[Upcoming, ...]:
             db,
             f"""
             select symbol, feed, ticker, asset_type, level, due_at,
-              greatest(0, extract(epoch from available_at - clock_timestamp()))::float8
+              greatest(0, extract(epoch from available_at - clock_timestamp()))::float8, lookup
             from asset_sync.queue where state = 'waiting' and {_LANE[lane]}
-            order by order_at, symbol limit %s
+            order by order_at, symbol, feed desc limit %s
             """,
             (most - len(rows),),
         )
@@ -527,8 +551,8 @@ def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:
 
 
 def _upcoming(row: Row) -> Upcoming:
-    symbol, feed, ticker, kind, level, due_at, wait = row
-    return Upcoming(symbol, Feed(feed), ticker, AssetType(kind), Level(level), due_at, wait)
+    symbol, feed, ticker, kind, level, *rest = row
+    return Upcoming(symbol, Feed(feed), ticker, AssetType(kind), Level(level), *rest)
 
 
 def _arrays(wanted: Sequence[Wanted]) -> dict[str, object]:

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from asset_sync.assets import Feed
 from asset_sync.database import Connection, Cursor, query
@@ -15,8 +16,7 @@ RUNS_KEPT_DAYS = 90
 DENIAL_KEPT_HOURS = 24
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A run as the history has it."""
 
     id: int
@@ -46,8 +46,7 @@ class Call:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Denials:
+class Denials(NamedTuple):
     """What the key may not do, as far as it has been tried."""
 
     today: bool

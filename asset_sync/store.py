@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from asset_sync.database import Connection, Cursor, DatabaseError, query
-from asset_sync.reach import BAR_LENGTH
 
 if TYPE_CHECKING:
     from asset_sync.polygon import Bar  # which would bring requests with it
@@ -126,7 +125,7 @@ def save_bars(cursor: Cursor, symbol: str, bars: "Sequence[Bar]") -> int:
     return cursor.rowcount
 
 
-def price_of_last_bar(cursor: Cursor, symbol: str, bar: "Bar", now: datetime) -> LastPrice:
+def price_of_last_bar(cursor: Cursor, symbol: str, bar: "Bar", as_of: datetime) -> LastPrice:
     """Return the price that the newest bar tells: no quote, the day's figures from its bars."""
     start = datetime.fromtimestamp(bar.start_ms / 1000, UTC)
     day = start.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -150,7 +149,7 @@ def price_of_last_bar(cursor: Cursor, symbol: str, bar: "Bar", now: datetime) ->
         daily_high=daily_high,
         daily_low=daily_low,
         daily_close=daily_close,
-        timestamp=min(start + BAR_LENGTH, now),
+        timestamp=as_of,
     )
 
 
@@ -175,8 +174,10 @@ def save_prices(cursor: Cursor, prices: Sequence[LastPrice]) -> tuple[LastPrice,
     cursor.execute(
         """
         update trading.symbols s
-        set metadata = coalesce(s.metadata, '{}') || jsonb_build_object('last_update', new.price),
-          updated_at = now()
+        set updated_at = now(),
+          -- null, or the JSON null that ORMs write for it, becomes an object
+          metadata = case jsonb_typeof(s.metadata) when 'object' then s.metadata else '{}' end
+            || jsonb_build_object('last_update', new.price)
         from unnest(%s::text[], %s::jsonb[]) as new (symbol, price)
         where s.symbol = new.symbol
         """,
@@ -217,9 +218,10 @@ def _array(values: Iterable[float | None]) -> str:
 
 
 def _parsed(text: str | None) -> datetime | None:
-    """Read a timestamp that somebody else may have written, in whatever form."""
+    """Read a timestamp that somebody else may have written, in whatever form; UTC if not said."""
     try:
-        return datetime.fromisoformat(text or "").astimezone(UTC)
+        known = datetime.fromisoformat(text or "")
+        return known.astimezone(UTC) if known.tzinfo else known.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         return None
 

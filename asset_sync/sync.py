@@ -8,27 +8,32 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from asset_sync import events, queue, runs, slots, store
-from asset_sync.assets import AssetType, Feed, Level
-from asset_sync.database import Connection, Cursor, transaction
+from asset_sync.assets import Feed
+from asset_sync.database import CONNECTION_ERRORS, Connection, Cursor, transaction
+from asset_sync.job import account, job_of
 from asset_sync.progress import Calling, Failed, Listener, PutBack, Synced, Waiting, Warned
-from asset_sync.queue import Item, Wanted
-from asset_sync.reach import Reach, reach
+from asset_sync.queue import Item
+from asset_sync.reach import BAR_LENGTH, Reach
 from asset_sync.settings import Secret, Settings, SettingsError
 from asset_sync.slots import Lane, Slot
 
 if TYPE_CHECKING:
     # What costs 150 ms to import is imported where a call is about to be made.
     from asset_sync.limiter import Limiter
-    from asset_sync.polygon import BarsAnswer, Polygon, ProviderError, Quote, SnapshotAnswer
+    from asset_sync.polygon import (
+        Bar,
+        BarsAnswer,
+        Polygon,
+        ProviderError,
+        Quote,
+        SnapshotAnswer,
+    )
 
-PRIORITY_SECONDS = 60
-# Cron starts the next run on the minute; this one should be out of its way.
-QUEUE_MARGIN_SECONDS = 10
 # A slot that is given back, or whose call ends early, is noticed within this time.
 POLL_SECONDS = 5
 # What is nobody's fault is tried again in the same run, but not at once.
@@ -38,6 +43,9 @@ SILENT_CALLS = 3
 # The lease covers the call and its transaction.
 LEASE_MARGIN_SECONDS = 30
 LEAST_CALL_SECONDS = 2.0
+# What can end a run in the middle of a call and is no item's doing.
+_NOT_THE_ITEMS = (KeyboardInterrupt, SystemExit, *CONNECTION_ERRORS)
+_NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
 class Ended(StrEnum):
@@ -83,17 +91,6 @@ class Report:
     """The sentence that goes with the reason, where there is one."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedCall:
-    """A call that a run would make."""
-
-    symbols: tuple[str, ...]
-    feed: Feed
-    endpoint: str
-    at_seconds: float | None
-    """When its slot comes free, from now; None if not before the run's end."""
-
-
 class Clock:
     """Measures and waits; tests bring one that does not wait. Dates are the database's."""
 
@@ -137,50 +134,7 @@ def run(
                 ),
             )
         )
-    most_seconds = max_runtime_seconds or default_runtime_seconds(settings, lane)
-    return _Run(db, settings, lane, key, most_seconds, limit, tell, clock or Clock()).work()
-
-
-def default_runtime_seconds(settings: Settings, lane: Lane) -> float:
-    """Return how long a run works unless told otherwise."""
-    if lane is Lane.PRIORITY:
-        return PRIORITY_SECONDS
-    interval = settings.batch.interval_seconds
-    return max(interval - QUEUE_MARGIN_SECONDS, interval / 2)
-
-
-def plan(
-    db: Connection,
-    settings: Settings,
-    lane: Lane,
-    *,
-    max_runtime_seconds: float | None = None,
-    limit: int | None = None,
-) -> tuple[PlannedCall, ...]:
-    """Return the calls that a run would make now, and change nothing."""
-    from asset_sync.polygon import bars_endpoint, snapshot_endpoint  # noqa: PLC0415
-
-    runtime = max_runtime_seconds or default_runtime_seconds(settings, lane)
-    denials = _denials(db, settings)
-    wanted = _wanted(settings, lane, denials)
-    most = min(limit or settings.queue.max_size, settings.queue.max_size)
-    upcoming = queue.preview(db, lane, wanted, settings.queue, most)
-    times = _slot_times(db, settings)
-    calls = []
-    for batch in _batches(upcoming):
-        first = batch[0]
-        if first.feed is Feed.SNAPSHOT:
-            endpoint = snapshot_endpoint([one.ticker for one in batch])
-        else:
-            newest, now = store.newest_bar(db, first.symbol)
-            span = _reach(settings, first.asset_type, now, newest, None, denials)
-            if span is None:
-                continue
-            endpoint = bars_endpoint(first.ticker, span.start, span.end)
-        at = max(next(times), first.wait_seconds)
-        symbols = tuple(one.symbol for one in batch)
-        calls.append(PlannedCall(symbols, first.feed, endpoint, at if at <= runtime else None))
-    return tuple(calls)
+    return _Run(db, settings, lane, key, max_runtime_seconds, limit, tell, clock or Clock()).work()
 
 
 class _Run:
@@ -192,7 +146,7 @@ class _Run:
         settings: Settings,
         lane: Lane,
         key: Secret,
-        most_seconds: float,
+        most_seconds: float | None,
         limit: int | None,
         tell: Listener,
         clock: Clock,
@@ -204,9 +158,9 @@ class _Run:
         self._limit = limit
         self._tell = tell
         self._clock = clock
+        self._job = job_of(db, settings, lane)
         self._started = clock.monotonic()
-        self._deadline = self._started + most_seconds
-        self._denials = _denials(db, settings)
+        self._deadline = self._started + (most_seconds or self._job.runtime_seconds)
         self._report = Report(runs.start(db, lane.value), lane)
         self._silent_calls = 0
         self._provider: Polygon | None = None
@@ -231,10 +185,10 @@ class _Run:
         return report
 
     def _loop(self) -> Ended:
-        if self._lane is Lane.PRIORITY and not self._settings.batch.priority_assets_enabled:
+        if self._job.switched_off:
             return Ended.DISABLED
         runs.prune(self._db)
-        self._enqueue()
+        self._enqueue(queue.GRACE_SECONDS)
         self._hold_place(in_seconds=0)
         if not self._something_to_do():
             return Ended.NOTHING_DUE
@@ -248,14 +202,17 @@ class _Run:
                 return Ended.BUDGET
             items = self._claim()
             if items:
-                self._serve(slot, items)
+                with self._cut_off_cleanly(slot, items):
+                    self._serve(slot, items)
             else:  # another run was quicker
                 self._limits.give_back(slot)
         return Ended.TIME
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, grace_seconds: float = 0) -> None:
         queue.reclaim(self._db, self._settings.queue)
-        entered = queue.enqueue(self._db, self._wanted(), self._settings.queue)
+        entered = queue.enqueue(
+            self._db, self._job.wanted, self._settings.queue, grace_seconds=grace_seconds
+        )
         if entered.left_out and not self._report.left_out:
             self._tell(
                 Warned(
@@ -272,7 +229,7 @@ class _Run:
             if self._report.api_calls_used == 0:
                 return False  # a run that finds nothing due does not sit and wait for it
             seconds = queue.next_ready_seconds(
-                self._db, self._lane, self._wanted(), self._remaining()
+                self._db, self._lane, self._job.wanted, self._remaining()
             )
             if seconds is None:
                 return False
@@ -306,6 +263,10 @@ class _Run:
 
     def _serve(self, slot: Slot, items: Sequence[Item]) -> None:
         """Make the one call that these items need and store what comes of it."""
+        if items[0].feed is Feed.SNAPSHOT and self._job.denials.snapshot:
+            self._limits.give_back(slot)
+            self._retire(items)
+            return
         span = None
         if items[0].feed is Feed.BARS and not items[0].lookup:
             span = self._reach(items[0])
@@ -313,13 +274,12 @@ class _Run:
                 self._limits.give_back(slot)
                 self._nothing_new(items[0])
                 return
-        with self._put_back_when_cut_off(slot, items):
-            self._tell(Calling([item.symbol for item in items], items[0].feed, self._budget()))
-            started = self._clock.monotonic()
-            self._report.api_calls_used += 1
-            answer = self._ask(items, span)
-            seconds = self._clock.monotonic() - started
-            self._limits.release(slot)
+        self._tell(Calling([item.symbol for item in items], items[0].feed, self._budget()))
+        started = self._clock.monotonic()
+        self._report.api_calls_used += 1
+        answer = self._ask(items, span)
+        seconds = self._clock.monotonic() - started
+        self._limits.release(slot)
         self._store(items, span, answer, seconds)
 
     def _ask(
@@ -343,16 +303,20 @@ class _Run:
             return error
 
     @contextlib.contextmanager
-    def _put_back_when_cut_off(self, slot: Slot, items: Sequence[Item]) -> Iterator[None]:
-        """On Ctrl-C, SIGTERM or a bug return slot and items at once."""
+    def _cut_off_cleanly(self, slot: Slot, items: Sequence[Item]) -> Iterator[None]:
+        """Return the slot at once whatever ends the run, and the items where it is not theirs.
+
+        What may be their doing keeps its lease and so its attempt, or it would end every run.
+        """
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             # The database may be what failed; then slot and lease end by themselves.
             with contextlib.suppress(Exception):
                 self._limits.release(slot)
-                with transaction(self._db) as cursor:
-                    queue.put_back(cursor, items, reason="The run was interrupted.")
+                if isinstance(error, _NOT_THE_ITEMS):
+                    with transaction(self._db) as cursor:
+                        queue.put_back(cursor, items, reason="The run was interrupted.")
             raise
 
     # --- what comes of it ---------------------------------------------------------------------
@@ -396,7 +360,8 @@ class _Run:
             store.save_symbols(cursor, [_symbol(item)])
             written = store.save_bars(cursor, item.symbol, answer.bars)
             if answer.bars:
-                price = store.price_of_last_bar(cursor, item.symbol, answer.bars[-1], now)
+                as_of = self._as_of(item, answer.bars[-1], now)
+                price = store.price_of_last_bar(cursor, item.symbol, answer.bars[-1], as_of)
                 prices = store.save_prices(cursor, [price])
             if done:
                 store.save_status(cursor, [item.symbol])
@@ -408,16 +373,26 @@ class _Run:
         self._publish(prices)
         self._report.bars_written += written
         if done:
-            self._updated(item.symbol)
+            self._updated(item)
         if answer.dropped:
             self._tell(
                 Warned(f"{item.symbol}: {answer.dropped} bars could not be true and were left out.")
             )
         close = answer.bars[-1].close if answer.bars else None
-        as_of = prices[0].timestamp if prices else None
+        priced_at = prices[0].timestamp if prices else None
         self._tell(
-            Synced(item.symbol, item.feed, written, close, as_of, call.seconds, more=not done)
+            Synced(item.symbol, item.feed, written, close, priced_at, call.seconds, more=not done)
         )
+
+    def _as_of(self, item: Item, bar: "Bar", now: datetime) -> datetime:
+        """Return the moment for which the bar's close is the price: its end, or now.
+
+        Where the asset has quotes, too, its start: a quote of the same minutes knows more.
+        """
+        start = datetime.fromtimestamp(bar.start_ms / 1000, UTC)
+        if self._job.has_quotes(item.symbol):
+            return start
+        return min(start + BAR_LENGTH, now)
 
     def _store_quotes(
         self, items: Sequence[Item], call: runs.Call, answer: "SnapshotAnswer"
@@ -439,18 +414,23 @@ class _Run:
         self._publish(prices)
         for item in fresh:
             quote = answer.quotes[item.ticker]
-            self._updated(item.symbol)
+            self._updated(item)
             self._tell(Synced(item.symbol, item.feed, 0, quote.last_price, quote.at, call.seconds))
         for item in items:
             if item.ticker in answer.refused:
                 self._row_told(item, answer.refused[item.ticker])
+
+    def _retire(self, items: Sequence[Item]) -> None:
+        """End items that stood in line for a feed when it was denied: no call."""
+        with transaction(self._db) as cursor:
+            queue.retire(cursor, items, _NO_SNAPSHOTS)
 
     def _nothing_new(self, item: Item) -> None:
         """End an item for which the key can be shown nothing new before tomorrow: no call."""
         with transaction(self._db) as cursor:
             store.save_status(cursor, [item.symbol])
             queue.finish(cursor, [item])
-        self._updated(item.symbol)
+        self._updated(item)
         self._tell(Synced(item.symbol, item.feed, 0, None, None, 0.0))
 
     def _no_data(self, item: Item, call: runs.Call) -> None:
@@ -500,7 +480,7 @@ class _Run:
                         f"{error} After {SILENT_CALLS} calls without an answer the run ends; the "
                         "next one tries again.",
                     )
-            case polygon.TodayDenied() if not self._denials.today:
+            case polygon.TodayDenied() if not self._job.denials.today:
                 self._deny("today", items, call)
             case polygon.FeedDenied() if items[0].feed is Feed.SNAPSHOT:
                 self._deny("snapshot", items, call)
@@ -511,7 +491,7 @@ class _Run:
                 self._put_back(items, call, str(error))
                 raise _Stop(Ended.PLAN_REFUSED, str(error))
             case _ if len(items) > 1:  # one of many is at fault, and which is not said
-                self._put_back(items, call, str(error), after_seconds=TRY_AGAIN_SECONDS)
+                self._leave_to_bars(items, call, str(error))
             case _:
                 lookup = isinstance(error, polygon.TickerUnknown)
                 self._fail(items[0], call, str(error), lookup=lookup)
@@ -519,30 +499,38 @@ class _Run:
     def _deny(self, capability: str, items: Sequence[Item], call: runs.Call) -> None:
         """Remember what the key may not do; the items go another way."""
         with transaction(self._db) as cursor:
-            key, plan_name = _account(self._settings)
-            runs.deny(cursor, key, plan_name, capability, [])
+            runs.deny(cursor, *account(self._settings), capability, [])
             runs.record(cursor, self._report.run_id, call)
             if capability == "snapshot":
-                queue.retire(cursor, items, "The key's plan has no snapshots; bars serve it.")
+                queue.retire(cursor, items, _NO_SNAPSHOTS)
             else:
                 queue.put_back(cursor, items)
-        self._denials = _denials(self._db, self._settings)
         what = "snapshots" if capability == "snapshot" else "bars of the running day"
         instead = "bars" if capability == "snapshot" else "bars up to yesterday"
-        self._tell(
-            Warned(
-                f"The key's plan ({self._settings.provider.plan.name}) does not include {what}; "
-                f"using {instead}. It is asked again after a day."
-            )
+        self._go_another_way(
+            f"The key's plan ({self._settings.provider.plan.name}) does not include {what}; using "
+            f"{instead}. It is asked again after a day."
         )
+
+    def _leave_to_bars(self, items: Sequence[Item], call: runs.Call, error: str) -> None:
+        """Serve by bars, for a day, assets of which one spoils the call that serves them all."""
+        with transaction(self._db) as cursor:
+            symbols = [item.symbol for item in items]
+            runs.deny(cursor, *account(self._settings), "snapshot", symbols)
+            runs.record(cursor, self._report.run_id, call)
+            queue.retire(cursor, items, error)
+        self._go_another_way(f"{error} Bars serve these {len(items)} assets for a day.")
+
+    def _go_another_way(self, why: str) -> None:
+        self._job = job_of(self._db, self._settings, self._lane)
+        self._tell(Warned(why))
         self._enqueue()
 
     def _row_refused(self, cursor: Cursor, item: Item, error: "ProviderError") -> None:
         from asset_sync.polygon import FeedDenied  # noqa: PLC0415
 
         if isinstance(error, FeedDenied):
-            key, plan_name = _account(self._settings)
-            runs.deny(cursor, key, plan_name, "snapshot", [item.symbol])
+            runs.deny(cursor, *account(self._settings), "snapshot", [item.symbol])
             queue.retire(cursor, [item], str(error))
         else:
             queue.fail(cursor, item, str(error), self._settings.queue)
@@ -554,8 +542,7 @@ class _Run:
         if isinstance(error, FeedDenied):
             self._tell(Warned(f"{item.symbol}: no snapshots for it on this plan; using bars."))
         else:
-            self._report.failed.append(Failure(item.symbol, str(error)))
-            self._tell(Failed(item.symbol, item.feed, str(error)))
+            self._failed(item, str(error))
 
     def _put_back(
         self, items: Sequence[Item], call: runs.Call, reason: str, *, after_seconds: float = 0
@@ -570,8 +557,7 @@ class _Run:
             queue.fail(cursor, item, error, self._settings.queue, lookup=lookup)
             store.save_status(cursor, [item.symbol], error)
             runs.record(cursor, self._report.run_id, replace(call, error=error))
-        self._report.failed.append(Failure(item.symbol, error))
-        self._tell(Failed(item.symbol, item.feed, error))
+        self._failed(item, error)
 
     # --- small things -------------------------------------------------------------------------
 
@@ -580,7 +566,7 @@ class _Run:
         if self._limiter is None:
             from asset_sync.limiter import Limiter  # noqa: PLC0415
 
-            self._limiter = Limiter(self._db, _rate(self._settings))
+            self._limiter = Limiter(self._db, self._job.rate)
         return self._limiter
 
     @property
@@ -626,7 +612,7 @@ class _Run:
         calls = 0
         batch = self._settings.batch
         if self._settings.rate_limit.hold_for_priority and batch.priority_assets_enabled:
-            calls = queue.due_within(self._db, self._wanted(), in_seconds)
+            calls = queue.due_within(self._db, self._job.wanted, in_seconds)
         slots.reserve(self._db, calls, in_seconds)
 
     def _publish(self, prices: Sequence[store.LastPrice]) -> None:
@@ -639,94 +625,29 @@ class _Run:
 
     def _reach(self, item: Item) -> Reach | None:
         newest, now = store.newest_bar(self._db, item.symbol)
-        return _reach(self._settings, item.asset_type, now, newest, item.asked_until, self._denials)
+        return self._job.reach(item.asset_type, newest, now, item.asked_until)
 
-    def _updated(self, symbol: str) -> None:
-        if symbol not in self._report.updated:
-            self._report.updated.append(symbol)
+    def _updated(self, item: Item) -> None:
+        """Report an asset as fresh, which may have failed earlier in the same run."""
+        report = self._report
+        report.failed = [failure for failure in report.failed if failure.symbol != item.symbol]
+        if item.symbol not in report.updated:
+            report.updated.append(item.symbol)
 
-    def _wanted(self) -> tuple[Wanted, ...]:
-        return _wanted(self._settings, self._lane, self._denials)
+    def _failed(self, item: Item, error: str) -> None:
+        """Report an asset's failure, its last one if there are several."""
+        failed = [failure for failure in self._report.failed if failure.symbol != item.symbol]
+        self._report.failed = [*failed, Failure(item.symbol, error)]
+        self._tell(Failed(item.symbol, item.feed, error))
 
     def _budget(self) -> slots.Budget:
-        return slots.budget(self._db, _rate(self._settings))
+        return slots.budget(self._db, self._job.rate)
 
     def _remaining(self) -> float:
         return self._deadline - self._clock.monotonic()
 
     def _served(self) -> int:
         return len(self._report.updated) + len(self._report.failed)
-
-
-def _wanted(settings: Settings, lane: Lane, denials: runs.Denials) -> tuple[Wanted, ...]:
-    """Return the assets and feeds of a lane, less what the key may not do."""
-    if settings.batch.priority_assets_enabled:
-        assets = settings.critical if lane is Lane.PRIORITY else settings.others
-    elif lane is Lane.PRIORITY:
-        assets = ()
-    else:  # without priority runs the queue serves them, before the others
-        assets = (
-            *(replace(asset, level=Level.HIGH) for asset in settings.critical),
-            *settings.others,
-        )
-    return tuple(
-        Wanted(asset, feed)
-        for feed in settings.provider.plan.feeds
-        for asset in assets
-        if feed is Feed.BARS or not (denials.snapshot or asset.symbol in denials.snapshot_symbols)
-    )
-
-
-def _denials(db: Connection, settings: Settings) -> runs.Denials:
-    return runs.denials(db, *_account(settings))
-
-
-def _account(settings: Settings) -> tuple[str, str]:
-    key = settings.provider.api_key
-    return (key.fingerprint() if key else ""), settings.provider.plan.name
-
-
-def _rate(settings: Settings) -> slots.Rate:
-    limit = settings.rate_limit
-    return slots.Rate(limit.calls, limit.period_seconds, settings.provider.call_timeout_seconds)
-
-
-def _reach(
-    settings: Settings,
-    asset_type: AssetType,
-    now: datetime,
-    newest: datetime | None,
-    asked_until: datetime | None,
-    denials: runs.Denials,
-) -> Reach | None:
-    return reach(
-        now,
-        newest,
-        asset_type=asset_type,
-        history_days=settings.provider.plan.history_days,
-        asked_until=asked_until,
-        today_denied=denials.today,
-    )
-
-
-def _batches(upcoming: Sequence[queue.Upcoming]) -> Iterator[list[queue.Upcoming]]:
-    """Put together what one call serves, in the order in which claims do."""
-    left = list(upcoming)
-    while left:
-        feed = left[0].feed
-        batch = [one for one in left if one.feed is feed][: queue.BULK[feed]]
-        left = [one for one in left if one not in batch]
-        yield batch
-
-
-def _slot_times(db: Connection, settings: Settings) -> Iterator[float]:
-    """Tell when each next slot comes free, in seconds from now."""
-    rate = _rate(settings)
-    times = list(slots.budget(db, rate).free_in_seconds)
-    while True:
-        times.sort()
-        yield times[0]
-        times[0] += rate.period_seconds
 
 
 def _symbol(item: Item) -> store.Symbol:

@@ -845,7 +845,9 @@ def drips(start: bytes, drop: bytes, *, after_request: bool = True) -> Script:
         if after_request:
             read_request(connection)
         connection.sendall(start)
-        while not over.wait(0.01):
+        for _ in range(300):  # should nobody give up, the test fails and does not hang
+            if over.wait(0.01):
+                break
             connection.sendall(drop)
 
     return script
@@ -855,7 +857,7 @@ def stalls(start: bytes) -> Script:
     def script(connection: socket.socket, over: threading.Event) -> None:
         read_request(connection)
         connection.sendall(start)
-        over.wait()
+        over.wait(5)
 
     return script
 
@@ -1027,7 +1029,9 @@ def test_one_connection_serves_many_calls_and_each_is_watched() -> None:
     with wire(script) as url, polygon(url, call=0.3) as api:
         for _ in range(3):
             assert len(bars(api).bars) == 1
+        begun = time.monotonic()
         assert "in all" in str(failure(lambda: bars(api)))
+        assert time.monotonic() - begun < 1.5
         assert len(connections) == 1
 
 
@@ -1047,13 +1051,23 @@ def test_after_a_failure_the_session_goes_on() -> None:
         assert len(bars(api).bars) == 1
 
 
+def test_the_total_time_may_be_set_anew_between_two_calls() -> None:
+    with wire(drips(HEAD, b" ")) as url, polygon(url, call=10.0) as api:
+        assert api.call_timeout_seconds == 10.0
+        for seconds in (0.2, 0.4):
+            api.call_timeout_seconds = seconds
+            begun = time.monotonic()
+            assert f"longer than {seconds} s in all" in str(failure(lambda: bars(api)))
+            assert seconds <= time.monotonic() - begun < seconds + 1.0
+
+
 def test_ctrl_c_in_a_call_comes_through_at_once_and_the_session_can_be_closed() -> None:
     def script(connection: socket.socket, over: threading.Event) -> None:
         read_request(connection)
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGINT)
-        over.wait()
+        over.wait(5)
 
     with wire(script) as url:
         threads = threading.active_count()

@@ -228,6 +228,7 @@ def test_the_room_imports_nothing_of_the_rest_of_the_house() -> None:
     assert shown.stdout.split() == [
         "asset_sync",
         "asset_sync.demo",
+        "asset_sync.demo.answers",
         "asset_sync.demo.faults",
         "asset_sync.demo.replay",
         "asset_sync.demo.server",

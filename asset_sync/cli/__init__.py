@@ -16,7 +16,7 @@ from asset_sync.errors import AssetSyncError
 app = typer.Typer(
     name="asset-sync",
     help="Keep market data fresh in PostgreSQL under a hard API limit.",
-    epilog="Start with: asset-sync demo. Then: export POLYGON_API_KEY=…; asset-sync sync priority.",
+    epilog="First: asset-sync demo. With a key: asset-sync sync priority --dry-run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

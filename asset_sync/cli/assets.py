@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, answer, common, complain
+from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, complain, exactly
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from asset_sync.database import Connection
     from asset_sync.settings import Settings
 
@@ -40,17 +38,15 @@ def assets_list(
         complain(f"When they were last fresh is not known: {error}")
         fresh = {}
     if as_json:
-        answer(json.dumps({"assets": _as_json(settings, fresh)}, indent=2))
+        exactly(json.dumps({"assets": _as_json(settings, fresh)}, indent=2))
     else:
-        from asset_sync.cli.show import console  # noqa: PLC0415
-
-        _show(console(), settings, fresh)
+        _show(settings, fresh)
 
 
-def show_assets(on: "Console", db: "Connection", settings: "Settings") -> int:
+def show_assets(db: "Connection", settings: "Settings") -> int:
     """Print the assets and return how many have ever been fresh."""
     fresh = _last_success(db, settings)
-    _show(on, settings, fresh)
+    _show(settings, fresh)
     return len(fresh)
 
 
@@ -60,20 +56,21 @@ def _last_success(db: "Connection", settings: "Settings") -> dict[str, datetime]
     return queue.last_success(db, [asset.symbol for asset in settings.assets])
 
 
-def _show(on: "Console", settings: "Settings", fresh: dict[str, datetime]) -> None:
+def _show(settings: "Settings", fresh: dict[str, datetime]) -> None:
     from asset_sync.cli.show import duration, moment, table  # noqa: PLC0415
 
-    made = table(on, "symbol", "ticker", "type", "level", ">every", "last fresh (UTC)")
-    for asset in settings.assets:
-        made.add_row(
+    rows = [
+        [
             asset.symbol,
             asset.ticker,
             asset.asset_type.value,
             asset.level.value,
             duration(asset.update_frequency_seconds),
             moment(fresh.get(asset.symbol)),
-        )
-    on.print(made)
+        ]
+        for asset in settings.assets
+    ]
+    exactly(table(["symbol", "ticker", "type", "level", ">every", "last fresh (UTC)"], rows))
 
 
 def _as_json(settings: "Settings", fresh: dict[str, datetime]) -> list[dict[str, object]]:

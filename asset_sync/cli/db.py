@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from asset_sync.cli.exits import ExitCode
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, answer, common, complain
+from asset_sync.cli.options import Config, Json, Quiet, Verbose, answer, common, complain, exactly
 
 if TYPE_CHECKING:
     from asset_sync.database import SchemaStatus
@@ -61,7 +61,7 @@ def db_status(
         status = database.status(db)
     where = "embedded" if settings.conninfo is None else "server"
     if as_json:
-        answer(json.dumps({"database": where, "ready": status.ready, **asdict(status)}, indent=2))
+        exactly(json.dumps({"database": where, "ready": status.ready, **asdict(status)}, indent=2))
     else:
         _show(status, where)
     if not status.ready:
@@ -102,7 +102,7 @@ def db_serve(
         complain("asset-sync: a server is configured (DATABASE_URL, DB_… or PG…); it is up to it.")
         raise typer.Exit(ExitCode.USAGE)
     with database.session(None):
-        answer(_embedded_address())
+        exactly(_embedded_address())
         options.say("Up until Ctrl-C.")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
@@ -125,9 +125,9 @@ def db_url(
     options = common(context, config, quiet, verbose)
     settings = options.settings()
     if settings.conninfo is not None:
-        answer(database.public_address(settings.conninfo))
+        exactly(database.public_address(settings.conninfo))
         return
-    answer(_embedded_address())
+    exactly(_embedded_address())
     if embedded.socket_directory(embedded.data_directory()) is None:
         options.say("It is not up: start `asset-sync db serve` first.")
 

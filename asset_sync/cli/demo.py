@@ -33,7 +33,6 @@ def demo(context: typer.Context, quiet: Quiet = False, verbose: Verbose = False)
 def _demo(options: Common) -> None:
     from asset_sync.cli import queue, sync  # noqa: PLC0415
     from asset_sync.cli.assets import show_assets  # noqa: PLC0415
-    from asset_sync.cli.show import console  # noqa: PLC0415
     from asset_sync.demo import trial  # noqa: PLC0415
     from asset_sync.demo.server import StandIn  # noqa: PLC0415
     from asset_sync.slots import Lane  # noqa: PLC0415
@@ -54,9 +53,9 @@ def _demo(options: Common) -> None:
             answer(sync.summary(report))
             failed = failed or sync.exit_code_of(report) is not ExitCode.DONE
         answer("\n$ asset-sync queue status")
-        queue.show(console(), queue.look(db, settings))
+        queue.show(queue.look(db, settings))
         answer("\n$ asset-sync assets list")
-        fresh = show_assets(console(), db, settings)
+        fresh = show_assets(db, settings)
         stored, different = trial.bars_unlike_the_replay(db)
         refused = api.refused
     answer(
@@ -96,4 +95,4 @@ def demo_serve(
         complain(f"Replayed data, as on the plan {plan}; up until Ctrl-C.")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        complain(f"{len(api.log)} calls, {api.refused} refused as too many.")
+        complain(f"Calls: {len(api.log)}, of which refused as too many: {api.refused}.")

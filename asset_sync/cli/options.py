@@ -1,10 +1,11 @@
 """What every command takes: the settings file, and how much is said."""
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -16,7 +17,9 @@ Config = Annotated[
     typer.Option("--config", metavar="FILE", help="The settings file.", show_default=False),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: which file, which …")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say also which files and which database.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program.")]
 
 
@@ -58,10 +61,28 @@ def common(
 
 
 def complain(text: str) -> None:
-    """Print to stderr, at once, as it is."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """Print to stderr, at once; on a terminal no word is cut."""
+    print(_wrapped(text, sys.stderr), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def answer(text: str) -> None:
-    """Print to stdout, as it is."""
-    print(text)  # noqa: T201
+    """Print to stdout; on a terminal no word is cut."""
+    print(_wrapped(text, sys.stdout), flush=True)  # noqa: T201
+
+
+def exactly(text: str) -> None:
+    """Print to stdout what is to be copied: nothing is broken between lines."""
+    print(text, flush=True)  # noqa: T201
+
+
+def _wrapped(text: str, stream: TextIO) -> str:
+    """Break long lines between words where somebody looks; a program gets them as they are."""
+    width = shutil.get_terminal_size().columns
+    if not stream.isatty() or all(len(line) <= width for line in text.splitlines()):
+        return text
+    import textwrap  # noqa: PLC0415  # it compiles patterns that few commands need
+
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    )

@@ -1,17 +1,14 @@
 """`asset-sync queue status`."""
 
 import json
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, answer, common
+from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from asset_sync.database import Connection
     from asset_sync.queue import Dead, LevelStatus, Upcoming
     from asset_sync.runs import Run
@@ -41,15 +38,12 @@ def queue_status(
     with database.session(settings.conninfo) as db:
         status = look(db, settings)
     if as_json:
-        answer(json.dumps(_as_json(status), indent=2))
+        exactly(json.dumps(_as_json(status), indent=2))
     else:
-        from asset_sync.cli.show import console  # noqa: PLC0415
-
-        show(console(), status)
+        show(status)
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """Everything that `queue status` shows."""
 
     levels: "tuple[LevelStatus, ...]"
@@ -64,8 +58,7 @@ def look(db: "Connection", settings: "Settings") -> Status:
     """Read how things stand from the database."""
     from asset_sync import queue, runs, slots  # noqa: PLC0415
 
-    limit, provider = settings.rate_limit, settings.provider
-    rate = slots.Rate(limit.calls, limit.period_seconds, provider.call_timeout_seconds)
+    rate = slots.rate_of(settings)
     fresh = queue.last_success(db, [asset.symbol for asset in settings.critical])
     return Status(
         queue.levels(db),
@@ -77,80 +70,91 @@ def look(db: "Connection", settings: "Settings") -> Status:
     )
 
 
-def show(on: "Console", status: Status) -> None:
+def show(status: Status) -> None:
     """Print the status as it looks on a terminal 80 columns wide."""
-    _show_levels(on, status)
-    _show_budget(on, status)
+    parts = [_levels(status), _budget(status)]
     if status.next:
-        _show_next(on, status)
+        parts.append(_next(status))
     if status.dead:
-        _show_dead(on, status)
+        parts.append(_dead(status))
     if status.runs:
-        _show_runs(on, status)
+        parts.append(_runs(status))
     else:
-        on.print("\nNo run yet: asset-sync sync priority --dry-run shows what one would do.")
+        parts.append("No run yet: `asset-sync sync priority --dry-run` shows what one would do.")
+    exactly("\n\n".join(parts))
 
 
-def _show_levels(on: "Console", status: Status) -> None:
-    from asset_sync.cli.show import duration, table  # noqa: PLC0415
+def _levels(status: Status) -> str:
+    from asset_sync.cli.show import duration, red, table  # noqa: PLC0415
 
-    made = table(on, "level", ">waiting", ">leased", ">dead", ">oldest, due for")
-    for one in status.levels:
-        dead = f"[red]{one.dead}[/]" if one.dead else "0"
-        made.add_row(
-            one.level.value, str(one.waiting), str(one.leased), dead, duration(one.oldest_seconds)
-        )
-    on.print(made)
+    rows = [
+        [
+            one.level.value,
+            str(one.waiting),
+            str(one.leased),
+            red(str(one.dead)) if one.dead else "0",
+            duration(one.oldest_seconds),
+        ]
+        for one in status.levels
+    ]
+    return table(["level", ">waiting", ">leased", ">dead", ">oldest, due for"], rows)
 
 
-def _show_budget(on: "Console", status: Status) -> None:
-    from asset_sync.cli.show import duration, gauge, moment  # noqa: PLC0415
+def _budget(status: Status) -> str:
+    from asset_sync.cli.show import bold, duration, gauge, moment, yellow  # noqa: PLC0415
 
     budget = status.budget
-    when = f", next free in {duration(budget.next_free_seconds)}" if not budget.free else ""
-    held = f", {budget.reserved} kept for the next priority run" if budget.reserved else ""
-    on.print(f"\n[bold]Budget[/]  {gauge(budget)}{when}{held}")
+    text = f"{bold('budget')}    {gauge(budget)}"
     if budget.blocked_seconds:
         wait = duration(budget.blocked_seconds)
-        on.print(f"        [yellow]the API refused a call; the next one in {wait}[/]")
-    on.print(f"[bold]Priority assets last fresh[/]  {moment(status.last_priority_update)} UTC")
+        text += f"\n          {yellow(f'the API refused a call; the next one in {wait}')}"
+    elif not budget.free:
+        text += f", next free in {duration(budget.next_free_seconds)}"
+    if budget.reserved:
+        text += f", {budget.reserved} kept for the priority run"
+    last = moment(status.last_priority_update)
+    return f"{text}\n{bold('priority')}  last fresh {last}{'' if last == 'never' else ' UTC'}"
 
 
-def _show_next(on: "Console", status: Status) -> None:
+def _next(status: Status) -> str:
     from asset_sync.cli.show import duration, moment, table  # noqa: PLC0415
 
-    made = table(on, "next", "feed", "level", "due since (UTC)", ">tried in")
-    for one in status.next:
-        delay = duration(one.wait_seconds) if one.wait_seconds else "now"
-        made.add_row(one.symbol, one.feed.value, one.level.value, moment(one.due_at), delay)
-    on.print()
-    on.print(made)
+    rows = [
+        [
+            one.symbol,
+            one.feed.value,
+            one.level.value,
+            moment(one.due_at),
+            duration(one.wait_seconds) if one.wait_seconds else "now",
+        ]
+        for one in status.next
+    ]
+    return table(["next", "feed", "level", "due since (UTC)", ">tried in"], rows)
 
 
-def _show_dead(on: "Console", status: Status) -> None:
-    on.print("\n[bold]dead[/]")
-    for one in status.dead:
-        on.print(f"  {one.error}", style="red", markup=False)
+def _dead(status: Status) -> str:
+    from asset_sync.cli.show import bold, red  # noqa: PLC0415
+
+    return "\n".join([bold("dead"), *(red(one.error) for one in status.dead)])
 
 
-def _show_runs(on: "Console", status: Status) -> None:
-    from asset_sync.cli.show import duration, moment, table  # noqa: PLC0415
+def _runs(status: Status) -> str:
+    from asset_sync.cli.show import duration, moment, red, table  # noqa: PLC0415
 
-    made = table(
-        on, "last runs (UTC)", "command", ">updated", ">failed", ">calls", ">took", "ended"
-    )
-    for one in status.runs:
-        made.add_row(
+    rows = [
+        [
             moment(one.started_at),
             one.command,
             str(one.updated),
-            f"[red]{one.failed}[/]" if one.failed else "0",
+            red(str(one.failed)) if one.failed else "0",
             str(one.api_calls),
             duration(one.seconds),
             (one.reason_ended or "at work").replace("_", " "),
-        )
-    on.print()
-    on.print(made)
+        ]
+        for one in status.runs
+    ]
+    columns = ["last runs (UTC)", "command", ">updated", ">failed", ">calls", ">took", "ended"]
+    return table(columns, rows)
 
 
 def _as_json(status: Status) -> dict[str, object]:
@@ -174,8 +178,8 @@ def _as_json(status: Status) -> dict[str, object]:
 
 
 def _plain(one: "Upcoming | Dead | Run") -> dict[str, object]:
-    """Return a dataclass with its times as text."""
+    """Return a row with its times as text."""
     return {
         key: value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
-        for key, value in asdict(one).items()
+        for key, value in one._asdict().items()
     }

@@ -1,5 +1,6 @@
 """`asset-sync sync priority` and `sync queue`."""
 
+import gc
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -16,13 +17,15 @@ from asset_sync.cli.options import (
     answer,
     common,
     complain,
+    exactly,
 )
 
 if TYPE_CHECKING:
     from asset_sync.database import Connection
+    from asset_sync.dry_run import PlannedCall
     from asset_sync.settings import Settings
     from asset_sync.slots import Lane
-    from asset_sync.sync import PlannedCall, Report
+    from asset_sync.sync import Report
 
 app = typer.Typer(help="Refresh assets, within the API's limit.", no_args_is_help=True)
 
@@ -97,17 +100,19 @@ def _sync(
     max_runtime: float | None,
     limit: int | None,
 ) -> None:
-    from asset_sync import database, sync  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
 
     settings = options.settings()
     with database.session(settings.conninfo) as db:
         if dry_run:
-            calls = sync.plan(db, settings, lane, max_runtime_seconds=max_runtime, limit=limit)
+            from asset_sync.dry_run import plan  # noqa: PLC0415
+
+            calls = plan(db, settings, lane, max_runtime_seconds=max_runtime, limit=limit)
             _show_plan(calls, lane, as_json)
             return
         report = run_and_watch(options, db, settings, lane, max_runtime, limit)
     if as_json:
-        answer(json.dumps(_as_json(report), indent=2))
+        exactly(json.dumps(_as_json(report), indent=2))
     else:
         _show_report(options, report)
     raise typer.Exit(exit_code_of(report))
@@ -125,6 +130,7 @@ def run_and_watch(
     from asset_sync import sync  # noqa: PLC0415
     from asset_sync.cli.watch import watching  # noqa: PLC0415
 
+    gc.enable()  # see asset_sync.__main__
     try:
         with watching(options) as listener:
             return sync.run(
@@ -182,7 +188,7 @@ def _show_report(options: Common, report: "Report") -> None:
 def _show_plan(calls: "tuple[PlannedCall, ...]", lane: "Lane", as_json: bool) -> None:
     """Print the calls that a run would make, each with its endpoint and when its slot is free."""
     if as_json:
-        answer(json.dumps({"calls": [asdict(call) for call in calls]}, indent=2))
+        exactly(json.dumps({"calls": [call._asdict() for call in calls]}, indent=2))
         return
     if not calls:
         answer(f"{lane.value}: nothing is due; no call would be made.")
@@ -194,8 +200,9 @@ def _show_plan(calls: "tuple[PlannedCall, ...]", lane: "Lane", as_json: bool) ->
         if call.at_seconds:
             when = f"in {duration(call.at_seconds)}"
         names = ", ".join(call.symbols[:5]) + (" …" if len(call.symbols) > 5 else "")  # noqa: PLR2004
-        answer(f"{number}. {names}  {call.feed}  {when}\n   GET {call.endpoint}")
-    answer(f"{len(calls)} calls; none was made, nothing was written.")
+        exactly(f"{number}. {names}  {call.feed}  {when}\n   GET {call.endpoint}")
+    many = "1 call" if len(calls) == 1 else f"{len(calls)} calls"
+    answer(f"{many}, none of which was made; nothing was written.")
 
 
 def _as_json(report: "Report") -> dict[str, object]:

@@ -83,23 +83,26 @@ def _names(symbols: Sequence[str]) -> str:
 
 @contextmanager
 def _live() -> Iterator[Listener]:
-    """Keep one line alive below the lines of what has happened."""
+    """Keep one line alive below the lines of what has happened, from the first event on."""
+    from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
 
-    from asset_sync.cli.show import console  # noqa: PLC0415
-
     line = _Line()
-    with Live(line, console=console(sys.stderr), refresh_per_second=4, transient=True) as live:
+    console = Console(stderr=True, highlight=False)
+    live = Live(line, console=console, refresh_per_second=4, transient=True)
 
-        def listen(progress: Progress) -> None:
-            match progress:
-                case Waiting() | Calling():
-                    line.turn_to(progress)
-                    live.refresh()
-                case _:
-                    live.console.print(_marked(progress))
+    def listen(progress: Progress) -> None:
+        if isinstance(progress, Waiting | Calling):
+            line.turn_to(progress)
+            live.start(refresh=True)  # only the first time does it do anything
+            live.refresh()
+        else:
+            live.console.print(_marked(progress))
 
+    try:
         yield listen
+    finally:
+        live.stop()
 
 
 def _marked(progress: Progress) -> "Text":

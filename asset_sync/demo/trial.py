@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from asset_sync import embedded
-from asset_sync.database import Connection, migrate, query, raw_session
+from asset_sync.database import Connection, errors_as_sentences, migrate, query, raw_session
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
 from asset_sync.settings import SHIPPED_FILE, RateLimit, Secret, Settings, load
@@ -23,7 +23,8 @@ CALLS, WINDOW_SECONDS = 5, 10.0
 def trial(api: StandIn) -> Iterator[tuple[Connection, Settings]]:
     """Open a new, empty database, and the shipped settings pointed to it and to the stand-in."""
     server = embedded.start(embedded.data_directory())
-    address = Secret(embedded.create_database(server, DATABASE, anew=True))
+    with errors_as_sentences():
+        address = Secret(embedded.create_database(server, DATABASE, anew=True))
     shipped = load(SHIPPED_FILE, {})
     settings = replace(
         shipped,

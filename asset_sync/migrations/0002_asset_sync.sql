@@ -64,11 +64,14 @@ create table asset_sync.queue (
   check ((state = 'leased') = (lease_until is not null))
 );
 -- One index per lane: the claim reads its head and nothing else.
-create index queue_critical_idx on asset_sync.queue (order_at, symbol)
+create index queue_critical_idx on asset_sync.queue (order_at, symbol, feed desc)
   where state = 'waiting' and level = 'critical';
-create index queue_others_idx on asset_sync.queue (order_at, symbol)
+create index queue_others_idx on asset_sync.queue (order_at, symbol, feed desc)
   where state = 'waiting' and level <> 'critical';
 create index queue_leases_idx on asset_sync.queue (lease_until) where state = 'leased';
+-- What `queue status` counts, and what the queue's size is measured by.
+create index queue_live_idx on asset_sync.queue (level, state, due_at) where state <> 'idle';
+create index queue_dead_idx on asset_sync.queue (last_attempt_at) where state = 'dead';
 comment on table asset_sync.queue is
   'One row per asset and feed, for ever: idle until it is due, then waiting, leased by a run, and '
   'idle again; dead after too many failures of its own. The primary key keeps it from being '
@@ -125,7 +128,8 @@ create table asset_sync.slots (
   token uuid
 );
 comment on table asset_sync.slots is
-  'As many rows as the plan allows calls in a window. A slot is free one window after ended_at.';
+  'As many rows as the plan allows calls in a window, or more where it once allowed more: then the '
+  'busiest count. A slot is free one window after ended_at.';
 comment on column asset_sync.slots.ended_at is
   'When its last call ended. While a call is in flight: the latest moment it can end, so that a '
   'process that dies frees its slot by itself.';

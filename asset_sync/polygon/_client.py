@@ -91,6 +91,15 @@ class Polygon:
     ) -> None:
         self.close()
 
+    @property
+    def call_timeout_seconds(self) -> float:
+        """How long the next call may take in all; may be set between two calls."""
+        return self._http.call_timeout_seconds
+
+    @call_timeout_seconds.setter
+    def call_timeout_seconds(self, seconds: float) -> None:
+        self._http.call_timeout_seconds = seconds
+
     def close(self) -> None:
         """Close the connection; a later call opens another."""
         self._http.close()
@@ -111,8 +120,9 @@ class Polygon:
         Each row is judged by itself: what is wrong with one ticker stands in `refused`. What
         concerns the whole call is raised: any `ProviderError`, `FeedDenied` on a free plan.
         """
+        endpoint = snapshot_endpoint(tickers)
         asked = _named(tickers)
-        reply = self._http.get(snapshot_endpoint(tickers), asked)
+        reply = self._http.get(endpoint, asked)
         return read_snapshots(reply, self._call(asked), tickers)
 
     def ticker_exists(self, ticker: str) -> bool:
@@ -129,11 +139,5 @@ def _quoted(ticker: str) -> str:
 
 
 def _named(tickers: Sequence[str]) -> str:
-    match tickers:
-        case []:
-            return "no ticker"
-        case [only]:
-            return only
-        case [first, *others]:
-            return f"{first} and {len(others)} more"
-    return "several tickers"
+    others = len(tickers) - 1
+    return f"{tickers[0]} and {others} more" if others else tickers[0]

@@ -55,7 +55,7 @@ class Http:
         self.base_url = base_url.rstrip("/")
         self.host = _host(base_url)
         self._timeouts = (connect_timeout_seconds, read_timeout_seconds)
-        self._call_timeout_seconds = call_timeout_seconds
+        self.call_timeout_seconds = call_timeout_seconds
         self._session = _Session()
         self._session.auth = _Bearer(api_key)
         self._session.headers.update(
@@ -77,12 +77,12 @@ class Http:
         `asked` names the tickers in the sentence of the `Unavailable` that is raised when no
         whole answer arrives in time and size.
         """
-        with Deadline(self._call_timeout_seconds) as deadline:
+        with Deadline(self.call_timeout_seconds) as deadline:
             outcome = self._exchange(endpoint)
         # Raised out here, where no exception is being handled: one that came along as context
         # would hold the request, whose headers hold the key.
         if deadline.expired:
-            why = f"it took longer than {self._call_timeout_seconds:g} s in all"
+            why = f"it took longer than {self.call_timeout_seconds:.3g} s in all"
         elif isinstance(outcome, Reply):
             return outcome
         else:

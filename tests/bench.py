@@ -1,0 +1,443 @@
+"""How fast and how small: each figure beside its floor, measured in the same run.
+
+`make bench` makes an embedded PostgreSQL of its own, takes about a minute, prints a
+table and exits 1 if a target is missed. Repetitions are interleaved and the median counts, so
+that a busy machine slows both sides of a ratio.
+"""
+
+# ruff: noqa: T201 - it starts this program, prints, and is no package
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from statistics import median
+
+import psycopg2.extras
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from asset_sync import embedded, queue, runs, store  # noqa: E402
+from asset_sync.assets import Feed  # noqa: E402
+from asset_sync.database import (  # noqa: E402
+    Connection,
+    Cursor,
+    migrate,
+    query,
+    raw_session,
+    transaction,
+)
+from asset_sync.limiter import Limiter  # noqa: E402
+from asset_sync.polygon import Bar  # noqa: E402
+from asset_sync.queue import Wanted  # noqa: E402
+from asset_sync.settings import SHIPPED_FILE, Secret, load  # noqa: E402
+from asset_sync.slots import Lane, Rate, Slot  # noqa: E402
+
+STARTS, CLAIMS, SLOTS, WRITES = 15, 50, 50, 5
+BARS, BIG_ANSWER = 10_000, 50_000
+STATUS_TARGET, EMPTY_RUN_TARGET = 2.5, 3.0
+CLAIM_TARGET = 2.0  # 100 times the rows, and it may take twice as long
+BARS_TARGET = 120_000 / 11_000
+MEMORY_TARGET_MB = 80
+
+FLOOR = """
+import sys, psycopg2
+connection = psycopg2.connect(sys.argv[1])
+cursor = connection.cursor()
+cursor.execute("select 1")
+cursor.fetchall()
+connection.close()
+"""
+
+# A process begins with the peak of the one that started it; between us stands a small one.
+PEAK_OF = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE)
+sys.stdout.buffer.write(done.stdout)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+sys.exit(done.returncode)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the table."""
+
+    what: str
+    measured: str
+    floor: str
+    ratio: str
+    target: str
+    ok: bool
+
+
+def main() -> int:
+    """Measure everything and return the exit code."""
+    directory = Path(tempfile.mkdtemp(prefix="asset-sync-bench-"))
+    server = embedded.start(directory / "data")
+    try:
+
+        def database(name: str) -> str:
+            address = embedded.create_database(server, name)
+            with raw_session(Secret(address)) as db:
+                migrate(db)
+            return address
+
+        lines = [
+            *commands(database("commands"), directory),
+            *slots_taken(database("slots")),
+            claimed(database("few"), database("many")),
+            *bars_written(database("bars")),
+            memory(database("memory"), directory),
+        ]
+    finally:
+        server.cleanup()
+        shutil.rmtree(directory)
+    show(lines)
+    return 0 if all(line.ok for line in lines) else 1
+
+
+def show(lines: Sequence[Line]) -> None:
+    """Print the table."""
+    rows = [("what", "measured", "floor", "ratio", "target", "ok")]
+    rows += [
+        (line.what, line.measured, line.floor, line.ratio, line.target, "yes" if line.ok else "NO")
+        for line in lines
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).strip())
+
+
+def interleaved(repetitions: int, *works: Callable[[], float]) -> list[float]:
+    """Return the median of what each of the works returns, taking turns."""
+    results = [[work() for work in works] for _ in range(repetitions)]
+    return [median(column) for column in zip(*results, strict=True)]
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return how long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+# --- starting a command -------------------------------------------------------------------------
+
+
+def commands(address: str, directory: Path) -> Iterator[Line]:
+    """`queue status` and an empty run, beside a bare Python that asks one question."""
+    make_fresh(address)
+    environ = environment(address, directory)
+
+    def start(*command: str) -> Callable[[], float]:
+        def work() -> object:
+            return subprocess.run(
+                command, check=True, env=environ, cwd=directory, stdout=subprocess.DEVNULL
+            )
+
+        work()  # so that the bytecode is there
+        return lambda: seconds_of(work)
+
+    floor, status, as_json, run = interleaved(
+        STARTS,
+        start(sys.executable, "-c", FLOOR, address),
+        start(*program(), "queue", "status"),
+        start(*program(), "queue", "status", "--json"),
+        start(*program(), "-q", "sync", "queue"),
+    )
+    for what, seconds, target in (
+        ("queue status", status, STATUS_TARGET),
+        ("queue status --json", as_json, STATUS_TARGET),
+        ("sync queue, nothing due", run, EMPTY_RUN_TARGET),
+    ):
+        yield Line(
+            what,
+            f"{seconds * 1000:.0f} ms",
+            f"{floor * 1000:.0f} ms (Python, psycopg2, 1 query)",
+            f"{seconds / floor:.2f}",
+            f"<= {target}",
+            seconds / floor <= target,
+        )
+
+
+def program() -> tuple[str, ...]:
+    """Return how this program is started: as installed beside this Python, else as a module."""
+    script = Path(sys.executable).parent / "asset-sync"
+    return (str(script),) if script.exists() else (sys.executable, "-m", "asset_sync")
+
+
+def environment(address: str, home: Path, **more: str) -> dict[str, str]:
+    """Return what cron would give."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(REPOSITORY),
+        "HOME": str(home),
+        "DATABASE_URL": address,
+        "POLYGON_API_KEY": "made-up",
+        **more,
+    }
+
+
+def make_fresh(address: str) -> None:
+    """Leave the database as runs do that have just served every asset."""
+    settings = load(SHIPPED_FILE, {})
+    with raw_session(Secret(address)) as db:
+        wanted = [Wanted(asset, Feed.BARS) for asset in settings.assets]
+        queue.enqueue(db, wanted, settings.queue)
+        for lane in Lane:
+            run_id = runs.start(db, lane.value)
+            while items := queue.claim(db, lane, lease_seconds=60, most=1):
+                with transaction(db) as cursor:
+                    queue.finish(cursor, items)
+                    symbols = [item.symbol for item in items]
+                    runs.record(cursor, run_id, runs.Call(Feed.BARS, symbols, "ok", 0.2, 1))
+            runs.end(db, run_id, "done", updated=1, failed=0, waited_seconds=0)
+        Limiter(db, Rate(5, 60, 30))
+
+
+# --- slots and items ----------------------------------------------------------------------------
+
+
+def slots_taken(address: str) -> Iterator[Line]:
+    """Take slots of the limiter, beside the shortest question there is."""
+    with raw_session(Secret(address)) as db:
+        rate = Rate(5, 60, 30)
+        limiter = Limiter(db, rate)
+        statements: list[object] = []
+
+        class Counting(psycopg2.extensions.cursor):
+            def execute(self, *arguments: object) -> None:
+                statements.append(arguments)
+                super().execute(*arguments)  # type: ignore[arg-type]
+
+        def take() -> float:
+            slot: list[object] = []
+            seconds = seconds_of(lambda: slot.append(limiter.take(Lane.QUEUE)))
+            [taken] = slot
+            if not isinstance(taken, Slot):
+                raise TypeError(taken)
+            limiter.give_back(taken)
+            return seconds
+
+        ask, slot = interleaved(SLOTS, lambda: seconds_of(lambda: bare(db)), take)
+        db.cursor_factory = Counting
+        limiter.take(Lane.QUEUE)
+    count = len(statements)
+    yield Line("a slot taken, round trips", str(count), "1", f"{count}", "<= 1", count == 1)
+    yield Line(
+        "a slot taken",
+        f"{slot * 1000:.2f} ms",
+        f"{ask * 1000:.2f} ms (select 1)",
+        f"{slot / ask:.1f}",
+        "",
+        ok=True,
+    )
+
+
+def bare(db: Connection) -> None:
+    """Ask the shortest question there is."""
+    with db.cursor() as cursor:
+        cursor.execute("select 1")
+        cursor.fetchall()
+
+
+def claimed(few: str, many: str) -> Line:
+    """Claim items of 100,000 that wait, and of 1,000."""
+    with raw_session(Secret(few)) as small, raw_session(Secret(many)) as large:
+        for db, rows in ((small, 1_000), (large, 100_000)):
+            query(
+                db,
+                """
+                insert into asset_sync.queue
+                  (symbol, feed, ticker, asset_type, name, level, state, due_at, order_at)
+                select 'A' || n, 'bars', 'X:A' || n, 'crypto', 'A', 'medium', 'waiting', at, at
+                from generate_series(1, %s) as n,
+                  lateral (select now() - make_interval(secs => n * 7919 %% 100003) as at) moment
+                """,
+                (rows,),
+            )
+            query(db, "analyze asset_sync.queue")
+
+        def claim(db: Connection) -> Callable[[], float]:
+            return lambda: seconds_of(lambda: queue.claim(db, Lane.QUEUE, lease_seconds=60, most=1))
+
+        least, most = interleaved(CLAIMS, claim(small), claim(large))
+    return Line(
+        "an item claimed of 100,000",
+        f"{most * 1000:.2f} ms",
+        f"{least * 1000:.2f} ms (of 1,000)",
+        f"{most / least:.2f}",
+        f"<= {CLAIM_TARGET}",
+        most / least <= CLAIM_TARGET,
+    )
+
+
+# --- bars ---------------------------------------------------------------------------------------
+
+_INSERT = """
+insert into market_data.ohlcv_5m
+  (ticker_id, ts, open, high, low, close, volume, vwap, trades) values
+"""
+
+
+def bars_written(address: str) -> Iterator[Line]:
+    """Write the bars of one answer, and write them in the two usual ways to the same table."""
+    bars = [answer_bar(1_700_000_000_000 + number * 300_000) for number in range(BARS)]
+    with raw_session(Secret(address)) as db:
+        with transaction(db) as cursor:
+            store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
+        [(ticker_id,)] = query(db, "select id from trading.symbols")
+        rows = [(ticker_id, bar.start_ms / 1000, *bar[1:]) for bar in bars]
+
+        def row_by_row(cursor: Cursor) -> None:
+            for row in rows:
+                cursor.execute(_INSERT + "(%s, to_timestamp(%s), %s, %s, %s, %s, %s, %s, %s)", row)
+
+        def in_pages(cursor: Cursor) -> None:
+            psycopg2.extras.execute_values(
+                cursor,
+                _INSERT + "%s",
+                rows,
+                template="(%s, to_timestamp(%s), %s, %s, %s, %s, %s, %s, %s)",
+                page_size=1000,
+            )
+
+        def ours(cursor: Cursor) -> None:
+            if store.save_bars(cursor, "EURUSD", bars) != BARS:
+                raise RuntimeError("not all bars were written")
+
+        def rows_per_second(write: Callable[[Cursor], None]) -> Callable[[], float]:
+            def work() -> float:
+                query(db, "truncate market_data.ohlcv_5m")
+
+                def whole() -> None:
+                    with transaction(db) as cursor:
+                        write(cursor)
+
+                return BARS / seconds_of(whole)
+
+            return work
+
+        slow, paged, fast = interleaved(
+            WRITES, rows_per_second(row_by_row), rows_per_second(in_pages), rows_per_second(ours)
+        )
+    measured = f"{fast:,.0f} rows/s"
+    yield Line(
+        "10,000 bars written",
+        measured,
+        f"{slow:,.0f} rows/s (row by row)",
+        f"{fast / slow:.1f}",
+        f">= {BARS_TARGET:.1f}",
+        fast / slow >= BARS_TARGET,
+    )
+    yield Line(
+        "", measured, f"{paged:,.0f} rows/s (execute_values)", f"{fast / paged:.1f}", "", ok=True
+    )
+
+
+def answer_bar(start_ms: int) -> Bar:
+    """Return a bar with as many digits as real ones have."""
+    open_ = 1 + start_ms // 60_000 % 9973 / 100_000
+    return Bar(start_ms, open_, open_ + 0.00021, open_ - 0.00017, open_ + 4e-05, 321.0, open_, 321)
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+_SETTINGS = """
+[[secondary_assets]]
+symbol = "EURUSD"
+polygon_ticker = "C:EURUSD"
+asset_type = "forex"
+"""
+
+
+def memory(address: str, directory: Path) -> Line:
+    """Measure the peak of a run that stores the longest answer there is."""
+    (directory / "assets.toml").write_text(_SETTINGS)
+    with long_answers() as base_url:
+        run = subprocess.run(
+            [sys.executable, "-c", PEAK_OF, *program(), "sync", "queue", "--json"],
+            env=environment(address, directory, POLYGON_BASE_URL=base_url),
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        bare_python = subprocess.run(
+            [sys.executable, "-c", PEAK_OF, sys.executable, "-c", FLOOR, address],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    written = json.loads(run.stdout)["bars_written"]
+    if written != BIG_ANSWER:
+        raise RuntimeError(f"the run wrote {written} bars: {run.stdout}")
+    peak, floor = (int(done.stderr.splitlines()[-1]) / 1024 for done in (run, bare_python))
+    return Line(
+        "peak of a run with 50,000 bars",
+        f"{peak:.0f} MB",
+        f"{floor:.0f} MB (Python, psycopg2)",
+        f"{peak / floor:.1f}",
+        f"< {MEMORY_TARGET_MB} MB",
+        peak < MEMORY_TARGET_MB,
+    )
+
+
+@contextmanager
+def long_answers() -> Iterator[str]:
+    """Serve as many bars as one answer can hold; give the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            last = int(self.path.split("?")[0].rsplit("/", 1)[1]) // 60_000 * 60_000
+            # A minute apart, or so many would not fit into the range of one call.
+            starts = range(last - (BIG_ANSWER - 1) * 60_000, last + 1, 60_000)
+            rows = (answer_bar(start) for start in starts)
+            results = [
+                {"v": v, "vw": vw, "o": o, "c": c, "h": h, "l": low, "t": t, "n": n}
+                for t, o, h, low, c, v, vw, n in rows
+            ]
+            answer = {
+                "ticker": "C:EURUSD",
+                "status": "OK",
+                "request_id": "bench",
+                "adjusted": True,
+                "queryCount": BIG_ANSWER,
+                "resultsCount": BIG_ANSWER,
+                "count": BIG_ANSWER,
+                "results": results,
+            }
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name there
+            """Nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

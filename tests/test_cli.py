@@ -1,0 +1,438 @@
+"""The command line as cron, a program and a person at a terminal see it."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from asset_sync.demo.server import StandIn
+
+KEY = "demo-key"
+COMMANDS = (
+    ("sync", "priority"),
+    ("sync", "queue"),
+    ("queue", "status"),
+    ("assets", "list"),
+    ("db", "init"),
+    ("db", "status"),
+    ("db", "serve"),
+    ("db", "url"),
+    ("demo",),
+    ("demo", "serve"),
+)
+
+Completed: TypeAlias = subprocess.CompletedProcess[str]
+Run: TypeAlias = Callable[..., Completed]
+
+
+@pytest.fixture
+def environ(url: str, tmp_path: Path) -> dict[str, str]:
+    """What a new user has, and a database."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "DATABASE_URL": url,
+        "POLYGON_API_KEY": KEY,
+        **{name: os.environ[name] for name in os.environ if name.startswith("COVERAGE")},
+    }
+
+
+@pytest.fixture
+def run(environ: dict[str, str], tmp_path: Path) -> Run:
+    def run(*arguments: str, **changes: str) -> Completed:
+        return subprocess.run(
+            [sys.executable, "-m", "asset_sync", *arguments],
+            env={**environ, **changes},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    with StandIn("free", calls=20, key=KEY) as server:
+        yield server
+
+
+# --- a person who does not know it yet --------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_with_an_example(run: Run, command: tuple[str, ...]) -> None:
+    shown = run(*command, "--help", COLUMNS="80")
+
+    assert shown.returncode == 0
+    assert "Example: " in shown.stdout or command == ("demo",)
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+def test_it_says_its_version(run: Run) -> None:
+    assert re.fullmatch(r"asset-sync \d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("snc",), "Did you mean 'sync'?"),
+        (("sync", "prioritty"), "Did you mean 'priority'?"),
+        (("sync", "queue", "--dryrun"), "--dry-run"),
+        (("sync", "queue", "--limit", "0"), "--limit"),
+        (("sync", "queue", "--max-runtime", "soon"), "--max-runtime"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_mistyped_gets_a_hint_and_exit_2(
+    run: Run, arguments: tuple[str, ...], hint: str
+) -> None:
+    answer = run(*arguments)
+
+    assert answer.returncode == 2
+    assert hint in answer.stderr
+    assert not answer.stdout
+
+
+def test_without_a_key_it_says_how_to_give_one_and_what_works_without(run: Run) -> None:
+    answer = run("sync", "priority", POLYGON_API_KEY="")
+
+    assert answer.returncode == 2
+    assert "POLYGON_API_KEY is not set" in answer.stderr
+    assert "asset-sync demo" in answer.stderr
+
+
+def test_all_mistakes_of_the_settings_come_at_once_with_exit_2(run: Run) -> None:
+    answer = run("assets", "list", POLYGON_TIER="gold", QUEUE_MAX_SIZE="many")
+
+    assert answer.returncode == 2
+    assert "POLYGON_TIER" in answer.stderr
+    assert "QUEUE_MAX_SIZE" in answer.stderr
+
+
+def test_verbose_says_which_settings_hold(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "assets.toml").write_text('[provider]\nplan = "starter"\n')
+
+    before, after = run("-v", "queue", "status"), run("queue", "status", "-v")
+
+    assert "assets.toml" in before.stderr
+    assert "starter" in before.stderr
+    assert before.stderr == after.stderr, "an option means the same before and after the command"
+
+
+def test_a_bug_is_told_without_a_traceback_and_without_what_it_was_about(
+    environ: Mapping[str, str],
+) -> None:
+    script = """
+import asset_sync.cli
+
+@asset_sync.cli.app.command("boom")
+def boom() -> None:
+    raise RuntimeError("the key is sesame")
+
+asset_sync.cli.main()
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", script, "boom"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert answer.returncode == 70
+    assert "this is a bug (RuntimeError at <string>:6 in boom)" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert "sesame" not in answer.stderr
+
+
+# --- a program --------------------------------------------------------------------------------
+
+
+def test_a_run_tells_a_program_what_it_did(run: Run, stand_in: StandIn) -> None:
+    answer = run("sync", "priority", "--json", POLYGON_BASE_URL=stand_in.base_url)
+
+    assert answer.returncode == 0
+    told = json.loads(answer.stdout)
+    assert told["updated"] == ["XAUUSD", "EURUSD", "BTCUSD"]
+    assert told["failed"] == []
+    assert told["api_calls_used"] == 3
+    assert told["bars_written"] > 20_000
+    assert told["waited_seconds"] == 0
+    assert told["reason_ended"] == "done"
+    assert isinstance(told["run_id"], int)
+
+
+def test_the_status_tells_a_program_how_things_stand(run: Run, stand_in: StandIn) -> None:
+    run("sync", "priority", POLYGON_BASE_URL=stand_in.base_url)
+    run("sync", "queue", "--limit", "1", POLYGON_BASE_URL=stand_in.base_url)
+
+    told = json.loads(run("queue", "status", "--json").stdout)
+
+    assert told["total_items"] == 3
+    assert told["by_priority"] == {"CRITICAL": 0, "HIGH": 0, "MEDIUM": 3, "LOW": 0}
+    assert told["oldest_item_age_seconds"] > 0
+    assert (told["leased"], told["dead"]) == (0, 0)
+    assert told["api_calls_remaining"] == 1
+    assert told["next_slot_in_seconds"] == 0
+    assert told["last_priority_update"].endswith("+00:00")
+    assert [one["command"] for one in told["last_runs"]] == ["queue", "priority"]
+
+
+def test_a_dry_run_names_each_call_and_makes_none(run: Run, stand_in: StandIn) -> None:
+    answer = run("sync", "priority", "--dry-run", "--json", POLYGON_BASE_URL=stand_in.base_url)
+
+    told = json.loads(answer.stdout)
+    assert [call["symbols"] for call in told["calls"]] == [["XAUUSD"], ["EURUSD"], ["BTCUSD"]]
+    assert "/v2/aggs/ticker/C:XAUUSD/range/5/minute/" in told["calls"][0]["endpoint"]
+    assert stand_in.log == []
+
+
+def test_the_assets_are_listed_even_while_the_database_is_down(run: Run) -> None:
+    answer = run("assets", "list", "--json", DATABASE_URL="postgresql://me@127.0.0.1:1/x")
+
+    assert answer.returncode == 0
+    assert len(json.loads(answer.stdout)["assets"]) == 7
+    assert "not known" in answer.stderr
+
+
+# --- cron -------------------------------------------------------------------------------------
+
+
+def test_quiet_says_nothing_when_all_is_well(run: Run, stand_in: StandIn) -> None:
+    answer = run("sync", "priority", "-q", POLYGON_BASE_URL=stand_in.base_url)
+
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+
+
+def test_quiet_still_says_what_failed(run: Run) -> None:
+    with StandIn("free", key=KEY, faults=["empty@C:EURUSD"]) as api:
+        answer = run("sync", "priority", "-q", POLYGON_BASE_URL=api.base_url)
+
+    assert answer.returncode == 1
+    assert "EURUSD" in answer.stderr
+    assert not answer.stdout
+
+
+def test_off_a_terminal_there_is_a_line_per_event_and_no_colour(
+    run: Run, stand_in: StandIn
+) -> None:
+    answer = run("sync", "priority", POLYGON_BASE_URL=stand_in.base_url)
+
+    assert [line.split(":")[0] for line in answer.stderr.splitlines()] == [
+        "XAUUSD",
+        "EURUSD",
+        "BTCUSD",
+    ]
+    assert answer.stdout.startswith("priority: 3 updated, 3 calls, ")
+    assert "\x1b" not in answer.stderr + answer.stdout
+
+
+def test_a_revoked_key_is_exit_4_and_is_never_shown(run: Run, stand_in: StandIn) -> None:
+    answer = run(
+        "sync", "priority", POLYGON_BASE_URL=stand_in.base_url, POLYGON_API_KEY="s3same-0pen"
+    )
+
+    assert answer.returncode == 4
+    assert "POLYGON_API_KEY" in answer.stderr
+    assert "s3same" not in answer.stderr + answer.stdout
+
+
+@pytest.mark.parametrize("command", [("sync", "queue"), ("queue", "status"), ("db", "status")])
+def test_a_database_that_is_down_is_one_sentence_and_exit_3(
+    run: Run, command: tuple[str, ...]
+) -> None:
+    answer = run(*command, DATABASE_URL="postgresql://me:s3same@127.0.0.1:1/market")
+
+    assert answer.returncode == 3
+    assert answer.stderr.startswith("asset-sync: The database is not reachable: nothing listens")
+    assert len(answer.stderr.splitlines()) == 1
+    assert "s3same" not in answer.stderr
+
+
+def test_a_database_that_was_not_initialised_says_how_to(run: Run, empty_url: str) -> None:
+    refused = run("sync", "queue", DATABASE_URL=empty_url)
+    made = run("db", "init", DATABASE_URL=empty_url)
+    again = run("db", "init", DATABASE_URL=empty_url)
+    status = run("db", "status", DATABASE_URL=empty_url)
+
+    assert refused.returncode == 3
+    assert "asset-sync db init" in refused.stderr
+    assert made.returncode == 0
+    assert "0001" in made.stderr
+    assert "Applied" not in again.stderr
+    assert status.returncode == 0
+    assert status.stdout.endswith("Ready.\n")
+
+
+def test_db_status_names_what_is_missing_with_exit_3(run: Run, empty_url: str) -> None:
+    answer = run("db", "status", "--json", DATABASE_URL=empty_url)
+
+    assert answer.returncode == 3
+    told = json.loads(answer.stdout)
+    assert told["ready"] is False
+    assert "asset_sync.queue" in told["missing"]
+
+
+# --- a terminal -------------------------------------------------------------------------------
+
+
+@contextmanager
+def on_a_terminal(environ: Mapping[str, str], *arguments: str) -> Iterator["Terminal"]:
+    """Run a command on a terminal 80 columns wide."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asset_sync", *arguments],
+        env={**environ, "COLUMNS": "80", "TERM": "xterm-256color"},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    try:
+        yield Terminal(master, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+class Terminal:
+    def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
+        self._master = master
+        self.process = process
+        self.text = ""
+
+    def read_until(self, text: str | None) -> str:
+        """Read until this is printed, or to the end."""
+        while text is None or text not in self.text:
+            ready, _, _ = select.select([self._master], [], [], 30)
+            try:
+                piece = os.read(self._master, 65536) if ready else b""
+            except OSError:  # the program has ended
+                piece = b""
+            if not piece:
+                break
+            self.text += piece.decode()
+        return self.text
+
+
+def test_a_run_shows_what_it_waits_for_and_ctrl_c_ends_it_cleanly(
+    run: Run, environ: dict[str, str], stand_in: StandIn
+) -> None:
+    environ |= {"POLYGON_BASE_URL": stand_in.base_url}
+    run("sync", "priority", **environ)
+
+    with on_a_terminal(environ, "sync", "queue") as terminal:
+        terminal.read_until("waiting for a slot")
+        assert "5 of 5 slots used" in terminal.text
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read_until(None)
+        code = terminal.process.wait(timeout=2)
+
+    assert code == 130
+    assert "what was under way went back to the queue" in terminal.text
+    assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l"), "cursor is shown"
+    assert "Traceback" not in terminal.text
+    told = json.loads(run("queue", "status", "--json").stdout)
+    assert told["leased"] == 0
+
+
+def test_no_line_of_the_status_is_wider_than_80_columns(run: Run, environ: dict[str, str]) -> None:
+    with StandIn("free", key=KEY, faults=["empty@C:EURUSD"]) as api:
+        run("sync", "priority", POLYGON_BASE_URL=api.base_url)
+    with on_a_terminal(environ, "queue", "status") as terminal:
+        shown = terminal.read_until(None)
+
+    lines = re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\x1b[1m" in shown
+
+
+def test_no_color_is_heeded(run: Run, environ: dict[str, str]) -> None:
+    with on_a_terminal({**environ, "NO_COLOR": "1"}, "queue", "status") as terminal:
+        assert "\x1b" not in terminal.read_until(None)
+
+
+# --- the embedded database --------------------------------------------------------------------
+
+
+def test_the_embedded_database_serves_other_readers_until_ctrl_c(
+    run: Run, environ: dict[str, str], tmp_path: Path
+) -> None:
+    del environ["DATABASE_URL"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "asset_sync", "db", "serve"],
+        env=environ,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        asked = run("db", "url", DATABASE_URL="")
+        status = run("db", "status", DATABASE_URL=address)
+        server.send_signal(signal.SIGINT)
+        code = server.wait(timeout=20)
+
+    assert asked.stdout.strip() == address
+    assert status.stdout.endswith("Ready.\n")
+    assert code == 0
+    assert "It is not up" in run("db", "url", DATABASE_URL="").stderr
+
+
+def test_a_servers_address_is_printed_without_its_password(run: Run) -> None:
+    answer = run("db", "url", DATABASE_URL="postgresql://me:s3same@db1,db2:6432/market")
+
+    assert "host=db1,db2" in answer.stdout
+    assert "s3same" not in answer.stdout
+
+
+def test_the_demo_ends_with_seven_fresh_assets_and_no_call_refused(
+    run: Run, environ: dict[str, str]
+) -> None:
+    answer = run("demo", DATABASE_URL="", POLYGON_API_KEY="")
+
+    assert answer.returncode == 0
+    assert "REPLAYED" in answer.stdout
+    assert re.search(
+        r"7 of 7 assets fresh; 6\d,\d{3} bars stored, 0 unlike those replayed; 0 calls refused",
+        answer.stdout,
+    )
+    assert "POLYGON_API_KEY" in answer.stdout
+
+
+def test_the_stand_in_is_served_for_those_who_develop_against_it(
+    environ: dict[str, str], run: Run
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "asset_sync", "demo", "serve", "--port", "0"],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        exports = dict(
+            word.split("=", 1) for word in server.stdout.readline().split() if "=" in word
+        )
+        answer = run("sync", "priority", "--limit", "1", **exports)
+        server.send_signal(signal.SIGINT)
+        _, talk = server.communicate(timeout=5)
+
+    assert answer.returncode == 0
+    assert "Calls: 1," in talk
+    assert server.returncode == 0

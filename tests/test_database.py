@@ -1,0 +1,795 @@
+"""The connection, the schema, and a sentence for whatever is wrong with them."""
+
+import os
+import re
+import socket
+import struct
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+
+import psycopg2
+import pytest
+from psycopg2.extensions import make_dsn, parse_dsn
+
+from asset_sync import database, runs, store
+from asset_sync.database import (
+    Connection,
+    DatabaseError,
+    NotInitialisedError,
+    migrate,
+    query,
+    raw_session,
+    require_schema,
+    session,
+    transaction,
+)
+from asset_sync.polygon import Bar
+from asset_sync.settings import Secret
+
+PASSWORD = "s3cret-Tr4ding-v4lue"
+USER = "somebody_in_particular"
+SCHEMAS = ("asset_sync", "data_sources", "market_data", "trading")
+ALL_STEPS = tuple(step.name for step in database.migrations())
+
+
+@pytest.fixture
+def empty(empty_url: str) -> Iterator[Connection]:
+    """Return a connection to a database in which nothing is."""
+    with raw_session(Secret(empty_url)) as db:
+        yield db
+
+
+def shape(db: Connection) -> list[database.Row]:
+    """Return every column of every table that is not PostgreSQL's own."""
+    return query(
+        db,
+        """
+        select table_schema, table_name, column_name, data_type, column_default, is_nullable
+        from information_schema.columns
+        where table_schema not in ('pg_catalog', 'information_schema') order by 1, 2, 3
+        """,
+    )
+
+
+# --- migrations ---------------------------------------------------------------------------------
+
+
+def test_an_empty_database_gets_all_that_is_needed(empty: Connection) -> None:
+    assert tuple(step.name for step in migrate(empty)) == ALL_STEPS
+
+    status = database.status(empty)
+    assert (status.version, status.missing, status.problems) == (status.wanted, (), ())
+    assert status.ready
+    require_schema(empty)
+
+
+def test_a_second_time_changes_nothing(empty: Connection) -> None:
+    migrate(empty)
+    before = shape(empty)
+
+    assert migrate(empty) == ()
+
+    assert shape(empty) == before
+
+
+def test_two_at_once_do_no_harm(empty_url: str) -> None:
+    together = threading.Barrier(4)
+
+    def init() -> tuple[str, ...]:
+        with raw_session(Secret(empty_url)) as db:
+            together.wait()
+            return tuple(step.name for step in migrate(db))
+
+    with ThreadPoolExecutor(4) as pool:
+        applied = [future.result() for future in [pool.submit(init) for _ in range(4)]]
+
+    assert sorted(applied, reverse=True) == [ALL_STEPS, (), (), ()]
+
+
+def test_what_somebody_removed_of_the_platform_comes_back(db: Connection) -> None:
+    query(db, "drop table market_data.ohlcv_5m; delete from data_sources.api_providers")
+    assert not database.status(db).ready
+
+    migrate(db)
+
+    assert database.status(db).ready
+    assert query(db, "select code from data_sources.api_providers") == [("polygon",)]
+
+
+def test_the_migrations_are_numbered_without_a_gap() -> None:
+    versions = [step.version for step in database.migrations()]
+
+    assert versions == list(range(1, len(versions) + 1))
+
+
+def test_every_schema_and_table_says_what_it_is_for(db: Connection) -> None:
+    assert (
+        query(
+            db,
+            """
+        select nspname from pg_namespace
+        where nspname = any(%(schemas)s) and obj_description(oid, 'pg_namespace') is null
+        union all
+        select oid::regclass::text from pg_class
+        where relnamespace = any(%(schemas)s::text[]::regnamespace[]) and relkind = 'r'
+          and obj_description(oid, 'pg_class') is null
+        """,
+            {"schemas": list(SCHEMAS)},
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "trading.symbols.symbol",
+        "trading.symbols.metadata",
+        "data_sources.data_sync_status.last_sync_timestamp",
+        "data_sources.data_sync_status.sync_status",
+        "market_data.ohlcv_5m.ts",
+        "market_data.ohlcv_5m.volume",
+        "asset_sync.runs.reason_ended",
+        "asset_sync.runs.waited_seconds",
+        "asset_sync.queue.level",
+        "asset_sync.queue.due_at",
+        "asset_sync.queue.order_at",
+        "asset_sync.queue.available_at",
+        "asset_sync.queue.attempts",
+        "asset_sync.queue.lease_token",
+        "asset_sync.calls.outcome",
+        "asset_sync.limiter.blocked_until",
+        "asset_sync.limiter.reserved_at",
+        "asset_sync.slots.ended_at",
+        "asset_sync.slots.token",
+        "asset_sync.denials.key_fingerprint",
+    ],
+)
+def test_a_column_whose_name_does_not_say_it_all_is_explained(db: Connection, column: str) -> None:
+    table, name = column.rsplit(".", 1)
+
+    [(comment,)] = query(
+        db,
+        """
+        select col_description(attrelid, attnum) from pg_attribute
+        where attrelid = %s::regclass and attname = %s
+        """,
+        (table, name),
+    )
+
+    assert comment
+
+
+def test_the_tables_named_in_the_program_are_those_of_the_migrations(db: Connection) -> None:
+    named = {table.name for table in database.PLATFORM_TABLES}
+    named |= {f"asset_sync.{name}" for name in database.OWN_TABLES}
+
+    made = {f"{schema}.{table}" for schema, table, *_ in shape(db)}
+
+    assert made == named
+
+
+# --- a platform's own tables --------------------------------------------------------------------
+
+_THEIRS = {
+    "trading.symbols": """
+        create table trading.symbols (
+          id serial primary key, symbol text not null unique, name text, asset_type text,
+          metadata jsonb, updated_at timestamptz
+        )""",
+    "data_sources.api_providers": """
+        create table data_sources.api_providers (
+          id serial primary key, code text not null unique, name text not null
+        )""",
+    "data_sources.data_sync_status": """
+        create table data_sources.data_sync_status (
+          ticker_id int, provider_id int, last_sync_timestamp timestamptz, sync_status text,
+          error_message text, updated_at timestamptz, unique (ticker_id, provider_id)
+        )""",
+    "market_data.ohlcv_5m": """
+        create table market_data.ohlcv_5m (
+          ticker_id int, ts timestamptz, open float8, high float8, low float8, close float8,
+          volume float8, vwap float8, trades int, primary key (ticker_id, ts)
+        )""",
+}
+
+
+def have_platform(db: Connection, changes: str = "") -> None:
+    query(
+        db,
+        "create schema trading; create schema data_sources; create schema market_data;"
+        + ";".join(_THEIRS.values())
+        + ";"
+        + changes,
+    )
+
+
+def refusals(db: Connection) -> list[str]:
+    """Return the sentences of `db init`, having made sure that it changed nothing."""
+    before = shape(db)
+    with pytest.raises(NotInitialisedError) as caught:
+        migrate(db)
+    assert shape(db) == before
+    assert query(db, "select to_regnamespace('asset_sync')") == [(None,)]
+    assert str(caught.value).splitlines() == list(database.status(db).problems)
+    return str(caught.value).splitlines()
+
+
+def test_existing_platform_tables_are_taken_as_they_are(empty: Connection) -> None:
+    have_platform(
+        empty,
+        """
+        alter table trading.symbols add country text not null default 'none';
+        insert into data_sources.api_providers (code, name) values ('polygon', 'Theirs')
+        """,
+    )
+    before = shape(empty)
+
+    migrate(empty)
+
+    assert [row for row in shape(empty) if row[0] != "asset_sync"] == before
+    assert query(empty, "select name from data_sources.api_providers") == [("Theirs",)]
+    assert database.status(empty).ready
+
+
+@pytest.mark.parametrize("table", _THEIRS)
+def test_what_the_platform_lacks_is_made_beside_what_it_has(empty: Connection, table: str) -> None:
+    have_platform(empty, f"drop table {table}")
+    if table in {"trading.symbols", "data_sources.api_providers"}:
+        query(empty, "drop table data_sources.data_sync_status, market_data.ohlcv_5m")
+
+    migrate(empty)
+
+    assert database.status(empty).ready
+
+
+def test_each_column_that_a_platform_lacks_is_a_sentence(empty: Connection) -> None:
+    have_platform(
+        empty,
+        """
+        alter table trading.symbols drop metadata;
+        alter table market_data.ohlcv_5m drop vwap
+        """,
+    )
+
+    advice = "which asset-sync writes: add it, or point asset-sync to another database."
+    assert refusals(empty) == [
+        f"The existing table trading.symbols has no column metadata, {advice}",
+        f"The existing table market_data.ohlcv_5m has no column vwap, {advice}",
+    ]
+
+
+def test_a_missing_unique_index_is_a_sentence_whose_advice_helps(empty: Connection) -> None:
+    have_platform(empty, "alter table market_data.ohlcv_5m drop constraint ohlcv_5m_pkey")
+
+    [sentence] = refusals(empty)
+
+    advice = re.search("`(.*)`", sentence)
+    assert advice is not None
+    query(empty, advice[1])
+    migrate(empty)
+    assert database.status(empty).ready
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "create unique index on trading.symbols (symbol) where asset_type = 'forex'",
+        "create unique index on trading.symbols (symbol, (lower(name)))",
+        "create unique index on trading.symbols (symbol, name)",
+        "create unique index on trading.symbols (lower(symbol))",
+        "alter table trading.symbols add unique (symbol) deferrable",
+        "create index on trading.symbols (symbol)",
+    ],
+)
+def test_an_index_that_cannot_settle_a_conflict_does_not_count(
+    empty: Connection, index: str
+) -> None:
+    have_platform(empty, "alter table trading.symbols drop constraint symbols_symbol_key;" + index)
+
+    [sentence] = refusals(empty)
+
+    assert "trading.symbols has no unique index on (symbol)" in sentence
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "create unique index on data_sources.data_sync_status (provider_id, ticker_id)",
+        """create unique index on data_sources.data_sync_status (ticker_id, provider_id)
+           include (updated_at)""",
+    ],
+)
+def test_a_unique_index_may_have_its_columns_in_any_order(empty: Connection, index: str) -> None:
+    have_platform(
+        empty,
+        """alter table data_sources.data_sync_status
+             drop constraint data_sync_status_ticker_id_provider_id_key;"""
+        + index,
+    )
+
+    migrate(empty)
+
+    with transaction(empty) as cursor:
+        store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
+        store.save_status(cursor, ["EURUSD"])
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("trading.symbols", "add exchange text not null"),
+        ("trading.symbols", "alter metadata set not null"),
+        ("trading.symbols", "alter id drop default"),
+        ("data_sources.api_providers", "add base_url text not null"),
+        ("data_sources.data_sync_status", "add id uuid not null"),
+        ("market_data.ohlcv_5m", "add source text not null"),
+    ],
+)
+def test_a_column_that_must_have_a_value_we_do_not_give_is_a_sentence(
+    empty: Connection, table: str, column: str
+) -> None:
+    have_platform(empty, f"alter table {table} {column}")
+
+    [sentence] = refusals(empty)
+
+    assert sentence == (
+        f"The existing table {table} requires a value for {column.split()[1]}, which asset-sync "
+        "does not give: give the column a default."
+    )
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "add number int generated always as identity",
+        "add half int not null generated always as (1) stored",
+        "add source text not null default 'x'",
+        "add remark text",
+    ],
+)
+def test_a_column_that_fills_itself_is_welcome(empty: Connection, column: str) -> None:
+    have_platform(empty, f"alter table market_data.ohlcv_5m {column}")
+
+    migrate(empty)
+
+    with transaction(empty) as cursor:
+        store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
+        assert store.save_bars(cursor, "EURUSD", [Bar(0, 1, 1, 1, 1, 1, None, None)]) == 1
+
+
+def test_a_platform_that_knows_the_provider_may_require_more_of_others(empty: Connection) -> None:
+    have_platform(
+        empty,
+        """
+        insert into data_sources.api_providers (code, name) values ('polygon', 'Theirs');
+        alter table data_sources.api_providers add base_url text not null default 'x';
+        alter table data_sources.api_providers alter base_url drop default
+        """,
+    )
+
+    migrate(empty)
+
+    assert database.status(empty).ready
+
+
+# --- is it the schema this program knows? -------------------------------------------------------
+
+
+def test_a_database_that_was_not_initialised_is_one_sentence(empty_url: str) -> None:
+    with (
+        pytest.raises(NotInitialisedError, match=r"not been initialised.*`asset-sync db init`"),
+        session(Secret(empty_url)),
+    ):
+        pass
+
+
+def test_an_older_schema_is_one_sentence(url: str, db: Connection) -> None:
+    query(db, "delete from asset_sync.migrations where version > 1")
+
+    with pytest.raises(NotInitialisedError, match=r"at version 1.*`asset-sync db init`"):
+        require_schema(db)
+    assert not database.status(db).ready
+
+
+def test_a_newer_schema_is_one_sentence_and_is_left_alone(db: Connection) -> None:
+    query(db, "insert into asset_sync.migrations (version, name) values (9999, 'of the future')")
+    query(db, "drop table market_data.ohlcv_5m")
+    before = shape(db)
+
+    with pytest.raises(NotInitialisedError, match=r"at version 9999.*upgrade this one"):
+        require_schema(db)
+    with pytest.raises(NotInitialisedError, match=r"at version 9999.*upgrade this one"):
+        migrate(db)
+    assert shape(db) == before
+
+
+def test_the_status_names_what_is_missing(db: Connection) -> None:
+    query(db, "drop table market_data.ohlcv_5m, asset_sync.calls")
+
+    status = database.status(db)
+
+    assert status.missing == ("market_data.ohlcv_5m", "asset_sync.calls")
+    assert re.fullmatch(r"\d+(\.\d+)*", status.server)
+
+
+# --- an ordinary role ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ordinary_url(empty_url: str) -> Iterator[str]:
+    """Return the address for a role that owns the four schemas and has no other right."""
+    role = f"asset_sync_test_role_{os.getpid()}"
+    with raw_session(Secret(empty_url)) as admin:
+        [(allowed,)] = query(
+            admin, "select rolsuper or rolcreaterole from pg_roles where rolname = current_user"
+        )
+        if not allowed:
+            pytest.skip("the role of TEST_DATABASE_URL may not create roles")
+        query(admin, f"create role {role} login password '{PASSWORD}'")
+        try:
+            for schema in SCHEMAS:
+                query(admin, f"create schema {schema} authorization {role}")
+            yield make_dsn(empty_url, user=role, password=PASSWORD)
+        finally:
+            query(admin, f"drop owned by {role} cascade; drop role {role}")
+
+
+def test_a_role_that_owns_only_its_schemas_can_initialise_and_sync(ordinary_url: str) -> None:
+    with raw_session(Secret(ordinary_url)) as db:
+        assert query(
+            db,
+            """
+            select rolsuper, has_database_privilege(current_database(), 'create')
+            from pg_roles where rolname = current_user
+            """,
+        ) == [(False, False)]
+        migrate(db)
+        migrate(db)
+    with session(Secret(ordinary_url)) as db, transaction(db) as cursor:
+        store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
+        store.save_status(cursor, ["EURUSD"])
+
+
+# --- statements ---------------------------------------------------------------------------------
+
+_SETTINGS = "select current_setting('statement_timeout'), current_setting('lock_timeout')"
+BOUNDED = ("20s", "10s")
+
+
+def outside(db: Connection) -> tuple[str, str]:
+    with db.cursor() as cursor:
+        cursor.execute(_SETTINGS)
+        [row] = cursor.fetchall()
+        return row
+
+
+def test_every_statement_is_bounded_in_time(db: Connection) -> None:
+    assert query(db, _SETTINGS) == [BOUNDED]
+    assert query(db, "select 1; " + _SETTINGS) == [BOUNDED]
+    with transaction(db) as cursor:
+        cursor.execute("select 1")
+        cursor.execute(_SETTINGS)
+        assert cursor.fetchall() == [BOUNDED]
+
+
+def test_no_setting_of_ours_outlives_its_transaction(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    """Behind PgBouncer the session is somebody else's a moment later."""
+    before = outside(connect())
+
+    query(db, "select 1")
+    with transaction(db) as cursor:
+        cursor.execute("select 1")
+    with suppress(ValueError), transaction(db):
+        raise ValueError
+    with suppress(psycopg2.Error):
+        query(db, "select 1 / 0")
+
+    assert outside(db) == before
+
+
+@pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_a_transaction_that_raises_leaves_nothing(
+    db: Connection, trouble: type[BaseException]
+) -> None:
+    def cut_off() -> None:
+        with transaction(db) as cursor:
+            cursor.execute("insert into asset_sync.runs (command, host, pid) values ('q', 'h', 1)")
+            raise trouble
+
+    with pytest.raises(trouble):
+        cut_off()
+
+    assert runs.last(db, 5) == ()
+    assert db.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE
+
+
+def test_several_statements_of_a_query_are_one_transaction(db: Connection) -> None:
+    with pytest.raises(psycopg2.Error):
+        query(db, "insert into asset_sync.runs (command, host, pid) values ('q','h',1); select 1/0")
+
+    assert runs.last(db, 5) == ()
+
+
+def test_an_interrupt_stays_one_even_where_the_connection_is_lost(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    other = connect()
+
+    def cut_off() -> None:
+        with transaction(other):
+            query(db, "select pg_terminate_backend(%s, 5000)", (other.info.backend_pid,))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+
+
+def test_times_come_back_aware(db: Connection) -> None:
+    [(now,)] = query(db, "select clock_timestamp()")
+
+    assert abs((now - datetime.now(UTC)).total_seconds()) < 3600
+
+
+# --- trouble ------------------------------------------------------------------------------------
+
+
+def trouble_with(address: str) -> str:
+    """Return the sentence, having made sure that it is one and gives nothing away."""
+    with pytest.raises(DatabaseError) as caught, raw_session(Secret(address)):
+        pass
+    sentence = str(caught.value)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+    for hidden in (PASSWORD, "Tr4ding", USER):
+        assert hidden not in told
+    return sentence
+
+
+@contextmanager
+def server_that_says(sqlstate: str, message: str, *, ssl: bytes = b"N") -> Iterator[int]:
+    """Refuse each connection as a PostgreSQL does; the protocol's ErrorResponse. Give the port."""
+    fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{message}\0\0".encode()
+    refusal = b"E" + struct.pack("!i", len(fields) + 4) + fields
+
+    def converse(client: socket.socket) -> None:
+        with client, suppress(OSError):
+            while header := client.recv(8):
+                length, code = struct.unpack("!ii", header)
+                if code in {80877103, 80877104}:  # SSLRequest, GSSENCRequest
+                    client.sendall(ssl if code == 80877103 else b"N")
+                else:
+                    client.recv(length - 8)
+                    client.sendall(refusal)
+                    return
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                converse(server.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "message", "meaning"),
+    [
+        (
+            "28P01",
+            f'password authentication failed for user "{USER}"',
+            "it refuses the user or the password",
+        ),
+        ("28000", f'role "{USER}" does not exist', "the database or the role does not exist"),
+        (
+            "28000",
+            f'no pg_hba.conf entry for host "10.0.0.1", user "{USER}", database "x"',
+            "its pg_hba.conf does not let this host, user and database in",
+        ),
+        ("53300", "sorry, too many clients already", "it has no connection to spare"),
+        ("57P03", "the database system is starting up", "it is just starting up"),
+        ("57P03", "the database system is shutting down", "it is shutting down"),
+    ],
+)
+def test_what_a_server_refuses_is_a_sentence_of_ours(
+    sqlstate: str, message: str, meaning: str
+) -> None:
+    with server_that_says(sqlstate, message) as port:
+        sentence = trouble_with(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{port}/x?sslmode=prefer")
+
+    assert sentence.startswith(f"The database is not reachable: {meaning}.")
+
+
+def test_a_refusal_in_words_we_do_not_know_gives_nothing_away() -> None:
+    with server_that_says("28P01", f"Passwort von »{USER}« falsch: {PASSWORD}") as port:
+        trouble_with(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{port}/x")
+
+
+def test_a_missing_root_certificate_is_not_taken_for_a_missing_database() -> None:
+    with server_that_says("XX000", "never said", ssl=b"S") as port:
+        sentence = trouble_with(
+            f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{port}/x"
+            "?sslmode=verify-full&sslrootcert=/no/such/file"
+        )
+
+    assert "sslrootcert" in sentence
+
+
+def test_a_port_where_nothing_listens_is_a_sentence() -> None:
+    sentence = trouble_with(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:1/x")
+
+    assert "nothing listens at that host and port" in sentence
+    assert "DATABASE_URL" in sentence
+
+
+def test_a_socket_that_is_not_there_is_a_sentence() -> None:
+    sentence = trouble_with(f"host=/no/such/place user={USER} password={PASSWORD}")
+
+    assert "no server listens on that socket" in sentence
+
+
+def test_a_password_with_an_at_sign_is_not_told_as_a_part_of_the_hosts_name() -> None:
+    """Not encoded, the rest of the password is what libpq takes for the host."""
+    sentence = trouble_with(f"postgresql://{USER}:a@{PASSWORD}@no-such-host.invalid/x")
+
+    assert "the host's name is not known" in sentence
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"postgresql://{USER}:{PASSWORD}@host:port/x",
+        f"postgresql://{USER}:{PASSWORD}@[::1/x",
+        f"postgresql://{USER}:{PASSWORD}@host/x?no_such_option=1",
+        f"postgresql://{USER}:{PASSWORD}%zz@host/x",
+        f"host=x password={PASSWORD} nonsense",
+        f"{PASSWORD}",
+        f"mysql://{USER}:{PASSWORD}@host/x",
+    ],
+)
+def test_an_address_that_is_none_is_a_sentence(address: str) -> None:
+    assert "DATABASE_URL" in trouble_with(address)
+
+
+def test_a_database_that_does_not_exist_is_a_sentence(url: str) -> None:
+    sentence = trouble_with(make_dsn(url, dbname="no_such_database", password=PASSWORD))
+
+    assert "the database or the role does not exist" in sentence
+
+
+def test_of_several_hosts_one_that_is_up_is_enough(url: str, db: Connection) -> None:
+    host, port = db.info.host, db.info.port
+
+    with session(Secret(make_dsn(url, host=f"127.0.0.1,{host}", port=f"1,{port}"))) as connected:
+        assert query(connected, "select 1") == [(1,)]
+
+
+def test_of_several_hosts_the_primary_is_chosen_where_that_is_asked_for(
+    url: str, db: Connection
+) -> None:
+    host, port = db.info.host, db.info.port
+    hosts = make_dsn(
+        url, host=f"127.0.0.1,{host}", port=f"1,{port}", target_session_attrs="read-write"
+    )
+
+    with session(Secret(hosts)) as connected:
+        assert query(connected, "select pg_is_in_recovery()") == [(False,)]
+
+
+def in_a_session(url: str, work: Callable[[Connection], object]) -> str:
+    """Return the sentence that the work ends with."""
+    with pytest.raises(DatabaseError) as caught, session(Secret(url)) as db:
+        work(db)
+    assert caught.value.__cause__ is None
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sql", "sentence"),
+    [
+        ("select from no_such_schema.x", r"lacks a (schema|table) .*`asset-sync db init`"),
+        ("create table no_such_schema.x ()", r"lacks a schema .*`asset-sync db init`"),
+        ("set transaction read only; delete from asset_sync.calls", r"is read-only .*DATABASE_URL"),
+        (
+            "set local statement_timeout = '1ms'; select pg_sleep(9)",
+            r"did not answer in time \(canceling statement due to statement timeout\)",
+        ),
+        ("select 1 / 0", r"refused a statement \(22012: division by zero\)"),
+    ],
+)
+def test_what_a_statement_is_refused_for_is_a_sentence(url: str, sql: str, sentence: str) -> None:
+    assert re.search(sentence, in_a_session(url, lambda db: query(db, sql)))
+
+
+def test_a_lock_that_others_hold_is_a_sentence(url: str, db: Connection) -> None:
+    with transaction(db) as cursor:
+        cursor.execute("lock table asset_sync.limiter")
+
+        sentence = in_a_session(
+            url,
+            lambda other: query(
+                other, "set local lock_timeout = '1ms'; select from asset_sync.limiter for update"
+            ),
+        )
+
+    assert "did not get a lock in time" in sentence
+
+
+def test_a_server_that_ends_the_session_is_a_sentence(url: str, db: Connection) -> None:
+    def lose(other: Connection) -> None:
+        query(db, "select pg_terminate_backend(%s, 5000)", (other.info.backend_pid,))
+        query(other, "select 1")
+
+    assert "it closed the connection" in in_a_session(url, lose)
+
+
+def test_a_right_that_the_role_lacks_is_a_sentence(ordinary_url: str) -> None:
+    with raw_session(Secret(ordinary_url)) as db:
+        migrate(db)
+
+    sentence = in_a_session(ordinary_url, lambda db: query(db, "create schema x"))
+
+    assert "may not do this (permission denied for database" in sentence
+
+
+def test_the_connection_is_closed_at_the_end_whatever_happens(url: str) -> None:
+    opened: list[Connection] = []
+
+    def leave() -> None:
+        with session(Secret(url)) as db:
+            opened.append(db)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        leave()
+
+    assert opened[0].closed
+
+
+# --- an address for humans ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"postgresql://me:{PASSWORD}@db.example.test:5433/market?sslmode=require",
+        f"host=db.example.test port=5433 dbname=market user=me sslmode=require password={PASSWORD}",
+        f"postgresql://me@db.example.test:5433/market?sslmode=require&password={PASSWORD}",
+        f"postgresql://me@db.example.test:5433/market?sslmode=require&sslpassword={PASSWORD}",
+    ],
+)
+def test_the_public_address_is_all_but_the_password(address: str) -> None:
+    public = database.public_address(Secret(address))
+
+    assert PASSWORD not in public
+    assert parse_dsn(public) == {
+        "host": "db.example.test",
+        "port": "5433",
+        "dbname": "market",
+        "user": "me",
+        "sslmode": "require",
+    }
+
+
+def test_the_public_address_of_an_empty_one_is_empty() -> None:
+    assert database.public_address(Secret("")) == ""
+
+
+def test_an_address_that_is_none_has_no_public_one() -> None:
+    with pytest.raises(DatabaseError, match="DATABASE_URL") as caught:
+        database.public_address(Secret(f"postgresql://me:{PASSWORD}@host:1/x?nonsense=1"))
+
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))

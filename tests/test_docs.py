@@ -1,0 +1,183 @@
+"""What the documents say is what the program does."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import MakeSettings
+from typer.main import get_command
+
+from asset_sync import __version__
+from asset_sync.cli import app, queue, sync
+from asset_sync.cli.exits import ExitCode
+from asset_sync.database import Connection
+from asset_sync.demo.server import StandIn
+from asset_sync.settings import SHIPPED_FILE, VARIABLES
+from asset_sync.slots import Lane
+from asset_sync.sync import Report
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CRONTAB = (ROOT / "crontab.example").read_text()
+
+
+def section(title: str) -> str:
+    """The README from this heading to the next."""
+    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def first_column(text: str) -> list[str]:
+    """The code in the first column of a table."""
+    cells = [row.split("|")[1] for row in text.splitlines() if row.startswith("| ")]
+    return [code for cell in cells for code in re.findall(r"`([^`]+)`", cell)]
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command with its options, as the program has them."""
+    found = {}
+    for name, group in get_command(app).commands.items():  # type: ignore[attr-defined]
+        if group.invoke_without_command:
+            found[name] = {option for one in group.params for option in one.opts}
+        for sub, command in group.commands.items():
+            found[f"{name} {sub}"] = {option for one in command.params for option in one.opts}
+    return found
+
+
+def test_the_readme_lists_exactly_the_commands_that_there_are() -> None:
+    listed = first_column(section("See how it stands").split("| exit code")[0])
+
+    assert sorted(listed) == sorted(f"asset-sync {name}" for name in commands())
+
+
+def test_every_option_the_readme_names_exists() -> None:
+    known = {option for options in commands().values() for option in options} | {"--version"}
+
+    named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", section("See how it stands")))
+
+    assert named <= known
+    assert {"--dry-run", "--max-runtime", "--limit", "--json", "--config", "-q", "-v"} <= named
+
+
+def test_the_readme_lists_exactly_the_exit_codes() -> None:
+    table = section("See how it stands").split("| exit code")[1].split("\n\n")[0]
+    listed = {int(number) for number in re.findall(r"^\| (\d+) ", table, re.MULTILINE)}
+    listed |= {int(number) for number in re.findall(r"\((\d+): terminated\)", table)}
+
+    assert listed == {int(code) for code in ExitCode}
+
+
+def test_the_readme_lists_exactly_the_variables() -> None:
+    named = set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`", section("Settings")))
+
+    assert named == set(VARIABLES)
+
+
+def test_the_readme_lists_exactly_the_settings_of_the_file() -> None:
+    shipped = tomllib.loads(
+        re.sub(
+            r"^# (calls|period_seconds) =", r"\1 =", SHIPPED_FILE.read_text(), flags=re.MULTILINE
+        )
+    )
+    known = {
+        f"{table}.{key}"
+        for table, values in shipped.items()
+        if isinstance(values, dict)
+        for key in values
+    }
+    named = set(re.findall(r"`([a-z_]+\.[a-z_]+)`", section("Settings"))) - {"assets.toml"}
+
+    assert named == known
+    for key in {key for asset in shipped["priority_assets"] for key in asset}:
+        assert f"`{key}`" in section("Settings")
+
+
+def test_the_readme_names_exactly_the_keys_of_the_json(
+    db: Connection, api: StandIn, make_settings: MakeSettings
+) -> None:
+    text = re.sub(r"\s+", " ", section("See how it stands"))
+    of_sync, of_status = re.search(
+        r"`sync … --json` tells (.*?)\. `queue status --json` tells (.*?)\. ", text
+    ).groups()  # type: ignore[union-attr]
+    status = queue._as_json(queue.look(db, make_settings(api)))
+
+    assert named_keys(of_sync) == set(sync._as_json(Report(1, Lane.QUEUE)))
+    assert named_keys(of_status) == set(status)
+    json.dumps(status)
+
+
+def named_keys(text: str) -> set[str]:
+    return set(re.findall(r"`([a-z_]+)`", text))
+
+
+@pytest.mark.parametrize("text", [README, CRONTAB], ids=["README.md", "crontab.example"])
+def test_every_command_line_in_the_documents_is_one_the_program_takes(text: str) -> None:
+    known = commands()
+    lines = re.findall(r"^(?:\*/\d+ .*? +|\$ )?(asset-sync [a-z][^#`\n]*)", text, re.MULTILINE)
+
+    assert lines
+    for line in lines:
+        for part in line.strip().split(" && "):
+            words = part.removeprefix("asset-sync ").split()
+            name = " ".join(word for word in words if not word.startswith("-"))
+            assert name in known
+            assert {word for word in words if word.startswith("-")} <= known[name]
+
+
+def test_the_crontab_is_one_that_cron_takes() -> None:
+    jobs = [line for line in CRONTAB.splitlines() if line and not line.startswith("#")]
+    variables = [line for line in jobs if re.match(r"[A-Z_]+=", line)]
+
+    assert {line.split("=")[0] for line in variables} >= {"PATH", "POLYGON_API_KEY_FILE"}
+    assert {line.split("=")[0] for line in variables} <= {"SHELL", "PATH", *VARIABLES}
+    assert [line.split(None, 5)[5] for line in jobs if line not in variables] == [
+        "asset-sync sync priority -q",
+        "asset-sync sync queue -q",
+    ]
+
+
+def test_every_file_the_readme_points_to_is_there() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_changelog_has_the_shape_that_it_says_it_has() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+
+    assert "## [Unreleased]" in text
+    assert set(re.findall(r"^### (\w+)", text, re.MULTILINE)) <= {
+        "Added",
+        "Changed",
+        "Deprecated",
+        "Removed",
+        "Fixed",
+        "Security",
+    }
+
+
+def test_nobodys_key_password_or_host_is_in_the_repository() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    # A Polygon key is 32 letters and digits; a hash in lower-case hex is not one.
+    key = re.compile(r"\b(?=\w*[A-Z])(?=\w*[a-z])(?=\w*\d)[A-Za-z0-9_]{32}\b")
+    for name in listed.stdout.split():
+        path = ROOT / name
+        if path.suffix in {".svg", ".csv"} or not path.is_file():
+            continue
+        assert not key.search(path.read_text()), name
+
+
+def test_the_package_says_the_version_that_it_installs_as() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "asset_sync", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == f"asset-sync {__version__}\n"

@@ -1,0 +1,305 @@
+"""Who listens hears of a new price once it is stored, and never of one that is not."""
+
+import json
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
+from io import BufferedIOBase
+from typing import Self
+
+import pytest
+
+from asset_sync import events
+from asset_sync.database import Connection, query, transaction
+from asset_sync.events import EventsError, RedisPublisher
+from asset_sync.settings import Secret
+from asset_sync.store import LastPrice
+
+NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+PASSWORD = "s3cret-Tr4ding-v4lue"
+
+
+def price(
+    symbol: str = "EURUSD",
+    *,
+    bid: float | None = 1.0868,
+    ask: float | None = 1.087,
+    at: datetime = NOON,
+) -> LastPrice:
+    return LastPrice(symbol, bid, ask, 1.0869, 1.08, 1.09, 1.07, 1.0869, at)
+
+
+# --- the message --------------------------------------------------------------------------------
+
+
+def test_the_message_has_exactly_the_keys_that_listeners_rely_on() -> None:
+    assert json.loads(events.message(price())) == {
+        "symbol": "EURUSD",
+        "bid": 1.0868,
+        "ask": 1.087,
+        "last_price": 1.0869,
+        "timestamp": "2026-03-02T12:00:00+00:00",
+        "source": "polygon",
+    }
+
+
+def test_a_price_without_a_quote_has_null_for_bid_and_ask() -> None:
+    told = json.loads(events.message(price(bid=None, ask=None)))
+
+    assert (told["bid"], told["ask"]) == (None, None)
+
+
+def test_the_time_is_told_in_utc() -> None:
+    tokyo = NOON.astimezone(timezone(timedelta(hours=9)))
+
+    assert json.loads(events.message(price(at=tokyo)))["timestamp"] == "2026-03-02T12:00:00+00:00"
+
+
+# --- NOTIFY -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listener(connect: Callable[[], Connection]) -> Connection:
+    """Return somebody else's connection that listens."""
+    connection = connect()
+    query(connection, "listen asset_update")
+    return connection
+
+
+def heard(listener: Connection) -> list[str]:
+    """Return the events that have come: NOTIFY is delivered before a statement's answer."""
+    query(listener, "select 1")
+    listener.poll()
+    payloads = [one.payload for one in listener.notifies]
+    listener.notifies.clear()
+    return payloads
+
+
+def test_listeners_hear_each_price_once_it_is_committed(
+    db: Connection, listener: Connection
+) -> None:
+    prices = [price("EURUSD"), price("GBPUSD")]
+
+    with transaction(db) as cursor:
+        events.notify(cursor, prices)
+        assert heard(listener) == []
+
+    assert heard(listener) == [events.message(one) for one in prices]
+
+
+@pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt])
+def test_listeners_hear_nothing_of_what_was_rolled_back(
+    db: Connection, listener: Connection, trouble: type[BaseException]
+) -> None:
+    with suppress(trouble), transaction(db) as cursor:
+        events.notify(cursor, [price()])
+        raise trouble
+
+    assert heard(listener) == []
+
+
+def test_no_prices_are_no_event(db: Connection, listener: Connection) -> None:
+    with transaction(db) as cursor:
+        events.notify(cursor, [])
+
+    assert heard(listener) == []
+
+
+def test_a_whole_snapshot_of_events_goes_through(db: Connection, listener: Connection) -> None:
+    prices = [price(f"ASSET{number}") for number in range(250)]
+
+    with transaction(db) as cursor:
+        events.notify(cursor, prices)
+
+    assert len(heard(listener)) == 250
+
+
+# --- Redis --------------------------------------------------------------------------------------
+
+
+class FakeRedis:
+    """A server that speaks as much of RESP as a client needs to publish."""
+
+    def __init__(self, *, refuses: Sequence[bytes] = ()) -> None:
+        self.commands: list[list[bytes]] = []
+        self.connections = 0
+        self._refuses = {command.upper() for command in refuses}
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve)
+
+    @property
+    def url(self) -> Secret:
+        port = self._socket.getsockname()[1]
+        return Secret(f"redis://:{PASSWORD}@127.0.0.1:{port}/0")
+
+    @property
+    def published(self) -> list[tuple[str, str]]:
+        return [
+            (arguments[0].decode(), arguments[1].decode())
+            for name, *arguments in self.commands
+            if name.upper() == b"PUBLISH"
+        ]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._socket.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._socket.accept()
+                self.connections += 1
+                with client, client.makefile("rwb") as stream, suppress(OSError):
+                    while header := stream.readline():
+                        command = [self._argument(stream) for _ in range(int(header[1:]))]
+                        self.commands.append(command)
+                        stream.write(self._answer(command[0].upper()))
+                        stream.flush()
+
+    @staticmethod
+    def _argument(stream: BufferedIOBase) -> bytes:
+        length = int(stream.readline()[1:])
+        argument = stream.read(length)
+        stream.read(2)
+        return argument
+
+    def _answer(self, name: bytes) -> bytes:
+        if name in self._refuses:
+            return b"-NOPERM this user may not run the '%s' command\r\n" % name
+        if name == b"HELLO":
+            return b"%1\r\n$5\r\nproto\r\n:3\r\n"
+        return b":0\r\n" if name == b"PUBLISH" else b"+OK\r\n"
+
+
+@pytest.fixture
+def redis() -> Iterator[FakeRedis]:
+    pytest.importorskip("redis", reason="the extra `redis` is not installed")
+    with FakeRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[RedisPublisher], RedisPublisher]]:
+    """Close publishers at the end of the test, as a run does."""
+    opened: list[RedisPublisher] = []
+
+    def keep(publisher: RedisPublisher) -> RedisPublisher:
+        opened.append(publisher)
+        return publisher
+
+    yield keep
+    for publisher in opened:
+        publisher.close()
+
+
+Closing = Callable[[RedisPublisher], RedisPublisher]
+
+
+def failure(publisher: RedisPublisher) -> EventsError:
+    """Return the error of publishing, having made sure that the password is nowhere in it."""
+    with pytest.raises(EventsError) as caught:
+        publisher.publish([price()])
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_redis_gets_the_same_json_on_the_assets_own_channel(
+    redis: FakeRedis, closing: Closing
+) -> None:
+    publisher = closing(RedisPublisher(redis.url))
+
+    publisher.publish([price("EURUSD"), price("XAUUSD", bid=None)])
+
+    assert redis.published == [
+        ("asset:update:EURUSD", events.message(price("EURUSD"))),
+        ("asset:update:XAUUSD", events.message(price("XAUUSD", bid=None))),
+    ]
+
+
+def test_one_connection_serves_a_whole_run(redis: FakeRedis, closing: Closing) -> None:
+    publisher = closing(RedisPublisher(redis.url))
+
+    for _ in range(3):
+        publisher.publish([price()])
+
+    assert (redis.connections, len(redis.published)) == (1, 3)
+
+
+def test_a_redis_that_is_down_is_one_warning_and_then_silence(closing: Closing) -> None:
+    pytest.importorskip("redis", reason="the extra `redis` is not installed")
+    publisher = closing(RedisPublisher(Secret(f"redis://me:{PASSWORD}@127.0.0.1:1/0")))
+
+    assert "REDIS_URL" in str(failure(publisher))
+
+    publisher.publish([price()])
+
+
+def test_a_redis_that_is_down_is_tried_once(closing: Closing) -> None:
+    """Neither again within a call, with pauses, nor again for the next price."""
+    pytest.importorskip("redis", reason="the extra `redis` is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tries = []
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = server.accept()
+                    tries.append(client.getpeername())
+                    client.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        publisher = closing(RedisPublisher(Secret(f"redis://127.0.0.1:{server.getsockname()[1]}")))
+        failure(publisher)
+        publisher.publish([price()])
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+    assert len(tries) == 1
+
+
+def test_a_redis_that_refuses_to_publish_is_one_warning(closing: Closing) -> None:
+    pytest.importorskip("redis", reason="the extra `redis` is not installed")
+    with FakeRedis(refuses=[b"PUBLISH"]) as server:
+        publisher = closing(RedisPublisher(server.url))
+        failure(publisher)
+        publisher.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{PASSWORD}@host:not-a-port/0",
+        f"redis://:{PASSWORD}/not-encoded@host:6379/0",  # the client takes it for the port
+        f"{PASSWORD}://host",
+    ],
+)
+def test_a_url_that_redis_does_not_understand_is_one_warning(closing: Closing, url: str) -> None:
+    pytest.importorskip("redis", reason="the extra `redis` is not installed")
+
+    failure(closing(RedisPublisher(Secret(url))))
+
+
+def test_without_the_redis_client_the_warning_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, closing: Closing
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    publisher = closing(RedisPublisher(Secret(f"redis://:{PASSWORD}@localhost/0")))
+
+    assert "asset-sync[redis]" in str(failure(publisher))
+
+    publisher.publish([price()])
+
+
+def test_a_publisher_that_was_never_used_can_be_closed() -> None:
+    RedisPublisher(Secret("redis://localhost")).close()

@@ -1,0 +1,171 @@
+"""With 100,000 items in the queue, what a run does again and again reads a few of them.
+
+The plans are those of the SQL that was really sent.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import conftest
+import psycopg2
+import psycopg2.extensions
+import pytest
+from conftest import asset
+
+from asset_sync import queue
+from asset_sync.assets import Feed
+from asset_sync.database import Connection
+from asset_sync.queue import Wanted
+from asset_sync.settings import QueueSettings
+from asset_sync.slots import Lane
+
+SETTINGS = QueueSettings()
+SEVEN = [Wanted(asset(f"NEW{number}"), Feed.BARS) for number in range(7)]
+
+
+class RecordingCursor(psycopg2.extensions.cursor):
+    """A cursor that remembers the SQL it has sent, with its values in it."""
+
+    sent: list[str]
+
+    def execute(self, query: object, vars: object = None) -> None:  # noqa: A002  # psycopg2's name
+        super().execute(query, vars)  # type: ignore[arg-type]
+        self.sent.append((self.query or b"").decode())
+
+
+class Plan:
+    """What PostgreSQL did for one statement."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self.nodes = list(_walk(root))
+
+    @property
+    def kinds(self) -> set[str]:
+        return {node["Node Type"] for node in self.nodes}
+
+    @property
+    def indexes(self) -> set[str]:
+        return {node["Index Name"] for node in self.nodes if "Index Name" in node}
+
+    @property
+    def most_rows_read(self) -> float:
+        """The most rows of the queue that one node looked at."""
+        return max(  # type: ignore[no-any-return]  # it is JSON
+            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            for node in self.nodes
+            if node.get("Relation Name") == "queue" and "Scan" in node["Node Type"]
+        )
+
+
+def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from _walk(child)
+
+
+def fill(db: Connection, *, waiting_percent: int) -> None:
+    """Put 100,000 items into the queue, so many of them waiting and the others idle."""
+    with db.cursor() as cursor:
+        cursor.execute(
+            """
+            insert into asset_sync.queue
+              (symbol, feed, ticker, asset_type, name, level, state, order_at, due_at)
+            select 'S' || n, case n %% 3 when 0 then 'snapshot' else 'bars' end, 'C:S' || n,
+              'forex', 'S' || n, (array['critical', 'high', 'medium', 'low'])[1 + n %% 4],
+              case when n %% 100 < %s then 'waiting' else 'idle' end,
+              now() - make_interval(secs => n), now() - make_interval(secs => n)
+            from generate_series(1, 100000) n
+            """,
+            (waiting_percent,),
+        )
+        cursor.execute("analyze asset_sync.queue")
+
+
+@pytest.fixture(scope="module")
+def crowded(maintenance_url: str, template: str) -> Iterator[Connection]:
+    """A queue in which 100,000 items wait."""
+    for url in conftest._fresh_database(maintenance_url, template):
+        db = psycopg2.connect(url, cursor_factory=RecordingCursor)
+        db.autocommit = True
+        RecordingCursor.sent = []
+        fill(db, waiting_percent=100)
+        yield db
+        db.close()
+
+
+def plans(db: Connection, act: Callable[[], object]) -> list[Plan]:
+    """Do it, then run each statement that it sent once more to see how, and undo that."""
+    RecordingCursor.sent.clear()
+    act()
+    [sent] = RecordingCursor.sent
+    statements = [one.strip() for one in sent.split(";") if not one.startswith(("set ", " set "))]
+    found = []
+    with db.cursor() as cursor:
+        cursor.execute("begin")
+        for statement in statements:
+            cursor.execute(f"explain (analyze, format json) {statement}")
+            [(explained,)] = cursor.fetchall()
+            parsed = explained if isinstance(explained, list) else json.loads(explained)
+            found.append(Plan(parsed[0]["Plan"]))
+        cursor.execute("rollback")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lane", "index"),
+    [(Lane.PRIORITY, "queue_critical_idx"), (Lane.QUEUE, "queue_others_idx")],
+)
+def test_a_claim_reads_the_head_of_its_lanes_index_and_sorts_nothing(
+    crowded: Connection, lane: Lane, index: str
+) -> None:
+    [plan] = plans(crowded, lambda: queue.claim(crowded, lane, lease_seconds=60, most=250))
+    assert plan.indexes == {index, "queue_pkey"}
+    assert plan.kinds.isdisjoint({"Seq Scan", "Sort", "Hash Join"})
+    assert plan.most_rows_read <= 3 * queue.BULK[Feed.SNAPSHOT]
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_whether_something_waits_is_seen_at_the_head_of_the_line(
+    crowded: Connection, lane: Lane
+) -> None:
+    [plan] = plans(crowded, lambda: queue.waiting(crowded, lane))
+    assert "Seq Scan" not in plan.kinds
+    assert plan.most_rows_read <= 1
+
+
+def test_taking_back_reads_the_leases_and_nothing_else(crowded: Connection) -> None:
+    [plan] = plans(crowded, lambda: queue.reclaim(crowded, SETTINGS))
+    assert "queue_leases_idx" in plan.indexes
+    assert plan.kinds.isdisjoint({"Seq Scan", "Sort"})
+
+
+def test_enqueuing_seven_assets_reads_them_and_no_more_than_the_queue_may_hold(
+    crowded: Connection,
+) -> None:
+    insert, update = plans(crowded, lambda: queue.enqueue(crowded, SEVEN, SETTINGS))
+    assert insert.indexes == {"queue_pkey"}
+    assert insert.most_rows_read <= len(SEVEN)
+    assert "queue_pkey" in update.indexes
+    assert update.most_rows_read <= SETTINGS.max_size
+
+
+def test_looking_at_seven_assets_reads_these(crowded: Connection) -> None:
+    [plan] = plans(crowded, lambda: queue.due_within(crowded, SEVEN, 60))
+    assert plan.indexes == {"queue_pkey"}
+    [plan] = plans(crowded, lambda: queue.last_success(crowded, [w.asset.symbol for w in SEVEN]))
+    assert plan.indexes == {"queue_pkey"}
+
+
+def test_the_dead_are_found_by_their_index(crowded: Connection) -> None:
+    [plan] = plans(crowded, lambda: queue.dead(crowded, 5))
+    assert plan.indexes == {"queue_dead_idx"}
+
+
+def test_the_levels_are_counted_without_reading_what_is_idle(db: Connection) -> None:
+    fill(db, waiting_percent=1)
+    RecordingCursor.sent = []
+    db.cursor_factory = RecordingCursor
+    [plan] = plans(db, lambda: queue.levels(db))
+    assert plan.indexes == {"queue_live_idx"}
+    assert plan.most_rows_read <= 1000

@@ -1,0 +1,842 @@
+"""The promises of `asset_sync.queue`: nothing lost, nothing twice, the right one first."""
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from threading import Barrier, Thread
+
+import pytest
+from conftest import ShiftingClock, asset
+
+from asset_sync import queue
+from asset_sync.assets import Asset, AssetType, Feed, Level
+from asset_sync.database import Connection, Cursor, Row, query, transaction
+from asset_sync.queue import Enqueued, Item, LostLeaseError, Wanted
+from asset_sync.settings import QueueSettings
+from asset_sync.slots import Lane
+
+SETTINGS = QueueSettings(max_size=1000, max_attempts=3, retry_delay_seconds=60, aging_seconds=600)
+CRITICAL, HIGH, MEDIUM, LOW = Level
+
+
+def enter(
+    db: Connection,
+    *assets: Asset,
+    feed: Feed = Feed.BARS,
+    settings: QueueSettings = SETTINGS,
+) -> Enqueued:
+    return queue.enqueue(db, wanted(*assets, feed=feed), settings)
+
+
+def wanted(*assets: Asset, feed: Feed = Feed.BARS) -> list[Wanted]:
+    return [Wanted(one, feed) for one in assets]
+
+
+def claim(
+    db: Connection, lane: Lane = Lane.QUEUE, *, most: int = 250, lease: float = 60
+) -> tuple[Item, ...]:
+    return queue.claim(db, lane, lease_seconds=lease, most=most)
+
+
+def claim_one(db: Connection, lane: Lane = Lane.QUEUE, lease: float = 60) -> Item:
+    [item] = claim(db, lane, lease=lease)
+    return item
+
+
+def finish(db: Connection, items: Sequence[Item]) -> None:
+    with transaction(db) as cursor:
+        queue.finish(cursor, items)
+
+
+def fail(
+    db: Connection, item: Item, error: str = "404", settings: QueueSettings = SETTINGS
+) -> None:
+    with transaction(db) as cursor:
+        queue.fail(cursor, item, error, settings)
+
+
+def serve_all(db: Connection, lane: Lane = Lane.QUEUE) -> list[str]:
+    """Serve what can be claimed; return the symbols in the order of service."""
+    served = []
+    while items := claim(db, lane):
+        served += [item.symbol for item in items]
+        finish(db, items)
+    return served
+
+
+def kill(db: Connection, clock: ShiftingClock, lane: Lane = Lane.QUEUE) -> None:
+    """Have the next item claimed by a run that dies, and taken back after it."""
+    claim_one(db, lane)
+    clock.sleep(61)
+    assert queue.reclaim(db, SETTINGS) == 1
+
+
+def rows(db: Connection) -> list[Row]:
+    return query(db, "select * from asset_sync.queue order by symbol, feed")
+
+
+def row(db: Connection, columns: str, symbol: str = "A") -> Row:
+    [found] = query(db, f"select {columns} from asset_sync.queue where symbol = %s", (symbol,))
+    return found
+
+
+def state(db: Connection, symbol: str = "A") -> str:
+    return str(row(db, "state", symbol)[0])
+
+
+def delay(db: Connection, symbol: str = "A") -> float:
+    """Return in how many seconds the item may be tried."""
+    columns = "extract(epoch from available_at - clock_timestamp())::float8"
+    return float(row(db, columns, symbol)[0])
+
+
+# --- entering ---------------------------------------------------------------------------------
+
+
+def test_an_asset_never_synced_is_due(db: Connection) -> None:
+    assert enter(db, asset("A")) == Enqueued(entered=1, left_out=0)
+    assert state(db) == "waiting"
+
+
+def test_an_asset_counts_as_due_since_it_was_added(db: Connection, clock: ShiftingClock) -> None:
+    enter(db, asset("A"), settings=replace(SETTINGS, max_size=0))
+    clock.sleep(1000)
+    enter(db, asset("A"))
+    assert row(db, "due_at = added_at, now() - due_at >= interval '1000 s'") == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("frequency", "grace"), [(300, 30), (3600, 30), (100, 10)], ids=["300s", "1h", "100s"]
+)
+def test_an_asset_is_due_again_when_its_frequency_has_passed_but_for_crons_jitter(
+    db: Connection, clock: ShiftingClock, frequency: int, grace: int
+) -> None:
+    enter(db, asset("A", every=frequency))
+    serve_all(db)
+    clock.sleep(frequency - grace - 2)
+    assert enter(db, asset("A", every=frequency)).entered == 0
+    clock.sleep(2)
+    assert enter(db, asset("A", every=frequency)).entered == 1
+    assert row(db, "due_at = last_success_at + make_interval(secs => %d)" % frequency) == (True,)  # noqa: UP031
+
+
+def test_what_waits_or_is_leased_does_not_enter_again(db: Connection) -> None:
+    enter(db, asset("A"), asset("B"))
+    claim_one(db)
+    before = rows(db)
+    assert enter(db, asset("A"), asset("B")) == Enqueued(0, 0)
+    assert rows(db) == before
+
+
+def test_an_asset_stands_once_per_feed(db: Connection) -> None:
+    enter(db, asset("A"), feed=Feed.BARS)
+    enter(db, asset("A"), feed=Feed.SNAPSHOT)
+    assert [one[:2] for one in rows(db)] == [("A", "bars"), ("A", "snapshot")]
+
+
+def test_eight_at_once_queue_each_asset_once_and_do_not_lock_each_other_out(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    rounds = [[asset(f"R{cycle}-{number}") for number in range(150)] for cycle in range(5)]
+    barrier = Barrier(8)
+    entered: list[int] = []
+    errors: list[BaseException] = []
+
+    def work(own: Connection, seed: int) -> None:
+        chance = random.Random(seed)
+        try:
+            for assets in rounds:
+                mine = chance.sample(assets, len(assets))
+                barrier.wait(timeout=30)
+                entered.append(enter(own, *mine).entered)
+        except BaseException as error:  # noqa: BLE001  # a thread's failure is the test's
+            errors.append(error)
+
+    threads = [Thread(target=work, args=(connect(), seed)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not errors
+    assert sum(entered) == 750
+    assert sorted(
+        query(db, "select symbol, feed from asset_sync.queue where state = 'waiting'")
+    ) == (sorted((one.symbol, "bars") for assets in rounds for one in assets))
+
+
+def test_assets_enter_in_one_order_so_that_two_runs_cannot_wait_for_each_other(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    waiter, after_m = connect(), [asset(f"Z{number}") for number in range(20)]
+    with transaction(connect()) as cursor:
+        cursor.execute(
+            "insert into asset_sync.queue (symbol, feed, ticker, asset_type, name, level)"
+            " values ('M', 'bars', 'C:M', 'forex', 'M', 'low')"
+        )
+        thread = Thread(target=enter, args=(waiter, *after_m, asset("M")))
+        thread.start()
+        while not query(
+            db,
+            "select pid from pg_stat_activity where pid = %s and wait_event_type = 'Lock'",
+            (waiter.info.backend_pid,),
+        ):
+            assert thread.is_alive(), "it did not wait for M"
+        assert enter(db, *after_m).entered == 20, "they come after M: nobody has them yet"
+    thread.join(timeout=30)
+    assert sorted(serve_all(db)) == sorted(["M", *(one.symbol for one in after_m)])
+
+
+def test_entering_waits_for_nobody_who_holds_an_item(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    none = replace(SETTINGS, max_size=0)
+    enter(db, asset("A"), asset("B"), settings=none)
+    with transaction(connect()) as cursor:
+        cursor.execute("select from asset_sync.queue where symbol = 'A' for update")
+        assert enter(db, asset("A"), asset("B")) == Enqueued(1, 0)
+    assert enter(db, asset("A"), asset("B")) == Enqueued(1, 0)
+
+
+def test_what_does_not_fit_is_told_stays_due_and_comes_later(db: Connection) -> None:
+    assets = [asset(f"A{number}") for number in range(5)]
+    small = replace(SETTINGS, max_size=3)
+    assert enter(db, *assets, settings=small) == Enqueued(entered=3, left_out=2)
+    assert enter(db, *assets, settings=small) == Enqueued(entered=0, left_out=2)
+    first = serve_all(db)
+    assert enter(db, *assets, settings=small) == Enqueued(entered=2, left_out=0)
+    assert sorted(first + serve_all(db)) == ["A0", "A1", "A2", "A3", "A4"]
+
+
+def test_what_is_leased_takes_room_and_what_is_dead_does_not(db: Connection) -> None:
+    small = replace(SETTINGS, max_size=2, max_attempts=1)
+    enter(db, asset("A"), asset("B"), settings=small)
+    item = claim_one(db)
+    assert enter(db, asset("C"), settings=small) == Enqueued(0, 1)
+    fail(db, item, settings=small)
+    assert enter(db, asset("C"), settings=small) == Enqueued(1, 0)
+
+
+def test_a_full_queue_lets_in_first_what_it_would_serve_first(db: Connection) -> None:
+    small = replace(SETTINGS, max_size=2)
+    enter(db, asset("A", LOW), asset("B", MEDIUM), asset("C", HIGH), settings=small)
+    assert serve_all(db) == ["C", "B"]
+
+
+def test_a_queue_full_of_others_does_not_keep_a_critical_asset_out(db: Connection) -> None:
+    small = replace(SETTINGS, max_size=1)
+    enter(db, asset("A"), asset("B"), settings=small)
+    assert enter(db, asset("GOLD", CRITICAL), settings=small) == Enqueued(1, 0)
+    assert serve_all(db, Lane.PRIORITY) == ["GOLD"]
+
+
+def test_an_item_that_waits_already_takes_no_second_place(db: Connection) -> None:
+    small = replace(SETTINGS, max_size=2)
+    enter(db, asset("A"), settings=small)
+    mended = replace(asset("A"), ticker="C:OTHER")
+    assert enter(db, mended, asset("B"), settings=small) == Enqueued(2, 0)
+
+
+# --- the order --------------------------------------------------------------------------------
+
+
+def test_critical_assets_are_served_in_the_order_of_the_file(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("LAST", CRITICAL, position=3))
+    clock.sleep(5000)
+    enter(db, asset("FIRST", CRITICAL, position=1), asset("NEXT", CRITICAL, position=2))
+    assert serve_all(db, Lane.PRIORITY) == ["FIRST", "NEXT", "LAST"]
+
+
+def test_each_lane_serves_its_own(db: Connection) -> None:
+    enter(db, asset("A", HIGH), asset("GOLD", CRITICAL, position=1))
+    assert serve_all(db, Lane.QUEUE) == ["A"]
+    assert serve_all(db, Lane.PRIORITY) == ["GOLD"]
+
+
+def test_equally_old_items_are_served_by_level(db: Connection) -> None:
+    enter(db, asset("A", LOW), asset("B", MEDIUM), asset("C", HIGH))
+    assert serve_all(db) == ["C", "B", "A"]
+
+
+@pytest.mark.parametrize(
+    ("level", "older_by", "first"),
+    [
+        (MEDIUM, 590, "YOUNG"),
+        (MEDIUM, 610, "OLD"),
+        (LOW, 1190, "YOUNG"),
+        (LOW, 1210, "OLD"),
+    ],
+)
+def test_an_item_overtakes_higher_ones_once_it_is_an_allowance_per_level_older(
+    db: Connection, clock: ShiftingClock, level: Level, older_by: int, first: str
+) -> None:
+    enter(db, asset("OLD", level))
+    clock.sleep(older_by)
+    enter(db, asset("YOUNG", HIGH))
+    assert serve_all(db)[0] == first
+
+
+def test_low_items_never_starve_however_many_high_ones_come(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    # More falls due than can be served: 30 high assets each minute, 10 calls each minute.
+    assets = [asset(f"H{number:02}", HIGH, every=60) for number in range(30)]
+    assets.append(asset("Z", LOW, every=60))
+    served = []
+    for minute in range(40):
+        enter(db, *assets)
+        for _ in range(10):
+            item = claim_one(db)
+            finish(db, [item])
+            if item.symbol == "Z":
+                served.append(minute)
+        clock.sleep(60)
+    # Two allowances of 10 minutes, and the three minutes that each high one waits.
+    assert served[0] <= 24
+    assert len(served) >= 1
+
+
+# --- lease and token --------------------------------------------------------------------------
+
+
+def test_a_claim_counts_the_attempt_and_leases_the_item(db: Connection) -> None:
+    enter(db, asset("A", HIGH))
+    item = claim_one(db)
+    assert (item.symbol, item.feed, item.ticker) == ("A", Feed.BARS, "C:A")
+    assert (item.asset_type, item.name, item.level) == (AssetType.FOREX, "A", HIGH)
+    assert (item.attempts, item.lookup, item.asked_until) == (1, False, None)
+    assert row(db, "state, attempts, lease_token::text") == ("leased", 1, item.token)
+
+
+def test_a_second_claimer_gets_another_item_and_a_third_none(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    enter(db, asset("A"), asset("B"))
+    assert {claim_one(db).symbol, claim_one(connect()).symbol} == {"A", "B"}
+    assert claim(connect()) == ()
+
+
+def test_an_item_that_is_just_being_claimed_is_passed_over(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    enter(db, asset("A"), asset("B"))
+    with transaction(connect()) as cursor:
+        cursor.execute("select from asset_sync.queue where symbol = 'A' for update")
+        assert claim_one(db).symbol == "B"
+        assert claim(db) == ()
+
+
+def test_many_claimers_at_once_serve_each_item_once(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    enter(db, *(asset(f"A{number}") for number in range(100)))
+    barrier = Barrier(8)
+    served: list[str] = []
+
+    def work(own: Connection) -> None:
+        barrier.wait(timeout=30)
+        served.extend(serve_all(own))
+
+    threads = [Thread(target=work, args=(connect(),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(served) == sorted(f"A{number}" for number in range(100))
+
+
+_CHANGES: dict[str, Callable[[Cursor, Item], None]] = {
+    "finish": lambda cursor, item: queue.finish(cursor, [item]),
+    "put_back": lambda cursor, item: queue.put_back(cursor, [item], reason="502"),
+    "go_on": lambda cursor, item: queue.go_on(cursor, item, asked_until=None),
+    "look_up": queue.look_up,
+    "retire": lambda cursor, item: queue.retire(cursor, [item], "no snapshots"),
+    "fail": lambda cursor, item: queue.fail(cursor, item, "404", SETTINGS),
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES)
+def test_a_run_that_lost_its_lease_changes_nothing(
+    db: Connection, clock: ShiftingClock, change: Callable[[Cursor, Item], None]
+) -> None:
+    enter(db, asset("A"))
+    lost = claim_one(db, lease=60)
+    clock.sleep(61)
+    queue.reclaim(db, SETTINGS)
+    claim_one(db)
+    before = rows(db)
+    with pytest.raises(LostLeaseError, match="A: its lease ended"), transaction(db) as cursor:
+        change(cursor, lost)
+    assert rows(db) == before
+
+
+@pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES)
+def test_an_item_is_ended_once(db: Connection, change: Callable[[Cursor, Item], None]) -> None:
+    enter(db, asset("A"))
+    item = claim_one(db)
+    with transaction(db) as cursor:
+        change(cursor, item)
+    with pytest.raises(LostLeaseError), transaction(db) as cursor:
+        change(cursor, item)
+
+
+def test_of_several_items_all_are_finished_or_none(db: Connection, clock: ShiftingClock) -> None:
+    enter(db, asset("A"), asset("B"), feed=Feed.SNAPSHOT)
+    items = claim(db)
+    query(db, "update asset_sync.queue set lease_token = gen_random_uuid() where symbol = 'B'")
+    with pytest.raises(LostLeaseError):
+        finish(db, items)
+    assert [state(db, symbol) for symbol in "AB"] == ["leased", "leased"]
+
+
+# --- reclaim ----------------------------------------------------------------------------------
+
+
+def test_a_lease_that_lasts_is_not_taken_back(db: Connection, clock: ShiftingClock) -> None:
+    enter(db, asset("A"))
+    claim_one(db, lease=60)
+    clock.sleep(59)
+    assert queue.reclaim(db, SETTINGS) == 0
+    assert state(db) == "leased"
+
+
+def test_what_a_dead_run_left_waits_again_with_its_attempt_counted(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A"))
+    claim_one(db, lease=60)
+    clock.sleep(61)
+    assert queue.reclaim(db, SETTINGS) == 1
+    assert row(db, "state, attempts, lease_token, lease_until") == ("waiting", 1, None, None)
+    assert claim_one(db).attempts == 2
+
+
+def test_an_item_that_kills_its_runs_is_dead_after_so_many(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A"))
+    for _ in range(3):
+        kill(db, clock)
+    assert state(db) == "dead"
+    [dead] = queue.dead(db, 10)
+    assert dead.error == "The run that worked on it ended without a word."
+    assert claim(db) == ()
+
+
+# --- failing ----------------------------------------------------------------------------------
+
+
+def test_a_failure_of_its_own_lowers_an_item_and_doubles_its_delay_until_it_is_dead(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    settings = replace(SETTINGS, max_attempts=4)
+    enter(db, asset("A", HIGH))
+    for attempt, seconds in [(1, 60), (2, 120), (3, 240)]:
+        fail(db, claim_one(db), f"error {attempt}", settings)
+        assert row(db, "state, attempts, level, last_error") == (
+            "waiting", attempt, "low", f"error {attempt}",
+        )  # fmt: skip
+        assert delay(db) == pytest.approx(seconds, abs=0.5)
+        assert claim(db) == ()
+        clock.sleep(seconds)
+    fail(db, claim_one(db), "error 4", settings)
+    assert state(db) == "dead"
+    assert queue.dead(db, 10) == (queue.Dead("A", Feed.BARS, "error 4"),)
+
+
+def test_an_item_that_failed_stands_behind_the_others_as_a_low_one(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A", HIGH))
+    fail(db, claim_one(db))
+    clock.sleep(61)
+    enter(db, asset("B", MEDIUM))
+    assert serve_all(db) == ["B", "A"]
+
+
+def test_a_success_forgets_the_failures_and_the_next_cycle_has_its_level_back(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A", HIGH))
+    fail(db, claim_one(db))
+    clock.sleep(61)
+    serve_all(db)
+    assert row(db, "state, attempts, last_error, lookup") == ("idle", 0, None, False)
+    clock.sleep(300)
+    enter(db, asset("A", HIGH))
+    item = claim_one(db)
+    assert (item.level, item.attempts) == (HIGH, 1)
+
+
+def test_a_dead_item_is_not_tried_again_by_itself(db: Connection, clock: ShiftingClock) -> None:
+    settings = replace(SETTINGS, max_attempts=1)
+    enter(db, asset("A"), settings=settings)
+    fail(db, claim_one(db), settings=settings)
+    clock.sleep(10**6)
+    assert enter(db, asset("A"), settings=settings) == Enqueued(0, 0)
+
+
+def test_a_critical_asset_is_tried_again_each_cycle_even_when_dead(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    gold = asset("GOLD", CRITICAL, position=1)
+    enter(db, gold)
+    for cycle in range(5):
+        item = claim_one(db, Lane.PRIORITY)
+        assert item.attempts == min(cycle + 1, 3)
+        fail(db, item)
+        assert enter(db, gold).entered == 0, "at most once a cycle"
+        clock.sleep(300)
+        assert enter(db, gold).entered == 1
+    assert row(db, "state, level", "GOLD") == ("waiting", "critical")
+
+
+def test_a_critical_asset_that_killed_its_runs_is_tried_again_too(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    gold = asset("GOLD", CRITICAL, position=1)
+    enter(db, gold)
+    for _ in range(3):
+        kill(db, clock, Lane.PRIORITY)
+    assert state(db, "GOLD") == "dead"
+    clock.sleep(300)
+    enter(db, gold)
+    assert claim_one(db, Lane.PRIORITY).symbol == "GOLD"
+
+
+def test_a_mended_ticker_revives_a_dead_item_as_if_new(db: Connection) -> None:
+    settings = replace(SETTINGS, max_attempts=1)
+    enter(db, asset("A"))
+    fail(db, claim_one(db), settings=settings)
+    assert state(db) == "dead"
+    mended = replace(asset("A", HIGH), ticker="C:RIGHT")
+    assert enter(db, mended) == Enqueued(1, 0)
+    item = claim_one(db)
+    assert (item.ticker, item.level, item.attempts) == ("C:RIGHT", HIGH, 1)
+
+
+def test_a_mended_ticker_need_not_wait_for_the_delay_of_the_wrong_one(db: Connection) -> None:
+    enter(db, asset("A"))
+    fail(db, claim_one(db))
+    enter(db, replace(asset("A"), ticker="C:RIGHT"))
+    assert claim_one(db).ticker == "C:RIGHT"
+
+
+def test_a_waiting_asset_that_is_made_critical_changes_its_lane(db: Connection) -> None:
+    enter(db, asset("A", LOW))
+    enter(db, asset("A", CRITICAL, position=1))
+    assert claim(db, Lane.QUEUE) == ()
+    assert claim_one(db, Lane.PRIORITY).level is CRITICAL
+
+
+def test_a_waiting_asset_that_is_critical_no_more_changes_its_lane(db: Connection) -> None:
+    enter(db, asset("A", CRITICAL, position=1))
+    enter(db, asset("A", HIGH))
+    assert claim(db, Lane.PRIORITY) == ()
+    assert claim_one(db, Lane.QUEUE).level is HIGH
+
+
+# --- going on ---------------------------------------------------------------------------------
+
+
+def test_put_back_for_nobodys_fault_takes_the_attempt_off_and_waits(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A", HIGH))
+    item = claim_one(db)
+    with transaction(db) as cursor:
+        queue.put_back(cursor, [item], after_seconds=30, reason="502")
+    assert row(db, "state, attempts, level, last_error") == ("waiting", 0, "high", "502")
+    assert delay(db) == pytest.approx(30, abs=0.5)
+    clock.sleep(30)
+    assert claim_one(db).attempts == 1
+
+
+def test_put_back_at_once_can_be_claimed_at_once(db: Connection) -> None:
+    enter(db, asset("A"))
+    with transaction(db) as cursor:
+        queue.put_back(cursor, [claim_one(db)])
+    assert claim_one(db).symbol == "A"
+
+
+def test_go_on_remembers_how_far_a_catch_up_came_until_it_ends(db: Connection) -> None:
+    asked_until = datetime(2025, 3, 1, 12, tzinfo=UTC)
+    enter(db, asset("A"))
+    with transaction(db) as cursor:
+        queue.go_on(cursor, claim_one(db), asked_until=asked_until)
+    item = claim_one(db)
+    assert (item.asked_until, item.attempts) == (asked_until, 1)
+    finish(db, [item])
+    assert row(db, "asked_until") == (None,)
+
+
+def test_an_item_without_data_is_looked_up_by_its_next_call_and_only_by_that(
+    db: Connection,
+) -> None:
+    enter(db, asset("A"))
+    with transaction(db) as cursor:
+        queue.look_up(cursor, claim_one(db))
+    item = claim_one(db)
+    assert (item.lookup, item.attempts) == (True, 1)
+    with transaction(db) as cursor:
+        queue.go_on(cursor, item, asked_until=None)
+    assert claim_one(db).lookup is False
+
+
+def test_a_failed_look_up_can_be_asked_again(db: Connection, clock: ShiftingClock) -> None:
+    enter(db, asset("A"))
+    with transaction(db) as cursor:
+        queue.fail(cursor, claim_one(db), "no such ticker", SETTINGS, lookup=True)
+    clock.sleep(60)
+    assert claim_one(db).lookup is True
+
+
+def test_a_retired_item_rests_with_its_reason(db: Connection) -> None:
+    enter(db, asset("A"), feed=Feed.SNAPSHOT)
+    with transaction(db) as cursor:
+        queue.retire(cursor, claim(db), "no snapshots")
+    assert row(db, "state, attempts, last_error, last_success_at") == (
+        "idle", 0, "no snapshots", None,
+    )  # fmt: skip
+    assert claim(db) == ()
+
+
+# --- one call for many ------------------------------------------------------------------------
+
+
+def test_a_claim_of_snapshots_takes_what_one_call_serves(db: Connection) -> None:
+    enter(db, *(asset(f"A{number:03}") for number in range(260)), feed=Feed.SNAPSHOT)
+    first, second, third = claim(db), claim(db), claim(db)
+    assert (len(first), len(second), third) == (250, 10, ())
+    assert len({item.symbol for item in first + second}) == 260
+    assert len({item.token for item in first + second}) == 260
+
+
+def test_a_claim_takes_the_most_that_is_asked_for(db: Connection) -> None:
+    enter(db, *(asset(f"A{number}") for number in range(5)), feed=Feed.SNAPSHOT)
+    assert sorted(item.symbol for item in claim(db, most=3)) == ["A0", "A1", "A2"]
+
+
+def test_a_claim_of_bars_takes_one_item(db: Connection) -> None:
+    enter(db, asset("A"), asset("B"))
+    assert len(claim(db, most=250)) == 1
+
+
+def test_one_claim_is_of_one_feed_that_of_the_first_item(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("S1"), feed=Feed.SNAPSHOT)
+    clock.sleep(10)
+    enter(db, asset("B1"), asset("S1"), feed=Feed.BARS)
+    clock.sleep(10)
+    enter(db, asset("S2"), feed=Feed.SNAPSHOT)
+    first = claim(db, most=2)
+    assert {(item.symbol, item.feed) for item in first} == {
+        ("S1", Feed.SNAPSHOT),
+        ("S2", Feed.SNAPSHOT),
+    }
+    assert [claim_one(db).symbol for _ in range(2)] == ["B1", "S1"]
+    assert claim(db) == ()
+
+
+# --- looking ahead ----------------------------------------------------------------------------
+
+
+def test_nothing_is_ready_where_nothing_falls_due_in_time(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A", every=300))
+    serve_all(db)
+    own = wanted(asset("A", every=300))
+    assert queue.next_ready_seconds(db, Lane.QUEUE, own, 299) is None
+    assert queue.next_ready_seconds(db, Lane.QUEUE, own, 301) == pytest.approx(300, abs=0.5)
+    clock.sleep(100)
+    assert queue.next_ready_seconds(db, Lane.QUEUE, own, 201) == pytest.approx(170, abs=0.5)
+
+
+def test_when_an_asset_is_told_ready_it_enters(db: Connection, clock: ShiftingClock) -> None:
+    enter(db, asset("A"))
+    serve_all(db)
+    seconds = queue.next_ready_seconds(db, Lane.QUEUE, wanted(asset("A")), 600)
+    assert seconds is not None
+    clock.sleep(seconds)
+    assert enter(db, asset("A")).entered == 1
+
+
+def test_an_item_put_back_is_ready_after_its_delay_and_one_that_failed_is_the_next_runs(
+    db: Connection,
+) -> None:
+    enter(db, asset("A"))
+    with transaction(db) as cursor:
+        queue.put_back(cursor, [claim_one(db)], after_seconds=30)
+    assert queue.next_ready_seconds(db, Lane.QUEUE, [], 60) == pytest.approx(30, abs=0.5)
+    assert queue.next_ready_seconds(db, Lane.QUEUE, [], 20) is None
+    assert queue.next_ready_seconds(db, Lane.PRIORITY, [], 60) is None
+    query(db, "update asset_sync.queue set attempts = 1")
+    assert queue.next_ready_seconds(db, Lane.QUEUE, [], 60) is None
+
+
+def test_due_within_counts_the_calls_that_will_be_needed(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    new, fresh, held = asset("NEW"), asset("FRESH", every=300), asset("HELD")
+    enter(db, fresh)
+    serve_all(db)
+    enter(db, held)
+    claim_one(db)
+    everything = wanted(new, fresh, held)
+    assert queue.due_within(db, everything, 200) == 2
+    assert queue.due_within(db, everything, 300) == 3
+
+
+def test_due_within_counts_one_call_for_as_many_snapshots_as_it_serves(db: Connection) -> None:
+    many = [asset(f"A{number}") for number in range(251)]
+    assert queue.due_within(db, wanted(*many[:250], feed=Feed.SNAPSHOT), 0) == 1
+    assert queue.due_within(db, wanted(*many, feed=Feed.SNAPSHOT), 0) == 2
+    assert queue.due_within(db, wanted(*many[:3]) + wanted(*many, feed=Feed.SNAPSHOT), 0) == 5
+
+
+def test_due_within_leaves_out_what_is_dead(db: Connection) -> None:
+    enter(db, asset("A"))
+    fail(db, claim_one(db), settings=replace(SETTINGS, max_attempts=1))
+    assert queue.due_within(db, wanted(asset("A")), 10**6) == 0
+
+
+def test_waiting_says_whether_something_can_be_claimed_now(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    assert not queue.waiting(db, Lane.QUEUE)
+    enter(db, asset("A"))
+    assert queue.waiting(db, Lane.QUEUE)
+    assert not queue.waiting(db, Lane.PRIORITY)
+    with transaction(db) as cursor:
+        queue.put_back(cursor, [claim_one(db)], after_seconds=30)
+    assert not queue.waiting(db, Lane.QUEUE)
+    clock.sleep(30)
+    assert queue.waiting(db, Lane.QUEUE)
+
+
+def test_a_preview_changes_nothing_and_is_what_claims_then_serve(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    chance = random.Random(7)
+    levels = itertools.cycle([LOW, HIGH, MEDIUM])
+    assets = [asset(f"A{number:02}", next(levels), every=300) for number in range(30)]
+    for one in chance.sample(assets, 20):  # some were synced, some wait, some are new
+        enter(db, one)
+        clock.sleep(chance.uniform(0, 200))
+        if chance.random() < 0.6:
+            serve_all(db)
+    before = rows(db)
+    seen = queue.preview(db, Lane.QUEUE, wanted(*assets), SETTINGS, 100)
+    assert rows(db) == before
+    enter(db, *assets)
+    assert [one.symbol for one in seen] == serve_all(db)
+    assert len(seen) > 10
+
+
+def test_a_preview_before_the_first_run_is_what_the_first_run_serves(db: Connection) -> None:
+    assets = [asset("C2", CRITICAL, position=2), asset("C1", CRITICAL, position=1)]
+    seen = queue.preview(db, Lane.PRIORITY, wanted(*assets), SETTINGS, 10)
+    assert rows(db) == []
+    enter(db, *assets)
+    assert [one.symbol for one in seen] == ["C1", "C2"] == serve_all(db, Lane.PRIORITY)
+
+
+def test_a_preview_of_a_full_queue_begins_with_what_is_let_in(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    small = replace(SETTINGS, max_size=1)
+    none = replace(SETTINGS, max_size=0)
+    enter(db, asset("OLD", LOW), settings=none)
+    clock.sleep(600)  # older, yet not by the two allowances of a low one
+    enter(db, asset("YOUNG", HIGH), settings=none)
+    assets = [asset("OLD", LOW), asset("YOUNG", HIGH)]
+    [seen] = queue.preview(db, Lane.QUEUE, wanted(*assets), small, 1)
+    enter(db, *assets, settings=small)
+    assert [seen.symbol] == serve_all(db)
+
+
+def test_a_preview_tells_the_delay_of_an_item_that_failed(db: Connection) -> None:
+    enter(db, asset("A"))
+    fail(db, claim_one(db))
+    [seen] = queue.preview(db, Lane.QUEUE, wanted(asset("A")), SETTINGS, 10)
+    assert seen.wait_seconds == pytest.approx(60, abs=0.5)
+
+
+# --- looking ----------------------------------------------------------------------------------
+
+
+def test_levels_say_how_many_wait_are_leased_and_are_dead(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A", HIGH), asset("B", LOW))
+    clock.sleep(100)
+    enter(db, asset("C", HIGH), asset("D", CRITICAL, position=1))
+    claim_one(db, Lane.PRIORITY)
+    fail(db, claim_one(db), settings=replace(SETTINGS, max_attempts=1))  # A, now low
+    levels = queue.levels(db)
+    assert [(one.level, one.waiting, one.leased, one.dead) for one in levels] == [
+        (CRITICAL, 0, 1, 0),
+        (HIGH, 1, 0, 0),
+        (MEDIUM, 0, 0, 0),
+        (LOW, 1, 0, 1),
+    ]
+    ages = [one.oldest_seconds for one in levels]
+    assert ages == [
+        pytest.approx(0, abs=0.5),
+        pytest.approx(0, abs=0.5),
+        None,
+        pytest.approx(100, abs=0.5),
+    ]
+
+
+def test_the_line_is_the_order_of_service_critical_first(db: Connection) -> None:
+    enter(db, asset("A", LOW), asset("B", HIGH), asset("C", CRITICAL, position=1))
+    assert [one.symbol for one in queue.line(db, 10)] == ["C", "B", "A"]
+    assert [one.symbol for one in queue.line(db, 2)] == ["C", "B"]
+
+
+def test_the_dead_are_told_the_latest_first(db: Connection, clock: ShiftingClock) -> None:
+    for symbol in "AB":
+        enter(db, asset(symbol))
+        fail(db, claim_one(db), settings=replace(SETTINGS, max_attempts=1))
+        clock.sleep(10)
+    assert [one.symbol for one in queue.dead(db, 10)] == ["B", "A"]
+    assert [one.symbol for one in queue.dead(db, 1)] == ["B"]
+
+
+def test_the_last_success_is_the_newest_of_any_feed(db: Connection, clock: ShiftingClock) -> None:
+    enter(db, asset("A"), feed=Feed.BARS)
+    serve_all(db)
+    clock.sleep(50)
+    enter(db, asset("A"), asset("NEVER"), feed=Feed.SNAPSHOT)
+    finish(db, claim(db, most=1))
+    [(newest,)] = query(db, "select max(last_success_at) from asset_sync.queue")
+    assert queue.last_success(db, ["A", "NEVER", "UNKNOWN"]) == {"A": newest}
+
+
+@pytest.mark.parametrize(
+    "symbol",
+    [
+        "O'HARA",
+        "50%",
+        "%s",
+        "%(symbols)s",
+        "A;drop table asset_sync.queue;--",
+        '"',
+        "\\",
+        "{}",
+        "金",
+    ],
+)
+def test_a_hostile_symbol_is_a_symbol_like_any_other(db: Connection, symbol: str) -> None:
+    enter(db, asset(symbol))
+    assert [one.symbol for one in queue.line(db, 10)] == [symbol]
+    item = claim_one(db)
+    assert (item.symbol, item.ticker, item.name) == (symbol, f"C:{symbol}", symbol)
+    fail(db, item, error=symbol, settings=replace(SETTINGS, max_attempts=1))
+    assert queue.dead(db, 1) == (queue.Dead(symbol, Feed.BARS, symbol),)

@@ -1,0 +1,237 @@
+"""The history: what each run did, and what the key may not do, for as long as it is of use."""
+
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from asset_sync import runs
+from asset_sync.assets import Feed
+from asset_sync.database import Connection, query, transaction
+from asset_sync.runs import Call, Denials, Run
+
+KEY, OTHER_KEY = "0123456789ab", "ba9876543210"
+NOTHING_DENIED = Denials(today=False, snapshot=False, snapshot_symbols=frozenset())
+
+
+def record(db: Connection, run_id: int, call: Call) -> None:
+    with transaction(db) as cursor:
+        runs.record(cursor, run_id, call)
+
+
+def deny(
+    db: Connection,
+    capability: str,
+    *symbols: str,
+    key: str = KEY,
+    plan: str = "starter",
+) -> None:
+    with transaction(db) as cursor:
+        runs.deny(cursor, key, plan, capability, symbols)
+
+
+def end(db: Connection, run_id: int, reason: str = "done") -> None:
+    runs.end(db, run_id, reason, updated=2, failed=1, waited_seconds=1.5)
+
+
+def only_run(db: Connection) -> Run:
+    [run] = runs.last(db, 5)
+    return run
+
+
+# --- runs and calls -----------------------------------------------------------------------------
+
+
+def test_a_run_is_known_from_its_first_moment(db: Connection) -> None:
+    run_id = runs.start(db, "priority")
+
+    run = only_run(db)
+    assert (run.id, run.command, run.host) == (run_id, "priority", socket.gethostname())
+    assert (run.seconds, run.reason_ended, run.updated, run.api_calls) == (None, None, 0, 0)
+    assert query(db, "select pid from asset_sync.runs") == [(os.getpid(),)]
+
+
+def test_a_run_that_ended_says_what_it_did(db: Connection) -> None:
+    run_id = runs.start(db, "queue")
+    record(db, run_id, Call(Feed.BARS, ["EURUSD"], "ok", 0.25, bars_written=100))
+    record(db, run_id, Call(Feed.BARS, ["GBPUSD"], "ok", 0.25, bars_written=20))
+    record(db, run_id, Call(Feed.BARS, ["NOSUCH"], "ticker_unknown", 0.25, error="no such ticker"))
+
+    end(db, run_id)
+
+    run = only_run(db)
+    assert run.seconds is not None
+    assert run.seconds >= 0
+    assert (run.reason_ended, run.updated, run.failed) == ("done", 2, 1)
+    assert (run.api_calls, run.bars_written, run.waited_seconds) == (3, 120, 1.5)
+
+
+def test_a_run_without_calls_ends_with_zeros(db: Connection) -> None:
+    end(db, runs.start(db, "queue"), "nothing_due")
+
+    assert (only_run(db).api_calls, only_run(db).bars_written) == (0, 0)
+
+
+def test_a_run_counts_its_own_calls_only(db: Connection) -> None:
+    other, mine = runs.start(db, "priority"), runs.start(db, "queue")
+    record(db, other, Call(Feed.BARS, ["EURUSD"], "ok", 0.1, bars_written=7))
+    record(db, mine, Call(Feed.BARS, ["GBPUSD"], "ok", 0.1, bars_written=5))
+
+    end(db, mine)
+
+    latest, earlier = runs.last(db, 5)
+    assert (latest.api_calls, latest.bars_written) == (1, 5)
+    assert (earlier.api_calls, earlier.reason_ended) == (0, None)
+
+
+def test_a_call_is_kept_as_it_was(db: Connection) -> None:
+    run_id = runs.start(db, "queue")
+
+    record(db, run_id, Call(Feed.SNAPSHOT, ["A", "B"], "unavailable", 1.2344, 0, "no answer"))
+
+    assert query(
+        db,
+        """
+        select run_id, feed, symbols, outcome, duration_ms, bars_written, error
+        from asset_sync.calls
+        """,
+    ) == [(run_id, "snapshot", ["A", "B"], "unavailable", 1234, 0, "no answer")]
+
+
+def test_a_call_is_noted_only_with_what_it_brought(db: Connection) -> None:
+    run_id = runs.start(db, "queue")
+
+    def cut_off() -> None:
+        with transaction(db) as cursor:
+            runs.record(cursor, run_id, Call(Feed.BARS, ["EURUSD"], "ok", 0.1))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+
+    assert query(db, "select from asset_sync.calls") == []
+
+
+def test_the_last_runs_come_latest_first_and_no_more_than_asked_for(db: Connection) -> None:
+    ids = [runs.start(db, "queue") for _ in range(4)]
+
+    assert [run.id for run in runs.last(db, 3)] == ids[:0:-1]
+
+
+# --- upkeep -------------------------------------------------------------------------------------
+
+
+def test_runs_are_kept_90_days_and_calls_30(db: Connection) -> None:
+    query(
+        db,
+        """
+        insert into asset_sync.runs (command, host, pid, started_at)
+        select 'queue', 'h', age, now() - make_interval(days => age)
+        from unnest('{89, 91}'::int[]) as age;
+        insert into asset_sync.calls (run_id, feed, symbols, outcome, duration_ms, at)
+        select (select id from asset_sync.runs where pid = 89), 'bars', '{A}', 'ok', age,
+          now() - make_interval(days => age)
+        from unnest('{29, 31}'::int[]) as age
+        """,
+    )
+
+    runs.prune(db)
+
+    assert query(db, "select pid from asset_sync.runs") == [(89,)]
+    assert query(db, "select duration_ms from asset_sync.calls") == [(29,)]
+
+
+def test_a_run_that_is_forgotten_takes_its_calls_along(db: Connection) -> None:
+    query(
+        db,
+        """
+        insert into asset_sync.runs (command, host, pid, started_at)
+        values ('queue', 'h', 1, now() - interval '91 days');
+        insert into asset_sync.calls (run_id, feed, symbols, outcome, duration_ms)
+        select id, 'bars', '{A}', 'ok', 1 from asset_sync.runs
+        """,
+    )
+
+    runs.prune(db)
+
+    assert query(db, "select from asset_sync.calls") == []
+
+
+def test_a_long_neglected_history_is_pruned_in_batches_the_oldest_first(db: Connection) -> None:
+    query(
+        db,
+        """
+        insert into asset_sync.calls (feed, symbols, outcome, duration_ms, at)
+        select 'bars', '{A}', 'ok', n, now() - interval '40 days' + make_interval(secs => n)
+        from generate_series(1, 5003) as n;
+        insert into asset_sync.runs (command, host, pid, started_at)
+        select 'queue', 'h', n, now() - interval '100 days' + make_interval(secs => n)
+        from generate_series(1, 1002) as n
+        """,
+    )
+
+    runs.prune(db)
+    assert query(db, "select min(duration_ms), count(*) from asset_sync.calls") == [(5001, 3)]
+    assert query(db, "select min(pid), count(*) from asset_sync.runs") == [(1001, 2)]
+
+    runs.prune(db)
+    assert query(db, "select from asset_sync.calls union all select from asset_sync.runs") == []
+
+
+# --- what the key may not do --------------------------------------------------------------------
+
+
+def test_a_key_that_was_never_refused_may_do_everything(db: Connection) -> None:
+    assert runs.denials(db, KEY, "starter") == NOTHING_DENIED
+
+
+@pytest.mark.parametrize(
+    ("refuse", "known"),
+    [
+        (lambda db: deny(db, "today"), Denials(True, False, frozenset())),  # noqa: FBT003
+        (lambda db: deny(db, "snapshot"), Denials(False, True, frozenset())),  # noqa: FBT003
+        (
+            lambda db: deny(db, "snapshot", "XAUUSD", "EURUSD"),
+            Denials(False, False, frozenset({"XAUUSD", "EURUSD"})),  # noqa: FBT003
+        ),
+    ],
+)
+def test_what_a_key_was_refused_is_remembered(
+    db: Connection, refuse: Callable[[Connection], None], known: Denials
+) -> None:
+    refuse(db)
+
+    assert runs.denials(db, KEY, "starter") == known
+
+
+def test_a_refusal_holds_for_that_key_and_that_plan_only(db: Connection) -> None:
+    deny(db, "snapshot")
+    deny(db, "snapshot", "XAUUSD")
+
+    assert runs.denials(db, OTHER_KEY, "starter") == NOTHING_DENIED
+    assert runs.denials(db, KEY, "advanced") == NOTHING_DENIED
+
+
+def age_denials(db: Connection, interval: str) -> None:
+    query(db, "update asset_sync.denials set noted_at = noted_at - %s::interval", (interval,))
+
+
+def test_a_refusal_is_forgotten_after_a_day(db: Connection) -> None:
+    deny(db, "today")
+    deny(db, "snapshot", "XAUUSD")
+
+    age_denials(db, "23 hours 59 minutes")
+    assert runs.denials(db, KEY, "starter").today
+
+    age_denials(db, "1 minute")
+    assert runs.denials(db, KEY, "starter") == NOTHING_DENIED
+
+
+def test_a_refusal_that_is_repeated_counts_from_anew(db: Connection) -> None:
+    deny(db, "today")
+    age_denials(db, "25 hours")
+
+    deny(db, "today")
+
+    assert runs.denials(db, KEY, "starter").today

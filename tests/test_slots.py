@@ -1,0 +1,568 @@
+"""The promises of `asset_sync.slots`: never over the limit, never idle under it, whoever dies."""
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Barrier, Thread
+
+import pytest
+from conftest import ShiftingClock
+
+from asset_sync import slots
+from asset_sync.database import Connection, query
+from asset_sync.slots import PRIORITY_GRACE_SECONDS, Lane, Rate, Slot, Wait
+
+FREE_PLAN = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
+
+
+def about(seconds: float) -> object:
+    """The database's clock runs while a test does."""
+    return pytest.approx(seconds, abs=0.5)
+
+
+def take(db: Connection, lane: Lane = Lane.PRIORITY, rate: Rate = FREE_PLAN) -> Slot:
+    answer = slots.take(db, lane, rate)
+    assert isinstance(answer, Slot), answer
+    return answer
+
+
+def refused(db: Connection, lane: Lane = Lane.PRIORITY, rate: Rate = FREE_PLAN) -> float:
+    answer = slots.take(db, lane, rate)
+    assert isinstance(answer, Wait), answer
+    return answer.seconds
+
+
+def use(db: Connection, calls: int, lane: Lane = Lane.PRIORITY, rate: Rate = FREE_PLAN) -> None:
+    """Make so many calls that end at once."""
+    for _ in range(calls):
+        slots.release(db, take(db, lane, rate))
+
+
+def take_all(db: Connection, lane: Lane, rate: Rate = FREE_PLAN) -> list[Slot]:
+    taken = []
+    while isinstance(answer := slots.take(db, lane, rate), Slot):
+        taken.append(answer)
+    return taken
+
+
+def stamps(db: Connection) -> list[tuple[object, ...]]:
+    return query(db, "select slot, ended_at from asset_sync.slots order by slot")
+
+
+@pytest.fixture(autouse=True)
+def _prepared(db: Connection) -> None:
+    slots.prepare(db, FREE_PLAN)
+
+
+# --- the limit --------------------------------------------------------------------------------
+
+
+def test_a_window_holds_as_many_calls_as_the_rate_allows_and_no_more(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    use(db, 5)
+    clock.sleep(59)
+    assert refused(db) > 0
+    clock.sleep(1)
+    assert len(take_all(db, Lane.QUEUE)) == 5
+
+
+def test_the_window_of_a_call_begins_when_it_ends(db: Connection, clock: ShiftingClock) -> None:
+    rate = FREE_PLAN._replace(calls=1)
+    slot = take(db, rate=rate)
+    clock.sleep(20)
+    slots.release(db, slot)
+    clock.sleep(59)
+    assert refused(db, rate=rate) == pytest.approx(1, abs=0.5)
+    clock.sleep(1)
+    take(db, rate=rate)
+
+
+def test_a_process_that_dies_in_a_call_frees_its_slot_a_window_after_the_latest_end(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    take_all(db, Lane.PRIORITY)
+    clock.sleep(FREE_PLAN.call_timeout_seconds + FREE_PLAN.period_seconds - 1)
+    assert refused(db) == pytest.approx(1, abs=0.5)
+    clock.sleep(1)
+    assert len(take_all(db, Lane.PRIORITY)) == 5
+
+
+def test_of_free_slots_the_one_that_rested_longest_is_taken(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    first, second = take(db), take(db)
+    slots.release(db, second)
+    clock.sleep(1)
+    slots.release(db, first)
+    use(db, 3)
+    clock.sleep(61)
+    assert take(db).number == second.number
+
+
+def test_the_answer_that_comes_back_from_the_dead_stamps_nobody_elses_slot(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    lost = take_all(db, Lane.PRIORITY)[0]
+    clock.sleep(90.1)
+    take_all(db, Lane.PRIORITY)
+    before = stamps(db)
+    slots.release(db, lost)
+    slots.give_back(db, lost)
+    assert stamps(db) == before
+
+
+def test_a_slot_is_released_once(db: Connection) -> None:
+    slot = take(db)
+    slots.release(db, slot)
+    before = stamps(db)
+    slots.release(db, slot)
+    slots.give_back(db, slot)
+    assert stamps(db) == before
+
+
+def test_a_slot_given_back_is_as_free_as_it_was(db: Connection, clock: ShiftingClock) -> None:
+    use(db, 5)
+    clock.sleep(61)
+    before = stamps(db)
+    for slot in take_all(db, Lane.QUEUE):
+        slots.give_back(db, slot)
+    assert stamps(db) == before
+    assert len(take_all(db, Lane.QUEUE)) == 5
+
+
+# --- the wait ---------------------------------------------------------------------------------
+
+
+def test_the_wait_told_ends_when_the_first_slot_comes_free(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    use(db, 1)
+    clock.sleep(10)
+    use(db, 4)
+    seconds = refused(db)
+    assert seconds == pytest.approx(50, abs=0.5)
+    clock.sleep(seconds)
+    take(db)
+    assert refused(db) == pytest.approx(10, abs=0.5)
+
+
+def test_a_call_in_flight_counts_as_ending_now_in_the_wait_told(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    take_all(db, Lane.PRIORITY)
+    assert refused(db) == about(60)
+    clock.sleep(20)
+    assert refused(db) == about(60)
+    clock.sleep(20)  # past the time-out: it cannot be in flight any more
+    assert refused(db) == about(50)
+
+
+# --- blocked ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_a_block_holds_everyone_until_it_ends(
+    db: Connection, clock: ShiftingClock, lane: Lane
+) -> None:
+    slots.block(db, 90)
+    assert refused(db, lane) == about(90)
+    clock.sleep(89)
+    assert refused(db, lane) == pytest.approx(1, abs=0.5)
+    clock.sleep(1)
+    take(db, lane)
+
+
+def test_a_block_is_never_shortened_by_a_shorter_one(db: Connection) -> None:
+    slots.block(db, 90)
+    slots.block(db, 10)
+    assert refused(db) == about(90)
+    slots.block(db, 120)
+    assert refused(db) == about(120)
+
+
+def test_the_wait_told_while_blocked_counts_busy_slots_too(db: Connection) -> None:
+    use(db, 5)
+    slots.block(db, 10)
+    assert refused(db) == about(60)
+
+
+def test_a_block_changes_no_stamp(db: Connection) -> None:
+    use(db, 2)
+    before = stamps(db)
+    slots.block(db, 10)
+    refused(db)
+    assert stamps(db) == before
+
+
+# --- the number of slots ----------------------------------------------------------------------
+
+
+def test_more_calls_allowed_are_more_slots_at_once(db: Connection) -> None:
+    use(db, 5)
+    wider = FREE_PLAN._replace(calls=8)
+    slots.prepare(db, wider)
+    assert len(take_all(db, Lane.QUEUE, wider)) == 3
+
+
+def test_fewer_calls_allowed_count_the_calls_that_were_made(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    use(db, 2)
+    clock.sleep(30)
+    use(db, 1)
+    narrower = FREE_PLAN._replace(calls=3)
+    slots.prepare(db, narrower)
+    assert refused(db, rate=narrower) == about(30)
+    clock.sleep(30)
+    assert len(take_all(db, Lane.QUEUE, narrower)) == 2
+
+
+def test_fewer_calls_allowed_wait_until_so_few_slots_are_busy(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    for _ in range(5):
+        use(db, 1)
+        clock.sleep(10)
+    narrower = FREE_PLAN._replace(calls=2)  # calls ended 50, 40, 30, 20, 10 s ago
+    slots.prepare(db, narrower)
+    assert refused(db, rate=narrower) == about(40)
+    clock.sleep(40)
+    take(db, rate=narrower)
+    refused(db, rate=narrower)
+
+
+def test_a_host_that_allows_fewer_calls_makes_nobody_forget_a_call(db: Connection) -> None:
+    use(db, 5)
+    for rate in (FREE_PLAN._replace(calls=3), FREE_PLAN):
+        slots.prepare(db, rate)
+    assert refused(db) == about(60)
+
+
+def test_preparing_again_changes_nothing(db: Connection) -> None:
+    use(db, 2)
+    before = stamps(db)
+    slots.prepare(db, FREE_PLAN)
+    assert stamps(db) == before
+
+
+# --- many at once -----------------------------------------------------------------------------
+
+
+def together(
+    connect: Callable[[], Connection], count: int, do: Callable[[Connection], None]
+) -> None:
+    """Do the same on so many connections at the same moment."""
+    barrier = Barrier(count)
+    errors: list[BaseException] = []
+
+    def work(db: Connection) -> None:
+        try:
+            barrier.wait(timeout=30)
+            do(db)
+        except BaseException as error:  # noqa: BLE001  # a thread's failure is the test's
+            errors.append(error)
+
+    threads = [Thread(target=work, args=(connect(),)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not errors
+
+
+def test_two_at_once_never_get_the_same_slot(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    rounds = Barrier(8)
+    answers: list[list[Slot | Wait]] = [[] for _ in range(30)]
+
+    def work(own: Connection) -> None:
+        for answered in answers:
+            rounds.wait(timeout=30)
+            answer = slots.take(own, Lane.QUEUE, FREE_PLAN)
+            answered.append(answer)
+            rounds.wait(timeout=30)
+            if isinstance(answer, Slot):
+                slots.give_back(own, answer)
+
+    together(connect, 8, work)
+    for answered in answers:
+        taken = [answer.number for answer in answered if isinstance(answer, Slot)]
+        assert len(taken) == len(set(taken)) == 5
+        assert len(answered) == 8
+
+
+def test_preparing_at_once_makes_no_slot_too_many(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    wider = FREE_PLAN._replace(calls=20)
+    together(connect, 8, lambda own: slots.prepare(own, wider))
+    assert len(stamps(db)) == 20
+
+
+def test_the_clock_is_read_after_the_turn_has_come(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    other, taker = connect(), connect()
+    query(other, "begin; select from asset_sync.limiter for update")
+    taken: list[Slot] = []
+    thread = Thread(target=lambda: taken.append(take(taker)))
+    thread.start()
+    while not query(
+        db,
+        "select pid from pg_stat_activity where pid = %s and wait_event_type = 'Lock'",
+        (taker.info.backend_pid,),
+    ):
+        assert thread.is_alive(), "it did not wait for its turn"
+    [(let_go,)] = query(other, "select clock_timestamp()")
+    with other.cursor() as cursor:
+        cursor.execute("commit")
+    thread.join(timeout=30)
+    [(granted,)] = query(
+        db,
+        "select ended_at - make_interval(secs => %s) from asset_sync.slots where slot = %s",
+        (FREE_PLAN.call_timeout_seconds, taken[0].number),
+    )
+    assert granted >= let_go
+
+
+# --- the place of the next priority run -------------------------------------------------------
+
+
+def test_the_queue_has_all_slots_until_one_window_before_the_priority_run(db: Connection) -> None:
+    slots.reserve(db, calls=3, in_seconds=62)
+    assert len(take_all(db, Lane.QUEUE)) == 5
+
+
+def test_from_one_window_before_it_the_queue_leaves_the_priority_runs_slots(db: Connection) -> None:
+    slots.reserve(db, calls=3, in_seconds=59)
+    assert len(take_all(db, Lane.QUEUE)) == 2
+    assert len(take_all(db, Lane.PRIORITY)) == 3
+
+
+def test_slots_that_come_free_in_time_count_for_the_priority_run(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    use(db, 3)
+    clock.sleep(30)
+    slots.reserve(db, calls=3, in_seconds=31)
+    clock.sleep(1)
+    assert len(take_all(db, Lane.QUEUE)) == 2
+
+
+def test_priority_takes_its_slots_and_the_reservation_shrinks(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    slots.reserve(db, calls=3, in_seconds=30)
+    clock.sleep(31)
+    for left in (2, 1, 0):
+        use(db, 1)
+        assert slots.budget(db, FREE_PLAN).reserved == left
+    assert len(take_all(db, Lane.QUEUE)) == 2
+
+
+def test_a_priority_call_before_the_run_is_due_leaves_its_reservation(db: Connection) -> None:
+    slots.reserve(db, calls=3, in_seconds=30)
+    use(db, 1)
+    assert slots.budget(db, FREE_PLAN).reserved == 3
+
+
+def test_a_priority_run_that_never_comes_is_given_up(db: Connection, clock: ShiftingClock) -> None:
+    slots.reserve(db, calls=5, in_seconds=0)
+    clock.sleep(PRIORITY_GRACE_SECONDS - 1)
+    assert refused(db, Lane.QUEUE) == pytest.approx(1, abs=0.5)
+    clock.sleep(1)
+    assert len(take_all(db, Lane.QUEUE)) == 5
+
+
+def test_the_queue_waits_for_the_next_slot_when_that_comes_before_the_reservation_ends(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    slots.reserve(db, calls=3, in_seconds=0)
+    use(db, 2, Lane.QUEUE)
+    assert refused(db, Lane.QUEUE) == about(60)
+    clock.sleep(20)
+    assert refused(db, Lane.QUEUE) == about(40)
+
+
+def test_the_queue_waits_until_the_reservation_is_given_up_when_that_comes_first(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    slots.reserve(db, calls=3, in_seconds=0)
+    clock.sleep(30)
+    use(db, 2, Lane.QUEUE)
+    seconds = refused(db, Lane.QUEUE)
+    assert seconds == about(30)
+    clock.sleep(seconds)
+    assert len(take_all(db, Lane.QUEUE)) == 3
+
+
+def test_a_reservation_of_more_than_there_is_keeps_the_queue_out_until_it_is_given_up(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    slots.reserve(db, calls=12, in_seconds=0)
+    assert refused(db, Lane.QUEUE) == about(PRIORITY_GRACE_SECONDS)
+    use(db, 5)
+    assert slots.budget(db, FREE_PLAN).reserved == 7
+
+
+def test_with_three_priority_calls_each_five_minutes_22_of_25_are_used_and_none_of_them_waits(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    # The proof: 5 calls in each window but the last, where at most 2 leave room for a burst of 3.
+    cycle, used = 300, []
+    for _ in range(4):
+        slots.reserve(db, calls=3, in_seconds=0)
+        for _ in range(3):
+            use(db, 1, Lane.PRIORITY)  # would fail had it to wait
+        began, calls = clock.monotonic(), 3
+        slots.reserve(db, calls=3, in_seconds=cycle)
+        while (left := began + cycle - clock.monotonic()) > 0:
+            answer = slots.take(db, Lane.QUEUE, FREE_PLAN)
+            if isinstance(answer, Slot):
+                slots.release(db, answer)
+                calls += 1
+            else:
+                clock.sleep(min(answer.seconds, left))
+        used.append(calls)
+    assert used == [22, 22, 22, 22]
+
+
+def test_without_a_reservation_the_queue_uses_every_call_and_priority_waits(
+    db: Connection,
+) -> None:
+    slots.reserve(db, calls=0, in_seconds=30)
+    assert len(take_all(db, Lane.QUEUE)) == 5
+    assert refused(db, Lane.PRIORITY) == about(60)
+
+
+# --- how the budget stands --------------------------------------------------------------------
+
+
+def test_before_the_first_run_the_whole_budget_is_free(db: Connection) -> None:
+    query(db, "truncate asset_sync.slots")
+    budget = slots.budget(db, FREE_PLAN)
+    assert (budget.calls, budget.free, budget.used) == (5, 5, 0)
+    assert budget.free_in_seconds == (0, 0, 0, 0, 0)
+    assert (budget.next_free_seconds, budget.blocked_seconds, budget.reserved) == (0, 0, 0)
+
+
+def test_the_budget_says_when_each_slot_comes_free_soonest_first(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    use(db, 1)
+    clock.sleep(20)
+    use(db, 1)
+    take(db)
+    budget = slots.budget(db, FREE_PLAN)
+    assert budget.free_in_seconds == (0, 0, about(40), about(60), about(60))
+    assert (budget.free, budget.used, budget.next_free_seconds) == (2, 3, 0)
+
+
+def test_the_budget_used_up_says_when_the_next_slot_is_free(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    use(db, 5)
+    clock.sleep(12)
+    budget = slots.budget(db, FREE_PLAN)
+    assert (budget.free, budget.used) == (0, 5)
+    assert budget.next_free_seconds == about(48)
+    assert budget.next_free_seconds == pytest.approx(refused(db), abs=0.1)
+
+
+def test_blocked_no_slot_of_the_budget_is_free(db: Connection) -> None:
+    use(db, 1)
+    slots.block(db, 30)
+    budget = slots.budget(db, FREE_PLAN)
+    assert budget.blocked_seconds == about(30)
+    assert budget.free == 0
+    assert budget.free_in_seconds == (about(30),) * 4 + (about(60),)
+
+
+def test_the_budget_says_what_is_reserved_only_while_it_is(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    slots.reserve(db, calls=3, in_seconds=100)
+    assert slots.budget(db, FREE_PLAN).reserved == 0
+    clock.sleep(41)
+    assert slots.budget(db, FREE_PLAN).reserved == 3
+    clock.sleep(59 + PRIORITY_GRACE_SECONDS)
+    assert slots.budget(db, FREE_PLAN).reserved == 0
+
+
+def test_the_budget_counts_the_busiest_where_there_are_more_slots_than_calls(
+    db: Connection,
+) -> None:
+    use(db, 2)
+    budget = slots.budget(db, FREE_PLAN._replace(calls=3))
+    assert (budget.calls, budget.free, budget.used) == (3, 1, 2)
+
+
+def test_looking_at_the_budget_waits_for_nobody(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    query(connect(), "begin; select from asset_sync.limiter for update")
+    query(connect(), "begin; update asset_sync.slots set token = null")
+    query(db, "set lock_timeout = '1ms'")
+    assert slots.budget(db, FREE_PLAN).free == 5
+
+
+# --- all of it --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    granted: float
+    ended: float
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_calls_last_and_whoever_dies_no_window_holds_more_calls_than_allowed(
+    db: Connection, clock: ShiftingClock, seed: int
+) -> None:
+    chance = random.Random(seed)
+    calls: list[Call] = []
+    # What happens next: when, a tie-break, and the call that ends then, if it is one.
+    events: list[tuple[float, float, Slot | None, float]] = []
+    for process in range(6):
+        heapq.heappush(events, (clock.monotonic() + process, chance.random(), None, 0))
+    while len(calls) < 200:
+        at, _, in_flight, granted = heapq.heappop(events)
+        clock.sleep(max(0.0, at - clock.monotonic()))
+        again = clock.monotonic() + chance.expovariate(1 / 2)
+        if in_flight is not None:
+            calls.append(Call(granted, clock.monotonic()))
+            slots.release(db, in_flight)
+            heapq.heappush(events, (again, chance.random(), None, 0))
+            continue
+        happening = chance.random()
+        if happening < 0.02:
+            slots.prepare(db, FREE_PLAN._replace(calls=chance.choice([2, 5])))
+        elif happening < 0.04:
+            slots.reserve(db, chance.randint(0, 5), chance.uniform(0, 90))
+        answer = slots.take(db, chance.choice(list(Lane)), FREE_PLAN)
+        now = clock.monotonic()
+        if isinstance(answer, Wait):
+            again = now + answer.seconds * chance.choice([1, 1, 0.5])
+        elif chance.random() < 0.03:  # dies; its request may arrive until the time-out
+            calls.append(Call(now, now + FREE_PLAN.call_timeout_seconds))
+        elif chance.random() < 0.05:
+            slots.give_back(db, answer)
+        else:
+            duration = min(29.0, chance.lognormvariate(-0.5, 1.5))
+            heapq.heappush(events, (now + duration, chance.random(), answer, now))
+            continue
+        heapq.heappush(events, (again, chance.random(), None, 0))
+
+    # A request reaches the server anywhere between grant and end. Calls can meet in one window
+    # if none of them ended before it begins, and none was granted after it.
+    for first in calls:
+        together = [
+            call
+            for call in calls
+            if call.ended >= first.ended
+            and call.granted < first.ended + FREE_PLAN.period_seconds - 0.001
+        ]
+        assert len(together) <= FREE_PLAN.calls

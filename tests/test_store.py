@@ -1,0 +1,703 @@
+"""What one answer brings, in the platform's tables: nothing lost, nothing twice."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import psycopg2
+import pytest
+
+from asset_sync import events, queue, runs, store
+from asset_sync.assets import Asset, AssetType, Feed, Level
+from asset_sync.database import (
+    Connection,
+    Cursor,
+    DatabaseError,
+    migrate,
+    query,
+    raw_session,
+    transaction,
+)
+from asset_sync.polygon import Bar
+from asset_sync.queue import Wanted
+from asset_sync.settings import QueueSettings, Secret
+from asset_sync.slots import Lane
+from asset_sync.store import LastPrice, Symbol
+
+NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+NOON_MS = int(NOON.timestamp() * 1000)
+FIVE_MINUTES_MS = 300_000
+LATER = NOON + timedelta(days=365)
+
+EURUSD = Symbol("EURUSD", "Euro", "forex")
+
+
+def bar(
+    number: int = 0,
+    close: float = 1.0869,
+    *,
+    high: float = 1.09,
+    low: float = 1.08,
+    vwap: float | None = 1.0868,
+    trades: int | None = 321,
+) -> Bar:
+    """Return the bar that starts so many bars after noon."""
+    start_ms = NOON_MS + number * FIVE_MINUTES_MS
+    return Bar(start_ms, 1.0865, high, low, close, 321.0, vwap, trades)
+
+
+def price(
+    at: datetime = NOON, last_price: float = 1.1, *, symbol: str = "EURUSD", bid: float | None = 1.0
+) -> LastPrice:
+    return LastPrice(symbol, bid, 1.2, last_price, 1.3, 1.4, 1.5, 1.6, at)
+
+
+def save_bars(db: Connection, bars: Sequence[Bar]) -> int:
+    with transaction(db) as cursor:
+        store.save_symbols(cursor, [EURUSD])
+        return store.save_bars(cursor, "EURUSD", bars)
+
+
+def save_price(db: Connection, one: LastPrice) -> tuple[LastPrice, ...]:
+    with transaction(db) as cursor:
+        store.save_symbols(cursor, [EURUSD])
+        return store.save_prices(cursor, [one])
+
+
+def stored_bars(db: Connection) -> list[Bar]:
+    rows = query(
+        db,
+        """
+        select (extract(epoch from ts) * 1000)::bigint, open, high, low, close, volume, vwap, trades
+        from market_data.ohlcv_5m order by ts
+        """,
+    )
+    return [Bar(*row) for row in rows]
+
+
+def versions(db: Connection) -> list[tuple[object, ...]]:
+    """Return where each bar lies and which transaction wrote it: a write changes both."""
+    return query(db, "select ts, ctid::text, xmin::text from market_data.ohlcv_5m order by ts")
+
+
+def metadata(db: Connection, symbol: str = "EURUSD") -> dict[str, object]:
+    [(value,)] = query(db, "select metadata from trading.symbols where symbol = %s", (symbol,))
+    assert isinstance(value, dict)
+    return value
+
+
+def set_metadata(db: Connection, value: object) -> None:
+    text = None if value is None else json.dumps(value)
+    query(
+        db,
+        """
+        insert into trading.symbols (symbol, metadata) values ('EURUSD', coalesce(%s, '{}')::jsonb)
+        on conflict (symbol) do update set metadata = excluded.metadata
+        """,
+        (text,),
+    )
+
+
+# --- bars ---------------------------------------------------------------------------------------
+
+
+def test_new_bars_are_stored_as_they_came_and_counted(db: Connection) -> None:
+    sent = [bar(0), bar(1), bar(2)]
+
+    assert save_bars(db, sent) == 3
+
+    assert stored_bars(db) == sent
+
+
+def test_a_bar_the_provider_repaired_is_brought_up_to_date(db: Connection) -> None:
+    save_bars(db, [bar(0), bar(1), bar(2)])
+
+    assert save_bars(db, [bar(0), bar(1, close=1.0875), bar(2), bar(3)]) == 2
+
+    assert stored_bars(db) == [bar(0), bar(1, close=1.0875), bar(2), bar(3)]
+
+
+@pytest.mark.parametrize("field", Bar._fields[1:])
+def test_each_figure_of_a_bar_can_be_repaired(db: Connection, field: str) -> None:
+    save_bars(db, [bar()])
+    repaired = bar()._replace(**{field: 7})
+
+    assert save_bars(db, [repaired]) == 1
+
+    assert stored_bars(db) == [repaired]
+
+
+def test_equal_bars_cost_no_write(db: Connection) -> None:
+    sent = [bar(0), bar(1, vwap=None, trades=None), bar(2)]
+    save_bars(db, sent)
+    before = versions(db)
+
+    assert save_bars(db, sent) == 0
+
+    assert versions(db) == before
+
+
+def test_beside_a_repaired_bar_the_equal_ones_cost_no_write(db: Connection) -> None:
+    save_bars(db, [bar(0), bar(1), bar(2)])
+    before = versions(db)
+
+    save_bars(db, [bar(0), bar(1, close=1.0875), bar(2)])
+
+    after = versions(db)
+    assert [after[0], after[2]] == [before[0], before[2]]
+    assert after[1] != before[1]
+
+
+def test_what_the_provider_leaves_out_is_null_until_it_sends_it(db: Connection) -> None:
+    bare = bar(vwap=None, trades=None)
+
+    assert save_bars(db, [bare]) == 1
+    assert stored_bars(db) == [bare]
+
+    assert save_bars(db, [bar()]) == 1
+    assert stored_bars(db) == [bar()]
+
+
+def test_floats_come_back_bit_for_bit(db: Connection) -> None:
+    chance = random.Random(1)
+    odd = [
+        *(1.7976931348623157e308, 5e-324, 2.2250738585072014e-308, 0.1 + 0.2, 1 / 3, 1e22),
+        *(2.0**53 + 2, 1.0869500000000001, 100.0, 0.0000001),
+        *(chance.uniform(0, 2) * 10 ** chance.randint(-12, 12) for _ in range(200)),
+    ]
+    sent = [
+        Bar(NOON_MS + number * FIVE_MINUTES_MS, one, one, one, one, one, one, 2**31 - 1)
+        for number, one in enumerate(odd)
+    ]
+
+    save_bars(db, sent)
+
+    assert [tuple(map(repr, one)) for one in stored_bars(db)] == [
+        tuple(map(repr, one)) for one in sent
+    ]
+    assert save_bars(db, sent) == 0
+
+
+def test_fifty_thousand_bars_are_one_statement(db: Connection) -> None:
+    sent = [bar(number, close=1 + number / 50_000) for number in range(50_000)]
+    statements = []
+
+    class Counting:
+        """The cursor, with its statements counted."""
+
+        def __init__(self, cursor: Cursor) -> None:
+            self._cursor = cursor
+
+        def execute(self, sql: str, parameters: tuple[object, ...]) -> None:
+            statements.append(sql)
+            self._cursor.execute(sql, parameters)
+
+        @property
+        def rowcount(self) -> int:
+            return int(self._cursor.rowcount)
+
+    with transaction(db) as cursor:
+        store.save_symbols(cursor, [EURUSD])
+        assert store.save_bars(Counting(cursor), "EURUSD", sent) == 50_000  # type: ignore[arg-type]
+
+    assert len(statements) == 1
+    assert stored_bars(db) == sent
+
+
+def test_no_bars_are_no_statement_and_no_error(db: Connection) -> None:
+    assert save_bars(db, []) == 0
+
+
+def test_bars_go_to_their_own_asset(db: Connection) -> None:
+    with transaction(db) as cursor:
+        store.save_symbols(cursor, [EURUSD, Symbol("GBPUSD", "Pound", "forex")])
+        store.save_bars(cursor, "EURUSD", [bar(0)])
+        store.save_bars(cursor, "GBPUSD", [bar(1)])
+
+    assert store.newest_bar(db, "EURUSD")[0] == NOON
+    assert store.newest_bar(db, "GBPUSD")[0] == NOON + timedelta(minutes=5)
+
+
+def test_an_asset_without_bars_or_row_has_no_newest_bar(db: Connection) -> None:
+    newest, now = store.newest_bar(db, "EURUSD")
+
+    assert newest is None
+    assert now.tzinfo is not None
+
+
+# --- the last price of bars ---------------------------------------------------------------------
+
+
+def price_of(db: Connection, bars: Sequence[Bar], now: datetime = LATER) -> LastPrice:
+    save_bars(db, bars)
+    with transaction(db) as cursor:
+        return store.price_of_last_bar(cursor, "EURUSD", bars[-1], now)
+
+
+def test_the_last_bar_tells_a_price_and_no_quote(db: Connection) -> None:
+    told = price_of(db, [bar(0), bar(1, close=1.0881)])
+
+    assert (told.symbol, told.bid, told.ask, told.last_price) == ("EURUSD", None, None, 1.0881)
+
+
+def test_the_days_figures_are_those_of_its_bars(db: Connection) -> None:
+    told = price_of(db, [bar(0, high=1.2), bar(1, low=1.01), bar(2, close=1.0855)])
+
+    assert (told.daily_open, told.daily_high, told.daily_low, told.daily_close) == (
+        *(1.0865, 1.2, 1.01, 1.0855),
+    )
+
+
+def test_the_days_figures_count_bars_stored_before_this_answer(db: Connection) -> None:
+    save_bars(db, [bar(-3, high=1.5)])
+
+    assert price_of(db, [bar(0)]).daily_high == 1.5
+
+
+def test_the_day_begins_at_midnight_utc_whatever_the_sessions_time_zone(db: Connection) -> None:
+    query(db, "select set_config('timezone', 'Asia/Tokyo', false)")
+    last_of_yesterday, first_of_today = -145, -144  # midnight is 144 bars before noon
+
+    told = price_of(
+        db,
+        [
+            bar(last_of_yesterday, close=9.0, high=9.0),
+            bar(first_of_today, close=1.2, high=1.3),
+            bar(first_of_today + 1, close=1.1),
+        ],
+    )
+
+    assert (told.daily_high, told.daily_close) == (1.3, 1.1)
+
+
+def test_the_first_bar_after_midnight_begins_the_days_figures_anew(db: Connection) -> None:
+    told = price_of(db, [bar(-145, high=9.0), bar(-144, close=1.2, high=1.3, low=1.1)])
+
+    assert (told.daily_open, told.daily_high, told.daily_low, told.daily_close) == (
+        *(1.0865, 1.3, 1.1, 1.2),
+    )
+
+
+def test_a_price_is_as_old_as_its_bars_end(db: Connection) -> None:
+    assert price_of(db, [bar(0)]).timestamp == NOON + timedelta(minutes=5)
+
+
+def test_a_price_of_a_bar_that_is_still_open_is_not_of_the_future(db: Connection) -> None:
+    now = NOON + timedelta(minutes=2)
+
+    assert price_of(db, [bar(0)], now).timestamp == now
+
+
+# --- writing last prices ------------------------------------------------------------------------
+
+
+def test_last_update_holds_what_the_platform_reads(db: Connection) -> None:
+    save_price(db, price())
+
+    assert metadata(db)["last_update"] == {
+        "bid": 1.0,
+        "ask": 1.2,
+        "last_price": 1.1,
+        "daily_open": 1.3,
+        "daily_high": 1.4,
+        "daily_low": 1.5,
+        "daily_close": 1.6,
+        "timestamp": "2026-03-02T12:00:00+00:00",
+        "source": "polygon",
+    }
+
+
+def test_a_newer_price_replaces_an_older_one(db: Connection) -> None:
+    save_price(db, price())
+    newer = price(NOON + timedelta(seconds=1), 2.0)
+
+    assert save_price(db, newer) == (newer,)
+
+    assert metadata(db)["last_update"] == newer.as_json()
+
+
+def test_a_bar_never_overwrites_a_newer_quote(db: Connection) -> None:
+    quote = price()
+    save_price(db, quote)
+
+    assert save_price(db, price(NOON - timedelta(microseconds=1), 2.0, bid=None)) == ()
+
+    assert metadata(db)["last_update"] == quote.as_json()
+
+
+def test_each_price_of_an_answer_is_judged_by_itself(db: Connection) -> None:
+    save_price(db, price())
+    old = price(NOON - timedelta(hours=1))
+    new = price(symbol="GBPUSD")
+
+    with transaction(db) as cursor:
+        store.save_symbols(cursor, [Symbol("GBPUSD", "Pound", "forex")])
+        assert store.save_prices(cursor, [old, new]) == (new,)
+
+
+def test_a_price_of_an_asset_that_is_not_there_is_not_written(db: Connection) -> None:
+    with transaction(db) as cursor:
+        assert store.save_prices(cursor, [price(symbol="NOSUCH")]) == ()
+
+
+@pytest.fixture
+def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run on a host in another time zone."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    ["2026-03-02T13:30:00+02:00", "2026-03-02 11:30:00", "2026-03-02T11:30:00Z", "20260302T113000"],
+)
+def test_a_timestamp_that_others_wrote_is_compared_as_the_moment_it_means(
+    db: Connection, theirs: str, in_new_york: None
+) -> None:
+    set_metadata(db, {"last_update": {"timestamp": theirs}})
+    half_past = NOON - timedelta(minutes=30)
+
+    assert save_price(db, price(half_past - timedelta(seconds=1))) == ()
+    assert len(save_price(db, price(half_past + timedelta(seconds=1)))) == 1
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"last_update": {"timestamp": "yesterday"}},
+        {"last_update": {"timestamp": 1772452800}},
+        {"last_update": {"timestamp": None}},
+        {"last_update": {"timestamp": "0001-01-01T00:00:00+14:00"}},
+        {"last_update": {"timestamp": {"at": "noon"}}},
+        {"last_update": "none"},
+        {"last_update": None},
+        {"last_update": []},
+        {},
+        None,
+    ],
+)
+def test_a_timestamp_that_means_nothing_stops_no_price(db: Connection, theirs: object) -> None:
+    set_metadata(db, theirs)
+
+    assert len(save_price(db, price())) == 1
+
+    assert metadata(db)["last_update"] == price().as_json()
+
+
+def test_what_else_is_in_metadata_stays(db: Connection) -> None:
+    set_metadata(db, {"pip": 0.0001, "tags": ["major"], "last_update": {"note": "old"}})
+
+    save_price(db, price())
+
+    kept = metadata(db)
+    assert (kept["pip"], kept["tags"]) == (0.0001, ["major"])
+    assert kept["last_update"] == price().as_json()
+
+
+def test_metadata_that_is_a_json_null_becomes_an_object(db: Connection) -> None:
+    query(db, "insert into trading.symbols (symbol, metadata) values ('EURUSD', 'null')")
+
+    save_price(db, price())
+
+    assert metadata(db) == {"last_update": price().as_json()}
+
+
+# --- symbols and sync status --------------------------------------------------------------------
+
+
+def test_an_asset_the_platform_has_already_stays_as_it_is(db: Connection) -> None:
+    query(
+        db,
+        "insert into trading.symbols (symbol, name, asset_type) values ('EURUSD', 'Mine', 'fx')",
+    )
+    sql = "select ctid::text, xmin::text, s.* from trading.symbols s where symbol = 'EURUSD'"
+    before = query(db, sql)
+
+    with transaction(db) as cursor:
+        store.save_symbols(cursor, [EURUSD, Symbol("BTCUSD", "Bitcoin", "crypto")])
+
+    assert query(db, sql) == before
+    assert query(db, "select name, asset_type from trading.symbols where symbol = 'BTCUSD'") == [
+        ("Bitcoin", "crypto")
+    ]
+
+
+def test_assets_that_are_there_burn_no_ids(db: Connection) -> None:
+    with transaction(db) as cursor:
+        for _ in range(3):
+            store.save_symbols(cursor, [EURUSD])
+        store.save_symbols(cursor, [Symbol("GBPUSD", "Pound", "forex")])
+
+    assert query(db, "select max(id) - min(id) from trading.symbols") == [(1,)]
+
+
+def status_of(db: Connection) -> tuple[object, ...]:
+    [row] = query(
+        db,
+        "select last_sync_timestamp, sync_status, error_message from data_sources.data_sync_status",
+    )
+    return row
+
+
+def save_status(db: Connection, error: str | None = None) -> None:
+    with transaction(db) as cursor:
+        store.save_symbols(cursor, [EURUSD])
+        store.save_status(cursor, ["EURUSD"], error)
+
+
+def test_a_success_is_noted_with_its_time(db: Connection) -> None:
+    [(before,)] = query(db, "select now()")
+
+    save_status(db)
+
+    at, state, error = status_of(db)
+    assert isinstance(at, datetime)
+    assert at >= before
+    assert (state, error) == ("success", None)
+
+
+def test_a_failure_is_noted_and_leaves_the_time_of_the_last_success(db: Connection) -> None:
+    save_status(db)
+    at, *_ = status_of(db)
+
+    save_status(db, "the ticker is unknown")
+
+    assert status_of(db) == (at, "error", "the ticker is unknown")
+
+
+def test_a_failure_before_any_success_has_no_time(db: Connection) -> None:
+    save_status(db, "no such ticker")
+
+    assert status_of(db) == (None, "error", "no such ticker")
+
+
+def test_a_success_takes_the_error_away(db: Connection) -> None:
+    save_status(db, "no such ticker")
+
+    save_status(db)
+
+    assert status_of(db)[1:] == ("success", None)
+
+
+def test_a_failure_of_an_asset_that_has_no_row_yet_is_no_error(db: Connection) -> None:
+    with transaction(db) as cursor:
+        store.save_status(cursor, ["NEVER"], "no such ticker")
+
+    assert query(db, "select from data_sources.data_sync_status") == []
+
+
+def test_a_missing_row_of_the_provider_is_one_sentence_whose_advice_helps(db: Connection) -> None:
+    query(db, "delete from data_sources.api_providers")
+
+    with pytest.raises(DatabaseError, match=r"has no row with the code 'polygon'.*db init"):
+        save_status(db)
+
+    migrate(db)
+    save_status(db)
+    assert status_of(db)[1] == "success"
+
+
+# --- somebody else's tables ---------------------------------------------------------------------
+
+_THEIRS = """
+create schema trading; create schema data_sources; create schema market_data;
+create table trading.symbols (
+  id uuid primary key default gen_random_uuid(),
+  symbol varchar(20) not null unique,
+  name varchar(100),
+  asset_type varchar(10),
+  exchange text not null default 'otc',
+  metadata jsonb,
+  updated_at timestamptz
+);
+create table data_sources.api_providers (
+  id uuid primary key default gen_random_uuid(),
+  code varchar(50) not null unique,
+  name varchar(50) not null
+);
+create table data_sources.data_sync_status (
+  ticker_id uuid not null references trading.symbols (id),
+  provider_id uuid not null references data_sources.api_providers (id),
+  last_sync_timestamp timestamptz,
+  sync_status varchar(20),
+  error_message varchar(500),
+  updated_at timestamptz,
+  retries integer not null default 0
+);
+create unique index on data_sources.data_sync_status (provider_id, ticker_id);
+create table market_data.ohlcv_5m (
+  ts timestamptz not null,
+  ticker_id uuid not null references trading.symbols (id),
+  open numeric(18, 8) not null, high numeric(18, 8) not null,
+  low numeric(18, 8) not null, close numeric(18, 8) not null,
+  volume numeric, vwap numeric, trades integer,
+  inserted_at timestamptz not null default now(),
+  primary key (ticker_id, ts)
+);
+insert into trading.symbols (symbol, name, asset_type) values ('EURUSD', 'Theirs', 'fx');
+"""
+
+_SHAPE = """
+select table_schema, table_name, column_name, data_type, column_default, is_nullable
+from information_schema.columns
+where table_schema in ('trading', 'data_sources', 'market_data') order by 1, 2, 3
+"""
+
+
+@pytest.fixture
+def theirs(empty_url: str) -> Iterator[Connection]:
+    """Return a platform that has its own tables, of other types, taken over by `db init`."""
+    with raw_session(Secret(empty_url)) as db:
+        query(db, _THEIRS)
+        before = query(db, _SHAPE)
+        migrate(db)
+        assert query(db, _SHAPE) == before
+        yield db
+        assert query(db, _SHAPE) == before
+
+
+def test_an_answer_is_stored_in_a_platforms_own_tables_whatever_their_types(
+    theirs: Connection,
+) -> None:
+    sent = [bar(0), bar(1, close=1.08751234, vwap=None, trades=None)]
+    with transaction(theirs) as cursor:
+        store.save_symbols(cursor, [EURUSD, Symbol("GBPUSD", "Pound", "forex")])
+        assert store.save_bars(cursor, "EURUSD", sent) == 2
+        told = store.price_of_last_bar(cursor, "EURUSD", sent[-1], LATER)
+        assert store.save_prices(cursor, [told]) == (told,)
+        store.save_status(cursor, ["EURUSD", "GBPUSD"])
+        events.notify(cursor, [told])
+
+    assert [tuple(map(float, row)) for row in query(
+        theirs, "select open, high, low, close from market_data.ohlcv_5m order by ts"
+    )] == [one[1:5] for one in sent]  # fmt: skip
+    assert metadata(theirs)["last_update"] == told.as_json()
+    assert told.daily_close == 1.08751234
+    assert query(theirs, "select count(*) from data_sources.data_sync_status") == [(2,)]
+    assert store.newest_bar(theirs, "EURUSD")[0] == NOON + timedelta(minutes=5)
+
+
+def test_equal_bars_cost_no_write_in_a_platforms_own_table_either(theirs: Connection) -> None:
+    sent = [bar(0), bar(1, vwap=None)]
+    save_bars(theirs, sent)
+    before = versions(theirs)
+
+    assert save_bars(theirs, sent) == 0
+
+    assert versions(theirs) == before
+
+
+def test_a_platforms_status_and_price_can_be_written_again(theirs: Connection) -> None:
+    save_status(theirs)
+    save_status(theirs, "no such ticker")
+    save_price(theirs, price())
+    save_price(theirs, price(NOON + timedelta(seconds=1), 2.0))
+
+    assert status_of(theirs)[1:] == ("error", "no such ticker")
+    assert metadata(theirs)["last_update"] == price(NOON + timedelta(seconds=1), 2.0).as_json()
+
+
+# --- one transaction ----------------------------------------------------------------------------
+
+_TRACES = {
+    "bars": "select count(*) from market_data.ohlcv_5m",
+    "price": "select count(*) from trading.symbols where metadata ? 'last_update'",
+    "status": "select count(*) from data_sources.data_sync_status",
+    "item": "select count(*) from asset_sync.queue where state = 'idle'",
+    "call": "select count(*) from asset_sync.calls",
+}
+
+
+class PowerCut(BaseException):
+    """Something that nobody foresaw."""
+
+
+class Answer:
+    """One answer of the provider, on its way into the database."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+        asset = Asset("EURUSD", "C:EURUSD", AssetType.FOREX, "Euro", Level.LOW, 0, 300)
+        queue.enqueue(db, [Wanted(asset, Feed.BARS)], QueueSettings())
+        [self._item] = queue.claim(db, Lane.QUEUE, lease_seconds=60, most=1)
+        self._run_id = runs.start(db, "queue")
+
+    def store(self, last_words: Callable[[], None]) -> None:
+        with transaction(self._db) as cursor:
+            store.save_symbols(cursor, [EURUSD])
+            store.save_bars(cursor, "EURUSD", [bar()])
+            told = store.price_of_last_bar(cursor, "EURUSD", bar(), LATER)
+            prices = store.save_prices(cursor, [told])
+            store.save_status(cursor, ["EURUSD"])
+            queue.finish(cursor, [self._item])
+            runs.record(cursor, self._run_id, runs.Call(Feed.BARS, ["EURUSD"], "ok", 0.1, 1))
+            events.notify(cursor, prices)
+            last_words()
+
+
+def traces(db: Connection) -> dict[str, int]:
+    return {name: query(db, sql)[0][0] for name, sql in _TRACES.items()}
+
+
+def events_heard(listener: Connection) -> int:
+    """Return how many events have come: NOTIFY is delivered before the answer to a statement."""
+    query(listener, "select 1")
+    listener.poll()
+    count = len(listener.notifies)
+    listener.notifies.clear()
+    return count
+
+
+@pytest.mark.parametrize("trouble", [PowerCut, KeyboardInterrupt, SystemExit, ValueError])
+def test_an_answer_that_is_cut_off_before_its_commit_leaves_nothing(
+    db: Connection, connect: Callable[[], Connection], trouble: type[BaseException]
+) -> None:
+    listener = connect()
+    query(listener, "listen asset_update")
+    answer = Answer(db)
+
+    def cut_off() -> None:
+        raise trouble
+
+    with suppress(trouble):
+        answer.store(cut_off)
+
+    assert traces(db) == dict.fromkeys(_TRACES, 0)
+    assert events_heard(listener) == 0
+    answer.store(lambda: None)  # and the item is still ours
+    assert traces(db) == dict.fromkeys(_TRACES, 1)
+    assert events_heard(listener) == 1
+
+
+def test_nobody_sees_a_part_of_an_answer(db: Connection, connect: Callable[[], Connection]) -> None:
+    other = connect()
+    answer = Answer(db)
+    seen: list[dict[str, int]] = []
+
+    answer.store(lambda: seen.append(traces(other)))
+
+    assert seen == [dict.fromkeys(_TRACES, 0)]
+    assert traces(other) == dict.fromkeys(_TRACES, 1)
+
+
+def test_a_process_that_dies_before_its_commit_leaves_nothing(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    dying = connect()
+    answer = Answer(dying)
+
+    with pytest.raises(psycopg2.Error):
+        answer.store(lambda: kill(db, dying))
+
+    assert traces(db) == dict.fromkeys(_TRACES, 0)
+
+
+def kill(db: Connection, victim: Connection) -> None:
+    """End the victim's session on the server, as the death of its process does."""
+    query(db, "select pg_terminate_backend(%s, 5000)", (victim.info.backend_pid,))
