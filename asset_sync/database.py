@@ -1,7 +1,9 @@
 """The connection to PostgreSQL, its schema, and the sentences for what can go wrong with it."""
 
+import select
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +25,8 @@ Parameters: TypeAlias = Mapping[str, object] | Sequence[object]
 # No statement of ours takes seconds. A lock held by somebody else, or a server that has lost its
 # disk, must not hold a run past its own limit. Per transaction, because behind PgBouncer in
 # transaction mode a session has no settings of its own.
-_BOUNDS = "set local statement_timeout = '20s'; set local lock_timeout = '10s'; "
+STATEMENT_SECONDS = 20
+_BOUNDS = f"set local statement_timeout = '{STATEMENT_SECONDS}s'; set local lock_timeout = '10s'; "
 
 
 CONNECTION_ERRORS = (psycopg2.OperationalError, psycopg2.InterfaceError)
@@ -57,9 +60,18 @@ def session(conninfo: Secret | None) -> Iterator[Connection]:
 @contextmanager
 def raw_session(conninfo: Secret | None) -> Iterator[Connection]:
     """Open a connection as `session` does, whatever state the schema is in."""
-    with errors_as_sentences():
+    with errors_as_sentences(), closing(connect(conninfo)) as db:
+        yield db
+
+
+def connect(conninfo: Secret | None) -> Connection:
+    """Return a new connection; the caller closes it. Raises what psycopg2 does."""
+    address = _address(conninfo)
+    # Only libpq's own connecting gives each host of the address its time and then takes the next.
+    psycopg2.extensions.set_wait_callback(None)
+    try:
         db = psycopg2.connect(
-            _address(conninfo),
+            address,
             connect_timeout=10,
             application_name="asset-sync",
             # A peer that has vanished is noticed in about 25 s, not in the kernel's two hours.
@@ -68,11 +80,28 @@ def raw_session(conninfo: Secret | None) -> Iterator[Connection]:
             keepalives_count=3,
             tcp_user_timeout=25_000,
         )
-        db.autocommit = True
-        try:
-            yield db
-        finally:
-            db.close()
+    finally:
+        psycopg2.extensions.set_wait_callback(_wait_for_answer)
+    db.autocommit = True
+    return db
+
+
+def _wait_for_answer(db: Connection) -> None:
+    """Wait as long as a statement may take and no longer; psycopg2 calls this for each.
+
+    A proxy that stops forwarding keeps its end of the connection alive, so that neither the
+    server's time-outs nor TCP's would end the wait. And Ctrl-C ends it, which libpq's does not.
+    """
+    give_up = time.monotonic() + STATEMENT_SECONDS + 5
+    while (state := db.poll()) != psycopg2.extensions.POLL_OK:
+        left = give_up - time.monotonic()
+        if left <= 0:
+            raise psycopg2.OperationalError("timeout expired")
+        sockets = [db.fileno()]
+        if state == psycopg2.extensions.POLL_READ:
+            select.select(sockets, [], [], left)
+        else:
+            select.select([], sockets, [], left)
 
 
 def _address(conninfo: Secret | None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from asset_sync import events, queue, runs, slots, store
 from asset_sync.assets import Feed
-from asset_sync.database import CONNECTION_ERRORS, Connection, Cursor, transaction
+from asset_sync.database import CONNECTION_ERRORS, Connection, Cursor, connect, transaction
 from asset_sync.job import account, job_of
 from asset_sync.progress import Calling, Failed, Listener, PutBack, Synced, Waiting, Warned
 from asset_sync.queue import Item
@@ -43,8 +43,10 @@ SILENT_CALLS = 3
 # The lease covers the call and its transaction.
 LEASE_MARGIN_SECONDS = 30
 LEAST_CALL_SECONDS = 2.0
-# What can end a run in the middle of a call and is no item's doing.
-_NOT_THE_ITEMS = (KeyboardInterrupt, SystemExit, *CONNECTION_ERRORS)
+# A server that restarts is back within seconds.
+RECONNECT_SECONDS = 1.0
+# A server that is there but fails each time is not to cost a call each time.
+LOSSES_WITHOUT_PROGRESS = 3
 _NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
@@ -163,6 +165,8 @@ class _Run:
         self._deadline = self._started + (most_seconds or self._job.runtime_seconds)
         self._report = Report(runs.start(db, lane.value), lane)
         self._silent_calls = 0
+        self._held: tuple[Slot, Sequence[Item]] | None = None
+        self._opened = contextlib.ExitStack()
         self._provider: Polygon | None = None
         self._limiter: Limiter | None = None
         self._redis = events.RedisPublisher(settings.redis_url) if settings.redis_url else None
@@ -174,7 +178,7 @@ class _Run:
         report = self._report
         report.reason_ended = Ended.BROKEN
         try:
-            report.reason_ended = self._loop()
+            report.reason_ended = self._loop_persistently()
         except _Stop as stop:
             report.reason_ended, report.message = stop.reason, str(stop)
         except (KeyboardInterrupt, SystemExit):
@@ -183,6 +187,36 @@ class _Run:
         finally:
             self._close()
         return report
+
+    def _loop_persistently(self) -> Ended:
+        """Run the loop, and go on where the database has ended its connection or a transaction."""
+        losses = 0
+        while True:
+            progress = len(self._report.updated)
+            try:
+                return self._loop()
+            except CONNECTION_ERRORS as error:
+                losses = 1 if len(self._report.updated) > progress else losses + 1
+                if losses > LOSSES_WITHOUT_PROGRESS:
+                    raise
+                self._connect_again(error)
+
+    def _connect_again(self, error: Exception) -> None:
+        """Connect anew, trying until the run's end; then raise what was wrong at first."""
+        self._tell(Warned("The database ended the connection; connecting again."))
+        while self._remaining() > RECONNECT_SECONDS:
+            self._clock.sleep(RECONNECT_SECONDS)
+            try:
+                self._db = self._opened.enter_context(
+                    contextlib.closing(connect(self._settings.conninfo))
+                )
+            except CONNECTION_ERRORS:
+                continue
+            self._limiter = None
+            if self._held is not None:
+                self._let_go(*self._held)
+            return
+        raise error
 
     def _loop(self) -> Ended:
         if self._job.switched_off:
@@ -202,7 +236,7 @@ class _Run:
                 return Ended.BUDGET
             items = self._claim()
             if items:
-                with self._cut_off_cleanly(slot, items):
+                with self._holding(slot, items):
                     self._serve(slot, items)
             else:  # another run was quicker
                 self._limits.give_back(slot)
@@ -303,21 +337,31 @@ class _Run:
             return error
 
     @contextlib.contextmanager
-    def _cut_off_cleanly(self, slot: Slot, items: Sequence[Item]) -> Iterator[None]:
+    def _holding(self, slot: Slot, items: Sequence[Item]) -> Iterator[None]:
         """Return the slot at once whatever ends the run, and the items where it is not theirs.
 
         What may be their doing keeps its lease and so its attempt, or it would end every run.
         """
+        self._held = slot, items
         try:
             yield
-        except BaseException as error:
-            # The database may be what failed; then slot and lease end by themselves.
-            with contextlib.suppress(Exception):
-                self._limits.release(slot)
-                if isinstance(error, _NOT_THE_ITEMS):
-                    with transaction(self._db) as cursor:
-                        queue.put_back(cursor, items, reason="The run was interrupted.")
+        except (KeyboardInterrupt, SystemExit):
+            self._let_go(slot, items)
             raise
+        except CONNECTION_ERRORS:
+            raise  # let go on the next connection, or when slot and lease end by themselves
+        except Exception:
+            self._let_go(slot, ())
+            raise
+        self._held = None
+
+    def _let_go(self, slot: Slot, items: Sequence[Item]) -> None:
+        """Stamp the slot and put the items back, if they are still ours and the database allows."""
+        self._held = None
+        with contextlib.suppress(*CONNECTION_ERRORS, queue.LostLeaseError):
+            slots.release(self._db, slot)
+            with transaction(self._db) as cursor:
+                queue.put_back(cursor, items, reason="The run was interrupted.")
 
     # --- what comes of it ---------------------------------------------------------------------
 
@@ -604,6 +648,7 @@ class _Run:
             self._provider.close()
         if self._redis is not None:
             self._redis.close()
+        self._opened.close()
 
     def _hold_place(self, in_seconds: float) -> None:
         """Reserve the slots that a priority run wants: this one now, the next one at the end."""

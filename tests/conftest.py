@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -56,10 +57,18 @@ def empty_url(maintenance_url: str) -> Iterator[str]:
     yield from _fresh_database(maintenance_url, "template0")
 
 
+@pytest.fixture(scope="session")
+def pool(maintenance_url: str, template: str) -> Iterator["Pool"]:
+    """Keeps the database that one test leaves for the next."""
+    with Pool(maintenance_url, template) as databases:
+        yield databases
+
+
 @pytest.fixture
-def url(maintenance_url: str, template: str) -> Iterator[str]:
-    """The address of a database that has been initialised."""
-    yield from _fresh_database(maintenance_url, template)
+def url(pool: "Pool") -> Iterator[str]:
+    """The address of a database that has been initialised, and in which nothing has happened."""
+    with pool.database() as address:
+        yield address
 
 
 @pytest.fixture
@@ -81,6 +90,87 @@ def connect(url: str) -> Iterator[Callable[[], Connection]]:
             return connection
 
         yield another
+
+
+class Pool:
+    """Hands out one initialised database, emptied after each test: a copy each would take 150 ms.
+
+    Where a test has changed more than rows, the next gets a copy of the template.
+    """
+
+    def __init__(self, maintenance_url: str, template: str) -> None:
+        self._maintenance_url = maintenance_url
+        self._template = template
+        self._exits = ExitStack()
+        self._url: str | None = None
+        self._shape: list[Row] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        if self._url is None:
+            fresh = contextmanager(_fresh_database)(self._maintenance_url, self._template)
+            self._url = self._exits.enter_context(fresh)
+            self._shape = _execute(self._url, _SHAPE)
+        yield self._url
+        try:
+            _execute(self._url, _END_OTHERS)
+            if _execute(self._url, _SHAPE) == self._shape:
+                _execute(self._url, _EMPTY)
+                return
+        except psycopg2.Error:
+            pass
+        self._url = None
+
+
+_END_OTHERS = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid()
+"""
+
+# Columns, indexes, constraints, rights and comments of every table, and the schema's version.
+_SHAPE = """
+select n.nspname, n.nspacl::text, c.relname, c.relacl::text, c.relowner, a.attname, a.atttypid,
+  a.attnotnull, (select string_agg(pg_get_indexdef(i.indexrelid), ';' order by i.indexrelid)
+    from pg_index i where i.indrelid = c.oid),
+  (select string_agg(t.tgname, ';' order by t.tgname) from pg_trigger t where t.tgrelid = c.oid),
+  (select string_agg(f.version::text, ';' order by f.version) from asset_sync.migrations f)
+from pg_namespace n left join pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'v')
+left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+where n.nspname !~ '^(pg_|information_schema)'
+order by n.nspname, c.relname, a.attnum
+"""
+
+_EMPTY = """
+do $$
+begin
+  if exists (select from market_data.ohlcv_5m offset 1000) then
+    truncate market_data.ohlcv_5m;
+  end if;
+  if exists (select from asset_sync.queue offset 1000) then
+    truncate asset_sync.queue;
+  end if;
+end
+$$;
+delete from market_data.ohlcv_5m;
+delete from data_sources.data_sync_status;
+delete from data_sources.api_providers;
+delete from trading.symbols;
+delete from asset_sync.calls;
+delete from asset_sync.runs;
+delete from asset_sync.queue;
+delete from asset_sync.slots;
+delete from asset_sync.denials;
+delete from asset_sync.limiter;
+select setval(format('%I.%I', schemaname, sequencename), 1, false) from pg_sequences;
+insert into data_sources.api_providers (code, name) values ('polygon', 'Polygon.io');
+insert into asset_sync.limiter default values;
+"""
 
 
 class _Closing(list[Connection]):

@@ -654,7 +654,7 @@ def test_nothing_is_ready_where_nothing_falls_due_in_time(
     assert queue.next_ready_seconds(db, Lane.QUEUE, own, 299) is None
     assert queue.next_ready_seconds(db, Lane.QUEUE, own, 301) == pytest.approx(300, abs=0.5)
     clock.sleep(100)
-    assert queue.next_ready_seconds(db, Lane.QUEUE, own, 201) == pytest.approx(170, abs=0.5)
+    assert queue.next_ready_seconds(db, Lane.QUEUE, own, 201) == pytest.approx(200, abs=0.5)
 
 
 def test_when_an_asset_is_told_ready_it_enters(db: Connection, clock: ShiftingClock) -> None:

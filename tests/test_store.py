@@ -281,16 +281,6 @@ def test_the_first_bar_after_midnight_begins_the_days_figures_anew(db: Connectio
     )
 
 
-def test_a_price_is_as_old_as_its_bars_end(db: Connection) -> None:
-    assert price_of(db, [bar(0)]).timestamp == NOON + timedelta(minutes=5)
-
-
-def test_a_price_of_a_bar_that_is_still_open_is_not_of_the_future(db: Connection) -> None:
-    now = NOON + timedelta(minutes=2)
-
-    assert price_of(db, [bar(0)], now).timestamp == now
-
-
 # --- writing last prices ------------------------------------------------------------------------
 
 
