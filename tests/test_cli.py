@@ -337,7 +337,7 @@ def test_a_run_shows_what_it_waits_for_and_ctrl_c_ends_it_cleanly(
 
     with on_a_terminal(environ, "sync", "queue") as terminal:
         terminal.read_until("waiting for a slot")
-        assert "5 of 5 slots used" in terminal.text
+        assert "5 slots used, 0 free" in terminal.text
         terminal.process.send_signal(signal.SIGINT)
         terminal.read_until(None)
         code = terminal.process.wait(timeout=2)

@@ -1,5 +1,7 @@
 """`asset-sync demo` and `demo serve`."""
 
+import shutil
+import sys
 import threading
 from contextlib import suppress
 from typing import Annotated
@@ -12,11 +14,11 @@ from asset_sync.cli.options import Common, Quiet, Verbose, answer, common, compl
 app = typer.Typer(help="See the job done on replayed data: no key, no server needed.")
 
 _NEXT_STEPS = """
-With your own key (a free one will do) and the same embedded database:
+With your own key (a free one will do); the data goes to the embedded PostgreSQL:
   export POLYGON_API_KEY=…
-  asset-sync sync priority --dry-run
-  asset-sync sync priority && asset-sync sync queue
-With a server of yours: export DATABASE_URL=postgresql://…, then asset-sync db init.
+  {program} sync priority --dry-run
+  {program} sync priority && {program} sync queue
+With a server of yours: export DATABASE_URL=postgresql://…, then {program} db init.
 Then let cron do it: crontab.example."""
 
 
@@ -65,7 +67,9 @@ def _demo(options: Common) -> None:
     if failed or different or refused or fresh < len(settings.assets):
         complain("asset-sync: the demo did not go as it should; please report what it printed.")
         raise typer.Exit(ExitCode.SOME_FAILED)
-    answer(_NEXT_STEPS)
+    # After `make demo` it is not on the PATH.
+    program = "asset-sync" if shutil.which("asset-sync") else sys.argv[0]
+    answer(_NEXT_STEPS.format(program=program))
 
 
 @app.command("serve")

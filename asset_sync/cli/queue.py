@@ -109,7 +109,7 @@ def _budget(status: Status) -> str:
         wait = duration(budget.blocked_seconds)
         text += f"\n          {yellow(f'the API refused a call; the next one in {wait}')}"
     elif not budget.free:
-        text += f", next free in {duration(budget.next_free_seconds)}"
+        text += f", the next in {duration(budget.next_free_seconds)}"
     if budget.reserved:
         text += f", {budget.reserved} kept for the priority run"
     last = moment(status.last_priority_update)

@@ -104,4 +104,4 @@ def gauge(budget: Budget) -> str:
     dots = ""
     if budget.calls <= _MOST_DOTS:
         dots = "●" * budget.used + "○" * budget.free + " "
-    return f"{dots}{budget.used} of {budget.calls} slots used"
+    return f"{dots}{budget.used} slots used, {budget.free} free"
