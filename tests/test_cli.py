@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+import psycopg2
 import pytest
 
 from asset_sync.demo.server import StandIn
@@ -337,7 +338,7 @@ def test_a_run_shows_what_it_waits_for_and_ctrl_c_ends_it_cleanly(
 
     with on_a_terminal(environ, "sync", "queue") as terminal:
         terminal.read_until("waiting for a slot")
-        assert "5 slots used, 0 free" in terminal.text
+        assert "slots: 5 used, 0 free" in terminal.text
         terminal.process.send_signal(signal.SIGINT)
         terminal.read_until(None)
         code = terminal.process.wait(timeout=2)
@@ -351,13 +352,18 @@ def test_a_run_shows_what_it_waits_for_and_ctrl_c_ends_it_cleanly(
 
 
 def test_no_line_of_the_status_is_wider_than_80_columns(run: Run, environ: dict[str, str]) -> None:
-    with StandIn("free", key=KEY, faults=["empty@C:EURUSD"]) as api:
+    with StandIn("free", key=KEY, faults=["not-found@C:EURUSD"]) as api:
         run("sync", "priority", POLYGON_BASE_URL=api.base_url)
+    run("sync", "queue", POLYGON_BASE_URL="http://127.0.0.1:1", POLYGON_RATE_LIMIT="20")
+    with closing(psycopg2.connect(environ["DATABASE_URL"])) as db, db, db.cursor() as cursor:
+        cursor.execute("update asset_sync.queue set state = 'dead' where symbol = 'EURUSD'")
     with on_a_terminal(environ, "queue", "status") as terminal:
         shown = terminal.read_until(None)
 
     lines = re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines()
     assert max(map(len, lines)) <= 80
+    assert "no answer" in shown
+    assert "C:EURUSD" in shown
     assert "\x1b[1m" in shown
 
 

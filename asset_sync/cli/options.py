@@ -62,12 +62,12 @@ def common(
 
 def complain(text: str) -> None:
     """Print to stderr, at once; on a terminal no word is cut."""
-    print(_wrapped(text, sys.stderr), file=sys.stderr, flush=True)  # noqa: T201
+    print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def answer(text: str) -> None:
     """Print to stdout; on a terminal no word is cut."""
-    print(_wrapped(text, sys.stdout), flush=True)  # noqa: T201
+    print(wrapped(text, sys.stdout), flush=True)  # noqa: T201
 
 
 def exactly(text: str) -> None:
@@ -75,7 +75,7 @@ def exactly(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def _wrapped(text: str, stream: TextIO) -> str:
+def wrapped(text: str, stream: TextIO) -> str:
     """Break long lines between words where somebody looks; a program gets them as they are."""
     width = shutil.get_terminal_size().columns
     if not stream.isatty() or all(len(line) <= width for line in text.splitlines()):

@@ -1,12 +1,13 @@
 """`asset-sync queue status`."""
 
 import json
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly
+from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly, wrapped
 
 if TYPE_CHECKING:
     from asset_sync.database import Connection
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="See how the queue stands.", no_args_is_help=True)
 
 _NEXT, _RUNS, _DEAD = 5, 5, 5
+_ENDED = {"provider_unavailable": "no_answer"}
+"""Shorter words, where the line would be wider than 80 columns."""
 
 
 @app.command("status")
@@ -135,26 +138,34 @@ def _next(status: Status) -> str:
 def _dead(status: Status) -> str:
     from asset_sync.cli.show import bold, red  # noqa: PLC0415
 
-    return "\n".join([bold("dead"), *(red(one.error) for one in status.dead)])
+    errors = (red(wrapped(one.error, sys.stdout)) for one in status.dead)
+    return "\n".join([bold("dead"), *errors])
 
 
 def _runs(status: Status) -> str:
-    from asset_sync.cli.show import duration, moment, red, table  # noqa: PLC0415
+    from asset_sync.cli.show import duration, red, short_moment, table  # noqa: PLC0415
 
     rows = [
         [
-            moment(one.started_at),
+            short_moment(one.started_at),
             one.command,
             str(one.updated),
             red(str(one.failed)) if one.failed else "0",
             str(one.api_calls),
             duration(one.seconds),
-            (one.reason_ended or "at work").replace("_", " "),
+            _ended(one.reason_ended),
         ]
         for one in status.runs
     ]
     columns = ["last runs (UTC)", "command", ">updated", ">failed", ">calls", ">took", "ended"]
     return table(columns, rows)
+
+
+def _ended(reason: str | None) -> str:
+    """Return why a run ended; a run that has not said so is at work, or was killed."""
+    if reason is None:
+        return "at work"
+    return _ENDED.get(reason, reason).replace("_", " ")
 
 
 def _as_json(status: Status) -> dict[str, object]:

@@ -91,6 +91,11 @@ def moment(at: datetime | None) -> str:
     return "never" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
+def short_moment(at: datetime) -> str:
+    """Return a time of the database's as UTC, without the year."""
+    return f"{at.astimezone(UTC):%m-%d %H:%M:%S}"
+
+
 def price(value: float | None) -> str:
     """Return a price with six digits, which is what a quote of any size needs."""
     if value is None:
@@ -104,4 +109,4 @@ def gauge(budget: Budget) -> str:
     dots = ""
     if budget.calls <= _MOST_DOTS:
         dots = "●" * budget.used + "○" * budget.free + " "
-    return f"{dots}{budget.used} slots used, {budget.free} free"
+    return f"{dots}slots: {budget.used} used, {budget.free} free"

@@ -146,4 +146,6 @@ class _Line:
             case _:
                 now = "looking at the queue"
         budget = f"  {gauge(self._budget)}" if self._budget else ""
-        return Text.assemble("  ", (now, "cyan"), (budget, "dim"), overflow="ellipsis")
+        return Text.assemble(
+            "  ", (now, "cyan"), (budget, "dim"), no_wrap=True, overflow="ellipsis"
+        )
