@@ -46,6 +46,19 @@ class Call:
     error: str | None = None
 
 
+class CallMade(NamedTuple):
+    """A call as the history has it."""
+
+    ended_at: datetime
+    feed: str
+    symbols: list[str]
+    outcome: str
+    """`ok`, or the kind of error."""
+    seconds: float
+    bars_written: int
+    error: str | None
+
+
 class Denials(NamedTuple):
     """What the key may not do, as far as it has been tried."""
 
@@ -121,19 +134,43 @@ def prune(db: Connection) -> None:
     )
 
 
+_RUN = """
+  select r.id, r.command, r.host, r.started_at,
+    extract(epoch from r.ended_at - r.started_at)::float8, r.reason_ended, r.updated, r.failed,
+    -- of a run that has not ended, what is recorded so far
+    coalesce(nullif(r.api_calls, 0), made.calls), coalesce(nullif(r.bars_written, 0), made.bars),
+    r.waited_seconds
+  from asset_sync.runs r
+  cross join lateral (
+    select count(*)::int as calls, coalesce(sum(bars_written), 0)::int as bars
+    from asset_sync.calls where run_id = r.id
+  ) made
+"""
+
+
 def last(db: Connection, most: int) -> tuple[Run, ...]:
     """Return the last runs, the latest first."""
+    rows = query(db, f"{_RUN} order by r.started_at desc, r.id desc limit %s", (most,))
+    return tuple(Run(*row) for row in rows)
+
+
+def get(db: Connection, run_id: int) -> Run | None:
+    """Return a run, None if there is no such (any more)."""
+    rows = query(db, f"{_RUN} where r.id = %s", (run_id,))
+    return Run(*rows[0]) if rows else None
+
+
+def calls(db: Connection, run_id: int) -> tuple[CallMade, ...]:
+    """Return the calls that a run has made, in order."""
     return tuple(
-        Run(*row)
+        CallMade(*row)
         for row in query(
             db,
             """
-            select id, command, host, started_at,
-              extract(epoch from ended_at - started_at)::float8, reason_ended,
-              updated, failed, api_calls, bars_written, waited_seconds
-            from asset_sync.runs order by started_at desc, id desc limit %s
+            select at, feed, symbols, outcome, duration_ms / 1000.0::float8, bars_written, error
+            from asset_sync.calls where run_id = %s order by at, id
             """,
-            (most,),
+            (run_id,),
         )
     )
 

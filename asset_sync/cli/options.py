@@ -4,8 +4,9 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
 import typer
 
@@ -73,6 +74,20 @@ def answer(text: str) -> None:
 def exactly(text: str) -> None:
     """Print to stdout what is to be copied: nothing is broken between lines."""
     print(text, flush=True)  # noqa: T201
+
+
+class Row(Protocol):
+    """A named tuple."""
+
+    def _asdict(self) -> dict[str, object]: ...
+
+
+def plain(row: Row) -> dict[str, object]:
+    """Return a row for JSON: its times as text, UTC."""
+    return {
+        key: value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
+        for key, value in row._asdict().items()
+    }
 
 
 def wrapped(text: str, stream: TextIO) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly, wrapped
+from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly, plain, wrapped
 
 if TYPE_CHECKING:
     from asset_sync.database import Connection
@@ -153,7 +153,7 @@ def _runs(status: Status) -> str:
             red(str(one.failed)) if one.failed else "0",
             str(one.api_calls),
             duration(one.seconds),
-            _ended(one.reason_ended),
+            ended(one.reason_ended),
         ]
         for one in status.runs
     ]
@@ -161,7 +161,7 @@ def _runs(status: Status) -> str:
     return table(columns, rows)
 
 
-def _ended(reason: str | None) -> str:
+def ended(reason: str | None) -> str:
     """Return why a run ended; a run that has not said so is at work, or was killed."""
     if reason is None:
         return "at work"
@@ -182,15 +182,7 @@ def _as_json(status: Status) -> dict[str, object]:
         "next_slot_in_seconds": status.budget.next_free_seconds,
         "blocked_seconds": status.budget.blocked_seconds,
         "last_priority_update": last.astimezone(UTC).isoformat() if last else None,
-        "next": [_plain(one) for one in status.next],
-        "dead_items": [_plain(one) for one in status.dead],
-        "last_runs": [_plain(one) for one in status.runs],
-    }
-
-
-def _plain(one: "Upcoming | Dead | Run") -> dict[str, object]:
-    """Return a row with its times as text."""
-    return {
-        key: value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
-        for key, value in one._asdict().items()
+        "next": [plain(one) for one in status.next],
+        "dead_items": [plain(one) for one in status.dead],
+        "last_runs": [plain(one) for one in status.runs],
     }

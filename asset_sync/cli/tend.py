@@ -1,0 +1,217 @@
+"""`asset-sync queue list | add | retry | remove`: the queue by hand; adds to `queue`'s app."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asset_sync.assets import Level
+from asset_sync.cli.exits import ExitCode
+from asset_sync.cli.options import (
+    Common,
+    Config,
+    Json,
+    Quiet,
+    Verbose,
+    answer,
+    common,
+    complain,
+    exactly,
+    plain,
+)
+from asset_sync.cli.queue import app
+
+if TYPE_CHECKING:
+    from asset_sync.database import Connection
+    from asset_sync.queue_admin import Entry
+
+_STATES = ("waiting", "leased", "dead", "idle")
+
+Symbols = Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Which assets.")]
+SomeSymbols = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SYMBOL…]", help="Which assets; all without.", show_default=False),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would do, and do nothing.")]
+
+
+@app.command("list")
+def queue_list(
+    context: typer.Context,
+    symbols: SomeSymbols = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(_STATES)}; may be given again.", show_default=False),
+    ] = None,
+    level: Annotated[
+        list[Level] | None, typer.Option(help="May be given again.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the queue: what is dead first, then what is at work, waits, and is fresh.
+
+    Example: asset-sync queue list --state dead
+    """
+    from asset_sync import queue_admin  # noqa: PLC0415
+
+    unknown = [one for one in state or () if one not in _STATES]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_STATES)}.")
+    with _database(common(context, config, quiet, verbose)) as db:
+        found = queue_admin.entries(
+            db,
+            symbols=_known(db, symbols or ()),
+            states=state or (),
+            levels=[one.value for one in level or ()],
+        )
+    _show(found, as_json, "Nothing in the queue is like that.")
+
+
+@app.command("retry")
+def queue_retry(
+    context: typer.Context,
+    symbols: SomeSymbols = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Try again now what is dead or waits out a delay; its failures are forgotten.
+
+    Example: asset-sync queue retry EURUSD
+    """
+    from asset_sync import queue_admin  # noqa: PLC0415
+
+    with _database(common(context, config, quiet, verbose)) as db:
+        chosen = _known(db, symbols or ())
+        changed = _do(db, dry_run, lambda: queue_admin.retry(db, chosen))
+    _show(changed, as_json, "Nothing is dead or delayed; the next run tries all that is due.")
+
+
+@app.command("add")
+def queue_add(
+    context: typer.Context,
+    symbols: Symbols,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Put assets in line before they are due; the next run refreshes them.
+
+    Example: asset-sync queue add ETHUSDT
+    """
+    from asset_sync import queue_admin  # noqa: PLC0415
+
+    with _database(common(context, config, quiet, verbose)) as db:
+        chosen = _known(db, symbols)
+        changed = _do(db, dry_run, lambda: queue_admin.add(db, chosen))
+    _show(changed, as_json, "They are in line already.")
+
+
+@app.command("remove")
+def queue_remove(
+    context: typer.Context,
+    symbols: Symbols,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Forget assets in the queue, such as those that have left the settings. Prices stay.
+
+    An asset that assets.toml still asks for comes back with the next run, as one never synced.
+
+    Example: asset-sync queue remove OLDCOIN --yes
+    """
+    from asset_sync import queue_admin  # noqa: PLC0415
+
+    with _database(common(context, config, quiet, verbose)) as db:
+        chosen = _known(db, symbols)
+        if not (yes or dry_run):
+            # Where nobody can answer, the answer is no.
+            asked = f"Forget what the queue knows of {', '.join(chosen)}?"
+            if not (sys.stdin.isatty() and typer.confirm(asked, err=True)):
+                complain("Nothing was removed; --yes does it without asking.")
+                raise typer.Exit(ExitCode.USAGE)
+        removed = _do(db, dry_run, lambda: queue_admin.remove(db, chosen))
+    _show(removed, as_json, "A run holds them just now; nothing was removed.")
+
+
+@contextmanager
+def _database(options: Common) -> Iterator["Connection"]:
+    from asset_sync import database  # noqa: PLC0415
+
+    with database.session(options.settings().conninfo) as db:
+        yield db
+
+
+def _do(
+    db: "Connection", dry_run: bool, change: "Callable[[], tuple[Entry, ...]]"
+) -> "tuple[Entry, ...]":
+    """Make the change; on a dry run take it back, so that what it tells is what it would do."""
+    if not dry_run:
+        return change()
+    from asset_sync.database import transaction  # noqa: PLC0415
+
+    changed: tuple[Entry, ...] = ()
+    with suppress(_TakenBack), transaction(db):
+        changed = change()
+        raise _TakenBack
+    return changed
+
+
+class _TakenBack(Exception):  # noqa: N818  # not an error
+    """Ends a transaction without its changes."""
+
+
+def _known(db: "Connection", symbols: Sequence[str]) -> list[str]:
+    """Return the symbols, or say which one the queue does not have and which it may be."""
+    from asset_sync import queue_admin  # noqa: PLC0415
+
+    known = queue_admin.symbols(db)
+    for symbol in symbols:
+        if symbol not in known:
+            near = get_close_matches(symbol.upper(), known, 1, 0.6)
+            hint = f" Did you mean {near[0]}?" if near else " `queue list` names all."
+            raise typer.BadParameter(f"The queue has no asset {symbol!r}.{hint}")
+    return list(symbols)
+
+
+def _show(found: "Sequence[Entry]", as_json: bool, nothing: str) -> None:
+    if as_json:
+        exactly(json.dumps({"items": [plain(entry) for entry in found]}, indent=2))
+        return
+    if not found:
+        answer(nothing)
+        return
+    from asset_sync.cli.show import duration, red, short_moment, table  # noqa: PLC0415
+
+    rows = [
+        [
+            one.symbol,
+            one.feed.value,
+            one.level.value,
+            red(one.state) if one.state == "dead" else one.state,
+            duration(one.wait_seconds) if one.wait_seconds else "-",
+            str(one.attempts),
+            short_moment(one.last_success_at) if one.last_success_at else "never",
+        ]
+        for one in found
+    ]
+    columns = ["symbol", "feed", "level", "state", ">delayed", ">tries", "last fresh (UTC)"]
+    exactly(table(columns, rows))
+    for one in found:
+        if one.last_error:
+            answer(f"{red(one.symbol)}: {one.last_error.removeprefix(f'{one.symbol}: ')}")

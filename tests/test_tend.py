@@ -1,0 +1,256 @@
+"""The queue and the history by hand: what an operator sees and does."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+from conftest import ShiftingClock, asset
+
+from asset_sync import queue, queue_admin, runs
+from asset_sync.assets import Feed, Level
+from asset_sync.cli import main
+from asset_sync.database import Connection, query, transaction
+from asset_sync.settings import QueueSettings
+from asset_sync.slots import Lane
+
+SETTINGS = QueueSettings(max_attempts=1)
+Told: TypeAlias = tuple[int, str, str]
+Tell: TypeAlias = Callable[..., Told]
+
+
+@pytest.fixture
+def tell(url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Tell:
+    """Run a command and return its exit code, stdout and stderr."""
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    def run(*arguments: str) -> Told:
+        monkeypatch.setattr(sys, "argv", ["asset-sync", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def stocked(db: Connection) -> Connection:
+    """A queue in which A is dead, B waits, C is fresh, and D is at work."""
+    wanted = [queue.Wanted(asset(symbol, Level.HIGH), Feed.BARS) for symbol in "ADCB"]
+    for one in wanted:
+        queue.enqueue(db, [one], SETTINGS)
+        items = () if one.asset.symbol == "B" else _claim(db)
+        with transaction(db) as cursor:
+            if one.asset.symbol == "A":
+                queue.fail(cursor, items[0], "A: no such thing.", SETTINGS)
+            if one.asset.symbol == "C":
+                queue.finish(cursor, items)
+    return db
+
+
+def _claim(db: Connection) -> tuple[queue.Item, ...]:
+    return queue.claim(db, Lane.QUEUE, lease_seconds=60, most=1)
+
+
+def states(db: Connection) -> dict[str, str]:
+    return dict(query(db, "select symbol, state from asset_sync.queue"))
+
+
+# --- list -------------------------------------------------------------------------------------
+
+
+def test_the_list_begins_with_what_needs_attention(stocked: Connection) -> None:
+    found = queue_admin.entries(stocked)
+
+    assert [(one.symbol, one.state) for one in found] == [
+        ("A", "dead"),
+        ("D", "leased"),
+        ("B", "waiting"),
+        ("C", "idle"),
+    ]
+    assert found[0].last_error == "A: no such thing."
+
+
+@pytest.mark.parametrize(
+    ("options", "symbols"),
+    [
+        (["--state", "dead"], ["A"]),
+        (["--state", "dead", "--state", "idle"], ["A", "C"]),
+        (["--level", "low"], ["A"]),
+        (["--level", "critical"], []),
+        (["B", "C"], ["B", "C"]),
+    ],
+    ids=" ".join,
+)
+def test_the_list_can_be_narrowed(
+    stocked: Connection, tell: Tell, options: list[str], symbols: list[str]
+) -> None:
+    code, out, _ = tell("queue", "list", "--json", *options)
+
+    assert code == 0
+    assert [item["symbol"] for item in json.loads(out)["items"]] == symbols
+
+
+def test_the_list_says_why_something_is_dead(stocked: Connection, tell: Tell) -> None:
+    _, out, _ = tell("queue", "list", "--state", "dead")
+
+    assert "A: no such thing." in out
+
+
+def test_a_mistyped_symbol_gets_a_hint(stocked: Connection, tell: Tell) -> None:
+    with transaction(stocked) as cursor:
+        cursor.execute("update asset_sync.queue set symbol = 'EURUSD' where symbol = 'B'")
+
+    code, _, err = tell("queue", "retry", "eurusf")
+
+    assert code == 2
+    assert "Did you mean EURUSD?" in err
+
+
+def test_a_state_that_there_is_not_is_a_usage_error(stocked: Connection, tell: Tell) -> None:
+    code, _, err = tell("queue", "list", "--state", "asleep")
+
+    assert code == 2
+    assert "waiting, leased, dead, idle" in err
+
+
+# --- retry ------------------------------------------------------------------------------------
+
+
+def test_a_dead_item_is_tried_again_when_asked(stocked: Connection, tell: Tell) -> None:
+    code, out, _ = tell("queue", "retry", "A")
+
+    assert code == 0
+    assert "A" in out
+    [entry] = queue_admin.entries(stocked, symbols=["A"])
+    assert (entry.state, entry.attempts, entry.last_error) == ("waiting", 0, None)
+    assert {item.symbol for item in (*_claim(stocked), *_claim(stocked))} == {"A", "B"}
+
+
+def test_without_a_symbol_all_that_is_dead_or_delayed_is_tried_again(
+    stocked: Connection,
+) -> None:
+    query(
+        stocked,
+        "update asset_sync.queue set available_at = now() + interval '1 h' where symbol = 'B'",
+    )
+
+    changed = queue_admin.retry(stocked, [])
+
+    assert [one.symbol for one in changed] == ["A", "B"]
+    assert states(stocked) == {"A": "waiting", "B": "waiting", "C": "idle", "D": "leased"}
+
+
+# --- add --------------------------------------------------------------------------------------
+
+
+def test_a_fresh_asset_can_be_put_in_line_before_it_is_due(stocked: Connection, tell: Tell) -> None:
+    code, _, _ = tell("queue", "add", "C")
+
+    assert code == 0
+    assert states(stocked)["C"] == "waiting"
+
+
+def test_what_a_run_holds_is_not_touched(stocked: Connection, tell: Tell) -> None:
+    code, out, _ = tell("queue", "add", "D")
+
+    assert code == 0
+    assert "in line already" in out
+    assert states(stocked)["D"] == "leased"
+
+
+# --- remove -----------------------------------------------------------------------------------
+
+
+def test_an_asset_is_forgotten_when_told_yes(stocked: Connection, tell: Tell) -> None:
+    code, _, _ = tell("queue", "remove", "A", "B", "--yes")
+
+    assert code == 0
+    assert set(states(stocked)) == {"C", "D"}
+
+
+def test_nothing_is_removed_where_nobody_can_be_asked(
+    stocked: Connection, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/null") as nobody:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdin", nobody)
+        code, _, err = tell("queue", "remove", "A")
+
+    assert code == 2
+    assert "--yes" in err
+    assert "A" in states(stocked)
+
+
+def test_what_a_run_holds_is_not_removed(stocked: Connection, tell: Tell) -> None:
+    code, out, _ = tell("queue", "remove", "D", "--yes")
+
+    assert code == 0
+    assert "A run holds them" in out
+    assert states(stocked)["D"] == "leased"
+
+
+@pytest.mark.parametrize("command", [("retry", "A"), ("add", "C"), ("remove", "A")], ids=" ".join)
+def test_a_dry_run_tells_what_it_would_do_and_does_nothing(
+    stocked: Connection, tell: Tell, command: tuple[str, str]
+) -> None:
+    before = queue_admin.entries(stocked)
+
+    code, out, _ = tell("queue", *command, "--dry-run", "--json")
+
+    assert code == 0
+    assert [item["symbol"] for item in json.loads(out)["items"]] == [command[1]]
+    after = queue_admin.entries(stocked)
+    assert [one._replace(wait_seconds=0) for one in after] == [
+        one._replace(wait_seconds=0) for one in before
+    ]
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def history(db: Connection, clock: ShiftingClock) -> int:
+    """A run that has ended and one that was killed after a call; return the latter's number."""
+    first = runs.start(db, "priority")
+    runs.end(db, first, "done", updated=3, failed=0, waited_seconds=1.5)
+    second = runs.start(db, "queue")
+    with transaction(db) as cursor:
+        made = runs.Call(Feed.BARS, ["EURUSD"], "unreadable", 0.25, 7, "EURUSD: rubbish.")
+        runs.record(cursor, second, made)
+    return second
+
+
+def test_the_runs_tell_what_each_did_and_why_it_ended(history: int, tell: Tell) -> None:
+    code, out, _ = tell("runs", "--json")
+
+    assert code == 0
+    [second, first] = json.loads(out)["runs"]
+    assert (first["command"], first["reason_ended"], first["waited_seconds"]) == (
+        *("priority", "done", 1.5),
+    )
+    assert (second["id"], second["reason_ended"]) == (history, None)
+    assert (second["api_calls"], second["bars_written"]) == (1, 7), "what it did until it died"
+
+
+def test_a_run_is_shown_with_its_calls_and_their_errors(history: int, tell: Tell) -> None:
+    _, as_json, _ = tell("runs", "show", str(history), "--json")
+    code, shown, _ = tell("runs", "show", str(history))
+
+    [call] = json.loads(as_json)["calls"]
+    assert (call["symbols"], call["outcome"], call["seconds"]) == (["EURUSD"], "unreadable", 0.25)
+    assert code == 0
+    assert "at work" in shown
+    assert "EURUSD: rubbish." in shown
+
+
+def test_a_run_that_there_is_not_is_a_sentence_and_exit_2(db: Connection, tell: Tell) -> None:
+    code, out, err = tell("runs", "show", "4711")
+
+    assert (code, out) == (2, "")
+    assert "there is no run 4711" in err
+
+
+def test_before_the_first_run_it_says_what_to_do(db: Connection, tell: Tell) -> None:
+    assert "--dry-run" in tell("runs")[1]
