@@ -11,7 +11,7 @@ import typer
 from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import Common, Quiet, Verbose, answer, common, complain
 
-app = typer.Typer(help="See the job done on replayed data: no key, no server needed.")
+app = typer.Typer()
 
 _NEXT_STEPS = """
 With your own key (a free one will do); the data goes to the embedded PostgreSQL:
@@ -24,9 +24,11 @@ Then let cron do it: crontab.example."""
 
 @app.callback(invoke_without_command=True)
 def demo(context: typer.Context, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Run both jobs on replayed data against a stand-in API, and show what came of it.
+    """See the job done on replayed data: no key and no server needed.
 
     Nothing of yours is read or touched: the database is one of its own, made anew each time.
+
+    Example: asset-sync demo
     """
     if context.invoked_subcommand is None:
         _demo(common(context, None, quiet, verbose))

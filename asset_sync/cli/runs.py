@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from asset_sync.runs import CallMade, Run
 
-app = typer.Typer(help="See what the last runs did.")
+app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)
