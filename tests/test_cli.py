@@ -373,6 +373,29 @@ def test_no_line_of_the_status_is_wider_than_80_columns(run: Run, environ: dict[
     assert "\x1b[1m" in shown
 
 
+def test_the_status_can_be_kept_on_the_screen_which_is_left_as_it_was(
+    environ: dict[str, str],
+) -> None:
+    with on_a_terminal(environ, "queue", "status", "--watch") as terminal:
+        terminal.read_until("No run yet")
+        terminal.text = ""
+        terminal.read_until("No run yet")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read_until(None)
+        code = terminal.process.wait(timeout=2)
+
+    assert code == 0
+    assert "\x1b[?1049l" in terminal.text, "back on the ordinary screen"
+    assert "\x1b[?25h" in terminal.text, "with its cursor"
+
+
+def test_the_status_is_kept_on_no_screen_where_there_is_none(run: Run) -> None:
+    answer = run("queue", "status", "--watch")
+
+    assert answer.returncode == 2
+    assert "--json" in answer.stderr
+
+
 def test_no_color_is_heeded(run: Run, environ: dict[str, str]) -> None:
     with on_a_terminal({**environ, "NO_COLOR": "1"}, "queue", "status") as terminal:
         assert "\x1b" not in terminal.read_until(None)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from asset_sync.cli.exits import ExitCode
-from asset_sync.cli.options import Common, Quiet, Verbose, answer, common, complain
+from asset_sync.cli.options import Common, Quiet, Verbose, answer, common, complain, exactly
 
 app = typer.Typer()
 
@@ -57,7 +57,7 @@ def _demo(options: Common) -> None:
             answer(sync.summary(report))
             failed = failed or sync.exit_code_of(report) is not ExitCode.DONE
         answer("\n$ asset-sync queue status")
-        queue.show(queue.look(db, settings))
+        exactly(queue.text(queue.look(db, settings)))
         answer("\n$ asset-sync assets list")
         fresh = show_assets(db, settings)
         stored, different = trial.bars_unlike_the_replay(db)

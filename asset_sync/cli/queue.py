@@ -2,8 +2,11 @@
 
 import json
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -16,9 +19,10 @@ if TYPE_CHECKING:
     from asset_sync.settings import Settings
     from asset_sync.slots import Budget
 
-app = typer.Typer(help="See how the queue stands.", no_args_is_help=True)
+app = typer.Typer(help="See and tend the queue.", no_args_is_help=True)
 
 _NEXT, _RUNS, _DEAD = 5, 5, 5
+_WATCH_SECONDS = 1.0
 _ENDED = {"provider_unavailable": "no_answer"}
 """Shorter words, where the line would be wider than 80 columns."""
 
@@ -27,23 +31,42 @@ _ENDED = {"provider_unavailable": "no_answer"}
 def queue_status(
     context: typer.Context,
     as_json: Json = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep it on the screen, until Ctrl-C.")
+    ] = False,
     config: Config = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Show who waits, what comes next, how many calls are left, and the last runs.
 
-    Example: asset-sync queue status --json
+    Example: asset-sync queue status --watch
     """
     from asset_sync import database  # noqa: PLC0415
 
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise typer.BadParameter("--watch is for a terminal; a program asks again with --json.")
     settings = common(context, config, quiet, verbose).settings()
     with database.session(settings.conninfo) as db:
+        if watch:
+            _keep_on_screen(lambda: text(look(db, settings)))
+            return
         status = look(db, settings)
     if as_json:
         exactly(json.dumps(_as_json(status), indent=2))
     else:
-        show(status)
+        exactly(text(status))
+
+
+def _keep_on_screen(look_again: Callable[[], str]) -> None:
+    """Show it anew every second; Ctrl-C leaves the terminal as it was."""
+    from rich.live import Live  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    with suppress(KeyboardInterrupt), Live(screen=True, auto_refresh=False) as screen:
+        while True:
+            screen.update(Text.from_ansi(look_again(), no_wrap=True), refresh=True)
+            time.sleep(_WATCH_SECONDS)
 
 
 class Status(NamedTuple):
@@ -73,8 +96,8 @@ def look(db: "Connection", settings: "Settings") -> Status:
     )
 
 
-def show(status: Status) -> None:
-    """Print the status as it looks on a terminal 80 columns wide."""
+def text(status: Status) -> str:
+    """Return the status as it looks on a terminal 80 columns wide."""
     parts = [_levels(status), _budget(status)]
     if status.next:
         parts.append(_next(status))
@@ -84,7 +107,7 @@ def show(status: Status) -> None:
         parts.append(_runs(status))
     else:
         parts.append("No run yet: `asset-sync sync priority --dry-run` shows what one would do.")
-    exactly("\n\n".join(parts))
+    return "\n\n".join(parts)
 
 
 def _levels(status: Status) -> str:
@@ -107,16 +130,16 @@ def _budget(status: Status) -> str:
     from asset_sync.cli.show import bold, duration, gauge, moment, yellow  # noqa: PLC0415
 
     budget = status.budget
-    text = f"{bold('budget')}    {gauge(budget)}"
+    line = f"{bold('budget')}    {gauge(budget)}"
     if budget.blocked_seconds:
         wait = duration(budget.blocked_seconds)
-        text += f"\n          {yellow(f'the API refused a call; the next one in {wait}')}"
+        line += f"\n          {yellow(f'the API refused a call; the next one in {wait}')}"
     elif not budget.free:
-        text += f", the next in {duration(budget.next_free_seconds)}"
+        line += f", the next in {duration(budget.next_free_seconds)}"
     if budget.reserved:
-        text += f", {budget.reserved} kept for the priority run"
+        line += f", {budget.reserved} kept for the priority run"
     last = moment(status.last_priority_update)
-    return f"{text}\n{bold('priority')}  last fresh {last}{'' if last == 'never' else ' UTC'}"
+    return f"{line}\n{bold('priority')}  last fresh {last}{'' if last == 'never' else ' UTC'}"
 
 
 def _next(status: Status) -> str:
