@@ -1,0 +1,84 @@
+"""The systemd units are ones that systemd takes and that start this program."""
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from asset_sync.cli import app
+from asset_sync.settings import SHIPPED_FILE, VARIABLES, load
+
+UNITS = Path(__file__).parent.parent / "systemd"
+JOBS = ("priority", "queue")
+
+
+def unit(name: str) -> dict[str, str]:
+    """The settings of a unit's file; of one that is given several times the last."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNITS / name)
+    return {key: value for section in parser.sections() for key, value in parser[section].items()}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_unit_starts_a_command_that_there_is(job: str) -> None:
+    words = unit(f"asset-sync-{job}.service")["ExecStart"].split()
+
+    assert words[0] == "/opt/asset-sync/bin/asset-sync"
+    assert words[1:] == ["sync", job]
+    assert job in get_command(app).commands["sync"].commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_unit_hands_over_the_secrets_as_credentials(job: str) -> None:
+    text = (UNITS / f"asset-sync-{job}.service").read_text()
+    names = re.findall(r"^LoadCredential=([^:]+):", text, re.MULTILINE)
+    given = dict(re.findall(r"^Environment=(\w+)=(.+)$", text, re.MULTILINE))
+
+    assert set(given) <= set(VARIABLES)
+    assert {given["POLYGON_API_KEY_FILE"], given["DATABASE_URL_FILE"]} == {
+        f"%d/{name}" for name in names
+    }
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_timer_starts_its_job_as_often_as_the_settings_say(job: str) -> None:
+    minutes = load(SHIPPED_FILE, {}).batch.interval_minutes
+
+    assert unit(f"asset-sync-{job}.timer")["OnCalendar"] == f"*:0/{minutes:.0f}"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_unit_may_do_next_to_nothing(job: str) -> None:
+    service = unit(f"asset-sync-{job}.service")
+
+    assert service["Type"] == "oneshot"
+    assert service["ProtectSystem"] == "strict"
+    assert service["NoNewPrivileges"] == service["DynamicUser"] == service["ProtectHome"] == "yes"
+    assert service["CapabilityBoundingSet"] == ""
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_systemd_takes_the_units(job: str, tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("there is no systemd-analyze here")
+    for kind in ("service", "timer"):
+        name = f"asset-sync-{job}.{kind}"
+        # It wants the program to be there.
+        text = (UNITS / name).read_text().replace("/opt/asset-sync/bin/asset-sync", "/bin/true")
+        (tmp_path / name).write_text(text)
+
+    verified = subprocess.run(
+        [analyze, "verify", *map(str, tmp_path.iterdir())],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert verified.returncode == 0, verified.stderr
+    assert str(tmp_path) not in verified.stderr
