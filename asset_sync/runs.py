@@ -59,6 +59,21 @@ class CallMade(NamedTuple):
     error: str | None
 
 
+class JobRecord(NamedTuple):
+    """How the runs of one command have gone of late; seconds are by the database's clock."""
+
+    last_run_at: datetime | None
+    seconds_ago: float | None
+    """Since the last run began."""
+    tried: int
+    """Assets refreshed or failed by the last hour's runs."""
+    updated: int
+    p95_ms: float | None
+    """What 95 % of the last hour's runs took at most."""
+    waits: int
+    """Runs of the last hour that waited for a slot."""
+
+
 class Denials(NamedTuple):
     """What the key may not do, as far as it has been tried."""
 
@@ -152,6 +167,31 @@ def last(db: Connection, most: int) -> tuple[Run, ...]:
     """Return the last runs, the latest first."""
     rows = query(db, f"{_RUN} order by r.started_at desc, r.id desc limit %s", (most,))
     return tuple(Run(*row) for row in rows)
+
+
+def record_of(db: Connection, command: str) -> JobRecord:
+    """Return how the runs of `priority` or `queue` have gone of late."""
+    [row] = query(
+        db,
+        """
+        with last as (
+          select max(started_at) as at from asset_sync.runs where command = %(command)s
+        ),
+        hour as (
+          select * from asset_sync.runs
+          where command = %(command)s and started_at > now() - interval '1 hour'
+        )
+        select (select at from last),
+          (select extract(epoch from clock_timestamp() - at)::float8 from last),
+          coalesce(sum(updated + failed), 0)::int, coalesce(sum(updated), 0)::int,
+          percentile_disc(0.95) within group (
+            order by extract(epoch from ended_at - started_at)::float8 * 1000),
+          count(*) filter (where waited_seconds > 0)
+        from hour
+        """,
+        {"command": command},
+    )
+    return JobRecord(*row)
 
 
 def get(db: Connection, run_id: int) -> Run | None:

@@ -186,6 +186,24 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthSettings:
+    """From where on `asset-sync health` calls something wrong."""
+
+    success_rate_percent: float = 90.0
+    """Of the priority assets that the last hour's runs tried, so many were refreshed."""
+
+    latency_ms: float = 30_000.0
+    """What 95 % of the last hour's priority runs took at most."""
+
+    queue_size: int = 500
+    rate_limit_waits: int = 10
+    """Priority runs of the last hour that had to wait for a slot."""
+
+    stale_after_frequencies: float = 3.0
+    """An asset is stale when it has not been fresh for so many of its update frequencies."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that the file and the environment say."""
 
@@ -193,6 +211,7 @@ class Settings:
     rate_limit: RateLimit
     queue: QueueSettings
     batch: BatchSettings
+    health: HealthSettings
     conninfo: Secret | None
     """For libpq; None means that none is configured, hence the embedded PostgreSQL.
 
@@ -243,6 +262,7 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
         rate_limit=_rate_limit(document.table("rate_limit"), provider.plan),
         queue=_queue(document.table("queue")),
         batch=_batch(document.table("batch")),
+        health=_health(document.table("health")),
         conninfo=_conninfo(environment),
         redis_url=environment.secret("REDIS_URL", _REDIS_URL),
         assets=_assets(document),
@@ -323,6 +343,21 @@ def _queue(table: "_Table") -> QueueSettings:
             "retry_delay_seconds", _whole(1, 86_400), usual.retry_delay_seconds
         ),
         aging_seconds=table.read("aging_seconds", _whole(0, 604_800), usual.aging_seconds),
+    )
+
+
+def _health(table: "_Table") -> HealthSettings:
+    usual = HealthSettings()
+    return HealthSettings(
+        success_rate_percent=table.read(
+            "success_rate_percent", _number(0, 100), usual.success_rate_percent
+        ),
+        latency_ms=table.read("latency_ms", _number(1, 3_600_000), usual.latency_ms),
+        queue_size=table.read("queue_size", _whole(0, 1_000_000), usual.queue_size),
+        rate_limit_waits=table.read("rate_limit_waits", _whole(0, 10_000), usual.rate_limit_waits),
+        stale_after_frequencies=table.read(
+            "stale_after_frequencies", _number(1, 1000), usual.stale_after_frequencies
+        ),
     )
 
 
@@ -550,7 +585,9 @@ class _Environment:
 
     def _content(self, name: str, path: str) -> str | None:
         right = "it must be a file with nothing but the secret"
-        shown = f"names {_printable(path)}, which"
+        # People put the secret itself there, which must not be shown; none begins as a path does.
+        known = path.startswith("/") or os.path.lexists(self.cwd / path)
+        shown = f"names {_printable(path[:_SHOWN_PATH])}, which" if known else "names a file that"
         try:
             value = _read_text(self.cwd / path, _SECRET_LIMIT_BYTES).strip()
         except _WrongError as wrong:
@@ -693,6 +730,7 @@ def _unknown(key: str, known: list[str]) -> str:
 
 _SHOWN_CHARACTERS = 40
 _SHOWN_INTEGER = 10**18
+_SHOWN_PATH = 250
 
 
 def _shown(value: object) -> str:

@@ -27,6 +27,7 @@ COMMANDS = (
     ("queue", "retry"),
     ("queue", "add"),
     ("queue", "remove"),
+    ("health",),
     ("runs",),
     ("runs", "show"),
     ("assets", "list"),

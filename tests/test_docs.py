@@ -40,9 +40,10 @@ def commands() -> dict[str, set[str]]:
     """Every command with its options, as the program has them."""
     found = {}
     for name, group in get_command(app).commands.items():  # type: ignore[attr-defined]
-        if group.invoke_without_command:
+        subcommands = getattr(group, "commands", {})
+        if not subcommands or group.invoke_without_command:
             found[name] = {option for one in group.params for option in one.opts}
-        for sub, command in group.commands.items():
+        for sub, command in subcommands.items():
             found[f"{name} {sub}"] = {option for one in command.params for option in one.opts}
     return found
 

@@ -20,6 +20,7 @@ from asset_sync.settings import (
     SYSTEM_FILE,
     VARIABLES,
     BatchSettings,
+    HealthSettings,
     ProviderSettings,
     QueueSettings,
     RateLimit,
@@ -77,6 +78,7 @@ def test_an_empty_file_means_the_defaults_of_the_free_plan_and_no_assets(cwd: Pa
         rate_limit=RateLimit(calls=5, period_seconds=60, hold_for_priority=True),
         queue=QueueSettings(),
         batch=BatchSettings(),
+        health=HealthSettings(),
         conninfo=None,
         redis_url=None,
         assets=(),
@@ -108,6 +110,12 @@ def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
         [batch]
         interval_minutes = 1.5
         priority_assets_enabled = false
+        [health]
+        success_rate_percent = 99.5
+        latency_ms = 1000
+        queue_size = 11
+        rate_limit_waits = 0
+        stale_after_frequencies = 1.5
         """,
     )
 
@@ -124,6 +132,7 @@ def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
     assert read.queue == QueueSettings(8, 9, 10, 0)
     assert read.batch == BatchSettings(1.5, priority_assets_enabled=False)
     assert read.batch.interval_seconds == 90
+    assert read.health == HealthSettings(99.5, 1000, 11, 0, 1.5)
 
 
 def test_an_asset_says_what_it_is(cwd: Path) -> None:
@@ -448,6 +457,16 @@ def test_a_secrets_file_that_cannot_be_used_is_named(cwd: Path, name: str) -> No
         )
 
 
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_where_its_files_path_belongs_is_not_shown(cwd: Path, name: str) -> None:
+    assert mistakes_of(cwd, "", **{f"{name}_FILE": SECRETS[name]}) == (
+        (
+            f"environment: {name}_FILE names a file that does not exist; it must be a file with "
+            "nothing but the secret."
+        ),
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
@@ -588,7 +607,7 @@ ASSET_KEYS = "symbol, asset_type, polygon_ticker, name, update_frequency_seconds
             '"a\\u001b b" = 1',
             (
                 '"a\\x1b b" is not a setting; known here: provider, rate_limit, queue, batch,'
-                " priority_assets, secondary_assets"
+                " health, priority_assets, secondary_assets"
             ),
         ),
         # Wrong types.

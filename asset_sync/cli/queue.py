@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -191,16 +191,23 @@ def ended(reason: str | None) -> str:
     return _ENDED.get(reason, reason).replace("_", " ")
 
 
+def figures(levels: "Sequence[LevelStatus]") -> dict[str, object]:
+    """Return how full the queue is as the part of the JSON that `status` and `health` share."""
+    ages = [one.oldest_seconds for one in levels if one.oldest_seconds is not None]
+    return {
+        "total_items": sum(one.waiting + one.leased for one in levels),
+        "by_priority": {one.level.name: one.waiting + one.leased for one in levels},
+        "oldest_item_age_seconds": max(ages, default=None),
+        "leased": sum(one.leased for one in levels),
+        "dead": sum(one.dead for one in levels),
+    }
+
+
 def _as_json(status: Status) -> dict[str, object]:
     """Return the status as the object that other programs rely on."""
-    ages = [one.oldest_seconds for one in status.levels if one.oldest_seconds is not None]
     last = status.last_priority_update
     return {
-        "total_items": sum(one.waiting + one.leased for one in status.levels),
-        "by_priority": {one.level.name: one.waiting + one.leased for one in status.levels},
-        "oldest_item_age_seconds": max(ages, default=None),
-        "leased": sum(one.leased for one in status.levels),
-        "dead": sum(one.dead for one in status.levels),
+        **figures(status.levels),
         "api_calls_remaining": status.budget.free,
         "next_slot_in_seconds": status.budget.next_free_seconds,
         "blocked_seconds": status.budget.blocked_seconds,
