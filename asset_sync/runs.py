@@ -59,6 +59,15 @@ class CallMade(NamedTuple):
     error: str | None
 
 
+class CallsMade(NamedTuple):
+    """Calls of one feed with one outcome."""
+
+    feed: str
+    outcome: str
+    calls: int
+    bars_written: int
+
+
 class JobRecord(NamedTuple):
     """How the runs of one command have gone of late; seconds are by the database's clock."""
 
@@ -192,6 +201,19 @@ def record_of(db: Connection, command: str) -> JobRecord:
         {"command": command},
     )
     return JobRecord(*row)
+
+
+def calls_of_last_hour(db: Connection) -> tuple[CallsMade, ...]:
+    """Return the calls of the last hour by feed and outcome."""
+    rows = query(
+        db,
+        """
+        select feed, outcome, count(*)::int, sum(bars_written)::int
+        from asset_sync.calls where at > now() - interval '1 hour'
+        group by feed, outcome order by feed, outcome
+        """,
+    )
+    return tuple(CallsMade(*row) for row in rows)
 
 
 def get(db: Connection, run_id: int) -> Run | None:

@@ -28,6 +28,7 @@ COMMANDS = (
     ("queue", "add"),
     ("queue", "remove"),
     ("health",),
+    ("metrics",),
     ("runs",),
     ("runs", "show"),
     ("assets", "list"),

@@ -1,0 +1,66 @@
+"""`asset-sync metrics`."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asset_sync.cli.options import Config, Quiet, Verbose, common, exactly
+from asset_sync.errors import AssetSyncError
+
+
+def metrics(
+    context: typer.Context,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Write there, at once and whole, for node_exporter's textfile collector.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print what there is to know in Prometheus' text format.
+
+    Example: asset-sync metrics --output /var/lib/node_exporter/asset_sync.prom
+    """
+    from asset_sync import database  # noqa: PLC0415
+
+    settings = common(context, config, quiet, verbose).settings()
+    try:
+        from asset_sync.metrics import exposition  # noqa: PLC0415
+    except ImportError:
+        raise AssetSyncError(
+            'The Prometheus client is not installed: pip install "asset-sync[metrics]".'
+        ) from None
+    with database.session(settings.conninfo) as db:
+        text = exposition(db, settings)
+    if output is None:
+        exactly(text.rstrip())
+    else:
+        _write_whole(output, text)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Replace the file in one step: whoever reads it never sees half of it."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+            Path(temporary).chmod(0o644)  # the collector is another user
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise AssetSyncError(
+            f"{path} cannot be written ({error.strerror}): give --output a file in a directory "
+            "that this user may write to."
+        ) from None

@@ -1,0 +1,120 @@
+"""What Prometheus gets, read by Prometheus' own parser."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import MakeSettings, ShiftingClock
+from prometheus_client.parser import text_string_to_metric_families
+
+from asset_sync import sync
+from asset_sync.cli import main
+from asset_sync.database import Connection
+from asset_sync.demo.server import StandIn
+from asset_sync.metrics import PREFIX, exposition
+from asset_sync.settings import SHIPPED_FILE, Settings, load
+from asset_sync.slots import Lane
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load(SHIPPED_FILE, {})
+
+
+def samples(text: str) -> dict[str, float]:
+    """Every sample by its name and label values."""
+    return {
+        " ".join([one.name.removeprefix(f"{PREFIX}_"), *one.labels.values()]): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
+
+
+def test_a_synced_database_tells_how_fresh_each_asset_is_and_what_it_cost(
+    db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(api)
+    for lane in Lane:
+        sync.run(db, settings, lane, clock=clock)
+    clock.sleep(100)
+
+    found = samples(exposition(db, settings))
+
+    assert found["asset_staleness_seconds XAUUSD"] >= 100
+    assert found["asset_update_frequency_seconds XAUUSD"] == 300
+    assert found["calls_last_hour bars ok"] == 7
+    assert found["bars_written_last_hour"] > 60_000
+    assert (found["slots"], found["slots_used"]) == (5, 0)
+    assert found["queue_items medium waiting"] == 0
+    assert found["assets_updated_last_hour priority"] == 3
+    assert found["last_run_age_seconds queue"] < 100
+    assert found["health assets.stale"] == 0
+
+
+def test_a_new_database_tells_what_there_is_and_leaves_out_the_rest(
+    db: Connection, settings: Settings
+) -> None:
+    found = samples(exposition(db, settings))
+
+    assert found["health batch.priority.seconds_since_run"] == 2
+    assert "last_run_age_seconds priority" not in found
+    assert "queue_oldest_item_seconds low" not in found
+
+
+def test_every_metric_has_a_help_a_type_and_a_name_of_ours_with_its_unit(
+    db: Connection, settings: Settings
+) -> None:
+    for family in text_string_to_metric_families(exposition(db, settings)):
+        assert family.name.startswith("asset_sync_")
+        assert family.type == "gauge"
+        assert family.documentation.endswith(".")
+        assert "_ms" not in family.name, "Prometheus counts in seconds"
+
+
+def test_there_are_few_series_however_many_assets_fail(db: Connection, settings: Settings) -> None:
+    per_asset = 2 * len(settings.assets)
+
+    assert len(samples(exposition(db, settings))) < per_asset + 50
+
+
+def run(monkeypatch: pytest.MonkeyPatch, url: str, *arguments: str) -> int:
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setattr(sys, "argv", ["asset-sync", "metrics", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_a_file_is_replaced_whole_and_readable_by_the_collector(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "asset_sync.prom"
+    target.write_text("old")
+
+    assert run(monkeypatch, url, "--output", str(target)) == 0
+
+    assert samples(target.read_text())["slots"] == 5
+    assert target.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [target], "nothing else is left there"
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, url, "--output", str(tmp_path / "no" / "such.prom")) == 2
+
+    told = capsys.readouterr().err
+    assert "cannot be written (No such file or directory)" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_without_the_client_the_sentence_says_what_to_install(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "asset_sync.metrics", None)
+
+    assert run(monkeypatch, url) == 2
+    assert "asset-sync[metrics]" in capsys.readouterr().err
