@@ -70,6 +70,18 @@ class RedisPublisher:
                 "Check REDIS_URL and that the server runs."
             ) from None  # its text may hold the address
 
+    def hello(self) -> None:
+        """Ask whether the server is there; raises EventsError."""
+        try:
+            self._connected().ping()
+        except EventsError:
+            raise
+        except Exception as error:  # noqa: BLE001  # as above
+            raise EventsError(
+                f"Redis does not answer ({type(error).__name__}): check REDIS_URL and that the "
+                "server runs."
+            ) from None  # its text may hold the address
+
     def close(self) -> None:
         """Close the connection, if there is one."""
         if self._client is not None:

@@ -29,6 +29,7 @@ COMMANDS = (
     ("queue", "remove"),
     ("health",),
     ("metrics",),
+    ("doctor",),
     ("runs",),
     ("runs", "show"),
     ("assets", "list"),

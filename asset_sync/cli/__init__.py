@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from asset_sync import __version__
-from asset_sync.cli import assets, db, demo, health, metrics, queue, runs, sync
+from asset_sync.cli import assets, db, demo, doctor, health, metrics, queue, runs, sync
 from asset_sync.cli import tend as tend  # gives `queue` the rest of its commands
 from asset_sync.cli.exits import ExitCode, exit_code
 from asset_sync.cli.options import Common, Config, Quiet, Verbose, answer, complain
@@ -26,6 +26,7 @@ app.add_typer(sync.app, name="sync")
 app.add_typer(queue.app, name="queue")
 app.command("health")(health.health)
 app.command("metrics")(metrics.metrics)
+app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(assets.app, name="assets")
 app.add_typer(db.app, name="db")

@@ -1,7 +1,6 @@
 """`asset-sync metrics`."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +48,8 @@ def metrics(
 
 def _write_whole(path: Path, text: str) -> None:
     """Replace the file in one step: whoever reads it never sees half of it."""
+    import tempfile  # noqa: PLC0415  # it brings random along
+
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
