@@ -6,7 +6,7 @@ transaction. No id of a table travels through Python: an existing platform's may
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -156,20 +156,23 @@ def price_of_last_bar(cursor: Cursor, symbol: str, bar: "Bar", as_of: datetime) 
 def save_prices(cursor: Cursor, prices: Sequence[LastPrice]) -> tuple[LastPrice, ...]:
     """Write last prices and return those written: one that is older than what is there is not.
 
-    On a plan with quotes the bars of an asset come after its quote, which is newer.
+    On a plan with quotes the bars of an asset come after its quote, which is newer. No price is of
+    later than now, whatever its sender's clock says: one of tomorrow would keep out all of today.
     """
     cursor.execute(
         """
-        select symbol, metadata -> 'last_update' ->> 'timestamp' from trading.symbols
-        where symbol = any(%s) order by symbol for update
+        select from trading.symbols where symbol = any(%(symbols)s) order by symbol for update;
+        -- only now that nobody else can write them
+        select symbol, metadata -> 'last_update' ->> 'timestamp', clock_timestamp()
+        from trading.symbols where symbol = any(%(symbols)s)
         """,
-        ([price.symbol for price in prices],),
+        {"symbols": [price.symbol for price in prices]},
     )
-    known = {symbol: _parsed(text) for symbol, text in cursor.fetchall()}
+    known = {symbol: (_parsed(text), now) for symbol, text, now in cursor.fetchall()}
     newer = tuple(
-        price
+        replace(price, timestamp=min(price.timestamp, known[price.symbol][1]))
         for price in prices
-        if price.symbol in known and _not_older(price.timestamp, known[price.symbol])
+        if price.symbol in known and _not_older(price.timestamp, *known[price.symbol])
     )
     cursor.execute(
         """
@@ -226,5 +229,6 @@ def _parsed(text: str | None) -> datetime | None:
         return None
 
 
-def _not_older(timestamp: datetime, known: datetime | None) -> bool:
-    return known is None or timestamp >= known
+def _not_older(timestamp: datetime, known: datetime | None, now: datetime) -> bool:
+    """Whether to write over the price of `known`; one that is not of the past says nothing."""
+    return known is None or known > now or timestamp >= known

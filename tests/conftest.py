@@ -15,6 +15,7 @@ import pytest
 from asset_sync import database, embedded, sync
 from asset_sync.assets import Asset, AssetType, Level
 from asset_sync.database import Connection, Row
+from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
 from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load
 
@@ -138,6 +139,8 @@ _SHAPE = """
 select n.nspname, n.nspacl::text, c.relname, c.relacl::text, c.relowner, a.attname, a.atttypid,
   a.attnotnull, (select string_agg(pg_get_indexdef(i.indexrelid), ';' order by i.indexrelid)
     from pg_index i where i.indrelid = c.oid),
+  (select string_agg(o.conname, ';' order by o.conname) from pg_constraint o
+    where o.conrelid = c.oid),
   (select string_agg(t.tgname, ';' order by t.tgname) from pg_trigger t where t.tgrelid = c.oid),
   (select string_agg(f.version::text, ';' order by f.version) from asset_sync.migrations f)
 from pg_namespace n left join pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'v')
@@ -273,6 +276,22 @@ def asset(
     """An asset as the settings file would give it."""
     ticker = f"{asset_type.ticker_prefix}{symbol}"
     return Asset(symbol, ticker, asset_type, symbol, level, position, every)
+
+
+def an_hour_ago(db: Connection, symbol: str, ticker: str) -> None:
+    """Give an asset one bar, as if it had last run then: the first sync is long."""
+    now_ms = int(time.time() * 1000)
+    bar = replay.newest(ticker, 0, now_ms - replay.HOUR_MS, now_ms)
+    assert bar is not None
+    database.query(
+        db,
+        """
+        with new as (insert into trading.symbols (symbol) values (%s) returning id)
+        insert into market_data.ohlcv_5m
+        select id, to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s, %s, %s from new
+        """,
+        (symbol, *bar),
+    )
 
 
 def _fresh_database(maintenance_url: str, template: str) -> Iterator[str]:

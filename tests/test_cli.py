@@ -399,6 +399,13 @@ def test_the_status_is_kept_on_no_screen_where_there_is_none(run: Run) -> None:
     assert "--json" in answer.stderr
 
 
+def test_a_terminal_without_our_signs_gets_a_question_mark(run: Run) -> None:
+    answer = run("queue", "status", PYTHONIOENCODING="ascii")
+
+    assert answer.returncode == 0
+    assert "????? slots: 0 used, 5 free" in answer.stdout
+
+
 def test_no_color_is_heeded(run: Run, environ: dict[str, str]) -> None:
     with on_a_terminal({**environ, "NO_COLOR": "1"}, "queue", "status") as terminal:
         assert "\x1b" not in terminal.read_until(None)

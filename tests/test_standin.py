@@ -854,6 +854,12 @@ def test_the_newest_bar_is_spoiled_and_no_other(name: str) -> None:
     assert spoiled[:-1] == right[:-1]
 
 
+NOT_ENTITLED = {
+    "ticker": "X:BTCUSD",
+    "error": "NOT_ENTITLED",
+    "message": "Not entitled to this ticker.",
+}
+
 PRICES: dict[str, Callable[[SnapshotRow], bool]] = {
     "nan": lambda row: (
         math.isnan(row["last_trade"]["price"]) and math.isnan(row["session"]["close"])
@@ -863,6 +869,7 @@ PRICES: dict[str, Callable[[SnapshotRow], bool]] = {
     "high-below-low": lambda row: row["session"]["high"] < row["session"]["low"],
     "future": lambda row: row["last_trade"]["last_updated"] > WEDNESDAY * 1_000_000,
     "other-ticker": lambda row: row["ticker"] == OTHER_TICKER,
+    "not-entitled": lambda row: row == NOT_ENTITLED,
 }
 
 
@@ -897,6 +904,16 @@ def test_an_empty_answer_is_the_api_s_own() -> None:
         document = ask(api, EURO_BARS).document
     assert "results" not in document
     assert document["resultsCount"] == document["queryCount"] == document["count"] == 0
+
+
+def test_only_a_snapshot_has_rows_that_the_plan_does_not_hold() -> None:
+    right, same = bars_with("not-entitled")
+    assert same == right
+
+
+def test_rows_in_a_shape_that_nobody_has_promised() -> None:
+    with standin("starter", "wrong-shape") as api:
+        assert isinstance(json.loads(ask(api, EURO_BARS).body)["results"], dict)
 
 
 def test_json_that_stops_in_the_middle() -> None:
@@ -1015,6 +1032,7 @@ def test_every_fault_is_described_and_has_its_test() -> None:
     elsewhere = {
         "unordered", "duplicate", "other-ticker", "empty", "bad-json", "truncated", "reset",
         "stall", "drip", "huge", "gzip-bomb", "endless-next-url", "foreign-next-url",
+        "not-entitled", "wrong-shape",
     }  # fmt: skip
     assert set(FAULTS) == set(REFUSALS) | set(FIGURES) | elsewhere
     assert all(fault.about for fault in FAULTS.values())

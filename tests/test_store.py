@@ -30,7 +30,7 @@ from asset_sync.store import LastPrice, Symbol
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 NOON_MS = int(NOON.timestamp() * 1000)
 FIVE_MINUTES_MS = 300_000
-LATER = NOON + timedelta(days=365)
+LATER = NOON + timedelta(days=1)
 
 EURUSD = Symbol("EURUSD", "Euro", "forex")
 
@@ -316,6 +316,23 @@ def test_a_bar_never_overwrites_a_newer_quote(db: Connection) -> None:
     assert save_price(db, price(NOON - timedelta(microseconds=1), 2.0, bid=None)) == ()
 
     assert metadata(db)["last_update"] == quote.as_json()
+
+
+def test_a_price_of_the_future_is_one_of_now_and_keeps_no_later_one_out(db: Connection) -> None:
+    far = datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
+
+    [written] = save_price(db, price(far, 2.0))
+
+    [(now,)] = query(db, "select clock_timestamp()")
+    assert timedelta(0) <= now - written.timestamp < timedelta(seconds=9)
+    assert metadata(db)["last_update"] == written.as_json()
+    assert len(save_price(db, price(now, 3.0))) == 1
+
+
+def test_a_price_of_the_future_that_others_wrote_stops_no_price(db: Connection) -> None:
+    set_metadata(db, {"last_update": {"timestamp": "9999-12-31T23:59:00+00:00"}})
+
+    assert save_price(db, price()) == (price(),)
 
 
 def test_each_price_of_an_answer_is_judged_by_itself(db: Connection) -> None:

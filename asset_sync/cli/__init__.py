@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from io import TextIOWrapper
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -57,6 +58,9 @@ def root(
 def main() -> NoReturn:
     """Run the command line; whatever happens, the user gets a sentence and cron an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ● gets a ?
     try:
         app()
     except AssetSyncError as error:

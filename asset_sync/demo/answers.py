@@ -360,7 +360,7 @@ _ROUTES: Sequence[tuple[re.Pattern[str], Endpoint]] = [
             _AGGS + r"/grouped/locale/global/market/(?P<market>fx|crypto)/(?P<date>[^/]+)",
             _grouped_daily,
         ),
-        (r"/v3/snapshot", _snapshot),
+        (faults.SNAPSHOT_PATH, _snapshot),
         (r"/v3/reference/tickers", _ticker_list),
         (r"/v3/reference/tickers/(?P<ticker>[^/]+)", _ticker_details),
         (r"/v1/marketstatus/now", _market_status),

@@ -30,6 +30,8 @@ API_HOST = "https://api.massive.com"
 FOREIGN_HOST = "https://stand-in.invalid"
 """Nobody's host (RFC 6761): a client that sends its key there has been caught."""
 
+SNAPSHOT_PATH = "/v3/snapshot"
+
 JSON, HTML, TEXT = "application/json", "text/html", "text/plain; charset=utf-8"
 
 
@@ -524,6 +526,28 @@ def _other_ticker(_: Call, right: Reply) -> Reply:
 
     named = isinstance(right.body, dict) and "ticker" in right.body
     return _with_last_row(right.with_keys(ticker=OTHER_TICKER) if named else right, spoil)
+
+
+@_fault("not-entitled", applies=lambda call: call.path == SNAPSHOT_PATH)
+def _not_entitled(_: Call, right: Reply) -> Reply:
+    """Say in the last row of a snapshot that the plan does not hold this ticker."""
+
+    def spoil(row: Document) -> None:
+        ticker = row.get("ticker")
+        row.clear()
+        row |= {
+            "ticker": ticker,
+            "error": "NOT_ENTITLED",
+            "message": "Not entitled to this ticker.",
+        }
+
+    return _with_last_row(right, spoil)
+
+
+@_fault("wrong-shape")
+def _wrong_shape(_: Call, right: Reply) -> Reply:
+    """Answer 200, with rows in a shape that nobody has promised."""
+    return right.with_keys(results={"rows": right.rows()})
 
 
 @_fault("empty")

@@ -43,6 +43,8 @@ PLANS: Mapping[str, Plan] = {
 }
 """By the names that the settings file uses."""
 
+Latency: TypeAlias = tuple[float, float] | Callable[[random.Random], float]
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -73,7 +75,7 @@ class StandIn:
         *,
         calls: int | None = None,
         period_seconds: float | None = None,
-        latency: tuple[float, float] = (0.0, 0.0),
+        latency: Latency = (0.0, 0.0),
         faults: Iterable[str] = (),
         port: int = 0,
         key: str = "demo-key",
@@ -83,8 +85,9 @@ class StandIn:
         """Prepare a server; raise StandInError for an unknown plan or fault.
 
         calls, period_seconds: the window; left out, the plan's (5 in 60 s, or 100 in 1 s).
-        latency: seconds, least and most. Each call draws from between them, by a seeded generator;
-            half passes before the arrival is stamped (the request travels), half after it.
+        latency: seconds, least and most, between which each call draws, or a function that draws
+            them from the seeded generator it is handed (a long tail, say). Half passes before the
+            arrival is stamped (the request travels), half after it.
         faults: specs as in `asset_sync.demo.faults`.
         port: 0 takes a free one.
         clock: Unix seconds, decides which bars there are; monotonic: seconds, stamps arrivals.
@@ -185,6 +188,8 @@ class StandIn:
     def draw_latency(self) -> float:
         """Seconds that the next call takes."""
         with self._lock:
+            if callable(self._latency):
+                return self._latency(self._random)
             return self._random.uniform(*self._latency)
 
     def answer(self, target: str, authorization: str | None) -> Reply:

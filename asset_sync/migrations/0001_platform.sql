@@ -1,5 +1,5 @@
 -- The platform's own tables: made where they are missing, taken as they are where they exist.
--- Every statement asks first, because `create … if not exists` wants the right to create even
+-- Every statement asks first, because `create ... if not exists` wants the right to create even
 -- where there is nothing to do, and a role may own its schemas and no more.
 
 do $platform$

@@ -33,7 +33,7 @@ create table asset_sync.runs (
   waited_seconds double precision not null default 0
 );
 create index runs_started_idx on asset_sync.runs (started_at);
-comment on table asset_sync.runs is 'One row per run of `asset-sync sync …`; kept 90 days.';
+comment on table asset_sync.runs is 'One row per run of `asset-sync sync`; kept 90 days.';
 comment on column asset_sync.runs.command is 'priority or queue.';
 comment on column asset_sync.runs.reason_ended is
   'Why the run ended; null while it works, and for ever if it was killed.';

@@ -16,7 +16,7 @@ from asset_sync.polygon._deadline import Deadline, DeadlineAdapter
 from asset_sync.polygon._errors import Unavailable
 from asset_sync.settings import Secret
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_BODY_BYTES = 16 * 1024 * 1024
 """Decoded. The largest honest answer, 50,000 bars, has about 7 MB."""
 
 MAX_RETRY_AFTER_SECONDS = 3600.0

@@ -253,8 +253,11 @@ def _ascending(bars: list[Bar]) -> tuple[Bar, ...]:
 def _quote(row: dict[str, object], ticker: str) -> Quote | Unreadable:
     quote, trade, session = (_part(row, name) for name in ("last_quote", "last_trade", "session"))
     bid, ask = _price(quote.get("bid")), _price(quote.get("ask"))
-    middle = (bid + ask) / 2 if bid is not None and ask is not None else None
+    middle = _middle(bid, ask) if bid is not None and ask is not None else None
     close = _price(session.get("close"))
+    high, low = _price(session.get("high")), _price(session.get("low"))
+    if high is not None and low is not None and high < low:
+        high = low = None
     # The first that has a price, with the time that belongs to it. The order is by directness;
     # crypto has trades, forex has quotes, and a quiet market may have neither.
     for price, source in ((_price(trade.get("price")), trade), (middle, quote), (close, row)):
@@ -266,12 +269,20 @@ def _quote(row: dict[str, object], ticker: str) -> Quote | Unreadable:
                 ask=ask,
                 last_price=price,
                 daily_open=_price(session.get("open")),
-                daily_high=_price(session.get("high")),
-                daily_low=_price(session.get("low")),
+                daily_high=high,
+                daily_low=low,
                 daily_close=close,
                 at=at,
             )
     return _no_price(ticker)
+
+
+def _middle(bid: float, ask: float) -> float:
+    """Return the price between the two, without the digits that only halving adds.
+
+    Halved first: the sum of two finite prices need not be finite.
+    """
+    return float(f"{bid / 2 + ask / 2:.12g}")
 
 
 def _no_price(ticker: str) -> Unreadable:

@@ -1,0 +1,597 @@
+"""Everything that the API can do wrong, and what becomes of item, slot, data and exit code."""
+
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import commandline
+import pytest
+
+import asset_sync
+from asset_sync.database import Connection, Row, query
+from asset_sync.demo import faults, replay
+from asset_sync.demo.faults import FAULTS
+from asset_sync.demo.replay import DAY_MS, HOUR_MS
+from asset_sync.demo.server import StandIn
+
+KEY = "the-key-that-nobody-else-gets"
+TICKERS = {"BTCUSD": "X:BTCUSD", "ETHUSDT": "X:ETHUSDT", "EURUSD": "C:EURUSD"}
+SYMBOLS = list(TICKERS)  # in the order in which they are served
+
+FILE = """
+[provider]
+plan = "{plan}"
+connect_timeout_seconds = 0.3
+read_timeout_seconds = {read}
+call_timeout_seconds = {call}
+
+[rate_limit]
+calls = {calls}
+period_seconds = {period}
+"""
+ASSET = """
+[[secondary_assets]]
+symbol = "{}"
+polygon_ticker = "{}"
+asset_type = "{}"
+"""
+
+
+@dataclass(slots=True)
+class Host:
+    """A machine with three assets, last synced some hours ago: a call brings some thirty bars."""
+
+    directory: Path
+    environ: dict[str, str]
+    db: Connection
+    seeded: dict[str, int]
+
+    def file(
+        self,
+        *symbols: str,
+        plan: str = "free",
+        calls: int = 10,
+        period: float = 60,
+        read: float = 5,
+        call: float = 10,
+    ) -> None:
+        text = FILE.format(plan=plan, calls=calls, period=period, read=read, call=call)
+        for symbol in symbols or SYMBOLS:
+            kind = "forex" if symbol == "EURUSD" else "crypto"
+            text += ASSET.format(symbol, TICKERS[symbol], kind)
+        (self.directory / "assets.toml").write_text(text)
+
+    def sync(self, *arguments: str, **environ: str) -> commandline.Told:
+        told = commandline.asset_sync(
+            "sync", "queue", *arguments, environ=self.environ | environ, directory=self.directory
+        )
+        assert KEY not in told.out + told.err
+        assert "Traceback" not in told.err
+        return told
+
+    def report(self, *arguments: str, **environ: str) -> tuple[int, dict[str, Any]]:
+        told = self.sync("--json", *arguments, **environ)
+        return told.code, json.loads(told.out)
+
+    def an_hour_later(self) -> None:
+        """Everything is due again, every delay and every window is over."""
+        query(
+            self.db,
+            """
+            update asset_sync.queue set last_success_at = last_success_at - interval '1 h',
+              last_attempt_at = last_attempt_at - interval '1 h',
+              available_at = available_at - interval '1 h';
+            update asset_sync.slots set ended_at = ended_at - interval '1 h';
+            update asset_sync.limiter set blocked_until = blocked_until - interval '1 h'
+            """,
+        )
+
+    def items(self, feed: str = "bars") -> dict[str, Row]:
+        rows = query(
+            self.db,
+            "select symbol, state, attempts, level from asset_sync.queue where feed = %s",
+            (feed,),
+        )
+        return {symbol: tuple(rest) for symbol, *rest in rows}
+
+    def outcomes(self) -> list[str]:
+        rows = query(self.db, "select outcome from asset_sync.calls order by id")
+        return [outcome for (outcome,) in rows]
+
+    def price(self, symbol: str) -> dict[str, Any]:
+        [(update,)] = query(
+            self.db,
+            "select metadata -> 'last_update' from trading.symbols where symbol = %s",
+            (symbol,),
+        )
+        return dict(update or {})
+
+    def statuses(self) -> dict[str, str]:
+        rows = query(
+            self.db,
+            """
+            select symbol, sync_status from data_sources.data_sync_status t
+            join trading.symbols s on s.id = t.ticker_id
+            """,
+        )
+        return dict(rows)
+
+    def bars(self, symbol: str) -> list[Row]:
+        return query(
+            self.db,
+            """
+            select (extract(epoch from ts) * 1000)::bigint, open, high, low, close, volume, vwap,
+              trades
+            from market_data.ohlcv_5m b join trading.symbols s on s.id = b.ticker_id
+            where symbol = %s order by ts
+            """,
+            (symbol,),
+        )
+
+    def assert_in_order(self) -> None:
+        """Nobody holds anything, and what is stored is true, whole and fits together."""
+        [(held, in_flight, open_runs)] = query(
+            self.db,
+            """
+            select (select count(*) from asset_sync.queue where state = 'leased'),
+              (select count(token) from asset_sync.slots),
+              (select count(*) from asset_sync.runs where reason_ended is null)
+            """,
+        )
+        assert (held, in_flight, open_runs) == (0, 0, 0)
+        [(stamped, slots)] = query(
+            self.db,
+            "select count(*) filter (where ended_at > '-infinity'), count(*) from asset_sync.slots",
+        )
+        assert stamped == min(len(self.outcomes()), slots)
+        for symbol, since in self.seeded.items():
+            stored = self.bars(symbol)
+            now_ms = int(time.time() * 1000)
+            first, last = stored[0][0], stored[-1][0]
+            assert first <= since
+            assert stored == replay.bars(TICKERS[symbol], first, last, now_ms)
+            price = self.price(symbol)
+            if price and price["bid"] is None and self.items("snapshot") == {}:
+                assert price["last_price"] == price["daily_close"] == stored[-1][4]
+
+
+@pytest.fixture
+def api() -> Iterator[StandIn]:
+    """The stand-in never refuses for its own reasons; the faults are what is tried here."""
+    with StandIn("starter", calls=1000, key=KEY) as server:
+        yield server
+
+
+@pytest.fixture
+def host(tmp_path: Path, url: str, db: Connection, api: StandIn) -> Host:
+    environ = {
+        "HOME": str(tmp_path),
+        "POLYGON_API_KEY": KEY,
+        "POLYGON_BASE_URL": api.base_url,
+        "DATABASE_URL": url,
+    }
+    now_ms = int(time.time() * 1000)
+    seeded = {}
+    for symbol, ticker in TICKERS.items():
+        bar = replay.newest(ticker, now_ms - 7 * DAY_MS, now_ms - 2 * HOUR_MS, now_ms)
+        assert bar is not None
+        seeded[symbol] = bar.start_ms
+        query(
+            db,
+            """
+            with new as (
+              insert into trading.symbols (symbol, name, asset_type) values (%s, '', '')
+              returning id
+            )
+            insert into market_data.ohlcv_5m
+            select id, to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s, %s, %s from new
+            """,
+            (symbol, *bar),
+        )
+    machine = Host(tmp_path, environ, db, seeded)
+    machine.file()
+    return machine
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+FRESH = ("idle", 0, "medium")
+BACK = ("waiting", 0, "medium")
+COUNTED = ("waiting", 1, "low")
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a run in which every call meets the fault."""
+
+    code: int
+    reason: str
+    item: Row
+    """Of the asset that was asked for first."""
+    outcomes: list[str]
+    status: str | None = None
+    read_seconds: float = 5
+    call_seconds: float = 10
+    seconds: float = 30
+
+
+UNANSWERED = Fate(1, "provider_unavailable", BACK, ["unavailable"] * 3)
+REFUSED_429 = Fate(0, "budget_used_up", BACK, ["rate_limited"], seconds=0.9)
+UNREADABLE = Fate(1, "done", COUNTED, ["unreadable"] * 3)
+HARMLESS = Fate(0, "done", FRESH, ["ok"] * 3, "success")
+
+FATES = {
+    "rate-limit": REFUSED_429,
+    "rate-limit-empty": REFUSED_429,
+    "rate-limit-retry-after": REFUSED_429,
+    "key-revoked": Fate(4, "key_refused", BACK, ["key_refused"]),
+    "forbidden": Fate(4, "plan_refused", BACK, ["feed_denied"]),
+    "not-found": Fate(1, "done", COUNTED, ["ticker_unknown"] * 3),
+    "server-error": UNANSWERED,
+    "bad-gateway": UNANSWERED,
+    "html": UNANSWERED,
+    "redirect": UNANSWERED,
+    "bad-json": UNANSWERED,
+    "truncated": UNANSWERED,
+    "reset": UNANSWERED,
+    "stall": replace(UNANSWERED, read_seconds=0.3),
+    "drip": replace(UNANSWERED, call_seconds=0.4),
+    "huge": UNANSWERED,
+    "gzip-bomb": UNANSWERED,
+    "wrong-shape": UNREADABLE,
+    "other-ticker": UNREADABLE,
+    **dict.fromkeys(
+        ("nan", "infinity", "negative", "high-below-low", "future"),
+        HARMLESS,  # but for the one bar
+    ),
+    "unordered": HARMLESS,
+    "duplicate": HARMLESS,
+    "empty": HARMLESS,
+    # Asked for anew from the last bar on, until no more comes; never followed.
+    "endless-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
+    "foreign-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
+}
+ON_THEIR_OWN = {"today", "timeframe", "not-entitled"}
+"""Those whose fate depends on the time of the day, and the one that only snapshots have."""
+
+
+def test_every_fault_of_the_stand_in_has_its_fate() -> None:
+    assert set(FATES) | ON_THEIR_OWN == set(FAULTS)
+
+
+@pytest.mark.parametrize("fault", FATES)
+def test_what_becomes_of_item_slot_data_and_exit_code(host: Host, api: StandIn, fault: str) -> None:
+    fate = FATES[fault]
+    host.file(read=fate.read_seconds, call=fate.call_seconds)
+    api.set_faults([fault])
+
+    began = time.monotonic()
+    code, told = host.report("--max-runtime", str(fate.seconds))
+
+    assert (code, told["reason_ended"]) == (fate.code, fate.reason)
+    assert time.monotonic() - began < 6
+    assert host.outcomes() == fate.outcomes
+    assert len(api.log) == told["api_calls_used"] == len(fate.outcomes)
+    assert host.items()["BTCUSD"] == fate.item
+    assert host.statuses().get("BTCUSD") == ("error" if fate.item == COUNTED else fate.status)
+    if fate.status is None:
+        assert [len(host.bars(symbol)) for symbol in SYMBOLS] == [1, 1, 1]
+    host.assert_in_order()
+    # And once it is over, all is as if nothing had been.
+    api.set_faults([])
+    host.an_hour_later()
+    assert host.report()[0] == 0
+    assert set(host.items().values()) == {FRESH} or fate.item == COUNTED
+    assert set(host.statuses().values()) == {"success"}
+    assert all(host.price(symbol)["last_price"] == host.bars(symbol)[-1][4] for symbol in SYMBOLS)
+    host.assert_in_order()
+
+
+def test_a_key_that_may_not_see_today_gets_yesterday_and_the_run_is_well(
+    host: Host, api: StandIn
+) -> None:
+    api.set_faults(["today"])
+    code, told = host.report()
+    assert (code, told["updated"]) == (0, SYMBOLS)
+    assert host.outcomes()[0] == "today_denied"
+    assert set(host.items().values()) == {FRESH}
+
+
+def test_a_key_that_is_revoked_in_the_middle_of_a_run_ends_it_and_what_came_before_stays(
+    host: Host, api: StandIn
+) -> None:
+    api.set_faults(["key-revoked@X:ETHUSDT"])
+    code, told = host.report()
+    assert (code, told["reason_ended"], told["updated"]) == (4, "key_refused", ["BTCUSD"])
+    assert host.items() == {"BTCUSD": FRESH, "ETHUSDT": BACK, "EURUSD": BACK}
+    host.assert_in_order()
+
+
+# --- no connection ------------------------------------------------------------------------------
+
+
+@contextmanager
+def nobody_accepts() -> Iterator[str]:
+    """Give a port that takes no connection and refuses none: its queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        waiting = []
+        for _ in range(3):
+            client = socket.socket()
+            client.setblocking(False)  # noqa: FBT003
+            with suppress(BlockingIOError):
+                client.connect(server.getsockname())
+            waiting.append(client)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        for client in waiting:
+            client.close()
+
+
+@contextmanager
+def nobody_listens() -> Iterator[str]:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("nowhere", "why"),
+    [(nobody_listens, "Connection refused"), (nobody_accepts, "did not accept the connection")],
+)
+def test_an_api_that_cannot_be_reached_is_tried_three_times_and_left_to_the_next_run(
+    host: Host, nowhere: Callable[[], AbstractContextManager[str]], why: str
+) -> None:
+    with nowhere() as address:
+        began = time.monotonic()
+        told = host.sync(POLYGON_BASE_URL=address)
+    assert time.monotonic() - began < 5
+    assert told.code == 1
+    assert why in told.err
+    assert host.outcomes() == ["unavailable"] * 3
+    assert set(host.items().values()) == {BACK}
+    host.assert_in_order()
+
+
+# --- somewhere else -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["redirect", "foreign-next-url"])
+def test_no_other_host_is_ever_spoken_to(
+    host: Host, api: StandIn, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        elsewhere = f"http://127.0.0.1:{other.getsockname()[1]}"
+        monkeypatch.setattr(faults, "FOREIGN_HOST", elsewhere)
+        api.set_faults([fault])
+        host.report()
+        other.setblocking(False)  # noqa: FBT003
+        with pytest.raises(BlockingIOError):
+            other.accept()
+    assert len(api.log) >= 3
+
+
+SELF_SIGNED = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgwaBURXOxyByUhVwT
+BIY+HtfvBBLtzWG0STvPn3U1ERKhRANCAATGuvWGoZQmQif97aXLs4BvHu6Ix5TJ
+nG2D3WGXj6J3EldIxQ6+tfybnGIZkCKtgFTU8RkNgYd7JWlzKQWfsnB7
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBljCCATugAwIBAgIUISm5Av3VpqQxnbF3J0Oa8a/HfjowCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMDA4MzgwM1oYDzIxMjYxMDI3
+MDgzODAzWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAATGuvWGoZQmQif97aXLs4BvHu6Ix5TJnG2D3WGXj6J3EldIxQ6+tfyb
+nGIZkCKtgFTU8RkNgYd7JWlzKQWfsnB7o2kwZzAdBgNVHQ4EFgQUv8pBVnUMycre
+4U9o3wKvk6Zu2QEwHwYDVR0jBBgwFoAUv8pBVnUMycre4U9o3wKvk6Zu2QEwDwYD
+VR0TAQH/BAUwAwEB/zAUBgNVHREEDTALgglsb2NhbGhvc3QwCgYIKoZIzj0EAwID
+SQAwRgIhAMc3OMxilr173+7wdfJe92p2irr2m9FfaJz3dVUCWWOdAiEAo1ejPKqF
+DXc9rqbb3KxQao6yo8a3AQzmdm0nGGKZuxo=
+-----END CERTIFICATE-----
+"""
+SELF_SIGNED_ELSEWHERE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgdbznT02M5M/KLKx3
+CLw2KDpmYzBf8o2kqfRjyqzxh3OhRANCAATj1uA9yrSGotXiQvK3ihUoTSIXAw5n
+SeE0P/0GxdCoUrdbkie4LpQ7N2qx2+gymVSdxYYxHy3rOZMADq7XiNny
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBpDCCAUqgAwIBAgIUFtc+QPkFG211tkj/Es47C6MjwWgwCgYIKoZIzj0EAwIw
+GTEXMBUGA1UEAwwOZWxzZXdoZXJlLnRlc3QwIBcNMjYxMTIwMDgzODAzWhgPMjEy
+NjEwMjcwODM4MDNaMBkxFzAVBgNVBAMMDmVsc2V3aGVyZS50ZXN0MFkwEwYHKoZI
+zj0CAQYIKoZIzj0DAQcDQgAE49bgPcq0hqLV4kLyt4oVKE0iFwMOZ0nhND/9BsXQ
+qFK3W5InuC6UOzdqsdvoMplUncWGMR8t6zmTAA6u14jZ8qNuMGwwHQYDVR0OBBYE
+FJSiKD/tV2//mX0KP/ul80fhqhTzMB8GA1UdIwQYMBaAFJSiKD/tV2//mX0KP/ul
+80fhqhTzMA8GA1UdEwEB/wQFMAMBAf8wGQYDVR0RBBIwEIIOZWxzZXdoZXJlLnRl
+c3QwCgYIKoZIzj0EAwIDSAAwRQIgdvlu4FxY04MFFO1N/5hbcf3yc0NYgRqkThif
+uH8dLtQCIQCYUQafyLRfsB9cx+AOlJx/zUIzxXkVi3zQn02U2mBJuQ==
+-----END CERTIFICATE-----
+"""
+"""Keys of nothing, each with the certificate that it signed itself: localhost, elsewhere.test."""
+
+
+NO_NEWS = b"""HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 32\r\n\r\n\
+{"status":"OK","resultsCount":0}"""
+
+
+@contextmanager
+def over_tls(directory: Path, pem: str) -> Iterator[tuple[str, Path, list[bytes]]]:
+    """Give an address that speaks TLS, its certificate, and what it was sent."""
+    certificate = directory / "certificate.pem"
+    certificate.write_text(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    heard: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            with suppress(OSError):  # a client that does not trust us leaves
+                client, _ = server.accept()
+                with client, context.wrap_socket(client, server_side=True) as line:
+                    heard.append(line.recv(65536))
+                    line.sendall(NO_NEWS)
+            if server.fileno() < 0:
+                return
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"https://localhost:{server.getsockname()[1]}", certificate, heard
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("pem", "trusted"),
+    [(SELF_SIGNED, False), (SELF_SIGNED_ELSEWHERE, True)],
+    ids=["unknown", "other name"],
+)
+def test_a_certificate_that_is_not_to_be_trusted_gets_no_key(
+    host: Host, pem: str, *, trusted: bool
+) -> None:
+    with over_tls(host.directory, pem) as (address, certificate, heard):
+        bundle = {"REQUESTS_CA_BUNDLE": str(certificate)} if trusted else {}
+        told = host.sync(POLYGON_BASE_URL=address, **bundle)
+    assert told.code == 1
+    assert "no TLS connection that can be trusted" in told.err
+    assert heard == []
+    assert set(host.items().values()) == {BACK}
+    host.assert_in_order()
+
+
+def test_a_certificate_that_the_user_trusts_is_good(host: Host) -> None:
+    with over_tls(host.directory, SELF_SIGNED) as (address, certificate, heard):
+        code, told = host.report(POLYGON_BASE_URL=address, REQUESTS_CA_BUNDLE=str(certificate))
+    assert (code, told["updated"]) == (0, SYMBOLS)
+    assert all(f"Bearer {KEY}".encode() in request for request in heard)
+
+
+# --- snapshots ----------------------------------------------------------------------------------
+
+
+SNAPSHOT_FATES = {
+    # What becomes of the snapshot's items when its call meets the fault: the last one, the others,
+    # how it is recorded, and for whom snapshots are not asked again for a day.
+    "not-entitled": (("idle", 0, "medium"), FRESH, "ok", ["EURUSD"]),
+    "nan": (COUNTED, FRESH, "ok", []),
+    "infinity": (COUNTED, FRESH, "ok", []),
+    "negative": (COUNTED, FRESH, "ok", []),
+    "other-ticker": (COUNTED, FRESH, "ok", []),
+    "high-below-low": (FRESH, FRESH, "ok", []),
+    "future": (FRESH, FRESH, "ok", []),
+    "unordered": (FRESH, FRESH, "ok", []),
+    "duplicate": (FRESH, FRESH, "ok", []),
+    "empty": (COUNTED, COUNTED, "ok", []),
+    "wrong-shape": (FRESH, FRESH, "unreadable", SYMBOLS),
+    "not-found": (FRESH, FRESH, "ticker_unknown", SYMBOLS),
+    "forbidden": (FRESH, FRESH, "feed_denied", [""]),
+    "server-error": (BACK, BACK, "unavailable", []),
+    "truncated": (BACK, BACK, "unavailable", []),
+}
+
+
+@pytest.mark.parametrize("fault", SNAPSHOT_FATES)
+def test_whatever_a_snapshot_brings_each_asset_has_a_price_at_the_end_of_the_run(
+    host: Host, api: StandIn, fault: str
+) -> None:
+    last, others, outcome, denied = SNAPSHOT_FATES[fault]
+    host.file(plan="starter", period=1)
+    api.set_faults([f"{fault}:1"])
+
+    code, told = host.report("--max-runtime", "10")
+
+    assert (code, sorted(told["updated"]), told["failed"]) == (0, SYMBOLS, [])
+    snapshots = host.items("snapshot")
+    assert (snapshots["EURUSD"], snapshots["BTCUSD"], snapshots["ETHUSDT"]) == (
+        last,
+        others,
+        others,
+    )
+    assert host.outcomes()[0] == outcome
+    denials = query(host.db, "select symbol from asset_sync.denials order by symbol")
+    assert [symbol for (symbol,) in denials] == denied
+    for symbol in SYMBOLS:
+        price = host.price(symbol)
+        figures = [price[f"daily_{name}"] for name in ("low", "high")]
+        assert price["last_price"] > 0
+        assert None in figures or figures[0] <= figures[1]
+        assert set(host.statuses().values()) == {"success"}
+    host.assert_in_order()
+    # The next call asks for none that was denied.
+    api.set_faults([])
+    host.an_hour_later()
+    made = len(api.log)
+    assert host.report("--max-runtime", "10")[0] == 0
+    asked = {
+        t
+        for call in api.log[made:]
+        if "/v3/" in call.method_path
+        for t in (call.ticker or "").split(",")
+    }
+    assert asked == ({TICKERS[s] for s in SYMBOLS if s not in denied} if denied != [""] else set())
+
+
+def test_a_quote_of_the_future_does_not_keep_out_the_next(host: Host, api: StandIn) -> None:
+    host.file("BTCUSD", plan="starter", period=1)
+    api.set_faults(["future:1"])
+    host.report("--max-runtime", "10")
+    [(now, stamp)] = query(
+        host.db,
+        """
+        select clock_timestamp(), (metadata -> 'last_update' ->> 'timestamp')::timestamptz
+        from trading.symbols where symbol = 'BTCUSD'
+        """,
+    )
+    assert stamp <= now
+    query(host.db, "update trading.symbols set updated_at = '2000-01-01'")
+    api.set_faults([])
+    host.an_hour_later()
+    host.report("--max-runtime", "10")
+    [(written,)] = query(
+        host.db, "select updated_at > '2000-01-02' from trading.symbols where symbol = 'BTCUSD'"
+    )
+    assert written
+
+
+# --- everybody at once --------------------------------------------------------------------------
+
+
+def test_when_all_processes_meet_a_429_at_once_they_all_wait_and_lose_nothing(
+    host: Host, api: StandIn
+) -> None:
+    host.file(calls=3, period=1.5)
+    api.set_faults(["rate-limit:3"])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "asset_sync", "sync", "queue", "--json"],
+            env=host.environ
+            | {"PYTHONPATH": str(Path(asset_sync.__file__).parents[1]), "PATH": os.environ["PATH"]},
+            cwd=host.directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    ended = [(*process.communicate(timeout=30), process.returncode) for process in started]
+
+    assert [code for _, _, code in ended] == [0] * 3, ended
+    updated = [symbol for out, _, _ in ended for symbol in json.loads(out)["updated"]]
+    assert sorted(updated) == SYMBOLS
+    assert host.items() == dict.fromkeys(SYMBOLS, FRESH)
+    arrivals = [call.at_seconds for call in api.log]
+    for refused in (call.at_seconds for call in api.log if call.status == 429):
+        # Only what was under way already still comes.
+        assert not [at for at in arrivals if refused + 1 < at < refused + 1.5]
+    assert len(api.log) == len(host.outcomes()) <= 6
+    host.assert_in_order()

@@ -1,0 +1,395 @@
+"""The host's clock decides nothing, nor does any time zone: time is the database's, in UTC."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import commandline
+import pytest
+
+import asset_sync
+from asset_sync import database, store
+from asset_sync.database import Connection, query
+from asset_sync.demo import replay
+from asset_sync.demo.replay import HOUR_MS
+from asset_sync.demo.server import StandIn
+from asset_sync.polygon import Bar
+from asset_sync.settings import Secret
+
+PACKAGE = Path(asset_sync.__file__).parent
+FILE = """
+[rate_limit]
+calls = 5
+period_seconds = 1.5
+[[priority_assets]]
+symbol = "BTCUSD"
+polygon_ticker = "X:BTCUSD"
+asset_type = "crypto"
+[[secondary_assets]]
+symbol = "ETHUSDT"
+polygon_ticker = "X:ETHUSDT"
+asset_type = "crypto"
+"""
+TICKERS = {"BTCUSD": "X:BTCUSD", "ETHUSDT": "X:ETHUSDT"}
+
+
+@dataclass(slots=True)
+class Host:
+    directory: Path
+    environ: dict[str, str]
+    db: Connection
+    api: StandIn
+
+    def assert_all_is_as_with_any_other_clock(self, began: datetime) -> None:
+        """What is stored is of now by the database's clock, and the bars are those of now."""
+        [(now, *stamps)] = query(
+            self.db,
+            """
+            select clock_timestamp(), (select min(started_at) from asset_sync.runs),
+              (select min(at) from asset_sync.calls),
+              (select min(last_success_at) from asset_sync.queue),
+              (select min(ended_at) from asset_sync.slots where ended_at > '-infinity'),
+              (select min(last_sync_timestamp) from data_sources.data_sync_status),
+              (select min(updated_at) from data_sources.data_sync_status),
+              (select min((metadata -> 'last_update' ->> 'timestamp')::timestamptz)
+               from trading.symbols)
+            """,
+        )
+        for stamp in stamps[:-1]:
+            assert began <= stamp <= now
+        assert 0 <= (now - stamps[-1]).total_seconds() < 310
+        [(reserved,)] = query(
+            self.db,
+            "select extract(epoch from reserved_at - clock_timestamp())::float8 "
+            "from asset_sync.limiter",
+        )
+        assert 270 < reserved < 301
+        assert query(self.db, "select state from asset_sync.queue") == [("idle",)] * 2
+        now_ms = int(time.time() * 1000)
+        for symbol, ticker in TICKERS.items():
+            stored = query(
+                self.db,
+                """
+                select (extract(epoch from ts) * 1000)::bigint, open, high, low, close, volume,
+                  vwap, trades
+                from market_data.ohlcv_5m b join trading.symbols s on s.id = b.ticker_id
+                where symbol = %s order by ts
+                """,
+                (symbol,),
+            )
+            assert stored == replay.bars(ticker, stored[0][0], stored[-1][0], now_ms)
+            assert now_ms - stored[-1][0] < 310_000
+        for call in self.api.log:
+            start_ms, end_ms = (int(p) for p in call.method_path.split("?")[0].split("/")[-2:])
+            assert abs(now_ms - end_ms) < 30_000
+            assert 2 * HOUR_MS < now_ms - start_ms < 3 * HOUR_MS
+
+
+@pytest.fixture
+def host(tmp_path: Path, url: str, db: Connection) -> Iterator[Host]:
+    (tmp_path / "assets.toml").write_text(FILE)
+    now_ms = int(time.time() * 1000)
+    for symbol, ticker in TICKERS.items():
+        bar = replay.newest(ticker, now_ms - 3 * HOUR_MS, now_ms - 2 * HOUR_MS, now_ms)
+        assert bar is not None
+        query(
+            db,
+            """
+            with new as (
+              insert into trading.symbols (symbol, name, asset_type) values (%s, '', '')
+              returning id
+            )
+            insert into market_data.ohlcv_5m
+            select id, to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s, %s, %s from new
+            """,
+            (symbol, *bar),
+        )
+    with StandIn("free", calls=5, period_seconds=1.5) as api:
+        environ = {
+            "HOME": str(tmp_path),
+            "POLYGON_API_KEY": api.key,
+            "POLYGON_BASE_URL": api.base_url,
+            "DATABASE_URL": url,
+        }
+        yield Host(tmp_path, environ, db, api)
+
+
+# --- the source ---------------------------------------------------------------------------------
+
+WALL_CLOCK = {
+    ("time", "time"),
+    ("time", "time_ns"),
+    ("time", "localtime"),
+    ("time", "gmtime"),
+    ("time", "ctime"),
+    ("time", "strftime"),
+    ("time", "clock_gettime"),
+    ("datetime", "now"),
+    ("datetime", "utcnow"),
+    ("datetime", "today"),
+    ("date", "today"),
+}
+
+
+def uses_of_the_wall_clock(file: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute):
+            owner = node.value
+            name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+            if (name, node.attr) in WALL_CLOCK:
+                found.append(f"{file.name}:{node.lineno} {name}.{node.attr}")
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            found += [
+                f"{file.name}:{node.lineno} {alias.name}"
+                for alias in node.names
+                if ("time", alias.name) in WALL_CLOCK
+            ]
+    return found
+
+
+def test_no_room_but_the_demo_asks_the_host_what_time_it_is() -> None:
+    files = [file for file in PACKAGE.rglob("*.py") if PACKAGE / "demo" not in file.parents]
+    assert len(files) > 30
+    uses = [use for file in files for use in uses_of_the_wall_clock(file)]
+    # The doctor compares the host's clock with the database's, and that is all it does with it.
+    assert [use for use in uses if not use.startswith("doctor.py")] == []
+    assert len(uses) <= 1
+
+
+def test_that_is_found_where_it_stands() -> None:
+    assert uses_of_the_wall_clock(PACKAGE / "demo" / "trial.py")
+
+
+# --- the host's clock ---------------------------------------------------------------------------
+
+LIBRARY = next((str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+pretended = pytest.mark.skipif(
+    LIBRARY is None or shutil.which("faketime") is None,
+    reason="needs libfaketime (apt-get install faketime) to give a process another clock",
+)
+
+
+# libfaketime does not know the way in which Python sleeps from 3.11 on (EINVAL).
+SCRIPT = """
+import select, time
+time.sleep = lambda seconds: select.select([], [], [], seconds) and None
+from asset_sync.cli import main
+main()
+"""
+
+
+def run_under(host: Host, lane: str, **faked: str) -> None:
+    """Run as on a host whose clock is another; the database and the API keep the right one."""
+    assert LIBRARY is not None
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "sync", lane],
+        env=host.environ
+        | {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(PACKAGE.parent),
+            "LD_PRELOAD": LIBRARY,
+            # As on any host: setting the clock moves no monotonic one.
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            **faked,
+        },
+        cwd=host.directory,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 updated" in done.stdout
+
+
+@pretended
+def test_the_pretended_clock_is_what_python_sees() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "import time; print(time.time())"],
+        env={"LD_PRELOAD": str(LIBRARY), "FAKETIME": "+3600"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 3500 < float(shown.stdout) - time.time() < 3700
+
+
+@pretended
+@pytest.mark.parametrize("offset", ["-3600", "+3600", "-9000d"])
+def test_a_host_whose_clock_is_off_brings_the_same(host: Host, offset: str) -> None:
+    began = datetime.now(UTC)
+    run_under(host, "priority", FAKETIME=offset)
+    run_under(host, "queue", FAKETIME=offset)
+    host.assert_all_is_as_with_any_other_clock(began)
+
+
+@contextmanager
+def jumping(file: Path) -> Iterator[None]:
+    """Set the clock an hour forth and an hour back, thirty times a second."""
+    ended = threading.Event()
+
+    def jump() -> None:
+        while not ended.is_set():
+            for offset in ("+3600", "-3600"):
+                fresh = file.with_suffix(".new")
+                fresh.write_text(offset)
+                fresh.rename(file)
+                ended.wait(0.03)
+
+    file.write_text("+0")
+    thread = threading.Thread(target=jump)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pretended
+def test_a_clock_that_jumps_in_the_middle_of_a_run_brings_the_same(host: Host) -> None:
+    began = datetime.now(UTC)
+    file = host.directory / "clock"
+    with jumping(file):
+        for lane in ("priority", "queue"):
+            run_under(host, lane, FAKETIME_TIMESTAMP_FILE=str(file), FAKETIME_NO_CACHE="1")
+    host.assert_all_is_as_with_any_other_clock(began)
+
+
+@pretended
+def test_hosts_whose_clocks_differ_share_one_budget(host: Host) -> None:
+    query(host.db, "update asset_sync.limiter set reserved_calls = 0")
+    text = FILE + "".join(
+        f'[[secondary_assets]]\nsymbol = "ETH{n}"\npolygon_ticker = "X:ETHUSDT"\n'
+        'asset_type = "crypto"\n'
+        for n in range(7)
+    )
+    (host.directory / "assets.toml").write_text(
+        text.replace("[rate_limit]", "[rate_limit]\nhold_for_priority = false")
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, "sync", "queue", "-q"],
+            env=host.environ
+            | {
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(PACKAGE.parent),
+                "LD_PRELOAD": str(LIBRARY),
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+                "FAKETIME": offset,
+            },
+            cwd=host.directory,
+        )
+        for offset in ("-3600", "+3600")
+    ]
+    assert [process.wait(timeout=30) for process in started] == [0, 0]
+    assert len(host.api.log) == 8
+    assert host.api.refused == 0
+    assert host.api.most_in_a_window() == 5
+
+
+# --- time zones ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def zone(request: pytest.FixtureRequest, host: Host, url: str) -> Iterator[dict[str, str]]:
+    """Set the time zone somewhere; return what the environment has for it."""
+    where, name = request.param
+    before = os.environ.get("TZ")
+    if where == "TZ":
+        os.environ["TZ"] = name
+        time.tzset()
+        yield {"TZ": name}
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
+    elif where == "PGTZ":
+        yield {"PGTZ": name}
+    else:
+        [(database, role)] = query(host.db, "select current_database(), current_user")
+        target = f'database "{database}"' if where == "database" else f'role "{role}"'
+        query(host.db, f"alter {target} set timezone = '{name}'")
+        yield {}
+        query(host.db, f"alter {target} reset timezone")
+
+
+@pytest.mark.parametrize(
+    "zone",
+    [
+        ("TZ", "America/St_Johns"),
+        ("PGTZ", "Pacific/Kiritimati"),
+        ("database", "America/St_Johns"),
+        ("role", "Pacific/Kiritimati"),
+    ],
+    indirect=True,
+    ids="-".join,
+)
+def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None:
+    began = datetime.now(UTC)
+    for lane in ("priority", "queue"):
+        told = commandline.asset_sync(
+            "sync", lane, environ=host.environ | zone, directory=host.directory
+        )
+        assert (told.code, told.out.split(",")[0]) == (0, f"{lane}: 1 updated")
+    host.assert_all_is_as_with_any_other_clock(began)
+    told = commandline.asset_sync(
+        "queue", "status", "--json", environ=host.environ | zone, directory=host.directory
+    )
+    assert '+00:00"' in told.out
+    # Five minutes later, and not before, all of it is due again.
+    for minutes, due in ((4, 0), (1, 1)):
+        query(
+            host.db,
+            """
+            update asset_sync.queue
+            set last_success_at = last_success_at - make_interval(mins => %s)
+            """,
+            (minutes,),
+        )
+        planned = commandline.asset_sync(
+            "sync", "queue", "--dry-run", environ=host.environ | zone, directory=host.directory
+        )
+        assert planned.out.count("GET /v2/") == due
+
+
+@pytest.mark.parametrize(
+    "zone",
+    [
+        (where, name)
+        for where in ("TZ", "PGTZ", "database")
+        for name in ("Pacific/Kiritimati", "America/St_Johns")
+    ],
+    indirect=True,
+    ids="-".join,
+)
+def test_in_any_time_zone_the_day_begins_at_midnight_utc(
+    host: Host, zone: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in zone.items():
+        monkeypatch.setenv(name, value)
+    midnight = datetime(2026, 3, 2, tzinfo=UTC)
+    at_ms = int(midnight.timestamp() * 1000)
+    before, after = (
+        Bar(at_ms + minutes * 60_000, price, price, price, price, 1, None, None)
+        for minutes, price in ((-5, 9.0), (5, 2.0))
+    )
+    with (
+        database.session(Secret(host.environ["DATABASE_URL"])) as db,
+        database.transaction(db) as cursor,
+    ):
+        store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
+        store.save_bars(cursor, "EURUSD", [before, after])
+        price = store.price_of_last_bar(cursor, "EURUSD", after, midnight)
+    assert (price.daily_open, price.daily_high, price.daily_low) == (2.0, 2.0, 2.0)

@@ -1,0 +1,192 @@
+"""A role that may only run syncs, made with the SQL that the README gives."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import commandline
+import psycopg2
+import pytest
+from psycopg2.extensions import make_dsn
+
+from asset_sync.database import Connection, query
+from asset_sync.demo.server import StandIn
+
+README = Path(__file__).parents[1] / "README.md"
+ROLE = f"asset_sync_test_syncer_{os.getpid()}"
+PASSWORD = "made-up"
+FILE = """
+rate_limit.calls = 1000
+[[priority_assets]]
+symbol = "BTCUSD"
+polygon_ticker = "X:BTCUSD"
+asset_type = "crypto"
+[[secondary_assets]]
+symbol = "ETHUSDT"
+polygon_ticker = "X:ETHUSDT"
+asset_type = "crypto"
+"""
+
+
+def readme_sql() -> list[str]:
+    """Return the statements under the heading, for a role of the tests' own."""
+    [section] = re.findall(r"^## Rights\n(.*?)^## ", README.read_text(), re.DOTALL | re.MULTILINE)
+    [block] = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
+    return [one.replace("syncer", ROLE) for one in block.split(";") if one.strip()]
+
+
+@dataclass(slots=True)
+class Syncer:
+    directory: Path
+    environ: dict[str, str]
+    url: str
+    admin: Connection
+
+    def tell(self, *arguments: str, **environ: str) -> commandline.Told:
+        return commandline.asset_sync(
+            *arguments, environ=self.environ | environ, directory=self.directory
+        )
+
+
+@pytest.fixture
+def syncer(url: str, db: Connection, tmp_path: Path) -> Iterator[Syncer]:
+    [(allowed,)] = query(
+        db, "select rolsuper or rolcreaterole from pg_roles where rolname = current_user"
+    )
+    if not allowed:
+        pytest.skip("the role of TEST_DATABASE_URL may not create roles")
+    for statement in readme_sql():
+        query(db, statement)
+    query(db, f"alter role {ROLE} password '{PASSWORD}'")
+    as_syncer = make_dsn(url, user=ROLE, password=PASSWORD)
+    (tmp_path / "assets.toml").write_text(FILE)
+    environ = {"HOME": str(tmp_path), "POLYGON_API_KEY": "demo-key", "DATABASE_URL": as_syncer}
+    try:
+        yield Syncer(tmp_path, environ, as_syncer, db)
+    finally:
+        query(db, f"drop owned by {ROLE}; drop role {ROLE}")
+
+
+def test_the_readmes_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
+    # An old run and its call, to be forgotten by this one.
+    query(
+        syncer.admin,
+        """
+        with old as (
+          insert into asset_sync.runs (command, host, pid, started_at)
+          values ('queue', 'old', 1, '2000-01-01') returning id
+        )
+        insert into asset_sync.calls (run_id, at, feed, symbols, outcome, duration_ms)
+        select id, '2000-01-01', 'bars', '{}', 'ok', 1 from old
+        """,
+    )
+    with StandIn("starter", calls=1000) as api:
+        api_at = {"POLYGON_BASE_URL": api.base_url, "POLYGON_TIER": "starter"}
+        for lane in ("priority", "queue"):
+            assert syncer.tell("sync", lane, "--dry-run", **api_at).code == 0
+            told = syncer.tell("sync", lane, **api_at)
+            assert (told.code, told.out[:-1].split(",")[0]) == (0, f"{lane}: 1 updated")
+        # And what else it writes: failures, denials (a second time, too), a block after a 429.
+        for fault in ("not-found", "forbidden:1", "forbidden:1", "rate-limit"):
+            query(
+                syncer.admin,
+                """
+                update asset_sync.queue set state = 'waiting', available_at = '-infinity';
+                update asset_sync.denials set noted_at = '-infinity';
+                """,
+            )
+            api.set_faults([fault])
+            told = syncer.tell("sync", "queue", "--max-runtime", "0.5", **api_at)
+            assert told.code in {0, 1}, told.err
+    for command in (("queue", "status"), ("assets", "list"), ("db", "status")):
+        assert syncer.tell(*command).code == 0
+    [(old, kinds)] = query(
+        syncer.admin,
+        """
+        select (select count(*) from asset_sync.runs where started_at < '2001-01-01'),
+          (select array_agg(distinct outcome order by outcome) from asset_sync.calls)
+        """,
+    )
+    assert old == 0
+    assert kinds == ["feed_denied", "ok", "rate_limited", "ticker_unknown"]
+
+
+FORBIDDEN = [
+    "drop table asset_sync.queue",
+    "drop table market_data.ohlcv_5m",
+    "drop schema trading cascade",
+    "alter table asset_sync.slots add column more int",
+    "alter table trading.symbols drop column metadata",
+    "truncate asset_sync.calls",
+    "truncate market_data.ohlcv_5m",
+    "create table asset_sync.mine ()",
+    "create table trading.mine ()",
+    "create schema mine",
+    "create index on market_data.ohlcv_5m (close)",
+    "delete from market_data.ohlcv_5m",
+    "delete from trading.symbols",
+    "delete from asset_sync.slots",
+    "delete from asset_sync.queue",
+    "update trading.symbols set symbol = 'X'",
+    "update asset_sync.calls set outcome = 'ok'",
+    "insert into data_sources.api_providers (code) values ('x')",
+    "insert into asset_sync.migrations (version, name) values (99, 'x')",
+    "insert into asset_sync.limiter (id) values (1)",
+    "select name from trading.symbols",
+    "select * from data_sources.api_providers",
+    "select * from elsewhere.secrets",
+    "create role another",
+    "copy (select 1) to program 'true'",
+]
+
+
+def test_it_may_do_nothing_else(syncer: Syncer) -> None:
+    query(syncer.admin, "create schema elsewhere; create table elsewhere.secrets (what text)")
+    connection = psycopg2.connect(syncer.url)
+    try:
+        connection.autocommit = True
+        for statement in FORBIDDEN:
+            with (
+                connection.cursor() as cursor,
+                pytest.raises(psycopg2.errors.InsufficientPrivilege),
+            ):
+                cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+def test_of_each_right_it_has_a_run_makes_use(syncer: Syncer) -> None:
+    """Without it a run ends in a sentence, or does not end as before."""
+    rights = query(
+        syncer.admin,
+        """
+        select table_schema || '.' || table_name, privilege_type
+        from information_schema.role_table_grants where grantee = %s order by 1, 2
+        """,
+        (ROLE,),
+    )
+    assert len(rights) == 25
+    # Which of them a run needs that finds nothing wrong; the other test makes use of the rest.
+    with StandIn("free", calls=1000) as api:
+        assert syncer.tell("sync", "queue", POLYGON_BASE_URL=api.base_url).code == 0
+        for table, right in rights:
+            if table == "asset_sync.denials" and right != "SELECT":
+                continue
+            query(
+                syncer.admin,
+                f"""
+                update asset_sync.queue set state = 'waiting', available_at = '-infinity',
+                  lease_token = null, lease_until = null;
+                revoke {right} on {table} from {ROLE}
+                """,
+            )
+            told = syncer.tell("sync", "queue", POLYGON_BASE_URL=api.base_url)
+            ended = query(
+                syncer.admin, "select reason_ended from asset_sync.runs order by id desc limit 1"
+            )
+            query(syncer.admin, f"grant {right} on {table} to {ROLE}")
+            assert told.code == 3 or ended == [(None,)], (table, right)
+            if told.code == 3:
+                assert "grant it the right" in told.err
