@@ -4,11 +4,13 @@ import select
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 
 from asset_sync.errors import AssetSyncError
@@ -23,14 +25,30 @@ Row: TypeAlias = tuple[Any, ...]
 Parameters: TypeAlias = Mapping[str, object] | Sequence[object]
 
 # No statement of ours takes seconds. A lock held by somebody else, or a server that has lost its
-# disk, must not hold a run past its own limit. Per transaction, because behind PgBouncer in
-# transaction mode a session has no settings of its own.
+# disk, must not hold a run past its own limit; nor may a run that vanishes in the middle of a
+# transaction hold its locks until TCP gives up, after hours. The isolation is the one that the
+# statements were written for, whatever the role's default. Per transaction, because behind
+# PgBouncer in transaction mode a session has no settings of its own.
 STATEMENT_SECONDS = 20
-_BOUNDS = f"set local statement_timeout = '{STATEMENT_SECONDS}s'; set local lock_timeout = '10s'; "
+LOCK_SECONDS = 10
+_BOUNDS = (
+    "set local transaction_isolation = 'read committed'; "
+    f"set local statement_timeout = '{STATEMENT_SECONDS}s'; "
+    f"set local lock_timeout = '{LOCK_SECONDS}s'; "
+    f"set local idle_in_transaction_session_timeout = '{STATEMENT_SECONDS}s'; "
+)
+CONNECT_SECONDS = 10
+# How long an answer is waited for: as long as the statement may take, and the way there and back.
+_patience_seconds = ContextVar[float]("patience", default=STATEMENT_SECONDS + 5)
 
-
-CONNECTION_ERRORS = (psycopg2.OperationalError, psycopg2.InterfaceError)
-"""What psycopg2 raises when the server, and not a statement, is at fault."""
+ServerError: TypeAlias = psycopg2.Error
+SERVER_ERRORS = (
+    psycopg2.OperationalError,
+    psycopg2.InterfaceError,
+    psycopg2.errors.ReadOnlySqlTransaction,
+    psycopg2.errors.IdleInTransactionSessionTimeout,
+)
+"""What psycopg2 raises when the server, and neither a statement nor its data, is at fault."""
 
 
 class DatabaseError(AssetSyncError):
@@ -64,16 +82,20 @@ def raw_session(conninfo: Secret | None) -> Iterator[Connection]:
         yield db
 
 
-def connect(conninfo: Secret | None) -> Connection:
-    """Return a new connection; the caller closes it. Raises what psycopg2 does."""
+def connect(conninfo: Secret | None, *, within_seconds: float = CONNECT_SECONDS) -> Connection:
+    """Return a new connection; the caller closes it. Raises what psycopg2 does.
+
+    The time is for each host of the address, and whole seconds, two at least, are libpq's.
+    """
     address = _address(conninfo)
     # Only libpq's own connecting gives each host of the address its time and then takes the next.
     psycopg2.extensions.set_wait_callback(None)
     try:
         db = psycopg2.connect(
             address,
-            connect_timeout=10,
+            connect_timeout=max(2, int(min(within_seconds, CONNECT_SECONDS))),
             application_name="asset-sync",
+            client_encoding="utf8",
             # A peer that has vanished is noticed in about 25 s, not in the kernel's two hours.
             keepalives_idle=10,
             keepalives_interval=5,
@@ -92,7 +114,7 @@ def _wait_for_answer(db: Connection) -> None:
     A proxy that stops forwarding keeps its end of the connection alive, so that neither the
     server's time-outs nor TCP's would end the wait. And Ctrl-C ends it, which libpq's does not.
     """
-    give_up = time.monotonic() + STATEMENT_SECONDS + 5
+    give_up = time.monotonic() + _patience_seconds.get()
     while (state := db.poll()) != psycopg2.extensions.POLL_OK:
         left = give_up - time.monotonic()
         if left <= 0:
@@ -102,6 +124,16 @@ def _wait_for_answer(db: Connection) -> None:
             select.select(sockets, [], [], left)
         else:
             select.select([], sockets, [], left)
+
+
+@contextmanager
+def hurry(seconds: float | None) -> Iterator[None]:
+    """Wait no longer than so long for any answer in this block; None leaves it as it is."""
+    before = _patience_seconds.set(_patience_seconds.get() if seconds is None else seconds)
+    try:
+        yield
+    finally:
+        _patience_seconds.reset(before)
 
 
 def _address(conninfo: Secret | None) -> str:
@@ -158,6 +190,22 @@ def transaction(db: Connection) -> Iterator[Cursor]:
                 cursor.execute("rollback")
             raise
         cursor.execute("commit")
+
+
+def transaction_number(cursor: Cursor) -> str:
+    """Return by what `was_committed` knows the cursor's transaction."""
+    cursor.execute("select pg_current_xact_id()::text")
+    [(number,)] = cursor.fetchall()
+    return str(number)
+
+
+def was_committed(db: Connection, number: str) -> bool | None:
+    """Say whether a transaction was committed whose answer was lost; None while it is open."""
+    try:
+        [(state,)] = query(db, "select pg_xact_status(%s::xid8)", (number,))
+    except psycopg2.errors.InvalidParameterValue:  # a standby was promoted that never heard of it
+        return False
+    return None if state == "in progress" else bool(state == "committed")
 
 
 # --- the schema -------------------------------------------------------------------------------
@@ -404,16 +452,53 @@ def errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except psycopg2.Error as error:
-        raise DatabaseError(_sentence(error)) from None  # its text may hold the address
+        raise DatabaseError(sentence(error)) from None  # its text may hold the address
 
+
+def may_pass(error: psycopg2.Error) -> bool:
+    """Say whether what a server was at fault for may go well when tried again.
+
+    Lost connections and restarts, time-outs, locks, deadlocks, conflicts, full connections; but not
+    a full disk, or a standby.
+    """
+    code = error.pgcode or ""
+    return isinstance(error, SERVER_ERRORS) and (
+        code[:2] in {"", "08", "40", "57"} or code in {"25P03", "53300", "55P03"}
+    )
+
+
+def sentence(error: psycopg2.Error) -> str:
+    """Say what happened in words of ours: libpq's own may hold parts of the address."""
+    message = error.diag.message_primary
+    if error.pgcode in _REFUSALS:
+        return _REFUSALS[error.pgcode].format(message)
+    lost = isinstance(error, psycopg2.OperationalError) and (error.pgcode or "")[:2] in _LOST
+    if error.pgcode and not lost:
+        return f"The database refused a statement ({error.pgcode}: {message})."
+    if isinstance(error, psycopg2.ProgrammingError):
+        return "DATABASE_URL is not an address that PostgreSQL understands."
+    text = str(error)
+    meaning = next((known for part, known in _CONNECTION_TROUBLE if part in text), message)
+    return (
+        f"The database is not reachable{f': {meaning}' if meaning else ''}. Check DATABASE_URL (or "
+        "DB_HOST, DB_PORT, …), and that the server runs."
+    )
+
+
+# The classes of SQLSTATE that say that there is no session: connection, authorisation, unknown
+# database, too many connections, the operator.
+_LOST = {"", "08", "28", "3D", "53", "57"}
 
 # What a statement can be refused for that the user can mend, by SQLSTATE.
 _REFUSALS = {
     "3F000": "The database lacks a schema ({}): run `asset-sync db init`.",
     "42P01": "The database lacks a table ({}): run `asset-sync db init`.",
     "42501": "The database's role may not do this ({}): grant it the right.",
-    "25006": "The database is read-only (a standby?): point DATABASE_URL to the primary. ({})",
-    "53100": "The database's disk is full ({}).",
+    "25006": "The database is read-only ({}; a standby?): point DATABASE_URL to the primary.",
+    "40001": "The database's transactions got into each other's way too often ({}).",
+    "40P01": "The database's transactions got into each other's way too often ({}).",
+    "53100": "The database's disk is full ({}): make room there.",
+    "53200": "The database is out of memory ({}).",
     "55P03": "The database did not get a lock in time ({}): somebody else's transaction holds it.",
     "57014": "The database did not answer in time ({}).",
 }
@@ -429,7 +514,9 @@ _CONNECTION_TROUBLE = (
     ("No such file or directory", "no server listens on that socket"),
     ("timeout expired", "it did not answer in time"),
     ("too many clients", "it has no connection to spare"),
+    ("too many connections", "it has no connection to spare"),
     ("remaining connection slots", "it has no connection to spare"),
+    ("no more connections allowed", "it has no connection to spare"),  # PgBouncer
     ("starting up", "it is just starting up"),
     ("shutting down", "it is shutting down"),
     ("no pg_hba.conf entry", "its pg_hba.conf does not let this host, user and database in"),
@@ -437,20 +524,3 @@ _CONNECTION_TROUBLE = (
     ("server closed the connection", "it closed the connection"),
     ("terminating connection", "it closed the connection"),
 )
-
-
-def _sentence(error: psycopg2.Error) -> str:
-    """Say what happened in words of ours: libpq's own may hold parts of the address."""
-    message = error.diag.message_primary
-    if error.pgcode in _REFUSALS:
-        return _REFUSALS[error.pgcode].format(message)
-    if error.pgcode and not isinstance(error, psycopg2.OperationalError):
-        return f"The database refused a statement ({error.pgcode}: {message})."
-    if isinstance(error, psycopg2.ProgrammingError):
-        return "DATABASE_URL is not an address that PostgreSQL understands."
-    text = str(error)
-    meaning = next((known for part, known in _CONNECTION_TROUBLE if part in text), message)
-    return (
-        f"The database is not reachable{f': {meaning}' if meaning else ''}. Check DATABASE_URL (or "
-        "DB_HOST, DB_PORT, …), and that the server runs."
-    )

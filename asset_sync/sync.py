@@ -6,7 +6,7 @@ instruction: what one answer brings is one transaction, a slot frees itself, and
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING
 
 from asset_sync import events, queue, runs, slots, store
 from asset_sync.assets import Feed
-from asset_sync.database import CONNECTION_ERRORS, Connection, Cursor, connect, transaction
+from asset_sync.database import (
+    SERVER_ERRORS,
+    Connection,
+    Cursor,
+    ServerError,
+    connect,
+    hurry,
+    may_pass,
+    sentence,
+    transaction,
+    transaction_number,
+    was_committed,
+)
+from asset_sync.errors import AssetSyncError
 from asset_sync.job import account, job_of
 from asset_sync.progress import Calling, Failed, Listener, PutBack, Synced, Waiting, Warned
 from asset_sync.queue import Item
@@ -45,8 +58,12 @@ LEASE_MARGIN_SECONDS = 30
 LEAST_CALL_SECONDS = 2.0
 # A server that restarts is back within seconds.
 RECONNECT_SECONDS = 1.0
+# An answer is paid for, but others wait while it is tried to store it.
+STORE_TRIES = 3
 # A server that is there but fails each time is not to cost a call each time.
-LOSSES_WITHOUT_PROGRESS = 3
+CALLS_IN_VAIN = 3
+# Whoever interrupts a run does not want to wait for a server that may be gone.
+INTERRUPTED_SECONDS = 1.0
 _NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
@@ -103,6 +120,18 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         """Wait; Ctrl-C ends it."""
         time.sleep(seconds)
+
+
+@dataclass(slots=True)
+class _Held:
+    """What the run has taken and has to give back."""
+
+    slot: Slot
+    until: float
+    """When its call must be over: then the slot frees itself, as if the run had died."""
+    items: Sequence[Item] = ()
+    called: bool = False
+    """Whether the provider may have seen the call."""
 
 
 class _Stop(Exception):  # noqa: N818  # not an error: how a call ends the loop
@@ -165,8 +194,9 @@ class _Run:
         self._deadline = self._started + (most_seconds or self._job.runtime_seconds)
         self._report = Report(runs.start(db, lane.value), lane)
         self._silent_calls = 0
-        self._held: tuple[Slot, Sequence[Item]] | None = None
-        self._opened = contextlib.ExitStack()
+        self._held: _Held | None = None
+        self._trouble: ServerError | None = None
+        self._given = db
         self._provider: Polygon | None = None
         self._limiter: Limiter | None = None
         self._redis = events.RedisPublisher(settings.redis_url) if settings.redis_url else None
@@ -189,34 +219,55 @@ class _Run:
         return report
 
     def _loop_persistently(self) -> Ended:
-        """Run the loop, and go on where the database has ended its connection or a transaction."""
-        losses = 0
+        """Run the loop, and go on where the database failed it, until the run's end."""
+        in_vain = 0
         while True:
-            progress = len(self._report.updated)
+            calls, progress = self._report.api_calls_used, self._progress()
             try:
+                self._let_go(after_seconds=TRY_AGAIN_SECONDS)
                 return self._loop()
-            except CONNECTION_ERRORS as error:
-                losses = 1 if len(self._report.updated) > progress else losses + 1
-                if losses > LOSSES_WITHOUT_PROGRESS:
+            except SERVER_ERRORS as error:
+                in_vain += self._report.api_calls_used > calls
+                if self._progress() > progress:
+                    in_vain = 0
+                if not may_pass(error) or in_vain > CALLS_IN_VAIN:
                     raise
                 self._connect_again(error)
 
-    def _connect_again(self, error: Exception) -> None:
-        """Connect anew, trying until the run's end; then raise what was wrong at first."""
-        self._tell(Warned("The database ended the connection; connecting again."))
+    def _connect_again(self, error: ServerError) -> None:
+        """Have a connection that works, trying until the run's end; then raise what was wrong."""
+        if error is not self._trouble:
+            self._tell(Warned(f"{sentence(error)} Trying again until the run's end."))
+        self._trouble = error
         while self._remaining() > RECONNECT_SECONDS:
             self._clock.sleep(RECONNECT_SECONDS)
-            try:
-                self._db = self._opened.enter_context(
-                    contextlib.closing(connect(self._settings.conninfo))
-                )
-            except CONNECTION_ERRORS:
-                continue
-            self._limiter = None
-            if self._held is not None:
-                self._let_go(*self._held)
-            return
+            if not self._db.closed:
+                return
+            with contextlib.suppress(*SERVER_ERRORS, AssetSyncError):
+                self._connect(within_seconds=self._remaining())
         raise error
+
+    def _connect(self, *, within_seconds: float) -> None:
+        self._db = connect(self._settings.conninfo, within_seconds=within_seconds)
+        self._limiter = None
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Cursor]:
+        """Run a block as one transaction; where the answer to its commit is lost, ask for it."""
+        number, whole = "", False
+        try:
+            with transaction(self._db) as cursor:
+                number = transaction_number(cursor)
+                yield cursor
+                whole = True
+        except SERVER_ERRORS as error:
+            if not whole or not self._db.closed:
+                raise
+            self._connect_again(error)
+            while (committed := was_committed(self._db, number)) is None and self._remaining() > 0:
+                self._clock.sleep(RECONNECT_SECONDS)
+            if not committed:
+                raise
 
     def _loop(self) -> Ended:
         if self._job.switched_off:
@@ -225,22 +276,28 @@ class _Run:
         self._enqueue(queue.GRACE_SECONDS)
         self._hold_place(in_seconds=0)
         if not self._something_to_do():
-            return Ended.NOTHING_DUE
+            return self._nothing_left()
         while self._remaining() > 0:
             if self._limit is not None and self._served() >= self._limit:
                 return Ended.LIMIT
             if not self._something_to_do():
-                return Ended.DONE
-            slot = self._take_slot()
-            if slot is None:
+                return self._nothing_left()
+            held = self._take_slot()
+            if held is None:
                 return Ended.BUDGET
-            items = self._claim()
-            if items:
-                with self._holding(slot, items):
-                    self._serve(slot, items)
-            else:  # another run was quicker
-                self._limits.give_back(slot)
+            with self._holding(held):
+                held.items = self._claim()
+                if held.items:
+                    self._serve(held)
+                else:  # another run was quicker
+                    self._limits.give_back(held.slot)
         return Ended.TIME
+
+    def _nothing_left(self) -> Ended:
+        """Say how the run ends where nothing is left that it can do."""
+        if self._silent_calls:  # the last call got no answer, and its items wait for a later run
+            return Ended.UNAVAILABLE
+        return Ended.DONE if self._report.api_calls_used else Ended.NOTHING_DUE
 
     def _enqueue(self, grace_seconds: float = 0) -> None:
         queue.reclaim(self._db, self._settings.queue)
@@ -272,12 +329,13 @@ class _Run:
             self._enqueue()
         return True
 
-    def _take_slot(self) -> Slot | None:
+    def _take_slot(self) -> _Held | None:
         """Take a slot, waiting if need be; None if there is none before the run's end."""
         while True:
+            asked = self._clock.monotonic()
             answer = self._limits.take(self._lane)
             if isinstance(answer, Slot):
-                return answer
+                return _Held(answer, asked + self._job.rate.call_timeout_seconds)
             if answer.seconds > self._remaining():
                 return None
             self._tell(Waiting("a slot", answer.seconds, self._budget()))
@@ -295,8 +353,9 @@ class _Run:
 
     # --- one call -----------------------------------------------------------------------------
 
-    def _serve(self, slot: Slot, items: Sequence[Item]) -> None:
+    def _serve(self, held: _Held) -> None:
         """Make the one call that these items need and store what comes of it."""
+        slot, items = held.slot, held.items
         if items[0].feed is Feed.SNAPSHOT and self._job.denials.snapshot:
             self._limits.give_back(slot)
             self._retire(items)
@@ -308,23 +367,43 @@ class _Run:
                 self._limits.give_back(slot)
                 self._nothing_new(items[0])
                 return
-        self._tell(Calling([item.symbol for item in items], items[0].feed, self._budget()))
+        budget = self._budget()
+        if not self._in_time(held):
+            return
+        held.called = True
+        self._tell(Calling([item.symbol for item in items], items[0].feed, budget))
         started = self._clock.monotonic()
         self._report.api_calls_used += 1
-        answer = self._ask(items, span)
+        answer = self._ask(held, span)
         seconds = self._clock.monotonic() - started
-        self._limits.release(slot)
-        self._store(items, span, answer, seconds)
+        from asset_sync.polygon import Unavailable  # noqa: PLC0415
+
+        unanswered = isinstance(answer, Unavailable)
+        self._silent_calls = self._silent_calls + 1 if unanswered else 0
+        self._conclude(held, span, answer, seconds)
+
+    def _in_time(self, held: _Held) -> bool:
+        """Whether most of the slot's time is left for the call; if not, give all back.
+
+        The database took its time since, or the host slept.
+        """
+        left = held.until - self._clock.monotonic()
+        if left >= self._job.rate.call_timeout_seconds / 2:
+            return True
+        self._limits.give_back(held.slot)
+        with self._transaction() as cursor:
+            queue.put_back(cursor, held.items)
+        return False
 
     def _ask(
-        self, items: Sequence[Item], span: Reach | None
+        self, held: _Held, span: Reach | None
     ) -> "BarsAnswer | SnapshotAnswer | bool | ProviderError":
         """Make the call; what the provider refuses comes back as a value like any answer."""
         from asset_sync.polygon import ProviderError  # noqa: PLC0415
 
-        api = self._api
+        api, items = self._api, held.items
         api.call_timeout_seconds = min(
-            self._settings.provider.call_timeout_seconds,
+            held.until - self._clock.monotonic(),
             max(self._remaining(), LEAST_CALL_SECONDS),
         )
         try:
@@ -336,32 +415,63 @@ class _Run:
         except ProviderError as error:
             return error
 
-    @contextlib.contextmanager
-    def _holding(self, slot: Slot, items: Sequence[Item]) -> Iterator[None]:
-        """Return the slot at once whatever ends the run, and the items where it is not theirs.
+    def _conclude(
+        self,
+        held: _Held,
+        span: Reach | None,
+        answer: "BarsAnswer | SnapshotAnswer | bool | ProviderError",
+        seconds: float,
+    ) -> None:
+        """Stamp the slot and store the answer: on a new connection if need be, it is paid for."""
+        tries = 1
+        while True:
+            try:
+                self._limits.release(held.slot)
+                self._store(held.items, span, answer, seconds)
+            except SERVER_ERRORS as error:
+                if not may_pass(error) or tries == STORE_TRIES:
+                    raise
+                tries += 1
+                self._connect_again(error)
+            else:
+                return
 
-        What may be their doing keeps its lease and so its attempt, or it would end every run.
+    @contextlib.contextmanager
+    def _holding(self, held: _Held) -> Iterator[None]:
+        """Know what is to be let go of, whatever ends the run.
+
+        What may be its items' doing keeps their lease and so their attempt, or it would end every
+        run.
         """
-        self._held = slot, items
+        self._held = held
         try:
             yield
-        except (KeyboardInterrupt, SystemExit):
-            self._let_go(slot, items)
+        except (KeyboardInterrupt, SystemExit, *SERVER_ERRORS):
             raise
-        except CONNECTION_ERRORS:
-            raise  # let go on the next connection, or when slot and lease end by themselves
+        except queue.LostLeaseError as error:
+            self._tell(Warned(str(error)))
+            held.items = ()
+            self._let_go()
         except Exception:
-            self._let_go(slot, ())
+            held.items = ()
             raise
         self._held = None
 
-    def _let_go(self, slot: Slot, items: Sequence[Item]) -> None:
-        """Stamp the slot and put the items back, if they are still ours and the database allows."""
+    def _let_go(self, *, after_seconds: float = 0) -> None:
+        """Return the slot and the items that the run holds, if they are still ours."""
+        held = self._held
+        if held is None:
+            return
+        (slots.release if held.called else slots.give_back)(self._db, held.slot)
+        with contextlib.suppress(queue.LostLeaseError), transaction(self._db) as cursor:
+            wait = after_seconds if held.called else 0
+            queue.put_back(
+                cursor, held.items, after_seconds=wait, reason="The run was interrupted."
+            )
         self._held = None
-        with contextlib.suppress(*CONNECTION_ERRORS, queue.LostLeaseError):
-            slots.release(self._db, slot)
-            with transaction(self._db) as cursor:
-                queue.put_back(cursor, items, reason="The run was interrupted.")
+
+    def _progress(self) -> int:
+        return self._served() + self._report.bars_written
 
     # --- what comes of it ---------------------------------------------------------------------
 
@@ -375,19 +485,14 @@ class _Run:
         from asset_sync.polygon import BarsAnswer, ProviderError, SnapshotAnswer  # noqa: PLC0415
 
         call = runs.Call(items[0].feed, [item.symbol for item in items], "ok", seconds)
-        try:
-            if isinstance(answer, ProviderError):
-                self._refused(items, call, answer)
-                return
-            self._silent_calls = 0
-            if isinstance(answer, SnapshotAnswer):
-                self._store_quotes(items, call, answer)
-            elif isinstance(answer, BarsAnswer) and span is not None:
-                self._store_bars(items[0], call, answer, span)
-            elif isinstance(answer, bool):
-                self._looked_up(items[0], call, exists=answer)
-        except queue.LostLeaseError as error:
-            self._tell(Warned(str(error)))
+        if isinstance(answer, ProviderError):
+            self._refused(items, call, answer)
+        elif isinstance(answer, SnapshotAnswer):
+            self._store_quotes(items, call, answer)
+        elif isinstance(answer, BarsAnswer) and span is not None:
+            self._store_bars(items[0], call, answer, span)
+        elif isinstance(answer, bool):
+            self._looked_up(items[0], call, exists=answer)
 
     def _store_bars(self, item: Item, call: runs.Call, answer: "BarsAnswer", span: Reach) -> None:
         """Store bars, last price, sync status, the item's end and the event: one transaction."""
@@ -400,7 +505,7 @@ class _Run:
         )
         done = span.last and (answer.complete or not advanced)
         prices: tuple[store.LastPrice, ...] = ()
-        with transaction(self._db) as cursor:
+        with self._transaction() as cursor:
             store.save_symbols(cursor, [_symbol(item)])
             written = store.save_bars(cursor, item.symbol, answer.bars)
             if answer.bars:
@@ -443,7 +548,7 @@ class _Run:
     ) -> None:
         """Store the quotes of a snapshot: one transaction; each row is judged by itself."""
         fresh = [item for item in items if item.ticker in answer.quotes]
-        with transaction(self._db) as cursor:
+        with self._transaction() as cursor:
             store.save_symbols(cursor, [_symbol(item) for item in fresh])
             prices = store.save_prices(
                 cursor, [_price(item, answer.quotes[item.ticker]) for item in fresh]
@@ -466,12 +571,12 @@ class _Run:
 
     def _retire(self, items: Sequence[Item]) -> None:
         """End items that stood in line for a feed when it was denied: no call."""
-        with transaction(self._db) as cursor:
+        with self._transaction() as cursor:
             queue.retire(cursor, items, _NO_SNAPSHOTS)
 
     def _nothing_new(self, item: Item) -> None:
         """End an item for which the key can be shown nothing new before tomorrow: no call."""
-        with transaction(self._db) as cursor:
+        with self._transaction() as cursor:
             store.save_status(cursor, [item.symbol])
             queue.finish(cursor, [item])
         self._updated(item)
@@ -482,7 +587,7 @@ class _Run:
         if item.attempts > 1:
             self._fail(item, call, _no_bars(item))
             return
-        with transaction(self._db) as cursor:
+        with self._transaction() as cursor:
             queue.look_up(cursor, item)
             runs.record(cursor, self._report.run_id, replace(call, outcome="empty"))
 
@@ -498,7 +603,7 @@ class _Run:
         elif item.attempts == 1:
             self._fail(item, call, _no_bars(item))
         else:  # it was unknown, and now it is not
-            with transaction(self._db) as cursor:
+            with self._transaction() as cursor:
                 queue.go_on(cursor, item, asked_until=None)
                 runs.record(cursor, self._report.run_id, call)
 
@@ -509,8 +614,6 @@ class _Run:
         from asset_sync import polygon  # noqa: PLC0415
 
         call = replace(call, outcome=error.kind, error=str(error))
-        unanswered = isinstance(error, polygon.Unavailable)
-        self._silent_calls = self._silent_calls + 1 if unanswered else 0
         match error:
             case polygon.RateLimited():
                 wait = error.retry_after_seconds or self._settings.rate_limit.period_seconds
@@ -542,7 +645,7 @@ class _Run:
 
     def _deny(self, capability: str, items: Sequence[Item], call: runs.Call) -> None:
         """Remember what the key may not do; the items go another way."""
-        with transaction(self._db) as cursor:
+        with self._transaction() as cursor:
             runs.deny(cursor, *account(self._settings), capability, [])
             runs.record(cursor, self._report.run_id, call)
             if capability == "snapshot":
@@ -558,7 +661,7 @@ class _Run:
 
     def _leave_to_bars(self, items: Sequence[Item], call: runs.Call, error: str) -> None:
         """Serve by bars, for a day, assets of which one spoils the call that serves them all."""
-        with transaction(self._db) as cursor:
+        with self._transaction() as cursor:
             symbols = [item.symbol for item in items]
             runs.deny(cursor, *account(self._settings), "snapshot", symbols)
             runs.record(cursor, self._report.run_id, call)
@@ -591,13 +694,13 @@ class _Run:
     def _put_back(
         self, items: Sequence[Item], call: runs.Call, reason: str, *, after_seconds: float = 0
     ) -> None:
-        with transaction(self._db) as cursor:
+        with self._transaction() as cursor:
             queue.put_back(cursor, items, after_seconds=after_seconds, reason=reason)
             runs.record(cursor, self._report.run_id, call)
         self._tell(PutBack([item.symbol for item in items], reason))
 
     def _fail(self, item: Item, call: runs.Call, error: str, *, lookup: bool = False) -> None:
-        with transaction(self._db) as cursor:
+        with self._transaction() as cursor:
             queue.fail(cursor, item, error, self._settings.queue, lookup=lookup)
             store.save_status(cursor, [item.symbol], error)
             runs.record(cursor, self._report.run_id, replace(call, error=error))
@@ -629,26 +732,44 @@ class _Run:
         return self._provider
 
     def _close(self) -> None:
-        report = self._report
-        # The database may be what ended the run; then the row stays open.
-        with contextlib.suppress(Exception):
-            self._hold_place(
-                in_seconds=self._settings.batch.interval_seconds
-                - (self._clock.monotonic() - self._started)
-            )
-            runs.end(
-                self._db,
-                report.run_id,
-                report.reason_ended.value,
-                updated=len(report.updated),
-                failed=len(report.failed),
-                waited_seconds=report.waited_seconds,
-            )
+        """Give back what is held and note how the run ended, as far as the database allows."""
+        interrupted = self._report.reason_ended is Ended.INTERRUPTED
+        with contextlib.suppress(Exception), hurry(INTERRUPTED_SECONDS if interrupted else None):
+            for step in (self._let_go, self._hold_next_place, self._note_end):
+                self._do_last(step)
         if self._provider is not None:
             self._provider.close()
         if self._redis is not None:
             self._redis.close()
-        self._opened.close()
+        if self._db is not self._given:
+            self._db.close()
+
+    def _do_last(self, step: Callable[[], None]) -> None:
+        """Do it if the database lets us, and on another connection if this one is lost."""
+        for _ in range(2):
+            if self._db.closed:
+                self._connect(within_seconds=0)
+            try:
+                step()
+            except SERVER_ERRORS:
+                if self._db.closed:
+                    continue
+            return
+
+    def _note_end(self) -> None:
+        report = self._report
+        runs.end(
+            self._db,
+            report.run_id,
+            report.reason_ended.value,
+            updated=len(report.updated),
+            failed=len(report.failed),
+            waited_seconds=report.waited_seconds,
+        )
+
+    def _hold_next_place(self) -> None:
+        so_far = self._clock.monotonic() - self._started
+        self._hold_place(in_seconds=self._settings.batch.interval_seconds - so_far)
 
     def _hold_place(self, in_seconds: float) -> None:
         """Reserve the slots that a priority run wants: this one now, the next one at the end."""

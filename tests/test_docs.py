@@ -140,6 +140,16 @@ def test_the_crontab_is_one_that_cron_takes() -> None:
     ]
 
 
+def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+
+    named = set(re.findall(r"`(test_\w+)`", page))
+
+    assert named
+    assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))
+
+
 def test_every_file_the_readme_points_to_is_there() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target

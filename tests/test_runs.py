@@ -82,7 +82,7 @@ def test_a_run_counts_its_own_calls_only(db: Connection) -> None:
 
     latest, earlier = runs.last(db, 5)
     assert (latest.api_calls, latest.bars_written) == (1, 5)
-    assert (earlier.api_calls, earlier.reason_ended) == (0, None)
+    assert (earlier.api_calls, earlier.bars_written, earlier.reason_ended) == (1, 7, None)
 
 
 def test_a_call_is_kept_as_it_was(db: Connection) -> None:

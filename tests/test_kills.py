@@ -1,0 +1,424 @@
+"""Death at each step of a run: nothing is lost, nothing comes twice, and the limit is kept.
+
+A run is started whose n-th call of a named function kills the process, before or after it; that is
+SIGKILL, which nobody can catch. Then a plain run comes at once, time passes, and another finishes.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain, repeat
+from pathlib import Path
+
+import pytest
+from conftest import ShiftingClock, an_hour_ago
+
+import asset_sync
+from asset_sync import queue, slots, sync
+from asset_sync.database import Connection, query
+from asset_sync.demo import replay
+from asset_sync.demo.server import StandIn
+from asset_sync.polygon import BarsAnswer, Polygon
+from asset_sync.settings import VARIABLES, Settings, load
+from asset_sync.slots import Lane
+
+CALLS, PERIOD_SECONDS = 2, 60
+CALL_TIMEOUT_SECONDS, LEASE_SECONDS = 30, 60
+SYMBOLS = ("BTCUSD", "ETHUSDT", "COIN")
+
+# Crypto never closes: what is held here holds on weekends, too.
+SETTINGS = f"""
+[rate_limit]
+calls = {CALLS}
+period_seconds = {PERIOD_SECONDS}
+[[secondary_assets]]
+symbol = "BTCUSD"
+polygon_ticker = "X:BTCUSD"
+asset_type = "crypto"
+[[secondary_assets]]
+symbol = "ETHUSDT"
+polygon_ticker = "X:ETHUSDT"
+asset_type = "crypto"
+[[secondary_assets]]
+symbol = "COIN"
+polygon_ticker = "X:BTCUSD"
+asset_type = "crypto"
+priority = "low"
+"""
+
+# Runs the real command line, with one function of it mined.
+MINED = """
+import importlib, os, signal, sys
+from asset_sync import database
+
+function, moment, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+def mined(original):
+    def call(*arguments, **named):
+        global left
+        left -= 1
+        last = left == 0
+        if last and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            return original(*arguments, **named)
+        finally:
+            if last:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return call
+
+if function == "commit":
+    class Cursor(database.Cursor):
+        def execute(self, sql, parameters=None):
+            run = mined(super().execute) if sql == "commit" else super().execute
+            return run(sql, parameters)
+    connect = database.connect
+    def connect_mined(*arguments, **named):
+        db = connect(*arguments, **named)
+        db.cursor_factory = Cursor
+        return db
+    database.connect = connect_mined
+else:
+    module, _, path = function.partition(":")
+    owner = importlib.import_module(module)
+    *holders, name = path.split(".")
+    for holder in holders:
+        owner = getattr(owner, holder)
+    setattr(owner, name, mined(getattr(owner, name)))
+
+sys.argv = ["asset-sync", *sys.argv[4:]]
+from asset_sync.__main__ import main
+main()
+"""
+
+STEPS = {
+    "enqueue": "asset_sync.queue:enqueue",
+    "slot": "asset_sync.slots:take",
+    "claim": "asset_sync.queue:claim",
+    "request sent": "http.client:HTTPConnection.endheaders",
+    "answer begun": "http.client:HTTPConnection.getresponse",
+    "answer read": "asset_sync.polygon:Polygon.bars",
+    "slot released": "asset_sync.slots:release",
+    "bars": "asset_sync.store:save_bars",
+    "item's end": "asset_sync.queue:finish",
+    "event": "asset_sync.events:notify",
+    "commit": "commit",
+    "Redis": "asset_sync.events:RedisPublisher.publish",
+    "run's end": "asset_sync.runs:end",
+}
+
+
+@dataclass(slots=True)
+class Scene:
+    """A database, a stand-in on the same clock, and the processes that were started."""
+
+    db: Connection
+    clock: ShiftingClock
+    api: StandIn
+    settings: Settings
+    environ: dict[str, str]
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def die(self, step: str, moment: str, number: int = 1) -> None:
+        """Run the command line until it kills itself there."""
+        # With the window full it ends, and does not wait for the next one.
+        run = ("sync", "queue", "-q", "--max-runtime", "20")
+        process = self.start("-c", MINED, STEPS[step], moment, str(number), *run)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == -signal.SIGKILL, (out, err)
+
+    def run(self) -> sync.Report:
+        """Run plainly, on a clock that does not wait."""
+        report = sync.run(self.db, self.settings, Lane.QUEUE, clock=self.clock)
+        assert report.failed == []
+        return report
+
+    def items(self) -> list[tuple[object, ...]]:
+        return query(
+            self.db,
+            "select symbol, feed, state, attempts from asset_sync.queue order by symbol, feed",
+        )
+
+
+@pytest.fixture
+def api(clock: ShiftingClock) -> Iterator[StandIn]:
+    with StandIn(calls=CALLS, period_seconds=PERIOD_SECONDS, monotonic=clock.monotonic) as server:
+        yield server
+
+
+@pytest.fixture
+def scene(
+    tmp_path: Path, url: str, db: Connection, clock: ShiftingClock, api: StandIn
+) -> Iterator[Scene]:
+    """Three assets that last ran an hour ago."""
+    file = tmp_path / "assets.toml"
+    file.write_text(SETTINGS)
+    environ = {
+        **{name: value for name, value in os.environ.items() if not _is_setting(name)},
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(Path(asset_sync.__file__).parents[1]),
+        "ASSET_SYNC_CONFIG": str(file),
+        "POLYGON_API_KEY": api.key,
+        "POLYGON_BASE_URL": api.base_url,
+        "DATABASE_URL": url,
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+    }
+    found = Scene(db, clock, api, load(file, {**environ, "REDIS_URL": ""}), environ)
+    for asset in found.settings.assets:
+        an_hour_ago(db, asset.symbol, asset.ticker)
+    yield found
+    for process in found.started:
+        process.kill()
+        process.communicate()
+
+
+def _is_setting(name: str) -> bool:
+    return name in VARIABLES or name.startswith("PG")
+
+
+def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
+    """Look again and again until it is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- SIGKILL ----------------------------------------------------------------------------------
+
+FIRST, SECOND = 1, 2
+DEATHS = [
+    *((step, moment, FIRST) for step in STEPS for moment in ("before", "after")),
+    # With a call in the window and an asset done.
+    ("claim", "after", SECOND),
+    ("request sent", "after", SECOND),
+    ("commit", "before", SECOND),
+    ("commit", "after", SECOND),
+]
+
+
+@pytest.mark.parametrize(("step", "moment", "number"), DEATHS)
+def test_after_a_kill_at_any_step_the_next_runs_finish_the_work(
+    scene: Scene, step: str, moment: str, number: int
+) -> None:
+    began_ms = int(time.time() * 1000)
+    scene.die(step, moment, number)
+
+    scene.run()  # at once: what the dead one holds is not touched
+    assert _stored_unlike_replayed(scene.db) == 0
+    scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
+    scene.run()
+
+    assert scene.items() == [(symbol, "bars", "idle", 0) for symbol in sorted(SYMBOLS)]
+    assert _stored_unlike_replayed(scene.db) == 0
+    assert _all_is_fresh(scene.db, began_ms)
+    assert (scene.api.refused, scene.api.most_in_a_window() <= CALLS) == (0, True)
+    scene.clock.sleep(PERIOD_SECONDS + CALL_TIMEOUT_SECONDS)
+    assert slots.budget(scene.db, slots.rate_of(scene.settings)).free == CALLS
+
+
+def test_a_killed_call_is_made_again_and_counted_twice(scene: Scene) -> None:
+    scene.die("answer read", "after")
+    scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
+    scene.run()
+    asked = [arrival.ticker for arrival in scene.api.log]
+    assert len(asked) == len(SYMBOLS) + 1
+    [(recorded,)] = query(scene.db, "select count(*) from asset_sync.calls")
+    assert recorded == len(SYMBOLS)
+
+
+def test_a_kill_after_the_commit_repeats_no_call(scene: Scene) -> None:
+    scene.die("commit", "after")
+    scene.run()
+    assert len(scene.api.log) == len(SYMBOLS)
+
+
+def test_an_item_that_kills_each_of_its_runs_is_given_up_and_told(scene: Scene) -> None:
+    most = scene.settings.queue.max_attempts
+    for _ in range(most):
+        scene.die("answer read", "after")
+        scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
+        query(scene.db, "update asset_sync.queue set available_at = now() where state = 'waiting'")
+    scene.run()
+    # Each time the run was killed with the first in line, which was always the same.
+    [(symbol, error)] = query(
+        scene.db, "select symbol, last_error from asset_sync.queue where state = 'dead'"
+    )
+    assert symbol == "BTCUSD"
+    assert "without a word" in error
+
+
+def _stored_unlike_replayed(db: Connection) -> int:
+    """Count bars that differ from those replayed, are missing between them, or stand twice."""
+    now_ms = int(time.time() * 1000)
+    unlike = 0
+    for symbol, ticker in _tickers():
+        rows = [
+            tuple(row)
+            for row in query(
+                db,
+                """
+                select (extract(epoch from ts) * 1000)::bigint, open, high, low, close, volume,
+                  vwap, trades
+                from market_data.ohlcv_5m b join trading.symbols s on s.id = b.ticker_id
+                where symbol = %s order by ts
+                """,
+                (symbol,),
+            )
+        ]
+        replayed = [tuple(bar) for bar in replay.bars(ticker, rows[0][0], rows[-1][0], now_ms)]
+        unlike += rows != replayed
+    return unlike
+
+
+def _all_is_fresh(db: Connection, began_ms: int) -> bool:
+    """Whether each asset has the newest bar of when the test began, and its last price a bar's."""
+    fresh = query(
+        db,
+        """
+        select count(*) from trading.symbols s cross join lateral (
+          select ts, close from market_data.ohlcv_5m b where b.ticker_id = s.id
+          order by ts desc limit 1
+        ) as newest
+        where (metadata -> 'last_update' ->> 'last_price')::float8 = close
+          and ts >= to_timestamp(%s / 1000.0)
+        """,
+        (began_ms - began_ms % replay.BAR_MS,),
+    )
+    return fresh == [(len(SYMBOLS),)]
+
+
+def _tickers() -> list[tuple[str, str]]:
+    return list(zip(SYMBOLS, ("X:BTCUSD", "X:ETHUSDT", "X:BTCUSD"), strict=True))
+
+
+# --- time that passes where no call is made ---------------------------------------------------
+
+
+def slow_claims(scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: Iterator[float]) -> None:
+    """Have the database take its time between the slot and the call."""
+    claim = queue.claim
+
+    def claim_slowly(
+        db: Connection, lane: Lane, *, lease_seconds: float, most: int
+    ) -> tuple[queue.Item, ...]:
+        items = claim(db, lane, lease_seconds=lease_seconds, most=most)
+        scene.clock.sleep(next(seconds))
+        return items
+
+    monkeypatch.setattr(queue, "claim", claim_slowly)
+
+
+def test_a_slot_that_has_grown_old_before_its_call_is_given_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_claims(scene, monkeypatch, chain([CALL_TIMEOUT_SECONDS * 0.6], repeat(0)))
+    report = scene.run()
+    # It cost neither a call nor a wait: the third asset's is the only one.
+    assert (report.api_calls_used, len(scene.api.log)) == (len(SYMBOLS), len(SYMBOLS))
+    assert report.waited_seconds < PERIOD_SECONDS + 1
+    assert scene.items() == [(symbol, "bars", "idle", 0) for symbol in sorted(SYMBOLS)]
+
+
+def test_a_call_ends_before_its_slot_would_be_free_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_claims(scene, monkeypatch, repeat(10))
+    bars, allowed = Polygon.bars, []
+
+    def bars_in_time(api: Polygon, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
+        allowed.append(api.call_timeout_seconds)
+        return bars(api, ticker, start, end)
+
+    monkeypatch.setattr(Polygon, "bars", bars_in_time)
+    scene.run()
+    assert len(allowed) == len(SYMBOLS)
+    assert all(0 < seconds <= CALL_TIMEOUT_SECONDS - 10 for seconds in allowed)
+
+
+# --- SIGINT and SIGTERM -----------------------------------------------------------------------
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize(
+    "lock",
+    [
+        "select from trading.symbols where symbol = 'BTCUSD' for update",
+        "lock table market_data.ohlcv_5m in exclusive mode",
+        "lock table data_sources.data_sync_status in exclusive mode",
+        "select from asset_sync.limiter for update",
+    ],
+    ids=["price", "bars", "status", "slot"],
+)
+def test_a_signal_while_a_statement_waits_ends_the_run_and_gives_all_back(
+    scene: Scene,
+    connect: Callable[[], Connection],
+    lock: str,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    slots.prepare(scene.db, slots.rate_of(scene.settings))
+    somebody = connect()
+    somebody.cursor().execute(f"begin; {lock}")
+    before = query(scene.db, "select count(*) from market_data.ohlcv_5m")
+    process = scene.start("-m", "asset_sync", "sync", "queue", "-q")
+    until(lambda: _somebody_waits(scene.db))
+    began = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert time.monotonic() - began < 2
+    assert process.returncode == code
+    assert "Traceback" not in out + err
+    somebody.cursor().execute("rollback")
+    assert {(state, attempts) for _, _, state, attempts in scene.items()} == {("waiting", 0)}
+    assert query(scene.db, "select count(token) from asset_sync.slots") == [(0,)]
+    assert query(scene.db, "select count(*) from market_data.ohlcv_5m") == before
+
+
+def _somebody_waits(db: Connection) -> bool:
+    waiting = query(
+        db,
+        """
+        select from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock'
+        """,
+    )
+    return bool(waiting)
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_while_it_waits_until_an_asset_is_due_ends_the_run(
+    scene: Scene, number: signal.Signals, code: int
+) -> None:
+    file = Path(scene.environ["ASSET_SYNC_CONFIG"])
+    soon = SETTINGS.split("[[secondary_assets]]\n", 2)
+    file.write_text(f"{soon[0]}[[secondary_assets]]\nupdate_frequency_seconds = 20\n{soon[1]}")
+    process = scene.start("-m", "asset_sync", "-v", "sync", "queue")
+    assert process.stderr is not None
+    until(lambda: "next asset is due" in process.stderr.readline())  # type: ignore[union-attr]
+    began = time.monotonic()
+    process.send_signal(number)
+    process.communicate(timeout=10)
+    assert time.monotonic() - began < 2
+    assert process.returncode == code
+    assert scene.items() == [("BTCUSD", "bars", "idle", 0)]
+    assert query(scene.db, "select reason_ended from asset_sync.runs") == [("interrupted",)]

@@ -1,0 +1,124 @@
+"""Sixteen processes at once: they share one budget, and the API never has to refuse a call."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import an_hour_ago
+
+import asset_sync
+from asset_sync.database import Connection, query
+from asset_sync.demo.server import StandIn
+from asset_sync.settings import VARIABLES
+
+COMMAND = (sys.executable, "-m", "asset_sync", "sync")
+PROCESSES = 16
+CALLS, PERIOD_SECONDS = 40, 2.0
+SECONDS = 10.0
+CRITICAL, OTHERS = 3, 64
+# A minute's window in which p95 is to be under 3 s has become one of two seconds.
+PRIORITY_WAIT_SECONDS = 3.0 * PERIOD_SECONDS / 60
+
+SETTINGS = f"""
+[provider]
+call_timeout_seconds = 5
+[rate_limit]
+calls = {CALLS}
+period_seconds = {PERIOD_SECONDS}
+[batch]
+interval_minutes = 0.5
+"""
+
+
+def long_tail(generator: random.Random) -> float:
+    return generator.uniform(0.5, 2.5) if generator.random() < 0.02 else generator.uniform(0, 0.2)
+
+
+@pytest.fixture
+def api() -> Iterator[StandIn]:
+    with StandIn(calls=CALLS, period_seconds=PERIOD_SECONDS, latency=long_tail) as server:
+        yield server
+
+
+@pytest.fixture
+def environ(tmp_path: Path, url: str, db: Connection, api: StandIn) -> dict[str, str]:
+    """More assets than the window has calls, due again each second, that last ran an hour ago."""
+    text = SETTINGS
+    for number in range(CRITICAL + OTHERS):
+        critical, ticker = number < CRITICAL, ("X:BTCUSD", "X:ETHUSDT")[number % 2]
+        text += f"""
+[[{"priority" if critical else "secondary"}_assets]]
+symbol = "A{number:02}"
+polygon_ticker = "{ticker}"
+asset_type = "crypto"
+update_frequency_seconds = {25 if critical else 1}
+"""
+        an_hour_ago(db, f"A{number:02}", ticker)
+    (tmp_path / "assets.toml").write_text(text)
+    kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+    return {
+        **kept,
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(Path(asset_sync.__file__).parents[1]),
+        "ASSET_SYNC_CONFIG": str(tmp_path / "assets.toml"),
+        "POLYGON_API_KEY": api.key,
+        "POLYGON_BASE_URL": api.base_url,
+        "DATABASE_URL": url,
+    }
+
+
+def _is_setting(name: str) -> bool:
+    return name in VARIABLES or name.startswith("PG")
+
+
+def test_sixteen_at_once_keep_the_limit_share_the_work_and_let_priority_runs_pass(
+    environ: dict[str, str], db: Connection, api: StandIn
+) -> None:
+    def start(lane: str, seconds: float) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*COMMAND, lane, "-q", "--json", "--max-runtime", str(seconds)],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    # The place of a priority run that is due in six seconds.
+    query(
+        db,
+        """
+        update asset_sync.limiter
+        set reserved_calls = %s, reserved_at = now() + interval '6 s'
+        """,
+        (CRITICAL,),
+    )
+    expected = time.monotonic() + 6
+    started = [start("queue", SECONDS) for _ in range(PROCESSES)]
+    try:
+        time.sleep(max(0.0, expected - time.monotonic()))
+        started.append(start("priority", 10))
+        ended = [process.communicate(timeout=40) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+    # Out of time-outs and long tails may come an asset put back, but never a failed one.
+    assert [process.returncode for process in started] == [0] * (PROCESSES + 1), ended
+    assert (api.refused, api.most_in_a_window() <= CALLS) == (0, True)
+    calls = [json.loads(out)["api_calls_used"] for out, _ in ended[:PROCESSES]]
+    assert sum(calls) + CRITICAL == len(api.log)
+    assert min(calls) >= sum(calls) / PROCESSES / 4, calls
+    priority = json.loads(ended[-1][0])
+    assert len(priority["updated"]) == CRITICAL
+    assert priority["waited_seconds"] < PRIORITY_WAIT_SECONDS
+    # A slot turns round once in a window and a call; `make soak` is the judge of 99 %.
+    [(mean,)] = query(db, "select avg(duration_ms)::float8 / 1000 from asset_sync.calls")
+    turns = (SECONDS - 2) / (PERIOD_SECONDS + mean)
+    assert sum(calls) > 0.7 * CALLS * turns, (calls, mean)
