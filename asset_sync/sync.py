@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 # A slot that is given back, or whose call ends early, is noticed within this time.
 POLL_SECONDS = 5
+SLICE_SECONDS = 0.5
 # What is nobody's fault is tried again in the same run, but not at once.
 TRY_AGAIN_SECONDS = 15
 # After so many calls in a row without any answer the rest of the budget is better kept.
@@ -118,8 +119,10 @@ class Clock:
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Wait; Ctrl-C ends it."""
-        time.sleep(seconds)
+        """Wait; a signal ends it, in slices, as one that comes just before a sleep does not."""
+        end = self.monotonic() + seconds
+        while (left := end - self.monotonic()) > 0:
+            time.sleep(min(left, SLICE_SECONDS))
 
 
 @dataclass(slots=True)
