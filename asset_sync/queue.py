@@ -510,11 +510,18 @@ def levels(db: Connection) -> tuple[LevelStatus, ...]:
         for level, *rest in query(
             db,
             """
-            select level, count(*) filter (where state = 'waiting'),
-              count(*) filter (where state = 'leased'), count(*) filter (where state = 'dead'),
-              extract(epoch from clock_timestamp()
-                - min(due_at) filter (where state in ('waiting', 'leased')))::float8
-            from asset_sync.queue where state <> 'idle' group by level
+            with counted as (
+              select level, count(*) filter (where state = 'waiting') as waiting,
+                count(*) filter (where state = 'leased') as leased,
+                count(*) filter (where state = 'dead') as dead
+              from asset_sync.queue where state <> 'idle' group by level
+            )
+            select level, waiting, leased, dead, extract(epoch from clock_timestamp() - (
+              select q.due_at from asset_sync.queue q
+              where q.level = c.level and q.state in ('waiting', 'leased')
+              order by q.due_at limit 1
+            ))::float8
+            from counted c
             """,
         )
     }

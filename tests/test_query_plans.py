@@ -41,6 +41,12 @@ class Plan:
         self.nodes = list(_walk(root))
 
     @property
+    def blocks(self) -> int:
+        """How many blocks it touched, in memory or on disk: what it costs on any machine."""
+        root = self.nodes[0]
+        return int(root["Shared Hit Blocks"] + root["Shared Read Blocks"])
+
+    @property
     def kinds(self) -> set[str]:
         return {node["Node Type"] for node in self.nodes}
 
@@ -64,8 +70,8 @@ def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _walk(child)
 
 
-def fill(db: Connection, *, waiting_percent: int) -> None:
-    """Put 100,000 items into the queue, so many of them waiting and the others idle."""
+def fill(db: Connection, *, waiting_percent: int, items: int = 100_000) -> None:
+    """Put items into the queue, so many percent of them waiting and the others idle."""
     with db.cursor() as cursor:
         cursor.execute(
             """
@@ -75,11 +81,11 @@ def fill(db: Connection, *, waiting_percent: int) -> None:
               'forex', 'S' || n, (array['critical', 'high', 'medium', 'low'])[1 + n %% 4],
               case when n %% 100 < %s then 'waiting' else 'idle' end,
               now() - make_interval(secs => n), now() - make_interval(secs => n)
-            from generate_series(1, 100000) n
+            from generate_series(1, %s) n
             """,
-            (waiting_percent,),
+            (waiting_percent, items),
         )
-        cursor.execute("analyze asset_sync.queue")
+        cursor.execute("vacuum (analyze) asset_sync.queue")  # as autovacuum does after such a load
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +110,7 @@ def plans(db: Connection, act: Callable[[], object]) -> list[Plan]:
     with db.cursor() as cursor:
         cursor.execute("begin")
         for statement in statements:
-            cursor.execute(f"explain (analyze, format json) {statement}")
+            cursor.execute(f"explain (analyze, buffers, format json) {statement}")
             [(explained,)] = cursor.fetchall()
             parsed = explained if isinstance(explained, list) else json.loads(explained)
             found.append(Plan(parsed[0]["Plan"]))
@@ -123,6 +129,38 @@ def test_a_claim_reads_the_head_of_its_lanes_index_and_sorts_nothing(
     assert plan.indexes == {index, "queue_pkey"}
     assert plan.kinds.isdisjoint({"Seq Scan", "Sort", "Hash Join"})
     assert plan.most_rows_read <= 3 * queue.BULK[Feed.SNAPSHOT]
+
+
+@pytest.mark.parametrize("lane", Lane)
+@pytest.mark.parametrize("most", [1, 250])
+def test_a_claim_among_100_000_costs_at_most_half_as_much_again_as_among_1_000(
+    crowded: Connection, maintenance_url: str, template: str, lane: Lane, most: int
+) -> None:
+    for url in conftest._fresh_database(maintenance_url, template):
+        few = psycopg2.connect(url, cursor_factory=RecordingCursor)
+        few.autocommit = True
+        fill(few, waiting_percent=100, items=1000)
+
+        def cost(db: Connection) -> int:
+            [plan] = plans(db, lambda: queue.claim(db, lane, lease_seconds=60, most=most))
+            return plan.blocks
+
+        cost(few), cost(crowded)  # the first of each finds its way
+        assert cost(crowded) <= 1.5 * cost(few)
+        few.close()
+
+
+def test_the_levels_of_100_000_that_wait_are_counted_from_an_index_alone(
+    crowded: Connection,
+) -> None:
+    with crowded.cursor() as cursor:
+        cursor.execute("vacuum (analyze) asset_sync.queue")  # other tests have claimed items of it
+
+    [plan] = plans(crowded, lambda: queue.levels(crowded))
+
+    assert plan.indexes == {"queue_live_idx", "queue_oldest_idx"}
+    assert "Index Only Scan" in plan.kinds
+    assert "Seq Scan" not in plan.kinds
 
 
 @pytest.mark.parametrize("lane", Lane)
@@ -167,5 +205,5 @@ def test_the_levels_are_counted_without_reading_what_is_idle(db: Connection) -> 
     RecordingCursor.sent = []
     db.cursor_factory = RecordingCursor
     [plan] = plans(db, lambda: queue.levels(db))
-    assert plan.indexes == {"queue_live_idx"}
+    assert plan.indexes == {"queue_live_idx", "queue_oldest_idx"}
     assert plan.most_rows_read <= 1000
