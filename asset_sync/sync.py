@@ -617,13 +617,16 @@ class _Run:
         from asset_sync import polygon  # noqa: PLC0415
 
         call = replace(call, outcome=error.kind, error=str(error))
+        symbols = [item.symbol for item in items]
         match error:
             case polygon.RateLimited():
                 wait = error.retry_after_seconds or self._settings.rate_limit.period_seconds
                 self._limits.block(wait)
                 self._put_back(items, call, str(error))
+                self._tell(PutBack(symbols, str(error)))
             case polygon.Unavailable():
                 self._put_back(items, call, str(error), after_seconds=TRY_AGAIN_SECONDS)
+                self._tell(PutBack(symbols, str(error)))
                 if self._silent_calls >= SILENT_CALLS:
                     raise _Stop(
                         Ended.UNAVAILABLE,
@@ -700,7 +703,6 @@ class _Run:
         with self._transaction() as cursor:
             queue.put_back(cursor, items, after_seconds=after_seconds, reason=reason)
             runs.record(cursor, self._report.run_id, call)
-        self._tell(PutBack([item.symbol for item in items], reason))
 
     def _fail(self, item: Item, call: runs.Call, error: str, *, lookup: bool = False) -> None:
         with self._transaction() as cursor:
