@@ -543,12 +543,15 @@ def test_whatever_calls_last_and_whoever_dies_no_window_holds_more_calls_than_al
             slots.prepare(db, FREE_PLAN._replace(calls=chance.choice([2, 5])))
         elif happening < 0.04:
             slots.reserve(db, chance.randint(0, 5), chance.uniform(0, 90))
+        asked = clock.monotonic()
         answer = slots.take(db, chance.choice(list(Lane)), FREE_PLAN)
         now = clock.monotonic()
         if isinstance(answer, Wait):
             again = now + answer.seconds * chance.choice([1, 1, 0.5])
-        elif chance.random() < 0.03:  # dies; its request may arrive until the time-out
-            calls.append(Call(now, now + FREE_PLAN.call_timeout_seconds))
+        elif chance.random() < 0.03:
+            # It dies; its request may arrive until the time-out, which a run counts from before
+            # it asks for the slot (`sync._Held.until`), so that the slot's is never earlier.
+            calls.append(Call(now, asked + FREE_PLAN.call_timeout_seconds))
         elif chance.random() < 0.05:
             slots.give_back(db, answer)
         else:
