@@ -71,6 +71,14 @@ def test_the_readme_lists_exactly_the_exit_codes() -> None:
     assert listed == {int(code) for code in ExitCode}
 
 
+def test_the_readme_makes_the_same_promises_as_the_page_that_shows_how_they_are_held() -> None:
+    promise = re.compile(r"^\d\. \*\*(.+?)\*\*", re.MULTILINE)
+    made = promise.findall(section("What it promises"))
+
+    assert len(made) == 5
+    assert made == promise.findall((ROOT / "docs" / "reliability.md").read_text())[:5]
+
+
 def test_the_readme_lists_exactly_the_variables() -> None:
     named = set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`", section("Settings")))
 
