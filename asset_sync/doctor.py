@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asset_sync import database, runs, slots
-from asset_sync.database import Connection, query
+from asset_sync.database import Connection, SchemaStatus, query
 from asset_sync.health import OVERDUE_INTERVALS
 from asset_sync.settings import Settings
 from asset_sync.slots import Lane, Wait
@@ -59,9 +59,8 @@ def _readable(name: str, path: Path) -> Finding:
     return Finding(Grade.OK, name, f"only its owner may read {path}")
 
 
-def examine_database(db: Connection, settings: Settings) -> Iterator[Finding]:
+def examine_database(db: Connection, settings: Settings, status: SchemaStatus) -> Iterator[Finding]:
     """Look at a database that answers: version, schema, rights, clock, time zone."""
-    status = database.status(db)
     where = "embedded PostgreSQL" if settings.conninfo is None else "PostgreSQL"
     yield Finding(Grade.OK, "database", f"{where} {status.server} answers")
     if status.ready:

@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from asset_sync import health, queue, queue_admin, runs, slots
+from asset_sync import health, queue_admin, runs, slots
 from asset_sync.database import Connection
 from asset_sync.health import Verdict
 from asset_sync.settings import Settings
@@ -67,30 +67,6 @@ def _assets(db: Connection, settings: Settings) -> Iterator[Family]:
     )
 
 
-def _queue(db: Connection, _: Settings) -> Iterator[Family]:
-    levels = queue.levels(db)
-    yield Family(
-        "queue_items",
-        "Items of the queue, by level and state.",
-        ("level", "state"),
-        [
-            ((one.level.value, state), count)
-            for one in levels
-            for state, count in (
-                ("waiting", one.waiting),
-                ("leased", one.leased),
-                ("dead", one.dead),
-            )
-        ],
-    )
-    yield Family(
-        "queue_oldest_item_seconds",
-        "How long the oldest item of a level has been due.",
-        ("level",),
-        [((one.level.value,), one.oldest_seconds) for one in levels],
-    )
-
-
 def _budget(db: Connection, settings: Settings) -> Iterator[Family]:
     budget = slots.budget(db, slots.rate_of(settings))
     yield Family("slots", "Calls that the plan allows in a window.", (), [((), budget.calls)])
@@ -138,6 +114,27 @@ def _p95(record: runs.JobRecord) -> float | None:
 
 def _health(db: Connection, settings: Settings) -> Iterator[Family]:
     found = health.examine(db, settings)
+    levels = found.levels
+    yield Family(
+        "queue_items",
+        "Items of the queue, by level and state.",
+        ("level", "state"),
+        [
+            ((one.level.value, state), count)
+            for one in levels
+            for state, count in (
+                ("waiting", one.waiting),
+                ("leased", one.leased),
+                ("dead", one.dead),
+            )
+        ],
+    )
+    yield Family(
+        "queue_oldest_item_seconds",
+        "How long the oldest item of a level has been due.",
+        ("level",),
+        [((one.level.value,), one.oldest_seconds) for one in levels],
+    )
     rank = list(Verdict).index
     yield Family(
         "health",
@@ -149,7 +146,6 @@ def _health(db: Connection, settings: Settings) -> Iterator[Family]:
 
 _LOOKS: tuple[Callable[[Connection, Settings], Iterator[Family]], ...] = (
     _assets,
-    _queue,
     _budget,
     _calls,
     _runs,

@@ -71,8 +71,9 @@ def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
         with database.raw_session(settings.conninfo) as db:
             if settings.conninfo is None:
                 database.migrate(db)
-            yield from doctor.examine_database(db, settings)
-            if database.status(db).ready:
+            status = database.status(db)
+            yield from doctor.examine_database(db, settings, status)
+            if status.ready:
                 if not offline:
                     question = doctor.question_to_the_api(settings)
                     if question is not None:
