@@ -1,12 +1,14 @@
 """What a run has to do: the settings and what is known of the key, in the other rooms' words."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from asset_sync import runs
 from asset_sync.assets import AssetType, Feed, Level
 from asset_sync.database import Connection
-from asset_sync.queue import Wanted
+from asset_sync.queue import BULK, Wanted
 from asset_sync.reach import Reach, reach
 from asset_sync.settings import Settings
 from asset_sync.slots import Lane, Rate, rate_of
@@ -31,11 +33,18 @@ class Job:
 
     @property
     def runtime_seconds(self) -> float:
-        """How long a run works unless told otherwise."""
-        if self.lane is Lane.PRIORITY:
-            return PRIORITY_SECONDS
+        """How long a run works unless told otherwise.
+
+        A priority run needs a window more for every so many calls, or the last of its assets would
+        never be served: each run begins with the first.
+        """
         interval = self.settings.batch.interval_seconds
-        return max(interval - QUEUE_MARGIN_SECONDS, interval / 2)
+        longest = max(interval - QUEUE_MARGIN_SECONDS, interval / 2)
+        if self.lane is Lane.QUEUE:
+            return longest
+        windows_to_wait = (calls_for(self.wanted) - 1) // self.rate.calls
+        seconds = PRIORITY_SECONDS + windows_to_wait * self.rate.period_seconds
+        return max(PRIORITY_SECONDS, min(seconds, longest))
 
     @property
     def rate(self) -> Rate:
@@ -81,6 +90,12 @@ class Job:
             asked_until=asked_until,
             today_denied=self.denials.today,
         )
+
+
+def calls_for(wanted: Sequence[Wanted]) -> int:
+    """Return how many calls serve all of these once."""
+    feeds = Counter(one.feed for one in wanted)
+    return sum(-(-assets // BULK[feed]) for feed, assets in feeds.items())
 
 
 def account(settings: Settings) -> tuple[str, str]:

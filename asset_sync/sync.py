@@ -47,7 +47,8 @@ if TYPE_CHECKING:
         SnapshotAnswer,
     )
 
-# A slot that is given back, or whose call ends early, is noticed within this time.
+# A slot that is given back, a call that ends early, an asset that becomes due while others wait,
+# a lease that ends: noticed within this time.
 POLL_SECONDS = 5
 SLICE_SECONDS = 0.5
 # What is nobody's fault is tried again in the same run, but not at once.
@@ -196,6 +197,7 @@ class _Run:
         self._started = clock.monotonic()
         self._deadline = self._started + (most_seconds or self._job.runtime_seconds)
         self._report = Report(runs.start(db, lane.value), lane)
+        self._enqueued_at = self._started
         self._silent_calls = 0
         self._held: _Held | None = None
         self._trouble: ServerError | None = None
@@ -303,6 +305,7 @@ class _Run:
         return Ended.DONE if self._report.api_calls_used else Ended.NOTHING_DUE
 
     def _enqueue(self, grace_seconds: float = 0) -> None:
+        self._enqueued_at = self._clock.monotonic()
         queue.reclaim(self._db, self._settings.queue)
         entered = queue.enqueue(
             self._db, self._job.wanted, self._settings.queue, grace_seconds=grace_seconds
@@ -341,13 +344,16 @@ class _Run:
                 return _Held(answer, asked + self._job.rate.call_timeout_seconds)
             if answer.seconds > self._remaining():
                 return None
+            self._hold_place(answer.seconds)
             self._tell(Waiting("a slot", answer.seconds, self._budget()))
             pause = min(max(answer.seconds, 0.02), POLL_SECONDS)
             self._clock.sleep(pause)
             self._report.waited_seconds += pause
 
     def _claim(self) -> tuple[Item, ...]:
-        queue.reclaim(self._db, self._settings.queue)
+        # What has become due since may come before what waits.
+        if self._clock.monotonic() - self._enqueued_at >= POLL_SECONDS:
+            self._enqueue()
         most = queue.BULK[Feed.SNAPSHOT]
         if self._limit is not None:
             most = min(most, self._limit - self._served())
@@ -777,7 +783,7 @@ class _Run:
         self._hold_place(in_seconds=self._settings.batch.interval_seconds - so_far)
 
     def _hold_place(self, in_seconds: float) -> None:
-        """Reserve the slots that a priority run wants: this one now, the next one at the end."""
+        """Reserve what a priority run wants: this one now and when it waits, the next at the end."""
         if self._lane is not Lane.PRIORITY:
             return
         calls = 0

@@ -525,6 +525,33 @@ def test_a_priority_run_that_never_comes_is_waited_for_no_longer_than_it_may_tak
     assert report.waited_seconds < PRIORITY_GRACE_SECONDS + 10
 
 
+def test_more_priority_assets_than_a_window_has_calls_are_all_served_in_one_run(job: Job) -> None:
+    symbols = [*PRIORITY_SYMBOLS, *OTHER_SYMBOLS]
+    assets = {one.symbol: one for one in job.settings.assets}
+    job.serve(
+        *(
+            replace(assets[symbol], level=Level.CRITICAL, position=place)
+            for place, symbol in enumerate(symbols)
+        ),
+        history_days=2,
+    )
+    assert job.run(Lane.PRIORITY).updated == symbols
+
+
+def test_the_slot_that_a_priority_run_waits_for_is_kept_from_the_queue(job: Job) -> None:
+    job.serve(GOLD, EURO, ETHER, history_days=2)
+    job.settings = replace(job.settings, rate_limit=replace(job.settings.rate_limit, calls=1))
+    beside: list[Report] = []
+
+    def listen(progress: Progress) -> None:
+        if isinstance(progress, Waiting) and progress.seconds < 5 and not beside:
+            beside.append(job.run(Lane.QUEUE, seconds=10))
+
+    job.run(Lane.PRIORITY, tell=listen)
+    assert [report.reason_ended for report in beside] == [Ended.BUDGET]
+    assert job.asked() == ["C:XAUUSD", "C:EURUSD"]
+
+
 def test_without_the_hold_the_queue_takes_every_slot(job: Job) -> None:
     job.settings = replace(
         job.settings, rate_limit=replace(job.settings.rate_limit, hold_for_priority=False)
@@ -580,6 +607,20 @@ def test_nothing_is_fetched_twice_in_a_run_that_ends_before_it_is_due(job: Job) 
     assert report.api_calls_used == 2
     assert report.reason_ended is Ended.DONE
     assert job.clock.monotonic() - began < 30
+
+
+def test_what_becomes_due_while_others_wait_takes_its_place_before_them(job: Job) -> None:
+    others = [
+        replace(one, level=Level.MEDIUM, update_frequency_seconds=300)
+        for one in job.settings.assets
+        if one.symbol != "ETHUSDT"
+    ]
+    first = replace(ETHER, level=Level.HIGH)
+    job.serve(first, history_days=2)
+    job.run()
+    job.clock.sleep(250)
+    job.serve(first, *others, history_days=2)
+    assert job.run().updated.index("ETHUSDT") == 5, "five slots go to those who are due already"
 
 
 # --- whatever the provider does: nobody's fault -----------------------------------------------
@@ -1080,7 +1121,7 @@ def test_an_item_that_breaks_its_run_keeps_the_attempt(
         job.clock.sleep(60)
     assert job.run().reason_ended is Ended.NOTHING_DUE
     assert job.item("BTCUSD")[0] == "dead"
-    assert job.row("select reason_ended from asset_sync.runs limit 1") == ("broken",)
+    assert job.row("select reason_ended from asset_sync.runs order by id limit 1") == ("broken",)
 
 
 def test_a_run_whose_lease_was_lost_writes_nothing(
