@@ -102,7 +102,11 @@ def _runs(db: Connection, _: Settings) -> Iterator[Family]:
         ("last_run_timestamp_seconds", "When the last run began.", _last_run),
         ("run_duration_p95_seconds", "What 95 % of the last hour's runs took at most.", _p95),
         ("runs_waited_last_hour", "Runs that waited for a slot.", lambda one: one.waits),
-        ("assets_tried_last_hour", "Assets refreshed or failed.", lambda one: one.tried),
+        (
+            "assets_tried_last_hour",
+            "Assets refreshed, or asked for in vain.",
+            lambda one: one.tried,
+        ),
         ("assets_updated_last_hour", "Assets refreshed.", lambda one: one.updated),
     ):
         samples = [((command,), value(record)) for command, record in records.items()]

@@ -12,10 +12,11 @@ from conftest import MakeSettings
 from typer.main import get_command
 
 from asset_sync import __version__
-from asset_sync.cli import app, queue, sync
+from asset_sync.cli import app, health, queue, sync
 from asset_sync.cli.exits import ExitCode
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
+from asset_sync.health import Check, JobStatus, examine
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
 from asset_sync.slots import Lane
 from asset_sync.sync import Report
@@ -108,13 +109,20 @@ def test_the_readme_names_exactly_the_keys_of_the_json(
     db: Connection, api: StandIn, make_settings: MakeSettings
 ) -> None:
     text = re.sub(r"\s+", " ", section("See how it stands"))
-    of_sync, of_status = re.search(
-        r"`sync … --json` tells (.*?)\. `queue status --json` tells (.*?)\. ", text
+    of_sync, of_status, of_health = re.search(
+        r"`sync … --json` tells (.*?)\. `queue status --json` tells (.*?)\. "
+        r"`health --json` tells (.*?)\. ",
+        text,
     ).groups()  # type: ignore[union-attr]
-    status = queue._as_json(queue.look(db, make_settings(api)))
+    settings = make_settings(api)
+    status = queue._as_json(queue.look(db, settings))
+    found = examine(db, settings)
 
     assert named_keys(of_sync) == set(sync._as_json(Report(1, Lane.QUEUE)))
     assert named_keys(of_status) == set(status)
+    assert named_keys(of_health) == (
+        set(health._as_json(found)) | set(JobStatus._fields) - {"command"} | set(Check._fields)
+    )
     json.dumps(status)
 
 
