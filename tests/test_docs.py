@@ -157,6 +157,31 @@ def test_the_crontab_is_one_that_cron_takes() -> None:
     ]
 
 
+def test_what_the_crontab_leaves_to_choose_is_one_that_cron_takes() -> None:
+    chosen = re.findall(r"^#(\S+ \S+ \S+ \S+ \S+)  (asset-sync .+)$", CRONTAB, re.MULTILINE)
+    known = commands()
+
+    assert [line.split(" | ")[1:] for _, line in chosen] == [
+        *(["systemd-cat -t asset-sync"], ["systemd-cat -t asset-sync"]),
+        [],
+    ]
+    for when, line in chosen:
+        assert set(when.split()) <= {"*", "*/5"}
+        words = line.split(" | ")[0].removesuffix(" 2>&1").split()[1:]
+        options = {word for word in words if word.startswith("-")}
+        name = " ".join(word for word in words if not word.startswith(("-", "/")))
+        assert options <= known[name]
+    *_, (_, metrics) = chosen
+    assert metrics in README
+
+
+def test_no_log_file_is_written_that_somebody_would_have_to_rotate() -> None:
+    units = "".join(path.read_text() for path in (ROOT / "systemd").iterdir())
+
+    assert not re.findall(r"^Standard(?:Output|Error)=", units, re.MULTILINE), "journald's, then"
+    assert not re.findall(r">\s*[/~\w]", CRONTAB)
+
+
 def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text()
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
