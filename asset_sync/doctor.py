@@ -1,16 +1,17 @@
 """Looking for what is wrong before it goes wrong: settings, files, database, key, cron, Redis."""
 
+import re
 import shutil
 import stat
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from asset_sync import database, runs, slots
+from asset_sync import runs, slots
 from asset_sync.database import Connection, SchemaStatus, query
 from asset_sync.health import OVERDUE_INTERVALS
 from asset_sync.settings import Settings
@@ -41,6 +42,9 @@ def examine_settings(settings: Settings, environ: Mapping[str, str]) -> Iterator
     yield Finding(Grade.OK, "settings", f"{which}; {many}; plan {settings.provider.plan.name}")
     if not settings.assets:
         yield Finding(Grade.ERROR, "settings", "no asset is kept fresh: name some in assets.toml")
+    if not settings.shipped and _mode(settings.source) & _WRITTEN_BY_OTHERS:
+        text = f"others may write {settings.source}, and send the key elsewhere: chmod go-w on it"
+        yield Finding(Grade.WARNING, "settings", text)
     for name in sorted(environ):
         if name.endswith("_FILE") and name.removesuffix("_FILE") in _SECRETS and environ[name]:
             yield _readable(name, Path(environ[name]))
@@ -51,17 +55,30 @@ _SECRETS = {"POLYGON_API_KEY", "MASSIVE_API_KEY", "DATABASE_URL", "DB_PASSWORD",
 
 def _readable(name: str, path: Path) -> Finding:
     try:
-        others = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+        mode = _mode(path)
     except OSError as error:
         return Finding(Grade.ERROR, name, f"cannot be looked at ({error.strerror})")
-    if others:
-        return Finding(Grade.WARNING, name, f"others may read {path}: chmod 600 {path}")
+    if mode & (_READ_BY_OTHERS | _WRITTEN_BY_OTHERS):
+        may = "read" if mode & _READ_BY_OTHERS else "write"
+        return Finding(Grade.WARNING, name, f"others may {may} {path}: chmod 600 {path}")
     return Finding(Grade.OK, name, f"only its owner may read {path}")
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode
+
+
+_READ_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
+_WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def examine_database(db: Connection, settings: Settings, status: SchemaStatus) -> Iterator[Finding]:
     """Look at a database that answers: version, schema, rights, clock, time zone."""
     where = "embedded PostgreSQL" if settings.conninfo is None else "PostgreSQL"
+    if int(status.server.split(".")[0]) < _OLDEST_SERVER:
+        text = f"{where} {status.server} is too old: {_OLDEST_SERVER} or newer is needed"
+        yield Finding(Grade.ERROR, "database", text)
+        return
     yield Finding(Grade.OK, "database", f"{where} {status.server} answers")
     if status.ready:
         yield Finding(Grade.OK, "schema", f"at version {status.version}, nothing is missing")
@@ -70,21 +87,57 @@ def examine_database(db: Connection, settings: Settings, status: SchemaStatus) -
         found = f"at version {status.version} of {status.wanted}; {'; '.join(wrong[:3])}"
         yield Finding(Grade.ERROR, "schema", f"{found}: run `asset-sync db init`")
         return
+    yield _rights(db)
+    yield _clock(db)
+
+
+_OLDEST_SERVER = 13
+
+
+def _rights(db: Connection) -> Finding:
     lacking = query(
         db,
         """
-        select name || ': ' || privilege
-        from unnest(%s::text[]) as name, unnest(array['select', 'insert', 'update']) as privilege
-        where not has_table_privilege(name, privilege)
+        select privilege || ' on ' || name
+        from unnest(%s::text[], %s::text[], %s::text[]) as needed (name, privilege, columns)
+        where not case
+          when columns = '' then has_table_privilege(name, privilege)
+          else (
+            select bool_and(has_column_privilege(name, one, privilege))
+            from unnest(string_to_array(columns, ' ')) as one
+          ) end
         """,
-        ([table.name for table in database.PLATFORM_TABLES if "providers" not in table.name],),
+        [list(part) for part in zip(*_RIGHTS, strict=True)],
     )
     if lacking:
         missing = ", ".join(right for (right,) in lacking)
-        yield Finding(Grade.ERROR, "rights", f"the role lacks {missing}: see Rights in the README")
-    else:
-        yield Finding(Grade.OK, "rights", "the role may write what a sync writes")
-    yield _clock(db)
+        return Finding(Grade.ERROR, "rights", f"the role lacks {missing}: see Rights in the README")
+    return Finding(Grade.OK, "rights", "the role may do all that a sync does")
+
+
+# What the README grants: table, right, and the columns where the whole table is not needed.
+_RIGHTS = (
+    ("trading.symbols", "select", "id symbol metadata"),
+    ("trading.symbols", "insert", "symbol name asset_type"),
+    ("trading.symbols", "update", "metadata updated_at"),
+    ("data_sources.api_providers", "select", "id code"),
+    *(
+        (table, right, "")
+        for tables, rights in (
+            (("data_sources.data_sync_status", "market_data.ohlcv_5m"), "select insert update"),
+            (("asset_sync.migrations",), "select"),
+            (("asset_sync.limiter",), "select update"),
+            (
+                ("asset_sync.queue", "asset_sync.slots", "asset_sync.denials"),
+                "select insert update",
+            ),
+            (("asset_sync.runs",), "select insert update delete"),
+            (("asset_sync.calls",), "select insert delete"),
+        )
+        for table in tables
+        for right in rights.split()
+    ),
+)
 
 
 def _clock(db: Connection) -> Finding:
@@ -167,42 +220,56 @@ def _denied(db: Connection, settings: Settings) -> Finding:
 
 def examine_cron(db: Connection, settings: Settings) -> Iterator[Finding]:
     """Look whether anybody starts the jobs, and when each last ran."""
-    installed = [name for name, lists in _SCHEDULERS if "asset-sync" in _output_of(*lists)]
+    jobs = {"cron": _of_cron(), "systemd": _output_of("systemctl", "list-timers", "--full")}
+    twice = False
     for lane in Lane:
-        record = runs.record_of(db, lane.value)
-        ago = record.seconds_ago
-        last = "has never run" if ago is None else f"last ran {ago / 60:.0f} min ago"
-        late = ago is None or ago > OVERDUE_INTERVALS * settings.batch.interval_seconds
-        by = " and ".join(installed)
-        subject = f"sync {lane.value}"
-        if not late:
-            yield Finding(Grade.OK, subject, f"{last} (started by {by})" if by else last)
-        elif installed:
-            text = f"{last}, though {by} should start it: look at its log"
-            yield Finding(Grade.WARNING, subject, text)
-        else:
-            text = f"{last}, and nobody here starts it: see crontab.example"
-            yield Finding(Grade.WARNING, subject, text)
-    if len(installed) > 1:
-        yield Finding(
-            Grade.WARNING, "scheduler", "both cron and systemd start the jobs: take one away"
-        )
+        job = re.compile(rf"^[^#\n]*asset-sync\b.*\b{lane.value}\b", re.MULTILINE)
+        starters = [name for name, listed in jobs.items() if job.search(listed)]
+        twice = twice or len(starters) > 1
+        yield _lateness(db, settings, lane, " and ".join(starters))
+    if twice:
+        text = "both cron and systemd start the jobs: take one away"
+        yield Finding(Grade.WARNING, "scheduler", text)
 
 
-_SCHEDULERS = (
-    ("cron", ("crontab", "-l")),
-    ("systemd", ("systemctl", "list-timers", "--all", "--no-pager")),
-)
+def _lateness(db: Connection, settings: Settings, lane: Lane, starter: str) -> Finding:
+    ago = runs.record_of(db, lane.value).seconds_ago
+    last = "has never run" if ago is None else f"last ran {ago / 60:.0f} min ago"
+    late = ago is None or ago > OVERDUE_INTERVALS * settings.batch.interval_seconds
+    subject = f"sync {lane.value}"
+    if not late:
+        by = f"started by {starter}" if starter else "by neither this user's cron nor systemd"
+        return Finding(Grade.OK, subject, f"{last} ({by})")
+    if starter:
+        log = f"`journalctl -u asset-sync-{lane.value}`" if starter == "systemd" else "cron's mail"
+        text = f"{last}, though {starter} should start it: {log} says why"
+        return Finding(Grade.WARNING, subject, text)
+    text = f"{last}, and nobody here starts it: see crontab.example"
+    return Finding(Grade.WARNING, subject, text)
+
+
+def _of_cron() -> str:
+    """Return this user's crontab and those of the system that may be read."""
+    listed = [_output_of("crontab", "-l")]
+    for path in (_SYSTEM_CRONTAB, *sorted(_SYSTEM_CRONTABS.glob("*"))):
+        with suppress(OSError):
+            listed.append(path.read_text(errors="replace"))
+    return "\n".join(listed)
+
+
+_SYSTEM_CRONTAB, _SYSTEM_CRONTABS = Path("/etc/crontab"), Path("/etc/cron.d")
 
 
 def _output_of(program: str, *arguments: str) -> str:
     path = shutil.which(program)
     if path is None:
         return ""
-    done = subprocess.run(  # noqa: S603  # two programs of the system's, found above
-        [path, *arguments], capture_output=True, text=True, timeout=10, check=False
-    )
-    return done.stdout
+    try:
+        return subprocess.run(  # noqa: S603  # two programs of the system's, found above
+            [path, *arguments], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):  # as where it waits for a bus that is not there
+        return ""
 
 
 def examine_redis(settings: Settings) -> Iterator[Finding]:

@@ -1,18 +1,20 @@
 """Whether all is well: what the history and the queue say, held against thresholds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
 from asset_sync import queue, queue_admin, runs, slots
 from asset_sync.assets import Asset, Level
-from asset_sync.database import Connection
+from asset_sync.database import Connection, DatabaseError
+from asset_sync.embedded import EmbeddedError
 from asset_sync.queue import LevelStatus
 from asset_sync.queue_admin import Freshness
 from asset_sync.runs import JobRecord
 from asset_sync.settings import Settings
 from asset_sync.slots import Lane
+from asset_sync.sync import Ended
 
 # Cron's runs come once an interval; that one is missing can be chance, two cannot.
 OVERDUE_INTERVALS = 2
@@ -32,7 +34,8 @@ class Check(NamedTuple):
     name: str
     value: float | None
     """None where there is nothing yet to judge by."""
-    threshold: float
+    threshold: float | None
+    """None where there is nothing to count."""
     verdict: Verdict
     about: str
     """What was found, for a person."""
@@ -53,9 +56,10 @@ class Health(NamedTuple):
 
     jobs: tuple[JobStatus, ...]
     levels: tuple[LevelStatus, ...]
+    """Of the queue; none where the database could not be asked."""
     checks: tuple[Check, ...]
     last_priority_update: datetime | None
-    api_calls_remaining: int
+    api_calls_remaining: int | None
 
     @property
     def status(self) -> Verdict:
@@ -78,6 +82,7 @@ def examine(db: Connection, settings: Settings) -> Health:
             *(_of_priority_runs(records[Lane.PRIORITY], settings) if len(lanes) > 1 else ()),
             _size(levels, settings),
             _dead(levels),
+            _refused(records),
             _stale(settings.assets, freshness, settings),
         ),
         last_priority_update=max(
@@ -85,6 +90,12 @@ def examine(db: Connection, settings: Settings) -> Health:
         ),
         api_calls_remaining=slots.budget(db, slots.rate_of(settings)).free,
     )
+
+
+def without_database(why: DatabaseError | EmbeddedError) -> Health:
+    """Return what can be said where the database cannot be used: that nothing gets fresh."""
+    check = Check("database", None, None, Verdict.UNHEALTHY, str(why))
+    return Health((), (), (check,), None, None)
 
 
 def _has_priority_runs(settings: Settings) -> bool:
@@ -157,6 +168,20 @@ def _dead(levels: Sequence[LevelStatus]) -> Check:
     dead = sum(one.dead for one in levels)
     about = "given up: `asset-sync queue list --state dead` says why"
     return Check("queue.dead", dead, 0, Verdict.DEGRADED if dead else Verdict.HEALTHY, about)
+
+
+def _refused(records: Mapping[Lane, JobRecord]) -> Check:
+    """Tell at once what no later run cures by itself; that nothing is fresh shows much later."""
+    refused = [lane for lane, record in records.items() if record.last_reason in _REFUSALS]
+    about = "jobs that the API refused the last time, for the key or its plan"
+    if refused:
+        jobs = " and ".join(f"`sync {lane.value}`" for lane in refused)
+        about = f"the API refuses {jobs}, for the key or its plan: `asset-sync doctor` says more"
+    verdict = Verdict.UNHEALTHY if refused else Verdict.HEALTHY
+    return Check("api.refused", len(refused), 0, verdict, about)
+
+
+_REFUSALS = (Ended.KEY_REFUSED, Ended.PLAN_REFUSED)
 
 
 def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: Settings) -> Check:

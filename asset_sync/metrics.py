@@ -98,14 +98,23 @@ def _calls(db: Connection, _: Settings) -> Iterator[Family]:
 def _runs(db: Connection, _: Settings) -> Iterator[Family]:
     records = {command: runs.record_of(db, command) for command in ("priority", "queue")}
     for name, about, value in (
-        ("last_run_age_seconds", "Since the last run began.", lambda one: one.seconds_ago),
+        # A moment goes on ageing where nobody writes the collector's file any more.
+        ("last_run_timestamp_seconds", "When the last run began.", _last_run),
         ("run_duration_p95_seconds", "What 95 % of the last hour's runs took at most.", _p95),
         ("runs_waited_last_hour", "Runs that waited for a slot.", lambda one: one.waits),
-        ("assets_tried_last_hour", "Assets refreshed or failed.", lambda one: one.tried),
+        (
+            "assets_tried_last_hour",
+            "Assets refreshed, or asked for in vain.",
+            lambda one: one.tried,
+        ),
         ("assets_updated_last_hour", "Assets refreshed.", lambda one: one.updated),
     ):
         samples = [((command,), value(record)) for command, record in records.items()]
         yield Family(name, about, ("command",), samples)
+
+
+def _last_run(record: runs.JobRecord) -> float | None:
+    return None if record.last_run_at is None else record.last_run_at.timestamp()
 
 
 def _p95(record: runs.JobRecord) -> float | None:

@@ -74,8 +74,10 @@ class JobRecord(NamedTuple):
     last_run_at: datetime | None
     seconds_ago: float | None
     """Since the last run began."""
+    last_reason: str | None
+    """Why the last run that has ended did."""
     tried: int
-    """Assets refreshed or failed by the last hour's runs."""
+    """Assets that the last hour's runs refreshed, or asked for in vain."""
     updated: int
     p95_ms: float | None
     """What 95 % of the last hour's runs took at most."""
@@ -187,12 +189,24 @@ def record_of(db: Connection, command: str) -> JobRecord:
           select max(started_at) as at from asset_sync.runs where command = %(command)s
         ),
         hour as (
-          select * from asset_sync.runs
+          select *, (
+              -- what was put back, as when the key is refused, has not failed, but was tried
+              select count(*) from (
+                select from asset_sync.calls, unnest(symbols) as symbol
+                where run_id = r.id and r.ended_at is not null
+                group by symbol having bool_and(outcome <> 'ok')
+              ) asked
+            ) as in_vain
+          from asset_sync.runs r
           where command = %(command)s and started_at > now() - interval '1 hour'
         )
         select (select at from last),
           (select extract(epoch from clock_timestamp() - at)::float8 from last),
-          coalesce(sum(updated + failed), 0)::int, coalesce(sum(updated), 0)::int,
+          (select reason_ended from asset_sync.runs
+            where command = %(command)s and reason_ended is not null
+            order by started_at desc limit 1),
+          coalesce(sum(updated + greatest(failed, in_vain)), 0)::int,
+          coalesce(sum(updated), 0)::int,
           percentile_disc(0.95) within group (
             order by extract(epoch from ended_at - started_at)::float8 * 1000),
           count(*) filter (where waited_seconds > 0)

@@ -1,4 +1,4 @@
-"""Throw-away servers that a test may break: PostgreSQL itself, and PgBouncer before it."""
+"""Throw-away servers that a test may break: PostgreSQL, PgBouncer before it, and Redis."""
 
 import os
 import shutil
@@ -145,6 +145,48 @@ def pgbouncer(url: str) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait()
+
+
+class RedisServer:
+    """A Redis that keeps nothing, and wants a password."""
+
+    def __init__(self, program: str, directory: Path, password: str) -> None:
+        socket_path = directory / "redis.socket"
+        self.url = f"unix://:{password}@{socket_path}"
+        config = directory / "redis.conf"  # a password is no argument
+        config.write_text(
+            f"port 0\nunixsocket {socket_path}\nrequirepass {password}\n"
+            f"save ''\nappendonly no\ndir {directory}\n"
+        )
+        self._process = subprocess.Popen(
+            [program, config],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if b"ready to accept connections" in line.lower():
+                return
+        pytest.fail("redis-server did not start")
+
+    def stop(self) -> None:
+        with self._process as process:
+            process.kill()
+
+
+@contextmanager
+def redis_server(password: str) -> Iterator[RedisServer]:
+    """Give a Redis that runs, until the end of the block."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    with _directory() as directory:
+        server = RedisServer(program, directory, password)
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,10 @@ def test_it_says_its_version(run: Run) -> None:
     [
         (("snc",), "Did you mean 'sync'?"),
         (("sync", "prioritty"), "Did you mean 'priority'?"),
+        (("helth",), "Did you mean 'health'?"),
+        (("queue", "stauts"), "Did you mean 'status'?"),
+        (("runs", "shw"), "Did you mean 'show'?"),
+        (("health", "--jsn"), "--json"),
         (("sync", "queue", "--dryrun"), "--dry-run"),
         (("sync", "queue", "--limit", "0"), "--limit"),
         (("sync", "queue", "--max-runtime", "soon"), "--max-runtime"),
@@ -114,6 +119,32 @@ def test_what_is_mistyped_gets_a_hint_and_exit_2(
     assert answer.returncode == 2
     assert hint in answer.stderr
     assert not answer.stdout
+
+
+def test_bash_completes_what_is_typed_once_that_is_installed(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash here")
+    programs = Path(sys.executable).parent
+    typing = """
+        asset-sync --install-completion >&2 && . "$HOME/.bashrc"
+        COMP_WORDS=(asset-sync queue st) COMP_CWORD=2
+        _asset_sync_completion asset-sync
+        echo "${COMPREPLY[@]}"
+    """
+
+    shown = subprocess.run(
+        [bash, "--norc", "-c", typing],
+        env={**environ, "PATH": f"{programs}:{environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert shown.stdout == "status\n", shown.stderr
+    assert str(tmp_path) in shown.stderr, "it says what it wrote"
 
 
 def test_without_a_key_it_says_how_to_give_one_and_what_works_without(run: Run) -> None:

@@ -12,10 +12,11 @@ from conftest import MakeSettings
 from typer.main import get_command
 
 from asset_sync import __version__
-from asset_sync.cli import app, queue, sync
+from asset_sync.cli import app, health, queue, sync
 from asset_sync.cli.exits import ExitCode
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
+from asset_sync.health import Check, JobStatus, examine
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
 from asset_sync.slots import Lane
 from asset_sync.sync import Report
@@ -55,7 +56,8 @@ def test_the_readme_lists_exactly_the_commands_that_there_are() -> None:
 
 
 def test_every_option_the_readme_names_exists() -> None:
-    known = {option for options in commands().values() for option in options} | {"--version"}
+    known = {option for options in commands().values() for option in options}
+    known |= {option for one in get_command(app).params for option in one.opts}
 
     named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", section("See how it stands")))
 
@@ -108,13 +110,20 @@ def test_the_readme_names_exactly_the_keys_of_the_json(
     db: Connection, api: StandIn, make_settings: MakeSettings
 ) -> None:
     text = re.sub(r"\s+", " ", section("See how it stands"))
-    of_sync, of_status = re.search(
-        r"`sync … --json` tells (.*?)\. `queue status --json` tells (.*?)\. ", text
+    of_sync, of_status, of_health = re.search(
+        r"`sync … --json` tells (.*?)\. `queue status --json` tells (.*?)\. "
+        r"`health --json` tells (.*?)\. ",
+        text,
     ).groups()  # type: ignore[union-attr]
-    status = queue._as_json(queue.look(db, make_settings(api)))
+    settings = make_settings(api)
+    status = queue._as_json(queue.look(db, settings))
+    found = examine(db, settings)
 
     assert named_keys(of_sync) == set(sync._as_json(Report(1, Lane.QUEUE)))
     assert named_keys(of_status) == set(status)
+    assert named_keys(of_health) == (
+        set(health._as_json(found)) | set(JobStatus._fields) - {"command"} | set(Check._fields)
+    )
     json.dumps(status)
 
 
@@ -146,6 +155,31 @@ def test_the_crontab_is_one_that_cron_takes() -> None:
         "asset-sync sync priority -q",
         "asset-sync sync queue -q",
     ]
+
+
+def test_what_the_crontab_leaves_to_choose_is_one_that_cron_takes() -> None:
+    chosen = re.findall(r"^#(\S+ \S+ \S+ \S+ \S+)  (asset-sync .+)$", CRONTAB, re.MULTILINE)
+    known = commands()
+
+    assert [line.split(" | ")[1:] for _, line in chosen] == [
+        *(["systemd-cat -t asset-sync"], ["systemd-cat -t asset-sync"]),
+        [],
+    ]
+    for when, line in chosen:
+        assert set(when.split()) <= {"*", "*/5"}
+        words = line.split(" | ")[0].removesuffix(" 2>&1").split()[1:]
+        options = {word for word in words if word.startswith("-")}
+        name = " ".join(word for word in words if not word.startswith(("-", "/")))
+        assert options <= known[name]
+    *_, (_, metrics) = chosen
+    assert metrics in README
+
+
+def test_no_log_file_is_written_that_somebody_would_have_to_rotate() -> None:
+    units = "".join(path.read_text() for path in (ROOT / "systemd").iterdir())
+
+    assert not re.findall(r"^Standard(?:Output|Error)=", units, re.MULTILINE), "journald's, then"
+    assert not re.findall(r">\s*[/~\w]", CRONTAB)
 
 
 def test_every_test_that_the_page_on_reliability_names_is_there() -> None:

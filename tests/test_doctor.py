@@ -3,16 +3,17 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
-from asset_sync import runs
+from asset_sync import database, doctor, runs
 from asset_sync.cli import main
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.settings import Secret
+from asset_sync.settings import SHIPPED_FILE, Secret, load
 from asset_sync.slots import Lane
 
 Findings: TypeAlias = dict[str, tuple[str, str]]
@@ -119,6 +120,34 @@ def test_a_secret_that_others_may_read_is_told(
     assert found["POLYGON_API_KEY_FILE"][0] == grade
 
 
+def test_a_secret_that_others_may_write_is_told(
+    db: Connection, examine: Examine, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("demo-key")
+    key.chmod(0o622)
+
+    _, found = examine("--offline", POLYGON_API_KEY="", POLYGON_API_KEY_FILE=str(key))
+
+    assert found["POLYGON_API_KEY_FILE"] == (
+        "warning",
+        f"others may write {key}: chmod 600 {key}",
+    )
+
+
+@pytest.mark.parametrize(("mode", "grade"), [(0o644, "ok"), (0o664, "warning"), (0o646, "warning")])
+def test_settings_that_others_may_write_are_told(
+    db: Connection, examine: Examine, tmp_path: Path, mode: int, grade: str
+) -> None:
+    file = tmp_path / "assets.toml"
+    file.write_text(SHIPPED_FILE.read_text())
+    file.chmod(mode)
+
+    code, found = examine("--offline", ASSET_SYNC_CONFIG=str(file))
+
+    assert (code, found["settings"][0]) == (0, grade)
+
+
 def test_every_mistake_of_the_settings_is_an_error(db: Connection, examine: Examine) -> None:
     code, found = examine(POLYGON_TIER="gold")
 
@@ -146,6 +175,15 @@ def test_a_database_that_was_not_initialised_is_an_error_with_its_cure(
     assert "asset-sync db init" in found["schema"][1]
 
 
+def test_a_server_that_is_too_old_is_an_error(db: Connection) -> None:
+    old = replace(database.status(db), server="12.22")
+
+    [finding] = doctor.examine_database(db, load(SHIPPED_FILE, {}), old)
+
+    assert finding.grade == "error"
+    assert finding.text == "embedded PostgreSQL 12.22 is too old: 13 or newer is needed"
+
+
 def test_jobs_that_nobody_starts_are_told(db: Connection, examine: Examine) -> None:
     _, found = examine("--offline")
 
@@ -155,24 +193,96 @@ def test_jobs_that_nobody_starts_are_told(db: Connection, examine: Examine) -> N
     )
 
 
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str, str], str]:
+    """Make a program that prints this; return a PATH with it."""
+
+    def make(name: str, prints: str) -> str:
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\ncat <<'END'\n{prints}\nEND\n")
+        path.chmod(0o755)
+        return f"{tmp_path}:/bin:/usr/bin"
+
+    return make
+
+
+Program: TypeAlias = Callable[[str, str], str]
+
+
+def ran(db: Connection, *commands: str, minutes_ago: int) -> None:
+    for command in commands:
+        query(
+            db,
+            """
+            insert into asset_sync.runs (command, host, pid, started_at)
+            values (%s, 'h', 1, now() - make_interval(mins => %s))
+            """,
+            (command, minutes_ago),
+        )
+
+
 def test_a_job_that_cron_should_have_started_is_told(
-    db: Connection, examine: Examine, tmp_path: Path
+    db: Connection, examine: Examine, program: Program
 ) -> None:
-    crontab = tmp_path / "crontab"
-    crontab.write_text("#!/bin/sh\necho '*/5 * * * * asset-sync sync queue -q'\n")
-    crontab.chmod(0o755)
-    query(
-        db,
-        """
-        insert into asset_sync.runs (command, host, pid, started_at)
-        values ('queue', 'h', 1, now() - interval '20 min')
-        """,
+    ran(db, "queue", minutes_ago=20)
+
+    path = program("crontab", "*/5 * * * *  asset-sync -q sync queue")
+    _, found = examine("--offline", PATH=path)
+
+    assert found["sync queue"] == (
+        "warning",
+        "last ran 20 min ago, though cron should start it: cron's mail says why",
+    )
+    assert "nobody here starts it" in found["sync priority"][1], "of each job by itself"
+
+
+def test_a_job_that_is_commented_out_is_not_started(
+    db: Connection, examine: Examine, program: Program
+) -> None:
+    path = program("crontab", "#*/5 * * * *  asset-sync sync queue -q")
+    _, found = examine("--offline", PATH=path)
+
+    assert "nobody here starts it" in found["sync queue"][1]
+
+
+def test_who_starts_a_job_that_runs_is_told(
+    db: Connection, examine: Examine, program: Program
+) -> None:
+    ran(db, "priority", "queue", minutes_ago=2)
+
+    path = program("systemctl", "Fri 2026-11-20 asset-sync-queue.timer asset-sync-queue.service")
+    _, found = examine("--offline", PATH=path)
+
+    assert found["sync queue"] == ("ok", "last ran 2 min ago (started by systemd)")
+    assert found["sync priority"] == (
+        "ok",
+        "last ran 2 min ago (by neither this user's cron nor systemd)",
     )
 
-    _, found = examine("--offline", PATH=f"{tmp_path}:/bin:/usr/bin")
 
-    assert found["sync queue"][0] == "warning"
-    assert found["sync queue"][1].startswith("last ran 20 min ago, though cron should start it")
+def test_a_crontab_of_the_system_counts(
+    db: Connection, examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "asset-sync").write_text("*/5 * * * * market asset-sync sync queue -q\n")
+    monkeypatch.setattr(doctor, "_SYSTEM_CRONTABS", tmp_path)
+    ran(db, "queue", minutes_ago=2)
+
+    _, found = examine("--offline")
+
+    assert found["sync queue"] == ("ok", "last ran 2 min ago (started by cron)")
+
+
+def test_jobs_that_both_cron_and_systemd_start_are_told(
+    db: Connection, examine: Examine, program: Program
+) -> None:
+    program("crontab", "*/5 * * * *  asset-sync sync queue -q")
+    path = program("systemctl", "asset-sync-queue.timer asset-sync-queue.service")
+    _, found = examine("--offline", PATH=path)
+
+    assert found["scheduler"] == (
+        "warning",
+        "both cron and systemd start the jobs: take one away",
+    )
 
 
 def test_a_key_without_the_snapshots_of_its_plan_is_told(db: Connection, examine: Examine) -> None:

@@ -1,5 +1,6 @@
 """Who listens hears of a new price once it is stored, and never of one that is not."""
 
+import itertools
 import json
 import socket
 import sys
@@ -9,12 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from io import BufferedIOBase
+from pathlib import Path
 from typing import Self
 
 import pytest
+from commandline import Told, asset_sync
+from servers import RedisServer, redis_server
 
 from asset_sync import events
 from asset_sync.database import Connection, query, transaction
+from asset_sync.demo.server import StandIn
 from asset_sync.events import EventsError, RedisPublisher
 from asset_sync.settings import Secret
 from asset_sync.store import LastPrice
@@ -303,3 +308,131 @@ def test_without_the_redis_client_the_warning_says_what_to_install(
 
 def test_a_publisher_that_was_never_used_can_be_closed() -> None:
     RedisPublisher(Secret("redis://localhost")).close()
+
+
+# --- a real Redis -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real_redis() -> Iterator[RedisServer]:
+    pytest.importorskip("redis", reason="the extra `redis` is not installed")
+    with redis_server(PASSWORD) as server:
+        yield server
+
+
+@pytest.fixture
+def subscriber(real_redis: RedisServer) -> Iterator[Callable[[], list[tuple[str, str]]]]:
+    """Return what somebody hears who has subscribed to every asset: channels and messages."""
+    from redis import Redis  # noqa: PLC0415
+
+    with Redis.from_url(real_redis.url, decode_responses=True) as client, client.pubsub() as heard:
+        heard.psubscribe("asset:update:*")
+        told = iter(lambda: heard.get_message(timeout=10), None)
+        assert next(told)["type"] == "psubscribe"
+
+        def messages() -> list[tuple[str, str]]:
+            client.publish("asset:update:", "that was all")
+            events = ((one["channel"], one["data"]) for one in told)
+            return list(itertools.takewhile(lambda one: one[0] != "asset:update:", events))
+
+        yield messages
+
+
+@pytest.fixture
+def run(url: str, tmp_path: Path) -> Callable[..., Told]:
+    """Run a command line that publishes; the password is nowhere in what it says."""
+
+    def run(*arguments: str, api: StandIn, redis_url: str) -> Told:
+        told = asset_sync(
+            *arguments,
+            environ={
+                "DATABASE_URL": url,
+                "POLYGON_API_KEY": api.key,
+                "POLYGON_BASE_URL": api.base_url,
+                "REDIS_URL": redis_url,
+            },
+            directory=tmp_path,
+        )
+        assert PASSWORD not in told.out + told.err
+        return told
+
+    return run
+
+
+def test_a_sync_tells_redis_what_it_tells_postgresql(
+    run: Callable[..., Told],
+    real_redis: RedisServer,
+    subscriber: Callable[[], list[tuple[str, str]]],
+    listener: Connection,
+) -> None:
+    with StandIn("free") as api:
+        told = run("sync", "priority", api=api, redis_url=real_redis.url)
+
+    messages = subscriber()
+    assert (told.code, told.err.count("Redis")) == (0, 0)
+    assert [channel for channel, _ in messages] == [
+        f"asset:update:{symbol}" for symbol in ("XAUUSD", "EURUSD", "BTCUSD")
+    ]
+    assert [message for _, message in messages] == heard(listener)
+    first = json.loads(messages[0][1])
+    assert set(first) == {"symbol", "bid", "ask", "last_price", "timestamp", "source"}
+    assert (first["symbol"], first["source"]) == ("XAUUSD", "polygon")
+    assert first["last_price"] > 0
+
+
+def test_a_redis_that_stops_within_a_run_is_one_warning_and_fails_nothing(
+    run: Callable[..., Told],
+    real_redis: RedisServer,
+    subscriber: Callable[[], list[tuple[str, str]]],
+    listener: Connection,
+) -> None:
+    calls = itertools.count(1)
+    before: list[tuple[str, str]] = []
+
+    def stop_at_the_second(_: object) -> float:
+        if next(calls) == 2:
+            before.extend(subscriber())
+            real_redis.stop()
+        return 0
+
+    with StandIn("free", latency=stop_at_the_second) as api:
+        told = run("sync", "priority", api=api, redis_url=real_redis.url)
+
+    assert told.code == 0
+    assert told.out.startswith("priority: 3 updated")
+    assert told.err.count("Redis was not told of new prices (ConnectionError)") == 1
+    assert [channel for channel, _ in before] == ["asset:update:XAUUSD"]
+    assert len(heard(listener)) == 3, "PostgreSQL tells them all"
+
+
+def test_a_wrong_redis_password_is_one_sentence_without_it(
+    run: Callable[..., Told], real_redis: RedisServer
+) -> None:
+    wrong = real_redis.url.replace(PASSWORD, f"{PASSWORD}x")
+    with StandIn("free") as api:
+        told = run("sync", "priority", "-q", api=api, redis_url=wrong)
+
+    assert (told.code, told.out) == (0, "")
+    [line] = told.err.splitlines()
+    assert "Redis was not told of new prices (AuthenticationError)" in line
+
+
+@pytest.mark.parametrize(
+    ("password", "grade", "text"),
+    [(PASSWORD, "ok", "answers"), (f"{PASSWORD}x", "warning", "AuthenticationError")],
+)
+def test_the_doctor_says_hello_to_redis(
+    db: Connection,
+    run: Callable[..., Told],
+    real_redis: RedisServer,
+    password: str,
+    grade: str,
+    text: str,
+) -> None:
+    redis_url = real_redis.url.replace(PASSWORD, password)
+    with StandIn("free") as api:
+        told = run("doctor", "--offline", "--json", api=api, redis_url=redis_url)
+
+    [line] = [one for one in json.loads(told.out)["findings"] if one["subject"] == "redis"]
+    assert line["grade"] == grade
+    assert text in line["text"]

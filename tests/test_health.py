@@ -1,17 +1,20 @@
 """What `health` calls wrong, and that it calls nothing wrong that is well."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from commandline import Told, asset_sync
 from conftest import MakeSettings, ShiftingClock
 
 from asset_sync import health, queue, runs, sync
 from asset_sync.assets import Feed
-from asset_sync.cli import health as command
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.health import Health, Verdict
-from asset_sync.settings import SHIPPED_FILE, HealthSettings, Settings, load
+from asset_sync.settings import SHIPPED_FILE, HealthSettings, Secret, Settings, load
 from asset_sync.slots import Lane
 
 
@@ -197,14 +200,158 @@ def test_what_happened_over_an_hour_ago_counts_no_more(
     assert verdicts(health.examine(well, settings)) == {}
 
 
-def test_its_json_has_the_keys_that_monitors_rely_on(well: Connection, settings: Settings) -> None:
-    told = command._as_json(health.examine(well, settings))
+@pytest.mark.parametrize("lane", Lane)
+def test_a_refused_key_is_told_after_the_first_run_that_it_stops(
+    db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings, lane: Lane
+) -> None:
+    settings = make_settings(api)
+    for one in Lane:
+        sync.run(db, settings, one, clock=clock)
+    assert verdicts(health.examine(db, settings)) == {}
 
-    assert set(told) == {
-        "status",
-        "jobs",
-        "queue",
-        "last_priority_update",
-        "api_calls_remaining",
-        "checks",
-    }
+    clock.sleep(301)
+    sync.run(db, with_key(settings, "revoked"), lane, clock=clock)
+
+    found = health.examine(db, settings)
+    assert verdicts(found)["api.refused"] is Verdict.UNHEALTHY
+    [about] = [check.about for check in found.checks if check.name == "api.refused"]
+    assert about.startswith(f"the API refuses `sync {lane.value}`, for the key")
+
+    clock.sleep(61)
+    sync.run(db, settings, lane, clock=clock)
+    assert "api.refused" not in verdicts(health.examine(db, settings))
+
+
+def with_key(settings: Settings, key: str) -> Settings:
+    return replace(settings, provider=replace(settings.provider, api_key=Secret(key)))
+
+
+def test_priority_assets_that_got_no_answer_have_not_succeeded(
+    db: Connection, clock: ShiftingClock, make_settings: MakeSettings
+) -> None:
+    """They are put back, and have not failed; but nothing is fresh."""
+    with StandIn("free", monotonic=clock.monotonic) as api:
+        settings = make_settings(api)
+    sync.run(db, settings, Lane.PRIORITY, clock=clock, max_runtime_seconds=5)
+
+    [rate] = [
+        check
+        for check in health.examine(db, settings).checks
+        if check.name == "batch.priority.success_rate"
+    ]
+    assert (rate.value, rate.verdict) == (0, Verdict.UNHEALTHY)
+    assert rate.about == "0 of 3 priority assets refreshed in the last hour"
+
+
+def test_what_was_tried_again_and_came_has_succeeded(well: Connection, settings: Settings) -> None:
+    run_id = end(well, Lane.PRIORITY, updated=1)
+    for outcome in ("unavailable", "ok"):
+        with transaction(well) as cursor:
+            runs.record(cursor, run_id, runs.Call(Feed.BARS, ["XAUUSD"], outcome, 0.1))
+
+    record = runs.record_of(well, "priority")
+
+    assert (record.tried, record.updated) == (4, 4)
+
+
+def test_a_run_at_work_has_not_failed(well: Connection, settings: Settings) -> None:
+    run_id = runs.start(well, "priority")
+    with transaction(well) as cursor:
+        runs.record(cursor, run_id, runs.Call(Feed.BARS, ["XAUUSD"], "unavailable", 0.1))
+
+    assert verdicts(health.examine(well, settings)) == {}
+
+
+# --- a program, and the exit code ----------------------------------------------------------------
+
+
+@pytest.fixture
+def told(url: str, tmp_path: Path) -> Callable[..., Told]:
+    """Run `health` on the command line."""
+
+    def run(*arguments: str, **environ: str) -> Told:
+        return asset_sync(
+            "health", *arguments, environ={"DATABASE_URL": url, **environ}, directory=tmp_path
+        )
+
+    return run
+
+
+def test_the_exit_code_is_the_verdict(well: Connection, told: Callable[..., Told]) -> None:
+    codes = [told().code]
+    query(well, "update asset_sync.queue set state = 'dead' where symbol = 'GBPUSD'")
+    codes.append(told().code)
+    query(well, "delete from asset_sync.runs")
+    codes.append(told().code)
+
+    assert codes == [0, 1, 2]
+
+
+def test_quiet_says_nothing_of_what_is_well_and_all_of_what_is_not(
+    well: Connection, told: Callable[..., Told]
+) -> None:
+    assert told("-q").out == ""
+
+    query(well, "update asset_sync.queue set state = 'dead' where symbol = 'GBPUSD'")
+
+    assert "queue.dead" in told("-q").out
+
+
+def test_its_queue_is_that_of_queue_status(
+    well: Connection, url: str, tmp_path: Path, told: Callable[..., Told]
+) -> None:
+    query(well, "update asset_sync.queue set state = 'waiting' where symbol <> 'GBPUSD'")
+    query(well, "update asset_sync.queue set state = 'dead' where symbol = 'GBPUSD'")
+
+    of_health = json.loads(told("--json").out)["queue"]
+    status = json.loads(
+        asset_sync(
+            *("queue", "status", "--json"), environ={"DATABASE_URL": url}, directory=tmp_path
+        ).out
+    )
+
+    assert list(of_health) == [
+        *("total_items", "by_priority", "oldest_item_age_seconds", "leased", "dead")
+    ]
+    for key in of_health.keys() - {"oldest_item_age_seconds"}:
+        assert of_health[key] == status[key]
+
+
+def test_a_database_that_is_down_is_unhealthy_for_a_person(told: Callable[..., Told]) -> None:
+    answer = told(DATABASE_URL="postgresql://me:s3same@127.0.0.1:1/x")
+
+    assert answer.code == 2
+    assert answer.out.startswith("unhealthy\n")
+    assert "database: The database is not reachable: nothing listens" in answer.out
+    assert "s3same" not in answer.out + answer.err
+
+
+def test_a_database_that_is_down_is_unhealthy_for_a_program(told: Callable[..., Told]) -> None:
+    answer = told("--json", DATABASE_URL="postgresql://me:s3same@127.0.0.1:1/x")
+
+    assert answer.code == 2
+    found = json.loads(answer.out)
+    assert (found["status"], found["jobs"], found["queue"]) == ("unhealthy", {}, None)
+    [check] = found["checks"]
+    assert (check["name"], check["verdict"]) == ("database", "unhealthy")
+    assert "s3same" not in answer.out
+
+
+def test_a_database_that_was_not_initialised_is_unhealthy_and_the_cure_is_told(
+    empty_url: str, told: Callable[..., Told]
+) -> None:
+    answer = told("--json", DATABASE_URL=empty_url)
+
+    assert answer.code == 2
+    assert "asset-sync db init" in json.loads(answer.out)["checks"][0]["about"]
+
+
+def test_where_the_settings_say_so_priority_runs_are_not_missed(
+    well: Connection, told: Callable[..., Told]
+) -> None:
+    query(well, "delete from asset_sync.runs where command = 'priority'")
+
+    answer = told("--json", PRIORITY_ASSETS_ENABLED="false")
+
+    assert answer.code == 0
+    assert set(json.loads(answer.out)["jobs"]) == {"queue"}

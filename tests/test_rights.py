@@ -1,5 +1,6 @@
 """A role that may only run syncs, made with the SQL that the README gives."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -100,8 +101,13 @@ def test_the_readmes_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
             api.set_faults([fault])
             told = syncer.tell("sync", "queue", "--max-runtime", "0.5", **api_at)
             assert told.code in {0, 1}, told.err
-    for command in (("queue", "status"), ("assets", "list"), ("db", "status")):
-        assert syncer.tell(*command).code == 0
+    for command in (
+        *(("queue", "status"), ("queue", "list"), ("runs",), ("assets", "list"), ("db", "status")),
+        *(("metrics",), ("doctor", "--offline")),
+    ):
+        told = syncer.tell(*command)
+        assert told.code == 0, told
+    assert "database" not in syncer.tell("health").out
     [(old, kinds)] = query(
         syncer.admin,
         """
@@ -155,6 +161,32 @@ def test_it_may_do_nothing_else(syncer: Syncer) -> None:
                 cursor.execute(statement)
     finally:
         connection.close()
+
+
+def test_the_doctor_names_each_right_that_is_missing(syncer: Syncer) -> None:
+    granted = query(
+        syncer.admin,
+        """
+        select table_schema || '.' || table_name, lower(privilege_type), ''
+        from information_schema.role_table_grants where grantee = %(role)s
+        union all
+        select distinct on (1, 2) table_schema || '.' || table_name, lower(privilege_type),
+          '(' || column_name || ')'
+        from information_schema.role_column_grants where grantee = %(role)s
+          and table_name in ('symbols', 'api_providers')
+        """,
+        {"role": ROLE},
+    )
+    for table, right, column in granted:
+        query(syncer.admin, f"revoke {right} {column} on {table} from {ROLE}")
+        told = json.loads(syncer.tell("doctor", "--offline", "--json").out)
+        query(syncer.admin, f"grant {right} {column} on {table} to {ROLE}")
+        errors = [one["text"] for one in told["findings"] if one["grade"] == "error"]
+        if table in {"asset_sync.migrations", "data_sources.api_providers"}:
+            assert table.split(".")[1] in errors[0], "it is read before the rights are"
+        else:
+            assert errors[0] == f"the role lacks {right} on {table}: see Rights in the README"
+    assert len(granted) == 25 + 4
 
 
 def test_of_each_right_it_has_a_run_makes_use(syncer: Syncer) -> None:

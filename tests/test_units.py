@@ -63,6 +63,27 @@ def test_a_unit_may_do_next_to_nothing(job: str) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
+def test_systemd_finds_little_that_a_unit_may_do(job: str) -> None:
+    """Its score goes from 0 to 10, and is 9.6 for a service that is not hardened."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("there is no systemd-analyze here")
+    scored = subprocess.run(
+        [
+            *(analyze, "security", "--no-pager", "--offline=true", "--threshold=20"),
+            UNITS / f"asset-sync-{job}.service",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unrecognized option" in scored.stderr:
+        pytest.skip("this systemd-analyze is older than 250")
+
+    assert scored.returncode == 0, scored.stdout.splitlines()[-1] + scored.stderr
+
+
+@pytest.mark.parametrize("job", JOBS)
 def test_systemd_takes_the_units(job: str, tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:

@@ -1,12 +1,13 @@
 """`asset-sync health`."""
 
 import json
+import sys
 from datetime import UTC
 from typing import TYPE_CHECKING
 
 import typer
 
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly, plain
+from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly, plain, wrapped
 from asset_sync.cli.queue import figures
 
 if TYPE_CHECKING:
@@ -20,17 +21,21 @@ def health(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say whether all is well: exit 0 healthy, 1 degraded, 2 unhealthy, 3 no database.
+    """Say whether all is well: exit 0 healthy, 1 degraded, 2 unhealthy.
 
     Example: asset-sync health --json
     """
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.health import Verdict, examine  # noqa: PLC0415
+    from asset_sync.embedded import EmbeddedError  # noqa: PLC0415
+    from asset_sync.health import Verdict, examine, without_database  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
-    with database.session(settings.conninfo) as db:
-        found = examine(db, settings)
+    try:
+        with database.session(settings.conninfo) as db:
+            found = examine(db, settings)
+    except (database.DatabaseError, EmbeddedError) as error:
+        found = without_database(error)
     if as_json:
         exactly(json.dumps(_as_json(found), indent=2))
     elif not options.quiet or found.status is not Verdict.HEALTHY:
@@ -47,7 +52,7 @@ def _text(found: "Health") -> str:
             paint[one.verdict](one.verdict.value) if one.verdict != "healthy" else "ok",
             one.name,
             "-" if one.value is None else f"{one.value:,.0f}",
-            f"{one.threshold:,.0f}",
+            "-" if one.threshold is None else f"{one.threshold:,.0f}",
         ]
         for one in found.checks
     ]
@@ -64,9 +69,12 @@ def _text(found: "Health") -> str:
     parts = [
         paint[found.status](found.status.value),
         table(["verdict", "check", ">value", ">threshold"], checks),
-        table(["job", "last run (UTC)", "next expected", ""], jobs),
     ]
-    return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
+    if jobs:
+        parts.append(table(["job", "last run (UTC)", "next expected", ""], jobs))
+    if reasons:
+        parts.append(wrapped("\n".join(reasons), sys.stdout))
+    return "\n\n".join(parts)
 
 
 def _as_json(found: "Health") -> dict[str, object]:
@@ -74,7 +82,7 @@ def _as_json(found: "Health") -> dict[str, object]:
     return {
         "status": found.status.value,
         "jobs": {one.command: plain(one) for one in found.jobs},
-        "queue": figures(found.levels),
+        "queue": figures(found.levels) if found.levels else None,
         "last_priority_update": last.astimezone(UTC).isoformat() if last else None,
         "api_calls_remaining": found.api_calls_remaining,
         "checks": [one._asdict() for one in found.checks],
