@@ -33,6 +33,7 @@ COMMANDS = (
     ("runs",),
     ("runs", "show"),
     ("assets", "list"),
+    ("assets", "add"),
     ("db", "init"),
     ("db", "status"),
     ("db", "serve"),

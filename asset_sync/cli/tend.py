@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +23,7 @@ from asset_sync.cli.options import (
     plain,
 )
 from asset_sync.cli.queue import app
+from asset_sync.cli.symbols import known_symbols
 
 if TYPE_CHECKING:
     from asset_sync.database import Connection
@@ -180,13 +180,7 @@ def _known(db: "Connection", symbols: Sequence[str]) -> list[str]:
     """Return the symbols, or say which one the queue does not have and which it may be."""
     from asset_sync import queue_admin  # noqa: PLC0415
 
-    known = queue_admin.symbols(db)
-    for symbol in symbols:
-        if symbol not in known:
-            near = get_close_matches(symbol.upper(), known, 1, 0.6)
-            hint = f" Did you mean {near[0]}?" if near else " `queue list` names all."
-            raise typer.BadParameter(f"The queue has no asset {symbol!r}.{hint}")
-    return list(symbols)
+    return known_symbols(symbols, queue_admin.symbols(db), "The queue has no asset", "queue list")
 
 
 def _show(found: "Sequence[Entry]", as_json: bool, nothing: str) -> None:
