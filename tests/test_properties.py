@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
 from asset_sync import queue, store, sync
-from asset_sync.assets import Feed
+from asset_sync.assets import AssetType, Feed
 from asset_sync.cli import demo
 from asset_sync.database import (
     Connection,
@@ -33,7 +33,7 @@ from asset_sync.database import (
     query,
     transaction,
 )
-from asset_sync.polygon import Polygon, ProviderError
+from asset_sync.polygon import Polygon, ProviderError, tickers_endpoint
 from asset_sync.queue import Wanted
 from asset_sync.settings import (
     LIBPQ_VARIABLES,
@@ -516,6 +516,7 @@ def ask_everything(api: Polygon) -> None:
         lambda: api.bars("C:EURUSD", start, start + timedelta(hours=1)),
         lambda: api.snapshots(["C:EURUSD", "X:BTCUSD"]),
         lambda: api.ticker_exists("C:EURUSD"),
+        lambda: api.tickers(tickers_endpoint(AssetType.FOREX)),
     ]
     for call in calls:
         try:
@@ -554,6 +555,47 @@ def test_any_bytes_are_an_answer_or_of_the_family(raw: RawServer, answer: bytes)
     raw.answer = answer
     with polygon(raw.base_url) as api:
         ask_everything(api)
+
+
+JSON_VALUES = st.sampled_from(
+    [None, "", "OK", "\x1b[2J", "\ud800", KEY, True, False, 0, -1, 1e308, [], {}, ["OK"], {"a": 1}]
+)
+LISTED = st.fixed_dictionaries(
+    {"ticker": st.sampled_from(["C:EURUSD", "", "C:\ud800", "C:" + "A" * 99, None, 7])},
+    optional={"name": JSON_VALUES, "active": JSON_VALUES},
+)
+NEXT_URLS = JSON_VALUES | st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "https://elsewhere.test", "http://[", "//x", "\ud800"]),
+    st.sampled_from(["", "/v3/reference/tickers", "/v3/reference/tickers/../x", "\n"]),
+    st.sampled_from(["", "?", "?cursor=x", f"?apiKey={KEY}&cursor=y", "?a b", "?" + "x" * 9000]),
+)
+
+
+@examples(80)
+@given(
+    rows=st.lists(LISTED | JSON_VALUES, max_size=3),
+    url=NEXT_URLS,
+    status=st.just("OK") | JSON_VALUES,
+)
+def test_any_page_of_the_list_is_tickers_that_can_be_shown_or_of_the_family(
+    raw: RawServer, rows: list[object], url: object, status: object
+) -> None:
+    body = json.dumps({"status": status, "results": rows, "next_url": url}).encode()
+    raw.answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with polygon(raw.base_url) as api:
+        try:
+            answer = api.tickers(tickers_endpoint(AssetType.FOREX))
+        except ProviderError:
+            return
+    for ticker, name in answer.tickers:
+        assert (ticker + name).isprintable()
+        assert ticker
+        assert name
+        assert len(ticker + name) < 300
+    if answer.next_page is not None:
+        assert answer.next_page.startswith("/v3/reference/tickers?")
+        assert KEY not in answer.next_page
 
 
 # --- answers of the right shape, but for something ----------------------------------------------
