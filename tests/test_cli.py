@@ -34,6 +34,8 @@ COMMANDS = (
     ("runs", "show"),
     ("assets", "list"),
     ("assets", "add"),
+    ("assets", "import"),
+    ("assets", "check"),
     ("db", "init"),
     ("db", "status"),
     ("db", "serve"),

@@ -1,4 +1,4 @@
-"""`asset-sync assets list | add`: what is kept fresh, and more of it."""
+"""`asset-sync assets list | add`: what is kept fresh, and more of it; `reference` has the rest."""
 
 import json
 import os
@@ -49,20 +49,42 @@ def assets_list(
 
     Example: asset-sync assets list --json
     """
-    settings = common(context, config, quiet, verbose).settings()
+    options = common(context, config, quiet, verbose)
+    settings = options.settings()
     from asset_sync import database, embedded  # noqa: PLC0415
 
+    left: list[str] | None = None
     try:
         with database.session(settings.conninfo) as db:
             fresh = _last_success(db, settings)
+            left = left_the_file(db, settings)
     except (database.DatabaseError, embedded.EmbeddedError) as error:
         # The database need not be there to list what the file says.
         complain(f"When they were last fresh is not known: {error}")
         fresh = {}
     if as_json:
-        exactly(json.dumps({"assets": _as_json(settings, fresh)}, indent=2))
+        told = {"assets": _as_json(settings, fresh), "left_the_file": left}
+        exactly(json.dumps(told, indent=2))
     else:
         _show(settings, fresh)
+        tell_left(options, left or ())
+
+
+def left_the_file(db: "Connection", settings: "Settings") -> list[str]:
+    """Return the symbols that the queue has and the settings no longer name."""
+    from asset_sync import queue_admin  # noqa: PLC0415
+
+    named = {asset.symbol for asset in settings.assets}
+    return [symbol for symbol in queue_admin.symbols(db) if symbol not in named]
+
+
+def tell_left(options: Common, left: Sequence[str]) -> None:
+    """Say which assets nobody asks for any more; they are forgotten only by command."""
+    if left:
+        options.say(
+            f"No longer in the settings, but still in the queue: {', '.join(left)}. To forget:"
+            f" asset-sync queue remove {' '.join(left)}"
+        )
 
 
 @app.command("add")
@@ -136,15 +158,23 @@ def _write(
     else:
         addition = asset_file.add(settings, assets, os.environ)
     if as_json:
-        exactly(json.dumps(_addition_as_json(addition, assets, dry_run), indent=2))
-    elif dry_run:
+        exactly(json.dumps(addition_as_json(addition, assets, written=not dry_run), indent=2))
+        return
+    if dry_run:
         exactly(addition.blocks.rstrip("\n"))
+    tell_added(options, addition, assets, dry_run)
+
+
+def tell_added(
+    options: Common, addition: "Addition", assets: Sequence[Asset], dry_run: bool
+) -> None:
+    """Say what went where, or would."""
+    if dry_run:
+        options.say(f"This would go to the end of {addition.path}; nothing was written.")
     else:
         one = assets[0]
         added = f"{one.symbol} ({one.ticker}, {one.level})"
         answer(f"Added {added if len(assets) == 1 else f'{len(assets)} assets'} to {addition.path}")
-    if dry_run:
-        options.say(f"This would go to the end of {addition.path}; nothing was written.")
     if addition.copied:
         made = "would be" if dry_run else "is"
         options.say(
@@ -153,12 +183,13 @@ def _write(
         )
 
 
-def _addition_as_json(
-    addition: "Addition", assets: Sequence[Asset], dry_run: bool
+def addition_as_json(
+    addition: "Addition", assets: Sequence[Asset], *, written: bool
 ) -> dict[str, object]:
+    """Return what went where, or would, for a program."""
     return {
         "file": str(addition.path),
-        "written": not dry_run,
+        "written": written,
         "copied_from_shipped": addition.copied,
         "added": [_asset_as_json(asset) for asset in assets],
     }
