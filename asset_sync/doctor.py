@@ -121,7 +121,7 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
     if not settings.assets:
         return
     from asset_sync.polygon import Fault, ProviderError  # noqa: PLC0415
-    from asset_sync.questions import NoCallLeftError, Questions  # noqa: PLC0415
+    from asset_sync.questions import NoCallLeftError, Questions, why  # noqa: PLC0415
 
     try:
         with Questions(db, settings, within_seconds=0) as questions:
@@ -132,7 +132,7 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
         return
     except ProviderError as error:
         grade = Grade.ERROR if error.fault is Fault.ACCOUNT else Grade.WARNING
-        yield Finding(grade, "key", str(error))
+        yield Finding(grade, "key", why(error))
         return
     yield Finding(Grade.OK, "key", "the API accepts it")
     yield _denied(db, settings)

@@ -1,6 +1,8 @@
 """What the provider's reference knows is asked within the limit, and costs no call too many."""
 
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -138,8 +140,12 @@ def test_a_slot_whose_time_went_by_on_the_way_is_given_back(
         def monotonic(self) -> float:
             return next(self.asleep)
 
+    def time_for_it(api: Polygon) -> float:
+        euro(api)
+        return api.call_timeout_seconds
+
     with Questions(db, settings, within_seconds=600, clock=Sleeper(db)) as questions:
-        assert questions.ask(euro)
+        assert questions.ask(time_for_it) == 30
 
     assert len(api.log) == 1
     assert slots.budget(db, slots.rate_of(settings)).free == 4
@@ -448,6 +454,35 @@ def test_where_nobody_can_answer_the_answer_is_no(db: Connection, run: Run, file
     assert told.code == 2
     assert "--yes" in told.err
     assert file.read_text() == MINE
+
+
+@pytest.mark.parametrize(("keys", "code", "assets"), [("y\n", 0, 5), ("n\n", 2, 1), ("", 130, 1)])
+def test_on_a_terminal_it_asks(
+    db: Connection, file: Path, environ: dict[str, str], keys: str, code: int, assets: int
+) -> None:
+    keyboard, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "asset_sync", "assets", "import", "--market", "fx"],
+        env=environ,
+        cwd=file.parent,
+        stdin=terminal,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        os.close(terminal)
+        talk = b""
+        while b"[y/N]" not in talk and (piece := os.read(process.stderr.fileno(), 4096)):
+            talk += piece
+        os.write(keyboard, keys.encode())
+        if not keys:
+            process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+    os.close(keyboard)
+
+    assert b"Add these 4 assets" in talk
+    assert process.returncode == code
+    assert len(load(file, {}).assets) == assets
 
 
 def test_a_dry_run_shows_what_it_found(db: Connection, run: Run, file: Path) -> None:

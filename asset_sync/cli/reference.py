@@ -30,6 +30,7 @@ from asset_sync.cli.options import (
     Json,
     Quiet,
     Verbose,
+    agreed,
     answer,
     common,
     complain,
@@ -116,7 +117,7 @@ def assets_import(
         )
     preview = asset_file.preview(settings, found.new, os.environ)
     if not as_json:
-        _show_found(found, market)
+        _show_found(options, found, market)
     if found.new and not dry_run:
         _confirm(options, settings, found.new, f"to {preview.path}", yes)
         asset_file.add(settings, found.new, os.environ)
@@ -129,7 +130,7 @@ def assets_import(
         tell_added(options, preview, found.new, dry_run)
 
 
-def _show_found(found: "Found", market: Market) -> None:
+def _show_found(options: Common, found: "Found", market: Market) -> None:
     if not (found.new or found.there or found.skipped):
         answer(f"The provider's list of {market} has nothing like that.")
         return
@@ -139,7 +140,8 @@ def _show_found(found: "Found", market: Market) -> None:
         rows = [[asset.symbol, asset.ticker, _short(asset.name)] for asset in found.new]
         exactly(table(["symbol", "ticker", "name"], rows))
     if found.there:
-        complain(f"In the settings already: {', '.join(asset.symbol for asset in found.there)}.")
+        there = ", ".join(asset.symbol for asset in found.there)
+        options.say(f"In the settings already: {there}.")
     for ticker, why in found.skipped:
         complain(f"{ticker} is left out: {why}.")
     if not found.new:
@@ -153,7 +155,7 @@ def _short(name: str) -> str:
 def _confirm(
     options: Common, settings: "Settings", new: Sequence[Asset], where: str, yes: bool
 ) -> None:
-    """Ask whether to add them; where nobody can answer, the answer is no."""
+    """Ask whether to add them, having said what that means for the others."""
     from asset_sync.assets import Feed  # noqa: PLC0415
     from asset_sync.cli.show import duration  # noqa: PLC0415
 
@@ -167,7 +169,7 @@ def _confirm(
             f" best, not in {duration(wanted_seconds)}."
         )
     added = "this asset" if len(new) == 1 else f"these {len(new)} assets"
-    if yes or (sys.stdin.isatty() and typer.confirm(f"Add {added} {where}?", err=True)):
+    if yes or agreed(f"Add {added} {where}?"):
         return
     complain("Nothing was added; --yes does it without asking.")
     raise typer.Exit(ExitCode.USAGE)

@@ -1,7 +1,6 @@
 """`asset-sync queue list | add | retry | remove`: the queue by hand; adds to `queue`'s app."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ from asset_sync.cli.options import (
     Json,
     Quiet,
     Verbose,
+    agreed,
     answer,
     common,
     complain,
@@ -139,12 +139,10 @@ def queue_remove(
 
     with _database(common(context, config, quiet, verbose)) as db:
         chosen = _known(db, symbols)
-        if not (yes or dry_run):
-            # Where nobody can answer, the answer is no.
-            asked = f"Forget what the queue knows of {', '.join(chosen)}?"
-            if not (sys.stdin.isatty() and typer.confirm(asked, err=True)):
-                complain("Nothing was removed; --yes does it without asking.")
-                raise typer.Exit(ExitCode.USAGE)
+        asked = f"Forget what the queue knows of {', '.join(chosen)}?"
+        if not (yes or dry_run or agreed(asked)):
+            complain("Nothing was removed; --yes does it without asking.")
+            raise typer.Exit(ExitCode.USAGE)
         removed = _do(db, dry_run, lambda: queue_admin.remove(db, chosen))
     _show(removed, as_json, "A run holds them just now; nothing was removed.")
 
