@@ -53,7 +53,7 @@ def preview(settings: Settings, assets: Sequence[Asset], environ: Mapping[str, s
     """Return what `add` would do, and change nothing; raises as it does."""
     with _errors_as_sentences(settings, environ):
         place = _place(settings, environ)
-        _, blocks = _appended(place, assets, environ)
+        _, blocks = _appended(place, assets)
         return Addition(place.path, blocks, place.base == SHIPPED_FILE)
 
 
@@ -69,7 +69,7 @@ def add(settings: Settings, assets: Sequence[Asset], environ: Mapping[str, str])
         path.parent.mkdir(parents=True, exist_ok=True)
         with _turn(path.parent) as directory:
             place = _place(settings, environ)
-            content, blocks = _appended(place, assets, environ)
+            content, blocks = _appended(place, assets)
             _replace(place.path, content, directory)
         return Addition(place.path, blocks, place.base == SHIPPED_FILE)
 
@@ -99,12 +99,10 @@ def _users_file(environ: Mapping[str, str]) -> Sequence[Path]:
 # --- The text ------------------------------------------------------------------------------------
 
 
-def _appended(
-    place: _Place, assets: Sequence[Asset], environ: Mapping[str, str]
-) -> tuple[bytes, str]:
+def _appended(place: _Place, assets: Sequence[Asset]) -> tuple[bytes, str]:
     """Return the whole new content, which has been checked, and the blocks in it."""
     before = place.base.read_bytes()
-    there = _checked(place.path, before, environ)
+    there = _checked(place.path, before)
     known = {asset.symbol: asset for asset in there.assets}
     for asset in assets:
         if (same := known.get(asset.symbol)) is not None:
@@ -116,7 +114,7 @@ def _appended(
     blocks = "\n".join(_blocks(assets, last))
     content = _joined(before, blocks)
     try:
-        _checked(place.path, content, environ)
+        _checked(place.path, content)
     except SettingsError as error:
         if _is_toml(before) and not _is_toml(content):
             array = _array(assets[0])
@@ -179,13 +177,16 @@ def _is_toml(content: bytes) -> bool:
     return True
 
 
-def _checked(path: Path, content: bytes, environ: Mapping[str, str]) -> Settings:
-    """Return the settings that the file would hold; raises SettingsError, which names the file."""
+def _checked(path: Path, content: bytes) -> Settings:
+    """Return the settings that the file would hold; raises SettingsError, which names the file.
+
+    The environment is left out: it makes no file right, and a secret in a pipe is read only once.
+    """
     with tempfile.TemporaryDirectory(prefix="asset-sync-") as directory:
         trial = Path(directory) / path.name
         trial.write_bytes(content)
         try:
-            return load(trial, environ)
+            return load(trial, {})
         except SettingsError as error:
             mistakes = [one.replace(f"{directory}/", f"{path.parent}/") for one in error.mistakes]
     raise SettingsError(mistakes)

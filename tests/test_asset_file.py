@@ -148,6 +148,19 @@ def test_a_dry_run_prints_the_block_and_writes_nothing(file: Path) -> None:
     assert file.stat() == before
 
 
+def test_a_secret_that_can_be_read_only_once_is_read_once(file: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"the-key")
+    os.close(writing)
+    environ = home(file.parent) | {"POLYGON_API_KEY_FILE": f"/dev/fd/{reading}"}
+
+    told = asset_sync("assets", "add", *EURO, environ=environ, directory=file.parent)
+
+    os.close(reading)
+    assert told.code == 0
+    assert symbols(file) == ["XAUUSD", "EURCHF"]
+
+
 # --- what it refuses --------------------------------------------------------------------------
 
 

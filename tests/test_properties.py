@@ -23,8 +23,8 @@ from conftest import ShiftingClock, asset
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
-from asset_sync import queue, store, sync
-from asset_sync.assets import AssetType, Feed
+from asset_sync import asset_file, queue, store, sync
+from asset_sync.assets import AssetType, Feed, Level
 from asset_sync.cli import demo
 from asset_sync.database import (
     Connection,
@@ -292,6 +292,65 @@ def test_a_symbol_that_no_index_can_hold_is_a_sentence_and_nothing_is_stored(
     with pytest.raises(DatabaseError), errors_as_sentences(), transaction(db) as cursor:
         store.save_symbols(cursor, [store.Symbol("GBPUSD", "", ""), store.Symbol(NOISE, "", "")])
     assert everything(db) == [(0, 0, 0, 0, 0)]
+
+
+# --- assets by command ---------------------------------------------------------------------------
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "# \u20ac",
+            "provider.plan = 'free'",
+            "[queue]",
+            "max_size = 7 # seven",
+            '[[secondary_assets]]\nsymbol="A"\nasset_type="forex"\npolygon_ticker="C:A"',
+            '[[priority_assets]]\nsymbol="B"\nasset_type="forex"\npolygon_ticker="C:B"',
+            'name = """\ntwo\\\n lines"""',
+            "priority_assets = []",
+            '[health]\n"latency_ms" = 1e3',
+        ]
+    ),
+    max_size=6,
+)
+NAMES = st.text(max_size=8) | st.sampled_from(['"""', "\\", "'", "\x7f", "\ud800", "[[x]]", "= #"])
+
+
+@examples(150)
+@given(
+    pieces=PIECES,
+    line_end=st.sampled_from(["\n", "\r\n"]),
+    edges=st.tuples(st.sampled_from(["", "\ufeff"]), st.sampled_from(["", "\n", "\r\n", "\t"])),
+    name=NAMES,
+    level=st.sampled_from(Level),
+)
+def test_an_asset_is_added_to_any_file_that_can_take_it_and_changes_nothing_else(
+    directory: Path, pieces: list[str], line_end: str, edges: tuple[str, str], name: str,
+    level: Level,
+) -> None:  # fmt: skip
+    path = directory / "mine.toml"
+    before = (edges[0] + "\n".join(pieces).replace("\n", line_end) + edges[1]).encode()
+    path.write_bytes(before)
+    try:
+        there = load(path, {})
+    except SettingsError:
+        return
+    new = replace(asset("NEW", level), name=name)
+    with suppress(asset_file.AssetFileError, SettingsError):
+        asset_file.add(there, [new], {})
+    if path.read_bytes() == before:
+        assert "priority_assets = []" in pieces or not name.strip() or not name.isprintable()
+        return
+    assert path.read_bytes().startswith(before)
+    after = load(path, {})
+    assert {one.symbol: one.name for one in after.assets} == {
+        **{one.symbol: one.name for one in there.assets},
+        "NEW": name,
+    }
+    assert replace(after, assets=there.assets) == there
+    if level is Level.CRITICAL:
+        assert after.critical[-1].symbol == "NEW"
 
 
 # --- the command line ---------------------------------------------------------------------------

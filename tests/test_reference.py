@@ -626,6 +626,18 @@ def test_check_takes_symbols_and_says_what_a_mistyped_one_may_be(
     assert len(server.log) == 0
 
 
+def test_without_assets_there_is_nothing_to_ask(
+    db: Connection, run: Run, file: Path, server: StandIn
+) -> None:
+    file.write_text("")
+
+    told = run("check", "--json")
+
+    assert (told.code, told.err) == (0, "")
+    assert json.loads(told.out)["assets"] == []
+    assert len(server.log) == 0
+
+
 def test_ctrl_c_while_it_waits_gives_everything_back(
     db: Connection, run: Run, file: Path, environ: dict[str, str]
 ) -> None:

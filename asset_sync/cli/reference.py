@@ -291,7 +291,9 @@ def assets_check(
 def _announce(
     options: Common, db: "Connection", settings: "Settings", calls: int, about: str
 ) -> None:
-    """Say how many calls there will be, and how long they take at the limit."""
+    """Say how many calls there will be, if any, and how long they take at the limit."""
+    if not calls:
+        return
     from asset_sync import reference  # noqa: PLC0415
     from asset_sync.cli.show import duration  # noqa: PLC0415
 
@@ -318,10 +320,8 @@ def _nearest(
     from asset_sync.reference import Verdict  # noqa: PLC0415
 
     unknown = [one.asset for one in checked if one.verdict is Verdict.UNKNOWN]
-    calls = check.calls_to_suggest(unknown)
-    if calls:
-        what = "one" if len(unknown) == 1 else "ones"
-        _announce(options, db, settings, calls, f"what the unknown {what} may be")
+    what = f"what the unknown {'one' if len(unknown) == 1 else 'ones'} may be"
+    _announce(options, db, settings, check.calls_to_suggest(unknown), what)
     nearest = {}
     try:
         for asset in unknown:
