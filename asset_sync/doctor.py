@@ -6,16 +6,16 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from asset_sync import runs, slots
+from asset_sync import runs
 from asset_sync.database import Connection, SchemaStatus, query
 from asset_sync.health import OVERDUE_INTERVALS
 from asset_sync.settings import Settings
-from asset_sync.slots import Lane, Wait
+from asset_sync.slots import Lane
 
 
 class Grade(StrEnum):
@@ -167,40 +167,27 @@ def question_to_the_api(settings: Settings) -> str | None:
 
 def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
     """Ask the API one question, within the limit, and say what the key may do."""
-    key = settings.provider.api_key
-    if key is None:
+    if settings.provider.api_key is None:
         yield Finding(
             Grade.ERROR, "key", "POLYGON_API_KEY is not set: export it, or POLYGON_API_KEY_FILE"
         )
         return
     if not settings.assets:
         return
-    from asset_sync.limiter import Limiter  # noqa: PLC0415
-    from asset_sync.polygon import Fault, Polygon, ProviderError  # noqa: PLC0415
+    from asset_sync.polygon import Fault, ProviderError  # noqa: PLC0415
+    from asset_sync.questions import NoCallLeftError, Questions, why  # noqa: PLC0415
 
-    limiter = Limiter(db, slots.rate_of(settings))
-    slot = limiter.take(Lane.QUEUE)
-    if isinstance(slot, Wait):
-        text = f"not asked: no call is left for {slot.seconds:.0f} s; try again then"
+    try:
+        with Questions(db, settings, within_seconds=0) as questions:
+            questions.ask(lambda api: api.ticker_exists(settings.assets[0].ticker))
+    except NoCallLeftError as error:
+        text = f"not asked: no call is left for {error.seconds:.0f} s; try again then"
         yield Finding(Grade.WARNING, "key", text)
         return
-    provider = settings.provider
-    api = Polygon(
-        base_url=provider.base_url,
-        api_key=key,
-        connect_timeout_seconds=provider.connect_timeout_seconds,
-        read_timeout_seconds=provider.read_timeout_seconds,
-        call_timeout_seconds=provider.call_timeout_seconds,
-    )
-    try:
-        with closing(api):
-            api.ticker_exists(settings.assets[0].ticker)
     except ProviderError as error:
         grade = Grade.ERROR if error.fault is Fault.ACCOUNT else Grade.WARNING
-        yield Finding(grade, "key", str(error))
+        yield Finding(grade, "key", why(error))
         return
-    finally:
-        limiter.release(slot)
     yield Finding(Grade.OK, "key", "the API accepts it")
     yield _denied(db, settings)
 

@@ -689,7 +689,7 @@ class _Table:
 
     def _child(self, path: str, values: Mapping[str, object]) -> "_Table":
         symbol = values.get("symbol")
-        known = isinstance(symbol, str) and re.fullmatch(_SYMBOL_PATTERN, symbol)
+        known = isinstance(symbol, str) and re.fullmatch(SYMBOL_PATTERN, symbol)
         child = _Table(
             values=values,
             place=f"{self.place}{path}.",
@@ -816,11 +816,11 @@ def _flag_from_text(text: str) -> object:
 
 _FLAG = _Kind(_check_flag, _flag_from_text)
 
-_SYMBOL_PATTERN = r"[A-Z0-9][A-Z0-9._-]{0,31}"
+SYMBOL_PATTERN = r"[A-Z0-9][A-Z0-9._-]{0,31}"
 
 
 def _check_symbol(value: object) -> str:
-    if isinstance(value, str) and re.fullmatch(_SYMBOL_PATTERN, value):
+    if isinstance(value, str) and re.fullmatch(SYMBOL_PATTERN, value):
         return value
     raise _WrongError(
         f"is {_shown(value)}; it must be 1 to 32 characters of A-Z, 0-9, dot, _ and -,"
@@ -837,7 +837,7 @@ def _ticker(asset_type: AssetType | None) -> _Kind[str]:
 
     def check(value: object) -> str:
         if isinstance(value, str) and any(
-            re.fullmatch(kind.ticker_prefix + _SYMBOL_PATTERN, value) for kind in types
+            re.fullmatch(kind.ticker_prefix + SYMBOL_PATTERN, value) for kind in types
         ):
             return value
         right = " or ".join(
@@ -853,7 +853,7 @@ def _ticker(asset_type: AssetType | None) -> _Kind[str]:
 def _ticker_for(kind: AssetType, value: object) -> str:
     """Return the ticker that `value` may have been meant to be, else an example."""
     pair = re.sub(r"^[A-Za-z]:|[/ _-]", "", value).upper() if isinstance(value, str) else ""
-    if not re.fullmatch(_SYMBOL_PATTERN, pair):
+    if not re.fullmatch(SYMBOL_PATTERN, pair):
         pair = {AssetType.FOREX: "EURUSD", AssetType.CRYPTO: "BTCUSD"}[kind]
     return kind.ticker_prefix + pair
 

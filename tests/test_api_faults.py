@@ -261,8 +261,8 @@ FATES = {
     "endless-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
     "foreign-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
 }
-ON_THEIR_OWN = {"today", "timeframe", "not-entitled"}
-"""Those whose fate depends on the time of the day, and the one that only snapshots have."""
+ON_THEIR_OWN = {"today", "timeframe", "not-entitled", "short-pages"}
+"""Those whose fate depends on the time of the day, and those that only snapshots or lists have."""
 
 
 def test_every_fault_of_the_stand_in_has_its_fate() -> None:

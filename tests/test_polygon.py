@@ -21,6 +21,7 @@ import pytest
 import responses
 
 from asset_sync import __version__
+from asset_sync.assets import AssetType
 from asset_sync.errors import AssetSyncError
 from asset_sync.polygon import (
     Bar,
@@ -28,10 +29,12 @@ from asset_sync.polygon import (
     Fault,
     FeedDenied,
     KeyRefused,
+    Listed,
     Polygon,
     ProviderError,
     RateLimited,
     Rejected,
+    TickersAnswer,
     TickerUnknown,
     TodayDenied,
     Unavailable,
@@ -39,6 +42,7 @@ from asset_sync.polygon import (
     bars_endpoint,
     reference_endpoint,
     snapshot_endpoint,
+    tickers_endpoint,
 )
 from asset_sync.settings import Secret
 
@@ -800,6 +804,138 @@ def test_the_reference_tells_a_typo_from_silence(
     server.reset()
     answers(server, "404 page not found", 404)
     assert type(failure(lambda: api.ticker_exists("C:EURUSD"))) is Unavailable
+
+
+def page(*rows: object, **other: object) -> dict[str, object]:
+    return {"status": "OK", "request_id": "r", "results": list(rows), "count": len(rows)} | other
+
+
+def listed(api: Polygon) -> TickersAnswer:
+    return api.tickers(tickers_endpoint(AssetType.FOREX))
+
+
+def test_the_list_is_asked_for_by_market_at_the_largest_page() -> None:
+    assert tickers_endpoint(AssetType.FOREX) == (
+        "/v3/reference/tickers?market=fx&active=true&limit=1000"
+    )
+    assert tickers_endpoint(AssetType.CRYPTO, "a&b/ü\udcff") == (
+        "/v3/reference/tickers?market=crypto&active=true&search=a%26b%2F%C3%BC%3F&limit=1000"
+    )
+
+
+def test_a_page_is_tickers_with_names_that_can_be_shown(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(
+        server,
+        page(
+            {"ticker": "C:EURUSD", "name": "Euro -\x1b[31m US\n Dollar", "active": True},
+            {"ticker": "C:AAABBB"},
+            {"ticker": "C:CCCDDD", "name": f"key {KEY}"},
+            {"ticker": "C:EEEFFF", "name": "x" * 900},
+            {"ticker": "C:GONE", "name": "Gone", "active": False},
+            *({"ticker": bad, "name": "n"} for bad in ("", "C:\x1b", "C:" + "A" * 99, None, 7)),
+            *(None, [], "C:EURUSD", 7),
+        ),
+    )
+    assert listed(api) == TickersAnswer(
+        (
+            Listed("C:EURUSD", "Euro - [31m US Dollar"),
+            Listed("C:AAABBB", "C:AAABBB"),
+            Listed("C:CCCDDD", "key ***"),
+            Listed("C:EEEFFF", "x" * 200),
+        ),
+        next_page=None,
+    )
+
+
+@pytest.mark.parametrize("nothing", [page(), {"status": "OK", "count": 0}, page(results=None)])
+def test_an_empty_list_is_an_answer(
+    api: Polygon, server: responses.RequestsMock, nothing: object
+) -> None:
+    answers(server, nothing)
+    assert listed(api) == TickersAnswer((), None)
+
+
+@pytest.mark.parametrize(
+    "next_url",
+    [
+        "https://api.massive.com/v3/reference/tickers?cursor=abc%3D",
+        "https://elsewhere.test:8443/v3/reference/tickers?cursor=abc%3D",
+        "https://me:pw@elsewhere.test/v3/reference/tickers?cursor=abc%3D#top",
+        "/v3/reference/tickers?cursor=abc%3D",
+        f"https://api.massive.com/v3/reference/tickers?apiKey={KEY}&cursor=abc%3D",
+        f"https://api.massive.com/v3/reference/tickers?cursor=abc%3D&APIKEY={KEY}",
+    ],
+)
+def test_of_a_next_url_only_path_and_query_are_kept_and_no_key(
+    api: Polygon, server: responses.RequestsMock, next_url: str
+) -> None:
+    answers(server, page({"ticker": "C:EURUSD"}, next_url=next_url))
+    following = listed(api).next_page
+    assert following == "/v3/reference/tickers?cursor=abc%3D"
+
+    api.tickers(following)
+
+    sent = server.calls[1].request
+    assert sent.url == BASE + following
+    assert sent.headers["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    "next_url",
+    [
+        "https://api.massive.com/v3/reference/tickers",
+        "https://api.massive.com/v3/reference/tickers?apiKey=x",
+        "https://api.massive.com/v3/reference/tickers/C:EURUSD?cursor=abc",
+        "https://api.massive.com/v2/aggs?cursor=abc",
+        "https://api.massive.com/v3/reference/tickers?cursor=a b",
+        "https://api.massive.com/v3/reference/tickers?cursor=\ud800",
+        "https://api.massive.com/v3/reference/tickers?cursor=" + "x" * 9000,
+        "http://[::1/v3/reference/tickers?cursor=abc",
+        "nonsense",
+        17,
+        True,
+        ["https://api.massive.com/v3/reference/tickers?cursor=abc"],
+    ],
+    ids=lambda value: ascii(value)[:60],
+)
+def test_a_list_that_goes_on_elsewhere_is_not_taken_for_whole(
+    api: Polygon, server: responses.RequestsMock, next_url: object
+) -> None:
+    answers(server, page({"ticker": "C:EURUSD"}, next_url=next_url))
+    assert type(failure(lambda: listed(api))) is Unreadable
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (200, page({"symbol": "EURUSD"}), Unreadable),
+        (200, page(results={"rows": []}), Unreadable),
+        (200, page(status="PERHAPS"), Unreadable),
+        (200, [], Unreadable),
+        (200, "<html>Log in", Unavailable),
+        (200, '{"status":"OK","results":[{"ticker"', Unavailable),
+        (404, {"status": "NOT_FOUND", "message": "Data not found."}, Unreadable),
+        (404, "404 page not found", Unavailable),
+        (400, {"status": "ERROR", "error": "bad cursor"}, Rejected),
+        (401, {"status": "ERROR", "error": "Unknown API Key"}, KeyRefused),
+        (403, {"status": "NOT_AUTHORIZED", "message": "no"}, FeedDenied),
+        (429, "", RateLimited),
+        (500, "", Unavailable),
+    ],
+)
+def test_what_is_no_list_has_its_error(
+    api: Polygon,
+    server: responses.RequestsMock,
+    status: int,
+    body: object,
+    kind: type[ProviderError],
+) -> None:
+    answers(server, body, status)
+    error = failure(lambda: listed(api))
+    assert type(error) is kind
+    assert "list of tickers" in str(error) or kind is Unavailable
 
 
 # --- On the wire -----------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from conftest import ShiftingClock, asset
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
-from asset_sync import queue, store, sync
-from asset_sync.assets import Feed
+from asset_sync import asset_file, queue, store, sync
+from asset_sync.assets import AssetType, Feed, Level
 from asset_sync.cli import demo
 from asset_sync.database import (
     Connection,
@@ -33,7 +33,7 @@ from asset_sync.database import (
     query,
     transaction,
 )
-from asset_sync.polygon import Polygon, ProviderError
+from asset_sync.polygon import Polygon, ProviderError, tickers_endpoint
 from asset_sync.queue import Wanted
 from asset_sync.settings import (
     LIBPQ_VARIABLES,
@@ -294,6 +294,65 @@ def test_a_symbol_that_no_index_can_hold_is_a_sentence_and_nothing_is_stored(
     assert everything(db) == [(0, 0, 0, 0, 0)]
 
 
+# --- assets by command ---------------------------------------------------------------------------
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "# \u20ac",
+            "provider.plan = 'free'",
+            "[queue]",
+            "max_size = 7 # seven",
+            '[[secondary_assets]]\nsymbol="A"\nasset_type="forex"\npolygon_ticker="C:A"',
+            '[[priority_assets]]\nsymbol="B"\nasset_type="forex"\npolygon_ticker="C:B"',
+            'name = """\ntwo\\\n lines"""',
+            "priority_assets = []",
+            '[health]\n"latency_ms" = 1e3',
+        ]
+    ),
+    max_size=6,
+)
+NAMES = st.text(max_size=8) | st.sampled_from(['"""', "\\", "'", "\x7f", "\ud800", "[[x]]", "= #"])
+
+
+@examples(150)
+@given(
+    pieces=PIECES,
+    line_end=st.sampled_from(["\n", "\r\n"]),
+    edges=st.tuples(st.sampled_from(["", "\ufeff"]), st.sampled_from(["", "\n", "\r\n", "\t"])),
+    name=NAMES,
+    level=st.sampled_from(Level),
+)
+def test_an_asset_is_added_to_any_file_that_can_take_it_and_changes_nothing_else(
+    directory: Path, pieces: list[str], line_end: str, edges: tuple[str, str], name: str,
+    level: Level,
+) -> None:  # fmt: skip
+    path = directory / "mine.toml"
+    before = (edges[0] + "\n".join(pieces).replace("\n", line_end) + edges[1]).encode()
+    path.write_bytes(before)
+    try:
+        there = load(path, {})
+    except SettingsError:
+        return
+    new = replace(asset("NEW", level), name=name)
+    with suppress(asset_file.AssetFileError, SettingsError):
+        asset_file.add(there, [new], {})
+    if path.read_bytes() == before:
+        assert "priority_assets = []" in pieces or not name.strip() or not name.isprintable()
+        return
+    assert path.read_bytes().startswith(before)
+    after = load(path, {})
+    assert {one.symbol: one.name for one in after.assets} == {
+        **{one.symbol: one.name for one in there.assets},
+        "NEW": name,
+    }
+    assert replace(after, assets=there.assets) == there
+    if level is Level.CRITICAL:
+        assert after.critical[-1].symbol == "NEW"
+
+
 # --- the command line ---------------------------------------------------------------------------
 
 ARGUMENTS = st.sampled_from(
@@ -357,6 +416,9 @@ COMMANDS = st.sampled_from(
         ["queue", "status"],
         ["queue", "status", "--json"],
         ["assets", "list"],
+        ["assets", "add", "EURCHF", "--type", "forex"],
+        ["assets", "import", "--market", "fx", "--max-runtime", "0.5"],
+        ["assets", "check", "--max-runtime", "0.5"],
         ["db", "status"],
         ["db", "init"],
         ["db", "url"],
@@ -516,6 +578,7 @@ def ask_everything(api: Polygon) -> None:
         lambda: api.bars("C:EURUSD", start, start + timedelta(hours=1)),
         lambda: api.snapshots(["C:EURUSD", "X:BTCUSD"]),
         lambda: api.ticker_exists("C:EURUSD"),
+        lambda: api.tickers(tickers_endpoint(AssetType.FOREX)),
     ]
     for call in calls:
         try:
@@ -554,6 +617,47 @@ def test_any_bytes_are_an_answer_or_of_the_family(raw: RawServer, answer: bytes)
     raw.answer = answer
     with polygon(raw.base_url) as api:
         ask_everything(api)
+
+
+JSON_VALUES = st.sampled_from(
+    [None, "", "OK", "\x1b[2J", "\ud800", KEY, True, False, 0, -1, 1e308, [], {}, ["OK"], {"a": 1}]
+)
+LISTED = st.fixed_dictionaries(
+    {"ticker": st.sampled_from(["C:EURUSD", "", "C:\ud800", "C:" + "A" * 99, None, 7])},
+    optional={"name": JSON_VALUES, "active": JSON_VALUES},
+)
+NEXT_URLS = JSON_VALUES | st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "https://elsewhere.test", "http://[", "//x", "\ud800"]),
+    st.sampled_from(["", "/v3/reference/tickers", "/v3/reference/tickers/../x", "\n"]),
+    st.sampled_from(["", "?", "?cursor=x", f"?apiKey={KEY}&cursor=y", "?a b", "?" + "x" * 9000]),
+)
+
+
+@examples(80)
+@given(
+    rows=st.lists(LISTED | JSON_VALUES, max_size=3),
+    url=NEXT_URLS,
+    status=st.just("OK") | JSON_VALUES,
+)
+def test_any_page_of_the_list_is_tickers_that_can_be_shown_or_of_the_family(
+    raw: RawServer, rows: list[object], url: object, status: object
+) -> None:
+    body = json.dumps({"status": status, "results": rows, "next_url": url}).encode()
+    raw.answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with polygon(raw.base_url) as api:
+        try:
+            answer = api.tickers(tickers_endpoint(AssetType.FOREX))
+        except ProviderError:
+            return
+    for ticker, name in answer.tickers:
+        assert (ticker + name).isprintable()
+        assert ticker
+        assert name
+        assert len(ticker + name) < 300
+    if answer.next_page is not None:
+        assert answer.next_page.startswith("/v3/reference/tickers?")
+        assert KEY not in answer.next_page
 
 
 # --- answers of the right shape, but for something ----------------------------------------------

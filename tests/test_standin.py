@@ -511,12 +511,14 @@ def test_the_list_of_tickers_filters_and_pages() -> None:
         first = ask(api, "/v3/reference/tickers?market=fx&limit=3")
         second = ask(api, first.next_path)
         found = ask(api, "/v3/reference/tickers?search=bitcoin")
+        gone = ask(api, "/v3/reference/tickers?active=false")
     assert first.document["count"] == 3
     assert first.names("ticker") + second.names("ticker") == [
         "C:EURUSD", "C:GBPUSD", "C:USDJPY", "C:XAGUSD", "C:XAUUSD"
     ]  # fmt: skip
     assert "next_url" not in second.document
     assert found.names("ticker") == ["X:BTCUSD"]
+    assert gone.rows == []
 
 
 def test_market_status_has_the_shape_of_the_specification() -> None:
@@ -1000,6 +1002,16 @@ def test_the_next_page_on_another_host_is_answered_here_without_the_key_in_it() 
     assert "next_url" not in second.document
 
 
+def test_the_list_of_tickers_in_short_pages_is_the_same_list() -> None:
+    with standin("starter", "short-pages") as api:
+        seen = ask(api, "/v3/reference/tickers?market=fx&active=true&limit=1000")
+        pages = [seen.names("ticker")]
+        while "next_url" in seen.document:
+            seen = ask(api, seen.next_path)
+            pages.append(seen.names("ticker"))
+    assert pages == [["C:EURUSD", "C:GBPUSD"], ["C:USDJPY", "C:XAGUSD"], ["C:XAUUSD"]]
+
+
 def test_a_window_that_is_full_leaves_the_faults_for_later() -> None:
     clock = Clock(0.0)
     with StandIn("free", calls=1, monotonic=clock) as api:
@@ -1032,7 +1044,7 @@ def test_every_fault_is_described_and_has_its_test() -> None:
     elsewhere = {
         "unordered", "duplicate", "other-ticker", "empty", "bad-json", "truncated", "reset",
         "stall", "drip", "huge", "gzip-bomb", "endless-next-url", "foreign-next-url",
-        "not-entitled", "wrong-shape",
+        "short-pages", "not-entitled", "wrong-shape",
     }  # fmt: skip
     assert set(FAULTS) == set(REFUSALS) | set(FIGURES) | elsewhere
     assert all(fault.about for fault in FAULTS.values())

@@ -10,6 +10,7 @@ import typer
 
 from asset_sync import __version__
 from asset_sync.cli import assets, db, demo, doctor, health, metrics, queue, runs, sync
+from asset_sync.cli import reference as reference  # gives `assets` the rest of its commands
 from asset_sync.cli import tend as tend  # gives `queue` the rest of its commands
 from asset_sync.cli.exits import ExitCode, exit_code
 from asset_sync.cli.options import Common, Config, Quiet, Verbose, answer, complain

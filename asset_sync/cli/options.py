@@ -76,6 +76,16 @@ def exactly(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
+def agreed(question: str) -> bool:
+    """Ask the user; where nobody can answer, the answer is no."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:  # as Ctrl-C anywhere else
+        raise KeyboardInterrupt from None
+
+
 class Row(Protocol):
     """A named tuple."""
 

@@ -1,10 +1,8 @@
 """`asset-sync queue list | add | retry | remove`: the queue by hand; adds to `queue`'s app."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +15,7 @@ from asset_sync.cli.options import (
     Json,
     Quiet,
     Verbose,
+    agreed,
     answer,
     common,
     complain,
@@ -24,6 +23,7 @@ from asset_sync.cli.options import (
     plain,
 )
 from asset_sync.cli.queue import app
+from asset_sync.cli.symbols import known_symbols
 
 if TYPE_CHECKING:
     from asset_sync.database import Connection
@@ -139,12 +139,10 @@ def queue_remove(
 
     with _database(common(context, config, quiet, verbose)) as db:
         chosen = _known(db, symbols)
-        if not (yes or dry_run):
-            # Where nobody can answer, the answer is no.
-            asked = f"Forget what the queue knows of {', '.join(chosen)}?"
-            if not (sys.stdin.isatty() and typer.confirm(asked, err=True)):
-                complain("Nothing was removed; --yes does it without asking.")
-                raise typer.Exit(ExitCode.USAGE)
+        asked = f"Forget what the queue knows of {', '.join(chosen)}?"
+        if not (yes or dry_run or agreed(asked)):
+            complain("Nothing was removed; --yes does it without asking.")
+            raise typer.Exit(ExitCode.USAGE)
         removed = _do(db, dry_run, lambda: queue_admin.remove(db, chosen))
     _show(removed, as_json, "A run holds them just now; nothing was removed.")
 
@@ -180,13 +178,7 @@ def _known(db: "Connection", symbols: Sequence[str]) -> list[str]:
     """Return the symbols, or say which one the queue does not have and which it may be."""
     from asset_sync import queue_admin  # noqa: PLC0415
 
-    known = queue_admin.symbols(db)
-    for symbol in symbols:
-        if symbol not in known:
-            near = get_close_matches(symbol.upper(), known, 1, 0.6)
-            hint = f" Did you mean {near[0]}?" if near else " `queue list` names all."
-            raise typer.BadParameter(f"The queue has no asset {symbol!r}.{hint}")
-    return list(symbols)
+    return known_symbols(symbols, queue_admin.symbols(db), "The queue has no asset", "queue list")
 
 
 def _show(found: "Sequence[Entry]", as_json: bool, nothing: str) -> None:

@@ -221,11 +221,13 @@ def _ticker_details(call: Call, _: Plan) -> Reply:
 
 
 def _ticker_list(call: Call, _: Plan) -> Reply:
+    """Answer with a page of what trades; all that there is does."""
     market, search = call.query.get("market"), call.query.get("search", "").lower()
     rows: list[Json] = [
         _reference_row(instrument, call.now_ms)
         for instrument in INSTRUMENTS.values()
         if market in (None, instrument.market)
+        and call.query.get("active", "true") == "true"
         and search in f"{instrument.ticker} {instrument.name}".lower()
     ]
     reply = _list_reply(call, rows, min(_count(call, "limit", 100), 1_000))
@@ -361,8 +363,8 @@ _ROUTES: Sequence[tuple[re.Pattern[str], Endpoint]] = [
             _grouped_daily,
         ),
         (faults.SNAPSHOT_PATH, _snapshot),
-        (r"/v3/reference/tickers", _ticker_list),
-        (r"/v3/reference/tickers/(?P<ticker>[^/]+)", _ticker_details),
+        (faults.REFERENCE_PATH, _ticker_list),
+        (faults.REFERENCE_PATH + r"/(?P<ticker>[^/]+)", _ticker_details),
         (r"/v1/marketstatus/now", _market_status),
     )
 ]

@@ -31,6 +31,7 @@ FOREIGN_HOST = "https://stand-in.invalid"
 """Nobody's host (RFC 6761): a client that sends its key there has been caught."""
 
 SNAPSHOT_PATH = "/v3/snapshot"
+REFERENCE_PATH = "/v3/reference/tickers"
 
 JSON, HTML, TEXT = "application/json", "text/html", "text/plain; charset=utf-8"
 
@@ -438,6 +439,21 @@ def _endless_next_url(call: Call, right: Reply) -> Reply:
 def _foreign_next_url(call: Call, right: Reply) -> Reply:
     """Say that the next page is on another host; there is one and no more."""
     return right.with_keys(next_url=call.page(host=FOREIGN_HOST, page="2"))
+
+
+_SHORT_PAGE = 2
+
+
+@_fault("short-pages", applies=lambda call: call.path == REFERENCE_PATH)
+def _short_pages(call: Call, right: Reply) -> Reply:
+    """Send the list of tickers two rows a page."""
+    rows = right.rows()
+    if len(rows) <= _SHORT_PAGE:
+        return right
+    following = int(call.query.get("offset", "0")) + _SHORT_PAGE
+    return right.with_rows(rows[:_SHORT_PAGE]).with_keys(
+        next_url=call.page(offset=str(following)), count=_SHORT_PAGE
+    )
 
 
 # ------------------------------------------------------------------ faults of the figures

@@ -1,8 +1,8 @@
 """The provider: one session, one error family, plain dataclasses out.
 
-`Polygon` is the session, `ProviderError` the family, and `BarsAnswer` and `SnapshotAnswer` are
-what comes out. The facts about the API (Polygon.io, now Massive.com) are those of its
-specification at https://polygon.io/docs and of recorded answers.
+`Polygon` is the session, `ProviderError` the family, and `BarsAnswer`, `SnapshotAnswer` and
+`TickersAnswer` are what comes out. The facts about the API (Polygon.io, now Massive.com) are those
+of its specification at https://polygon.io/docs and of recorded answers.
 """
 
 from asset_sync.polygon._client import (
@@ -11,6 +11,7 @@ from asset_sync.polygon._client import (
     bars_endpoint,
     reference_endpoint,
     snapshot_endpoint,
+    tickers_endpoint,
 )
 from asset_sync.polygon._errors import (
     Fault,
@@ -24,7 +25,14 @@ from asset_sync.polygon._errors import (
     Unavailable,
     Unreadable,
 )
-from asset_sync.polygon._parse import Bar, BarsAnswer, Quote, SnapshotAnswer
+from asset_sync.polygon._parse import (
+    Bar,
+    BarsAnswer,
+    Listed,
+    Quote,
+    SnapshotAnswer,
+    TickersAnswer,
+)
 
 __all__ = [
     "MAX_SNAPSHOT_TICKERS",
@@ -33,6 +41,7 @@ __all__ = [
     "Fault",
     "FeedDenied",
     "KeyRefused",
+    "Listed",
     "Polygon",
     "ProviderError",
     "Quote",
@@ -40,10 +49,12 @@ __all__ = [
     "Rejected",
     "SnapshotAnswer",
     "TickerUnknown",
+    "TickersAnswer",
     "TodayDenied",
     "Unavailable",
     "Unreadable",
     "bars_endpoint",
     "reference_endpoint",
     "snapshot_endpoint",
+    "tickers_endpoint",
 ]

@@ -6,13 +6,17 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+from asset_sync.assets import AssetType
 from asset_sync.polygon._http import Http
 from asset_sync.polygon._parse import (
+    REFERENCE_PATH,
     BarsAnswer,
     SnapshotAnswer,
+    TickersAnswer,
     read_bars,
     read_exists,
     read_snapshots,
+    read_tickers,
     unix_ms,
 )
 from asset_sync.polygon._refusals import Call
@@ -48,7 +52,18 @@ def snapshot_endpoint(tickers: Sequence[str]) -> str:
 
 def reference_endpoint(ticker: str) -> str:
     """Return the path of what the API knows about a ticker."""
-    return f"/v3/reference/tickers/{_quoted(ticker)}"
+    return f"{REFERENCE_PATH}/{_quoted(ticker)}"
+
+
+def tickers_endpoint(asset_type: AssetType, search: str = "") -> str:
+    """Return path and query for the first page of a market's tickers that trade.
+
+    `search` is looked for in tickers and names. A page holds the API's most, 1000; without `limit`
+    it holds 100.
+    """
+    market = {AssetType.FOREX: "fx", AssetType.CRYPTO: "crypto"}[asset_type]
+    searched = f"&search={quote(search, safe='', errors='replace')}" if search else ""
+    return f"{REFERENCE_PATH}?market={market}&active=true{searched}&limit=1000"
 
 
 class Polygon:
@@ -129,6 +144,14 @@ class Polygon:
         """Return whether the API's reference knows the ticker; raises any `ProviderError`."""
         reply = self._http.get(reference_endpoint(ticker), ticker)
         return read_exists(reply, self._call(ticker), ticker)
+
+    def tickers(self, page: str) -> TickersAnswer:
+        """Return a page of the API's list: of `tickers_endpoint`, or the next of an answer.
+
+        Raises any `ProviderError`.
+        """
+        asked = "the list of tickers"
+        return read_tickers(self._http.get(page, asked), self._call(asked))
 
     def _call(self, asked: str) -> Call:
         return Call(asked=asked, host=self._http.host, key=self._key)

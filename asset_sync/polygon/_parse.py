@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from asset_sync.polygon._errors import (
     ProviderError,
@@ -22,12 +24,18 @@ from asset_sync.polygon._refusals import (
     refusal_in_answer,
     refusal_of_row,
     unknown,
+    words,
 )
+from asset_sync.settings import Secret
 
 BAR_MS = 5 * 60 * 1000
+REFERENCE_PATH = "/v3/reference/tickers"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TRADES = 2**31 - 1
+_MAX_TICKER = 64
+# A cursor has some 200 characters; servers refuse addresses of more than about this.
+_MAX_QUERY = 8000
 
 # From which size on a time is in ns, us, ms or s (all after 1973), and how it becomes us.
 _TO_MICROSECONDS = ((10**17, 1, 1000), (10**14, 1, 1), (10**11, 1000, 1), (0, 10**6, 1))
@@ -94,6 +102,24 @@ class SnapshotAnswer:
 
     quotes: Mapping[str, Quote]
     refused: Mapping[str, ProviderError]
+
+
+class Listed(NamedTuple):
+    """A ticker in the reference. A tuple, since one answer may hold 1000 of them."""
+
+    ticker: str
+    name: str
+    """One printable line; the ticker where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickersAnswer:
+    """One page of the reference's list."""
+
+    tickers: tuple[Listed, ...]
+
+    next_page: str | None
+    """Path and query of the next page, without a host or a key; None where the list ends."""
 
 
 def read_bars(reply: Reply, call: Call, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
@@ -170,6 +196,23 @@ def read_exists(reply: Reply, call: Call, ticker: str) -> bool:
     return True
 
 
+def read_tickers(reply: Reply, call: Call) -> TickersAnswer:
+    """Return a page of the list. Rows that name no ticker, or one that is not active, are left out.
+
+    Raises `Unreadable` when that leaves nothing of something, or when the next page is not the
+    list's: what has come would pass for all there is.
+    """
+    try:
+        body = _answer(reply, call)
+    except TickerUnknown:  # what was asked for is no ticker
+        body = {}
+    rows = _results(body, call)
+    tickers = tuple(one for row in rows if (one := _listed(row, call.key)) is not None)
+    if rows and not tickers:
+        raise _wrong_shape(call)
+    return TickersAnswer(tickers, _next_page(body.get("next_url"), call))
+
+
 def unix_ms(moment: datetime) -> int:
     """Return an aware time in milliseconds since 1970, exactly (floats would round)."""
     return (moment - _EPOCH) // timedelta(milliseconds=1)
@@ -212,6 +255,43 @@ def _results(body: dict[str, object], call: Call) -> list[object]:
     if rows is None and status in ("OK", "DELAYED"):
         return []
     raise _wrong_shape(call)
+
+
+def _listed(row: object, key: Secret) -> Listed | None:
+    if not isinstance(row, dict) or row.get("active") is False:
+        return None
+    ticker, name = row.get("ticker"), row.get("name")
+    if (
+        not isinstance(ticker, str)
+        or not ticker.isprintable()
+        or not 0 < len(ticker) <= _MAX_TICKER
+    ):
+        return None
+    line = words(name, key) if isinstance(name, str) else ""
+    return Listed(ticker, line.rstrip() or ticker)
+
+
+def _next_page(url: object, call: Call) -> str | None:
+    """Return path and query of a `next_url`: its host may be any, and ours is the one to ask."""
+    if url is None or url == "":
+        return None
+    path = query = ""
+    if isinstance(url, str):
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            pass
+        else:
+            path = parts.path
+            query = "&".join(
+                part for part in parts.query.split("&") if not part.lower().startswith("apikey=")
+            )
+    if path != REFERENCE_PATH or not re.fullmatch(rf"[!-~]{{1,{_MAX_QUERY}}}", query):
+        raise Unreadable(
+            f"The API says that {call.asked} goes on at an address that is none of its pages;"
+            " a newer asset-sync may read it."
+        )
+    return f"{path}?{query}"
 
 
 def _wrong_shape(call: Call) -> Unreadable:

@@ -98,8 +98,8 @@ def unknown(asked: str) -> TickerUnknown:
 
 
 def _rejected(said: str, asked: str, key: Secret) -> Rejected:
-    words = _words(said, key)
-    quoted = f' and says "{words}"' if words else " and does not say why"
+    reason = words(said, key)
+    quoted = f' and says "{reason}"' if reason else " and does not say why"
     return Rejected(f"The API rejects the question for {asked}{quoted}; check its ticker.")
 
 
@@ -140,7 +140,7 @@ def _said(body: dict[str, object] | None) -> str:
     return ""
 
 
-def _words(said: str, key: Secret) -> str:
+def words(said: str, key: Secret) -> str:
     """Return what fits into a sentence: one line, printable, short, and without the key."""
     secret = key.reveal()
     if secret:

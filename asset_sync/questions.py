@@ -1,0 +1,133 @@
+"""Questions to the provider outside of a run, each of them one call within the limit."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from asset_sync import slots
+from asset_sync.database import SERVER_ERRORS, Connection, hurry
+from asset_sync.errors import AssetSyncError
+from asset_sync.progress import Listener, Waiting, Warned
+from asset_sync.settings import Settings, SettingsError
+from asset_sync.slots import Lane, Slot
+from asset_sync.sync import INTERRUPTED_SECONDS, POLL_SECONDS, Clock
+
+if TYPE_CHECKING:
+    from asset_sync.polygon import Polygon, ProviderError
+
+_T = TypeVar("_T")
+
+# Each 429 holds everybody back for a window; who is refused so often is not alone with the key.
+_TIMES_REFUSED = 3
+
+
+class NoCallLeftError(AssetSyncError):
+    """No slot came free in the time that there was."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"No call is left for {seconds:.0f} s; try again then.")
+        self.seconds = seconds
+
+
+def why(error: "ProviderError") -> str:
+    """Return the error's sentence without the promise that only a run keeps."""
+    return f"{str(error).removesuffix('.').removesuffix('; it is tried again')}."
+
+
+class Questions:
+    """Asks the provider, one call at a time, leaving the next priority run its place."""
+
+    def __init__(
+        self,
+        db: Connection,
+        settings: Settings,
+        *,
+        within_seconds: float,
+        tell: Listener = lambda _: None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Prepare to ask, for so long in all. Raises SettingsError without a key."""
+        # Both take 0.2 s to import, which a slot need not wait for.
+        from asset_sync.limiter import Limiter  # noqa: PLC0415
+        from asset_sync.polygon import Polygon  # noqa: PLC0415
+
+        provider = settings.provider
+        if provider.api_key is None:
+            missing = (
+                "put your key into the environment, or its file's path into POLYGON_API_KEY_FILE"
+            )
+            raise SettingsError((f"POLYGON_API_KEY is not set: {missing}.",))
+        self._db = db
+        self._tell = tell
+        self._clock = clock or Clock()
+        self._deadline = self._clock.monotonic() + within_seconds
+        self._rate = slots.rate_of(settings)
+        self._limiter = Limiter(db, self._rate)
+        self._api = Polygon(
+            base_url=provider.base_url,
+            api_key=provider.api_key,
+            connect_timeout_seconds=provider.connect_timeout_seconds,
+            read_timeout_seconds=provider.read_timeout_seconds,
+            call_timeout_seconds=provider.call_timeout_seconds,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._api.close()
+
+    def ask(self, question: "Callable[[Polygon], _T]") -> _T:
+        """Wait for a slot, put the question, which is one call, and return its answer.
+
+        A 429 is waited out. Raises any ProviderError, and NoCallLeftError when the time is over.
+        """
+        from asset_sync.polygon import RateLimited  # noqa: PLC0415
+
+        refused = 0
+        while True:
+            try:
+                with self._slot() as seconds:
+                    self._api.call_timeout_seconds = seconds
+                    return question(self._api)
+            except RateLimited as error:
+                wait = error.retry_after_seconds or self._rate.period_seconds
+                self._limiter.block(wait)
+                refused += 1
+                if refused == _TIMES_REFUSED or wait > self._remaining():
+                    raise
+                self._tell(Warned(str(error)))
+
+    @contextmanager
+    def _slot(self) -> Iterator[float]:
+        """Hold a slot for one call; give the seconds that this may take."""
+        slot, until = self._taken()
+        try:
+            yield until - self._clock.monotonic()
+        except (KeyboardInterrupt, SystemExit):
+            with suppress(*SERVER_ERRORS), hurry(INTERRUPTED_SECONDS):
+                self._limiter.release(slot)
+            raise
+        except Exception:
+            self._limiter.release(slot)
+            raise
+        self._limiter.release(slot)
+
+    def _taken(self) -> tuple[Slot, float]:
+        """Return a slot, and when its call must be over: then it frees itself."""
+        while True:
+            asked = self._clock.monotonic()
+            answer = self._limiter.take(Lane.QUEUE)
+            if isinstance(answer, Slot):
+                until = asked + self._rate.call_timeout_seconds
+                if until - self._clock.monotonic() >= self._rate.call_timeout_seconds / 2:
+                    return answer, until
+                self._limiter.give_back(answer)  # the database took its time, or the host slept
+                continue
+            if answer.seconds > self._remaining():
+                raise NoCallLeftError(answer.seconds)
+            self._tell(Waiting("a slot", answer.seconds, slots.budget(self._db, self._rate)))
+            self._clock.sleep(min(max(answer.seconds, 0.02), POLL_SECONDS))
+
+    def _remaining(self) -> float:
+        return self._deadline - self._clock.monotonic()

@@ -1,0 +1,415 @@
+"""Assets come into the settings file by command, and nothing else in it changes."""
+
+import fcntl
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commandline import Told, asset_sync
+
+from asset_sync import asset_file
+from asset_sync.settings import SHIPPED_FILE, load
+
+GOLD = """\
+# My own words,   with  odd   spaces.
+
+[provider] # and here
+plan = 'free'
+
+[[secondary_assets]]
+symbol = "XAUUSD"      # gold
+polygon_ticker = "C:XAUUSD"
+asset_type = "forex"
+"""
+EURO = ("EURCHF", "--type", "forex")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "assets.toml"
+    path.write_text(GOLD)
+    return path
+
+
+def add(file: Path, *arguments: str) -> Told:
+    """Run `assets add` where this is the settings file."""
+    return asset_sync("assets", "add", *arguments, environ=home(file.parent), directory=file.parent)
+
+
+def home(directory: Path) -> dict[str, str]:
+    return {"HOME": str(directory), "PATH": os.environ["PATH"]}
+
+
+def symbols(file: Path) -> list[str]:
+    return [asset.symbol for asset in load(file, {}).assets]
+
+
+def litter(file: Path) -> list[str]:
+    return [path.name for path in file.parent.iterdir() if path != file]
+
+
+# --- what it writes ---------------------------------------------------------------------------
+
+
+def test_a_block_is_appended_and_all_before_it_stays(file: Path) -> None:
+    told = add(file, *EURO, "--name", "Euro / Franc", "--level", "low", "--every", "3600")
+
+    assert told.code == 0
+    assert told.out == f"Added EURCHF (C:EURCHF, low) to {file}\n"
+    assert file.read_text() == (
+        f'{GOLD}\n[[secondary_assets]]\nsymbol = "EURCHF"\npolygon_ticker = "C:EURCHF"\n'
+        'asset_type = "forex"\nname = "Euro / Franc"\npriority = "low"\n'
+        "update_frequency_seconds = 3600\n"
+    )
+    assert litter(file) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "between"),
+    [
+        ("", ""),
+        ("\n", ""),
+        ("# no line end", "\n\n"),
+        ("# one\n", "\n"),
+        ("# a blank line\n\n", ""),
+        ("# Windows\r\n", "\r\n"),
+        ("# Windows\r\n\r\n", ""),
+        ("# Windows\r\n# no line end", "\r\n\r\n"),
+        ("\ufeff", ""),
+        ("\ufeff# BOM\n", "\n"),
+        ("queue.max_size = 5", "\n\n"),
+    ],
+    ids=repr,
+)
+def test_one_blank_line_stands_between_in_the_files_own_line_ends(
+    file: Path, before: str, between: str
+) -> None:
+    file.write_bytes(before.encode())
+
+    assert add(file, *EURO).code == 0
+
+    after = file.read_bytes().decode()
+    assert after.startswith(f"{before}{between}[[secondary_assets]]")
+    assert after.count("\n") - after.count("\r\n") == (0 if "\r" in before else after.count("\n"))
+    assert symbols(file) == ["EURCHF"]
+
+
+def test_a_critical_asset_goes_to_the_end_of_the_line(file: Path) -> None:
+    file.write_text(GOLD.replace("secondary", "priority") + "priority = 70\n")
+
+    add(file, *EURO, "--level", "critical")
+
+    assert [asset.symbol for asset in load(file, {}).critical] == ["XAUUSD", "EURCHF"]
+    assert tomllib.loads(file.read_text())["priority_assets"][1]["priority"] == 71
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "ticker"),
+    [
+        (("BTC", "--type", "crypto"), "crypto", "X:BTC"),
+        (("BTC", "--ticker", "X:BTCUSD"), "crypto", "X:BTCUSD"),
+        (("EURO", "--ticker", "C:EURUSD"), "forex", "C:EURUSD"),
+        (("EURO", "--ticker", "C:EURUSD", "--type", "forex"), "forex", "C:EURUSD"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_type_and_ticker_tell_each_other(
+    file: Path, arguments: tuple[str, ...], kind: str, ticker: str
+) -> None:
+    [added] = json.loads(add(file, *arguments, "--json").out)["added"]
+
+    assert (added["asset_type"], added["ticker"]) == (kind, ticker)
+    assert symbols(file) == ["XAUUSD", arguments[0]]
+
+
+def test_what_it_says_about_a_ticker_that_is_fetched_already(file: Path) -> None:
+    told = add(file, "GOLD", "--ticker", "C:XAUUSD")
+
+    assert told.code == 0
+    assert "kept fresh as XAUUSD already" in told.err
+
+
+def test_a_dry_run_prints_the_block_and_writes_nothing(file: Path) -> None:
+    before = file.stat()
+
+    told = add(file, *EURO, "--dry-run")
+
+    assert told.code == 0
+    assert tomllib.loads(told.out)["secondary_assets"][0]["symbol"] == "EURCHF"
+    assert "nothing was written" in told.err
+    assert file.stat() == before
+
+
+def test_a_secret_that_can_be_read_only_once_is_read_once(file: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"the-key")
+    os.close(writing)
+    environ = home(file.parent) | {"POLYGON_API_KEY_FILE": f"/dev/fd/{reading}"}
+
+    told = asset_sync("assets", "add", *EURO, environ=environ, directory=file.parent)
+
+    os.close(reading)
+    assert told.code == 0
+    assert symbols(file) == ["XAUUSD", "EURCHF"]
+
+
+# --- what it refuses --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("XAUUSD", "--type", "forex"), "XAUUSD stands in"),
+        (("EURCHF",), "--type forex"),
+        (("EURCHF", "--ticker", "EURCHF"), "begins with neither"),
+        (("EURCHF", "--ticker", "X:EURCHF", "--type", "forex"), 'such as "C:EURCHF"'),
+        (("EURCHF", "--ticker", "C:"), "a forex ticker begins with"),
+        (("eurchf", "--type", "forex"), "A-Z"),
+        (("", "--type", "forex"), "A-Z"),
+        ((*EURO, "--every", "0"), "--every"),
+        ((*EURO, "--every", "99999999"), "update_frequency_seconds"),
+        ((*EURO, "--name", ""), "name"),
+        ((*EURO, "--name", "two\nlines"), "control character"),
+        ((*EURO, "--name", "\udcff"), "not UTF-8"),
+        ((*EURO, "--level", "urgent"), "--level"),
+        (("EURCHF", "--type", "stocks"), "--type"),
+    ],
+    ids=lambda value: ascii(" ".join(value)) if isinstance(value, tuple) else "",
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["", "dry"])
+def test_what_the_settings_could_not_hold_is_a_sentence_and_nothing_is_written(
+    file: Path, arguments: tuple[str, ...], sentence: str, dry: tuple[str, ...]
+) -> None:
+    told = add(file, *arguments, *dry)
+
+    assert (told.code, told.out) == (2, "")
+    assert sentence in told.err
+    assert file.read_text() == GOLD
+    assert litter(file) == []
+
+
+@pytest.mark.parametrize("level", ["critical", "low"])
+def test_an_inline_array_takes_no_block_and_that_is_said(file: Path, level: str) -> None:
+    row = '{ symbol = "XAUUSD", polygon_ticker = "C:XAUUSD", asset_type = "forex" }'
+    array = "priority_assets" if level == "critical" else "secondary_assets"
+    file.write_text(f"{array} = [ {row} ]\n")
+    before = file.read_text()
+
+    told = add(file, *EURO, "--level", level)
+
+    assert told.code == 2
+    assert f"write each of these as a block of its own, under [[{array}]]" in told.err
+    assert file.read_text() == before
+
+
+def test_a_file_that_is_full_is_a_sentence(file: Path) -> None:
+    file.write_text("#" * (1024 * 1024 - 10))
+
+    told = add(file, *EURO)
+
+    assert told.code == 2
+    assert "larger than 1024 KiB" in told.err
+    assert file.stat().st_size == 1024 * 1024 - 10
+
+
+def test_a_pipe_is_no_file_to_add_to(file: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, GOLD.encode())
+    os.close(writing)
+
+    told = add(file, *EURO, "--config", f"/dev/fd/{reading}")
+
+    os.close(reading)
+    assert told.code == 2
+    assert "nothing" in told.err
+
+
+@contextmanager
+def nobody() -> Iterator[Path]:
+    """Be one whom modes keep from writing, as they do not keep root; give a directory of his."""
+    with tempfile.TemporaryDirectory() as directory:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(directory, 65534, -1)
+            os.seteuid(65534)
+        try:
+            yield Path(directory)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+@pytest.mark.parametrize(("file_mode", "directory_mode"), [(0o444, 0o755), (0o644, 0o555)])
+def test_a_read_only_file_or_directory_is_a_sentence(
+    file: Path, file_mode: int, directory_mode: int
+) -> None:
+    assert add(file, *EURO, "--dry-run").code == 0, "all is imported that nobody may not read"
+    with nobody() as directory:
+        theirs = directory / "assets.toml"
+        theirs.write_text(GOLD)
+        theirs.chmod(file_mode)
+        directory.chmod(directory_mode)
+
+        told = add(theirs, *EURO)
+
+        assert (told.code, theirs.read_text()) == (2, GOLD)
+        directory.chmod(0o700)
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("asset-sync: assets.toml cannot be changed (Permission denied)")
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def test_mode_and_owner_stay(file: Path) -> None:
+    file.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(file, 65534, 12345)
+    before = file.stat()
+
+    assert add(file, *EURO).code == 0
+
+    after = file.stat()
+    assert stat.S_IMODE(after.st_mode) == 0o640
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+    assert after.st_ino != before.st_ino, "a new file has taken its place, whole"
+
+
+def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    real = file.rename(tmp_path / "real" / "mine.toml")
+    file.symlink_to("real/mine.toml")
+
+    told = add(file, *EURO)
+
+    assert told.code == 0
+    assert str(real) in told.out
+    assert file.is_symlink()
+    assert symbols(real) == ["XAUUSD", "EURCHF"]
+
+
+def test_what_fails_at_the_last_moment_leaves_the_old_file_and_no_other(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    told = add(file, *EURO)
+
+    assert told.code == 2
+    assert "No space left on device" in told.err
+    assert file.read_text() == GOLD
+    assert litter(file) == []
+
+
+# --- the shipped file -------------------------------------------------------------------------
+
+
+def test_the_shipped_file_is_copied_and_never_changed(tmp_path: Path) -> None:
+    shipped = SHIPPED_FILE.read_bytes()
+    copy = tmp_path / ".config" / "asset-sync" / "assets.toml"
+
+    told = add(tmp_path / "assets.toml", *EURO)
+
+    assert told.code == 0
+    assert f"{copy} is a copy of them" in told.err
+    assert copy.read_bytes().startswith(shipped)
+    assert symbols(copy)[-1] == "EURCHF"
+    assert SHIPPED_FILE.read_bytes() == shipped
+    assert load(None, home(tmp_path), cwd=tmp_path).source == copy, "it holds from then on"
+
+
+def test_the_copy_goes_where_xdg_says(tmp_path: Path) -> None:
+    environ = home(tmp_path) | {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+
+    told = asset_sync("assets", "add", *EURO, environ=environ, directory=tmp_path)
+
+    assert told.code == 0
+    assert symbols(tmp_path / "xdg" / "asset-sync" / "assets.toml")[-1] == "EURCHF"
+
+
+def test_a_dry_run_makes_no_copy(tmp_path: Path) -> None:
+    told = add(tmp_path / "assets.toml", *EURO, "--dry-run")
+
+    assert told.code == 0
+    assert "would be a copy" in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_home_it_says_what_to_do(tmp_path: Path) -> None:
+    told = asset_sync("assets", "add", *EURO, environ={}, directory=tmp_path)
+
+    assert told.code == 2
+    assert "--config" in told.err
+
+
+# --- at the same time -------------------------------------------------------------------------
+
+
+def start(file: Path, symbol: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "asset_sync", "assets", "add", symbol, "--type", "forex"],
+        env=home(file.parent),
+        cwd=file.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: "subprocess.Popen[str]") -> int:
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["a file", "the shipped file"])
+def test_processes_that_add_at_once_lose_nothing(file: Path, exists: bool) -> None:  # noqa: FBT001
+    names = [f"PAIR{number}" for number in range(6)]
+    if not exists:
+        file.unlink()
+        file = file.parent / ".config" / "asset-sync" / "assets.toml"
+    where = file if exists else file.parents[2] / "assets.toml"
+
+    codes = [end(process) for process in [start(where, name) for name in names]]
+
+    assert codes == [0] * 6
+    assert set(names) <= set(symbols(file))
+
+
+def test_who_comes_second_waits_and_reads_what_the_first_has_written(file: Path) -> None:
+    directory = os.open(file.parent, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    second = start(file, "SECOND")
+    while second.poll() is None and not _waits_for_a_lock(second.pid):
+        pass
+    assert second.poll() is None, "it waits"
+    file.write_text(GOLD.replace("XAUUSD", "FIRST"))
+    os.close(directory)
+
+    assert end(second) == 0
+    assert symbols(file) == ["FIRST", "SECOND"]
+
+
+def _waits_for_a_lock(pid: int) -> bool:
+    locks = Path("/proc/locks").read_text().splitlines()
+    return any("-> FLOCK" in line and f" {pid} " in line for line in locks)
+
+
+def test_all_or_none_are_added(file: Path) -> None:
+    settings = load(file, {})
+    good = load(SHIPPED_FILE, {}).assets[1]
+
+    with pytest.raises(asset_file.AssetFileError, match="XAUUSD stands in"):
+        asset_file.add(settings, [good, settings.assets[0]], {})
+
+    assert file.read_text() == GOLD

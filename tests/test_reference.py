@@ -1,0 +1,688 @@
+"""What the provider's reference knows is asked within the limit, and costs no call too many."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from commandline import Told, asset_sync
+from conftest import MakeSettings, ShiftingClock, asset
+
+from asset_sync import queue, reference, slots
+from asset_sync.assets import Asset, AssetType, Feed, Level
+from asset_sync.database import Connection, query
+from asset_sync.demo.server import StandIn
+from asset_sync.polygon import KeyRefused, Listed, Polygon, RateLimited, Unavailable, Unreadable
+from asset_sync.progress import Progress, Waiting
+from asset_sync.questions import NoCallLeftError, Questions
+from asset_sync.reference import Check, Checked, Verdict
+from asset_sync.settings import SHIPPED_FILE, QueueSettings, Settings, SettingsError, load
+from asset_sync.slots import Lane
+
+FOREX = ["C:EURUSD", "C:GBPUSD", "C:USDJPY", "C:XAGUSD", "C:XAUUSD"]
+Ask: TypeAlias = Callable[..., Questions]
+
+
+@pytest.fixture
+def settings(api: StandIn, make_settings: MakeSettings) -> Settings:
+    return make_settings(api)
+
+
+@pytest.fixture
+def told() -> list[Progress]:
+    return []
+
+
+@pytest.fixture
+def ask(db: Connection, settings: Settings, clock: ShiftingClock, told: list[Progress]) -> Ask:
+    def ask(within_seconds: float = 600) -> Questions:
+        return Questions(db, settings, within_seconds=within_seconds, tell=told.append, clock=clock)
+
+    return ask
+
+
+def euro(api: Polygon) -> bool:
+    return api.ticker_exists("C:EURUSD")
+
+
+def held(db: Connection) -> int:
+    """Slots that are thought to be in use."""
+    [(number,)] = query(db, "select count(*) from asset_sync.slots where token is not null")
+    return int(number)
+
+
+# --- questions --------------------------------------------------------------------------------
+
+
+def test_questions_keep_the_limit_and_tell_what_they_wait_for(
+    api: StandIn, ask: Ask, told: list[Progress]
+) -> None:
+    with ask() as questions:
+        assert [questions.ask(euro) for _ in range(12)] == [True] * 12
+
+    assert len(api.log) == 12
+    assert (api.refused, api.most_in_a_window()) == (0, 5)
+    assert {type(one) for one in told} == {Waiting}
+
+
+def test_a_question_without_time_for_a_slot_makes_no_call(api: StandIn, ask: Ask) -> None:
+    with ask(within_seconds=0) as questions:
+        for _ in range(5):
+            questions.ask(euro)
+        with pytest.raises(NoCallLeftError) as caught:
+            questions.ask(euro)
+
+    assert 0 < caught.value.seconds <= 60
+    assert len(api.log) == 5
+
+
+def test_questions_leave_the_next_priority_run_its_place(
+    db: Connection, api: StandIn, ask: Ask
+) -> None:
+    with ask(within_seconds=0) as questions:
+        slots.reserve(db, calls=3, in_seconds=30)
+        for _ in range(2):
+            questions.ask(euro)
+        with pytest.raises(NoCallLeftError):
+            questions.ask(euro)
+
+    assert len(api.log) == 2
+
+
+def test_a_429_is_waited_out_and_holds_everybody_back(
+    db: Connection, api: StandIn, settings: Settings, ask: Ask, told: list[Progress]
+) -> None:
+    api.set_faults(["rate-limit:1"])
+
+    with ask() as questions:
+        assert questions.ask(euro)
+    assert [arrival.status for arrival in api.log] == [429, 200]
+    assert "refused C:EURUSD" in str(told[0])
+
+    api.set_faults(["rate-limit"])
+    with ask(within_seconds=0) as questions, pytest.raises(RateLimited):
+        questions.ask(euro)
+    assert slots.budget(db, slots.rate_of(settings)).blocked_seconds > 50
+    with ask() as questions, pytest.raises(RateLimited):
+        questions.ask(euro)
+    assert len(api.log) == 2 + 1 + 3, "it gives up after three refusals"
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_whatever_ends_a_question_its_slot_is_stamped_and_free_after_a_window(
+    db: Connection, api: StandIn, settings: Settings, ask: Ask, end: type[BaseException]
+) -> None:
+    def interrupted(api: Polygon) -> bool:
+        euro(api)
+        raise end
+
+    with ask() as questions, pytest.raises(end):
+        questions.ask(interrupted)
+
+    assert held(db) == 0
+    assert slots.budget(db, slots.rate_of(settings)).free == 4, "the call counts"
+
+
+def test_a_slot_whose_time_went_by_on_the_way_is_given_back(
+    db: Connection, api: StandIn, settings: Settings
+) -> None:
+    """The host slept, say: in the database's eyes the slot is soon another's."""
+
+    class Sleeper(ShiftingClock):
+        asleep = iter([0, 0, 20, 20, 20, 20, 20])
+
+        def monotonic(self) -> float:
+            return next(self.asleep)
+
+    def time_for_it(api: Polygon) -> float:
+        euro(api)
+        return api.call_timeout_seconds
+
+    with Questions(db, settings, within_seconds=600, clock=Sleeper(db)) as questions:
+        assert questions.ask(time_for_it) == 30
+
+    assert len(api.log) == 1
+    assert slots.budget(db, slots.rate_of(settings)).free == 4
+
+
+def test_without_a_key_nothing_can_be_asked(db: Connection, url: str) -> None:
+    settings = load(SHIPPED_FILE, {"DATABASE_URL": url})
+
+    with pytest.raises(SettingsError, match="POLYGON_API_KEY is not set"):
+        Questions(db, settings, within_seconds=0)
+
+
+# --- the list ---------------------------------------------------------------------------------
+
+
+def tickers(questions: Questions, search: str = "") -> list[list[str]]:
+    found = reference.pages(questions, AssetType.FOREX, search)
+    return [[one.ticker for one in page] for page in found]
+
+
+def test_a_market_that_fits_a_page_is_one_call(api: StandIn, ask: Ask) -> None:
+    with ask() as questions:
+        assert tickers(questions) == [FOREX]
+        assert tickers(questions, "yen") == [["C:USDJPY"]]
+        assert tickers(questions, "zloty") == [[]]
+
+    assert len(api.log) == 3
+
+
+def test_each_page_is_a_call_and_the_last_one_ends_it(api: StandIn, ask: Ask) -> None:
+    api.set_faults(["short-pages"])
+
+    with ask() as questions:
+        assert tickers(questions) == [FOREX[:2], FOREX[2:4], FOREX[4:]]
+
+    assert len(api.log) == 3
+
+
+@pytest.mark.parametrize("fault", ["endless-next-url", "foreign-next-url"])
+def test_a_page_without_new_tickers_is_the_last_and_every_page_is_asked_for_here(
+    api: StandIn, ask: Ask, fault: str
+) -> None:
+    api.set_faults([fault])
+
+    with ask() as questions:
+        assert tickers(questions) == [FOREX, []]
+
+    assert [arrival.key_ok for arrival in api.log] == [True, True]
+
+
+def test_pages_that_bring_ever_new_tickers_have_an_end(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, api: StandIn
+) -> None:
+    api.set_faults(["short-pages"])
+    monkeypatch.setattr(reference, "_MOST_PAGES", 2)
+
+    with ask() as questions:
+        assert tickers(questions) == [FOREX[:2], FOREX[2:4]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("key-revoked", KeyRefused),
+        ("wrong-shape", Unreadable),
+        ("html", Unavailable),
+        ("truncated", Unavailable),
+        ("redirect", Unavailable),
+    ],
+)
+def test_a_list_that_is_none_is_an_error_of_the_family(
+    api: StandIn, ask: Ask, fault: str, error: type[Exception]
+) -> None:
+    api.set_faults([fault])
+
+    with ask() as questions, pytest.raises(error):
+        tickers(questions)
+
+
+def find(*found: str, there: tuple[Asset, ...] = (), most: int | None = None) -> reference.Found:
+    page = tuple(Listed(ticker, f"name of {ticker}") for ticker in found)
+    return reference.find(
+        [page], AssetType.FOREX, there, level=Level.HIGH, every_seconds=60, most=most
+    )
+
+
+def test_a_ticker_becomes_an_asset_of_the_same_name() -> None:
+    assert find("C:EURUSD").new == (
+        Asset("EURUSD", "C:EURUSD", AssetType.FOREX, "name of C:EURUSD", Level.HIGH, 0, 60),
+    )
+
+
+def test_what_is_there_is_told_and_what_would_clash_or_is_no_symbol_is_left_out() -> None:
+    gold = Asset("GOLD", "C:XAUUSD", AssetType.FOREX, "Gold", Level.LOW, 0, 60)
+    found = find(
+        *("C:EURUSD", "C:XAUUSD", "C:GOLD", "C:eurchf", "C:", "X:BTCUSD", "C:A B", "C:GBPUSD"),
+        there=(gold,),
+    )
+
+    assert [one.symbol for one in found.new] == ["EURUSD", "GBPUSD"]
+    assert found.there == (gold,)
+    assert [skipped.ticker for skipped in found.skipped] == [
+        *("C:GOLD", "C:eurchf", "C:", "X:BTCUSD", "C:A B"),
+    ]
+    assert "GOLD is C:XAUUSD in the settings" in found.skipped[0].why
+
+
+def test_no_page_is_asked_for_once_there_are_enough(api: StandIn, ask: Ask) -> None:
+    api.set_faults(["short-pages"])
+    euro = asset("EURUSD")
+
+    with ask() as questions:
+        found = reference.find(
+            reference.pages(questions, AssetType.FOREX),
+            AssetType.FOREX,
+            [euro],
+            level=Level.LOW,
+            every_seconds=60,
+            most=2,
+        )
+
+    assert [one.symbol for one in found.new] == ["GBPUSD", "USDJPY"]
+    assert len(api.log) == 2, "what is there already does not count"
+
+
+# --- whether tickers exist --------------------------------------------------------------------
+
+
+def verdicts(checked: Iterator[Checked]) -> list[tuple[str, str]]:
+    return [(one.asset.symbol, one.verdict.value) for one in checked]
+
+
+def pairs(*symbols: str) -> list[Asset]:
+    return [asset(symbol) for symbol in symbols]
+
+
+def test_each_ticker_is_one_call(api: StandIn, ask: Ask, settings: Settings) -> None:
+    with ask() as questions:
+        found = verdicts(Check(questions).each(settings.assets))
+
+    assert {verdict for _, verdict in found} == {"exists"}
+    assert reference.calls_to_check(settings.assets) == len(api.log) == 7
+    assert api.calls_by_ticker() == {one.ticker: 1 for one in settings.assets}
+
+
+def test_an_unknown_ticker_may_be_meant_to_be_the_nearest_of_its_market(
+    api: StandIn, ask: Ask
+) -> None:
+    typo, far = asset("EURUDS"), asset("QQQQQQ")
+    with ask() as questions:
+        check = Check(questions)
+        assert verdicts(check.each([typo, far])) == [("EURUDS", "unknown"), ("QQQQQQ", "unknown")]
+        assert check.calls_to_suggest([typo, far]) == 2
+        assert check.nearest(typo) == "C:EURUSD"
+        assert check.nearest(far) is None
+        assert check.calls_to_suggest([typo, far]) == 0, "the list is there now"
+
+    assert len(api.log) == 3
+
+
+MANY = [Asset(f"A{n}", FOREX[n % 5], AssetType.FOREX, "", Level.LOW, 0, 60) for n in range(10)]
+
+
+def test_of_many_assets_of_a_market_the_list_tells_and_only_who_lacks_in_it_is_asked_for(
+    api: StandIn, ask: Ask
+) -> None:
+    assets = [*MANY, asset("EURUDS")]
+    with ask() as questions:
+        check = Check(questions)
+        found = verdicts(check.each(assets))
+        assert check.nearest(assets[-1]) == "C:EURUSD"
+
+    assert found == [*((one.symbol, "exists") for one in MANY), ("EURUDS", "unknown")]
+    assert reference.calls_to_check(assets) == 2, "forex has two pages, as a rule"
+    assert [arrival.ticker for arrival in api.log] == [None, "C:EURUDS"]
+
+
+def test_where_the_list_is_unreadable_each_is_asked_for(api: StandIn, ask: Ask) -> None:
+    api.set_faults(["wrong-shape:1"])
+    with ask() as questions:
+        found = verdicts(Check(questions).each([*MANY, asset("EURUSD")]))
+
+    assert {verdict for _, verdict in found} == {"exists"}
+    assert len(api.log) == 12
+
+
+def test_a_refused_key_is_asked_with_once(api: StandIn, ask: Ask) -> None:
+    api.set_faults(["key-revoked"])
+    with ask() as questions:
+        found = list(Check(questions).each(pairs("EURUSD", "GBPUSD", "USDJPY")))
+
+    assert [one.verdict for one in found] == [
+        *(Verdict.REFUSED, Verdict.UNANSWERED, Verdict.UNANSWERED),
+    ]
+    assert "POLYGON_API_KEY" in str(found[0].why)
+    assert "Not asked" in str(found[1].why)
+    assert len(api.log) == 1
+
+
+def test_an_api_that_is_down_is_asked_three_times(api: StandIn, ask: Ask) -> None:
+    api.set_faults(["server-error"])
+    with ask() as questions:
+        found = list(Check(questions).each(pairs(*"ABCDEF")))
+
+    assert {one.verdict for one in found} == {Verdict.UNANSWERED}
+    assert "tried again" not in str(found[0].why), "nobody does"
+    assert len(api.log) == 3
+
+
+def test_an_answer_in_between_lets_it_go_on(api: StandIn, ask: Ask) -> None:
+    api.set_faults(["server-error:2", "wrong-shape@C:USDJPY", "server-error@C:XAGUSD"])
+    with ask() as questions:
+        found = verdicts(
+            Check(questions).each(pairs("A", "B", "USDJPY", "XAGUSD", "C", "XAGUSD", "EURUSD"))
+        )
+
+    assert [verdict for _, verdict in found] == [
+        *("unanswered", "unanswered", "unanswered", "unanswered"),
+        *("unknown", "unanswered", "exists"),
+    ]
+
+
+def test_what_there_is_no_time_for_is_not_asked(api: StandIn, ask: Ask) -> None:
+    with ask(within_seconds=0) as questions:
+        found = list(Check(questions).each(pairs(*"ABCDEFG")))
+
+    assert [one.verdict.value for one in found] == ["unknown"] * 5 + ["unanswered"] * 2
+    assert "no call is left" in str(found[-1].why)
+
+
+def test_how_long_it_takes_is_known_before(
+    db: Connection, settings: Settings, ask: Ask, clock: ShiftingClock
+) -> None:
+    assert reference.seconds_for(db, settings, 5) == 0
+    assert reference.seconds_for(db, settings, 11) == pytest.approx(120)
+    with ask() as questions:
+        questions.ask(euro)
+    assert reference.seconds_for(db, settings, 5) == pytest.approx(60, abs=2)
+
+
+# --- on the command line ----------------------------------------------------------------------
+
+MINE = """\
+# mine
+[[secondary_assets]]
+symbol = "GOLD"
+polygon_ticker = "C:XAUUSD"
+asset_type = "forex"
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    with StandIn("free") as api:
+        yield api
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "assets.toml"
+    path.write_text(MINE)
+    return path
+
+
+@pytest.fixture
+def environ(url: str, server: StandIn, tmp_path: Path) -> dict[str, str]:
+    return {
+        "HOME": str(tmp_path),
+        "DATABASE_URL": url,
+        "POLYGON_API_KEY": server.key,
+        "POLYGON_BASE_URL": server.base_url,
+    }
+
+
+Run: TypeAlias = Callable[..., Told]
+
+
+@pytest.fixture
+def run(environ: dict[str, str], tmp_path: Path) -> Run:
+    def run(*arguments: str, **changes: str) -> Told:
+        return asset_sync("assets", *arguments, environ=environ | changes, directory=tmp_path)
+
+    return run
+
+
+def test_what_is_found_is_added_in_one_go(
+    db: Connection, run: Run, file: Path, server: StandIn
+) -> None:
+    told = run("import", "--market", "fx", "--level", "high", "--every", "900", "--yes")
+
+    assert told.code == 0
+    assert "EURUSD  C:EURUSD  Euro - United States dollar" in told.out
+    assert told.out.endswith(f"Added 4 assets to {file}\n")
+    assert "In the settings already: GOLD." in told.err
+    assert file.read_text().startswith(f"{MINE}\n[[secondary_assets]]")
+    _, *added = load(file, {}).assets
+    assert [one.ticker for one in added] == FOREX[:4]
+    assert {(one.level, one.update_frequency_seconds) for one in added} == {(Level.HIGH, 900)}
+    assert len(server.log) == 1
+    assert held(db) == 0
+
+
+def test_where_nobody_can_answer_the_answer_is_no(db: Connection, run: Run, file: Path) -> None:
+    told = run("import", "--market", "fx")
+
+    assert told.code == 2
+    assert "--yes" in told.err
+    assert file.read_text() == MINE
+
+
+@pytest.mark.parametrize(("keys", "code", "assets"), [("y\n", 0, 5), ("n\n", 2, 1), ("", 130, 1)])
+def test_on_a_terminal_it_asks(
+    db: Connection, file: Path, environ: dict[str, str], keys: str, code: int, assets: int
+) -> None:
+    keyboard, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "asset_sync", "assets", "import", "--market", "fx"],
+        env=environ,
+        cwd=file.parent,
+        stdin=terminal,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        os.close(terminal)
+        talk = b""
+        while b"[y/N]" not in talk and (piece := os.read(process.stderr.fileno(), 4096)):
+            talk += piece
+        os.write(keyboard, keys.encode())
+        if not keys:
+            process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+    os.close(keyboard)
+
+    assert b"Add these 4 assets" in talk
+    assert process.returncode == code
+    assert len(load(file, {}).assets) == assets
+
+
+def test_a_dry_run_shows_what_it_found(db: Connection, run: Run, file: Path) -> None:
+    told = run("import", "--market", "crypto", "--search", "bitcoin", "--dry-run")
+
+    assert told.code == 0
+    assert "X:BTCUSD" in told.out
+    assert "nothing was written" in told.err
+    assert file.read_text() == MINE
+
+
+def test_a_program_is_told_what_was_found_and_what_came_of_it(
+    db: Connection, run: Run, file: Path
+) -> None:
+    told = json.loads(run("import", "--market", "fx", "--limit", "1", "--yes", "--json").out)
+    rest = json.loads(run("import", "--market", "fx", "--search", "gold", "--json").out)
+
+    assert [one["symbol"] for one in told["added"]] == ["EURUSD"]
+    assert (told["file"], told["written"]) == (str(file), True)
+    assert (rest["added"], rest["there"], rest["written"]) == ([], ["GOLD"], False)
+    assert rest["skipped"] == []
+
+
+def test_more_assets_than_the_limit_keeps_fresh_are_told(
+    db: Connection, run: Run, file: Path
+) -> None:
+    told = run("import", "--market", "fx", "--every", "30")
+
+    assert "5 assets; 5 calls in 1 min get round them in 1 min at best, not in 30 s" in told.err
+
+
+@pytest.mark.parametrize(
+    ("search", "out"),
+    [
+        ("zloty", "The provider's list of fx has nothing like that.\n"),
+        ("gold", "Nothing to add.\n"),
+    ],
+)
+def test_nothing_found_is_no_failure(
+    db: Connection, run: Run, file: Path, search: str, out: str
+) -> None:
+    told = run("import", "--market", "fx", "--search", search)
+
+    assert (told.code, told.out) == (0, out)
+    assert file.read_text() == MINE
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"POLYGON_API_KEY": "wrong"}, 4, "POLYGON_API_KEY"),
+        ({"POLYGON_API_KEY": ""}, 2, "POLYGON_API_KEY is not set"),
+        ({"POLYGON_BASE_URL": "http://127.0.0.1:1"}, 1, "Connection refused"),
+        ({"DATABASE_URL": "postgresql://me@127.0.0.1:1/x"}, 3, "not reachable"),
+    ],
+)
+@pytest.mark.parametrize("command", [("import", "--market", "fx"), ("check",)], ids=lambda c: c[0])
+def test_what_stands_in_the_way_is_a_sentence_and_a_code(
+    db: Connection,
+    run: Run,
+    file: Path,
+    command: tuple[str, ...],
+    changes: dict[str, str],
+    code: int,
+    words: str,
+) -> None:
+    told = run(*command, **changes)
+
+    assert told.code == code
+    assert words in told.out + told.err
+    assert "tried again" not in told.out + told.err
+    assert file.read_text() == MINE
+    assert held(db) == 0
+
+
+def test_with_no_time_to_wait_for_a_call_nothing_is_added(
+    db: Connection, run: Run, file: Path, server: StandIn
+) -> None:
+    for _ in range(5):
+        run("check")
+
+    told = run("import", "--market", "crypto", "--yes", "--max-runtime", "1")
+
+    assert told.code == 1
+    assert "No call is left" in told.err
+    assert file.read_text() == MINE
+    assert (len(server.log), server.refused) == (5, 0)
+
+
+def test_check_says_before_how_many_calls_it_takes_and_then_that_all_exist(
+    db: Connection, run: Run, file: Path
+) -> None:
+    told = run("check")
+
+    assert told.code == 0
+    assert "Asking for 1 asset: 1 call, of which 5 are allowed in 1 min" in told.err
+    assert told.out.splitlines()[1].split() == ["GOLD", "C:XAUUSD", "exists"]
+
+
+def test_check_says_which_ticker_is_mistyped_and_what_it_may_be(
+    db: Connection, run: Run, file: Path
+) -> None:
+    file.write_text(MINE.replace("C:XAUUSD", "C:XUAUSD"))
+
+    told, as_json = run("check"), run("check", "GOLD", "--json")
+
+    assert told.code == as_json.code == 1
+    assert "the provider knows no ticker C:XUAUSD" in told.out
+    assert "Did you mean C:XAUUSD?" in told.out
+    assert json.loads(as_json.out)["assets"] == [
+        {
+            "symbol": "GOLD",
+            "ticker": "C:XUAUSD",
+            "verdict": "unknown",
+            "nearest": "C:XAUUSD",
+            "why": None,
+        }
+    ]
+
+
+def test_a_suggestion_that_cannot_be_had_takes_nothing_from_the_answer(
+    db: Connection, run: Run, file: Path, server: StandIn
+) -> None:
+    file.write_text(MINE.replace("C:XAUUSD", "C:XUAUSD"))
+    server.set_faults(["not-found@C:XUAUSD", "server-error"])
+
+    told = run("check")
+
+    assert told.code == 1
+    assert "knows no ticker C:XUAUSD" in told.out
+    assert "was not told" in told.err
+
+
+def test_check_takes_symbols_and_says_what_a_mistyped_one_may_be(
+    db: Connection, run: Run, file: Path, server: StandIn
+) -> None:
+    told = run("check", "gald")
+
+    assert told.code == 2
+    assert "Did you mean GOLD?" in told.err
+    assert len(server.log) == 0
+
+
+def test_without_assets_there_is_nothing_to_ask(
+    db: Connection, run: Run, file: Path, server: StandIn
+) -> None:
+    file.write_text("")
+
+    told = run("check", "--json")
+
+    assert (told.code, told.err) == (0, "")
+    assert json.loads(told.out)["assets"] == []
+    assert len(server.log) == 0
+
+
+def test_ctrl_c_while_it_waits_gives_everything_back(
+    db: Connection, run: Run, file: Path, environ: dict[str, str]
+) -> None:
+    for _ in range(5):
+        run("check")
+    with subprocess.Popen(
+        [sys.executable, "-m", "asset_sync", "assets", "import", "--market", "fx", "--yes"],
+        env=environ,
+        cwd=file.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "waiting" in process.stderr.readline(), "it says that it waits"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert "nothing was written" in err
+    assert "Traceback" not in err
+    assert file.read_text() == MINE
+    assert held(db) == 0
+
+
+# --- assets that left the file ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["list", "check"])
+def test_what_left_the_file_is_told_with_what_forgets_it_and_kept(
+    db: Connection, run: Run, file: Path, command: str
+) -> None:
+    wanted = [queue.Wanted(asset(symbol), Feed.BARS) for symbol in ("GOLD", "OLD", "OLDER")]
+    queue.enqueue(db, wanted, QueueSettings())
+
+    told, as_json, quiet = run(command), run(command, "--json"), run(command, "-q")
+
+    assert "asset-sync queue remove OLD OLDER" in told.err
+    assert json.loads(as_json.out)["left_the_file"] == ["OLD", "OLDER"]
+    assert "OLD" not in as_json.err + quiet.err
+    assert query(db, "select count(*) from asset_sync.queue") == [(3,)]
+    assert queue.claim(db, Lane.QUEUE, lease_seconds=1, most=1), "nothing was touched"
+
+
+def test_where_the_database_is_down_nothing_is_said_of_what_left(run: Run, file: Path) -> None:
+    told = run("list", "--json", DATABASE_URL="postgresql://me@127.0.0.1:1/x")
+
+    assert told.code == 0
+    assert json.loads(told.out)["left_the_file"] is None
