@@ -61,6 +61,7 @@ def test_every_option_the_readme_names_exists() -> None:
 
     assert named <= known
     assert {"--dry-run", "--max-runtime", "--limit", "--json", "--config", "-q", "-v"} <= named
+    assert "--log-format" in named
 
 
 def test_the_readme_lists_exactly_the_exit_codes() -> None:

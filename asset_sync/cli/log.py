@@ -125,8 +125,12 @@ def _fields(progress: Progress) -> dict[str, object]:
     told: dict[str, object] = {}
     for field in fields(progress):
         value = getattr(progress, field.name)
+        if isinstance(value, datetime):
+            value = value.isoformat()
+        if field.name == "seconds":
+            value = round(value, 3)
         if field.name not in {"text", "budget", "run_id"}:
-            told[field.name] = value.isoformat() if isinstance(value, datetime) else value
+            told[field.name] = value
     return told
 
 
