@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -52,6 +53,8 @@ class Service:
     answer: bytes = b"OK"
     location: str = ""
     hangs: bool = False
+    dawdles: bool = False
+    """Whether it notes a start only when it has noted another ping, or after a while."""
     pings: list[Ping] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -67,7 +70,11 @@ def serve() -> Iterator[Service]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if service.dawdles and self.path.endswith("/start"):
+                service.released.wait(0.5)
             service.pings.append(Ping(self.path, body.decode(), dict(self.headers)))
+            if service.dawdles:
+                service.released.set()
             if service.hangs:
                 service.released.wait(30)
             self.send_response(service.status)
@@ -342,6 +349,14 @@ def test_a_start_that_is_lost_is_not_worth_a_warning(
     assert service.paths[-1] == f"/{UUID}"
 
 
+def test_the_end_is_not_told_before_the_start(tell: Tell, service: Service) -> None:
+    service.dawdles = True
+
+    tell("sync", "queue")
+
+    assert service.paths == [f"/{UUID}/start", f"/{UUID}"]
+
+
 def test_a_warning_is_a_line_of_json_too(tell: Tell, service: Service) -> None:
     service.status = 404
 
@@ -452,13 +467,16 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(
     os.mkfifo(tmp_path / "held")
     # The end of the file is read when nobody holds it any more: neither the shell nor its child.
     reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
-    os.set_blocking(reader, True)
-    failing("sh", "-c", "exec > held; echo begun; sleep 300 & wait")
+    failing("sh", "-c", "exec > held; echo begun; sleep 60 & wait")
 
     told = tell("-q", "sync", "queue")
 
-    with os.fdopen(reader) as file:
-        assert file.read() == "begun\n"
+    text = b""
+    while select.select([reader], [], [], 10)[0] and (piece := os.read(reader, 100)):
+        text += piece
+    nobody_holds_it = bool(select.select([reader], [], [], 0)[0])
+    os.close(reader)
+    assert (text, nobody_holds_it) == (b"begun\n", True)
     assert told.code == 1
     assert "sh took longer than 1 s and was ended." in told.err
 
