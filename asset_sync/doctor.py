@@ -14,7 +14,7 @@ from typing import NamedTuple
 from asset_sync import runs
 from asset_sync.database import Connection, SchemaStatus, query
 from asset_sync.health import OVERDUE_INTERVALS
-from asset_sync.settings import Settings
+from asset_sync.settings import SECRET_VARIABLES, MonitoringSettings, Settings
 from asset_sync.slots import Lane
 
 
@@ -46,11 +46,23 @@ def examine_settings(settings: Settings, environ: Mapping[str, str]) -> Iterator
         text = f"others may write {settings.source}, and send the key elsewhere: chmod go-w on it"
         yield Finding(Grade.WARNING, "settings", text)
     for name in sorted(environ):
-        if name.endswith("_FILE") and name.removesuffix("_FILE") in _SECRETS and environ[name]:
+        of_a_secret = name.endswith("_FILE") and name.removesuffix("_FILE") in SECRET_VARIABLES
+        if of_a_secret and environ[name]:
             yield _readable(name, Path(environ[name]))
+    yield _monitoring(settings.monitoring)
 
 
-_SECRETS = {"POLYGON_API_KEY", "MASSIVE_API_KEY", "DATABASE_URL", "DB_PASSWORD", "REDIS_URL"}
+def _monitoring(monitoring: MonitoringSettings) -> Finding:
+    """Say who is told how the runs went; the URL is a secret, and arguments may be."""
+    told = [] if monitoring.ping_url is None else ["each run pings its URL"]
+    if monitoring.on_failure:
+        program = monitoring.on_failure[0]
+        if shutil.which(program) is None:
+            text = f"there is no program {program} to run: mend monitoring.on_failure"
+            return Finding(Grade.WARNING, "monitoring", text)
+        told.append(f"one that fails starts {program}")
+    text = "; ".join(told) or "nobody is told of a failed run: see monitoring in assets.toml"
+    return Finding(Grade.OK, "monitoring", text)
 
 
 def _readable(name: str, path: Path) -> Finding:

@@ -10,6 +10,13 @@ from asset_sync.slots import Budget
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """The run has a number in the history; told before anything else."""
+
+    run_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """The run sleeps, for a slot or for an asset to become due."""
 
@@ -65,5 +72,5 @@ class Warned:
     text: str
 
 
-Progress: TypeAlias = Waiting | Calling | Synced | Failed | PutBack | Warned
+Progress: TypeAlias = Started | Waiting | Calling | Synced | Failed | PutBack | Warned
 Listener: TypeAlias = Callable[[Progress], None]

@@ -47,8 +47,20 @@ VARIABLES = (
     "DB_PASSWORD_FILE",
     "REDIS_URL",
     "REDIS_URL_FILE",
+    "PING_URL",
+    "PING_URL_FILE",
 )
 """Every variable of ours; beside them `HOME`, `XDG_CONFIG_HOME` and libpq's `PG*` are looked at."""
+
+SECRET_VARIABLES = (
+    "POLYGON_API_KEY",
+    "MASSIVE_API_KEY",
+    "DATABASE_URL",
+    "DB_PASSWORD",
+    "REDIS_URL",
+    "PING_URL",
+)
+"""Those of ours that hold a secret; with `_FILE` behind its name each holds a path instead."""
 
 LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT", "PGUSER")
 """Those of libpq's own that say that there is a database; libpq itself reads them."""
@@ -204,6 +216,17 @@ class HealthSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MonitoringSettings:
+    """Who is told how each run of `sync` went: nobody, unless it is set."""
+
+    ping_url: Secret | None = None
+    """Of a check at healthchecks.io or its kind; `{command}` in it is `priority` or `queue`."""
+
+    on_failure: tuple[str, ...] = ()
+    """A program and its arguments."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that the file and the environment say."""
 
@@ -212,6 +235,7 @@ class Settings:
     queue: QueueSettings
     batch: BatchSettings
     health: HealthSettings
+    monitoring: MonitoringSettings
     conninfo: Secret | None
     """For libpq; None means that none is configured, hence the embedded PostgreSQL.
 
@@ -263,6 +287,7 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
         queue=_queue(document.table("queue")),
         batch=_batch(document.table("batch")),
         health=_health(document.table("health")),
+        monitoring=_monitoring(document.table("monitoring"), environment),
         conninfo=_conninfo(environment),
         redis_url=environment.secret("REDIS_URL", _REDIS_URL),
         assets=_assets(document),
@@ -358,6 +383,15 @@ def _health(table: "_Table") -> HealthSettings:
         stale_after_frequencies=table.read(
             "stale_after_frequencies", _number(1, 1000), usual.stale_after_frequencies
         ),
+    )
+
+
+def _monitoring(table: "_Table", environment: "_Environment") -> MonitoringSettings:
+    usual = MonitoringSettings()
+    in_file = table.read("ping_url", _secret(_PING_URL), usual.ping_url)
+    return MonitoringSettings(
+        ping_url=environment.secret("PING_URL", _PING_URL) or in_file,
+        on_failure=table.read("on_failure", _COMMAND, usual.on_failure),
     )
 
 
@@ -939,6 +973,32 @@ def _scheme_and_host(value: object) -> tuple[str, str]:
     return match[1], match[2] or match[3].lower()
 
 
+def _secret(shape: _Shape) -> _Kind[Secret | None]:
+    """Return what a secret that may stand in the file may be."""
+
+    def check(value: object) -> Secret:
+        match = re.fullmatch(shape.pattern, value) if isinstance(value, str) else None
+        if match is None:
+            raise _WrongError(shape.otherwise)
+        return Secret(match[1])
+
+    return _Kind(check)
+
+
+def _check_command(value: object) -> tuple[str, ...]:
+    if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        words = tuple(value)
+        # What no process can be given: a NUL. What no program is called: nothing.
+        if words[0].strip() and not any("\0" in word for word in words):
+            return words
+    raise _WrongError(
+        f"is {_shown(value)}; it must be an array of strings, a program and its arguments, such as"
+        ' ["/usr/local/bin/tell-me"] or ["sh", "-c", "…"]'
+    )
+
+
+_COMMAND = _Kind(_check_command)
+
 _API_KEY = _Shape(
     r"\s*([!-~]+)\s*",
     "holds a space or another character that no key has; it must be the key and nothing else",
@@ -952,4 +1012,15 @@ _DATABASE_URL = _Shape(
 _REDIS_URL = _Shape(
     r"\s*((?:rediss?|unix)://\S+)\s*",
     "is no address of a Redis server; it must begin with redis://, rediss:// or unix://",
+)
+_PING_URL = _Shape(
+    r"""(?x) \s* (
+        (?: https:// (?: \[ [0-9A-Fa-f:.]+ \] | [A-Za-z0-9._-]+ )
+          | http:// (?: localhost | 127\.[0-9.]+ | \[::1\] ) )
+        (?: : [0-9]{1,5} )?
+        (?: / (?: [A-Za-z0-9._~%/+:@!$&'()*,;=-] | \{command\} )* )?
+        (?: \? (?: [A-Za-z0-9._~%/+:@!$&'()*,;=?-] | \{command\} )* )?
+    ) \s*""",
+    "is no URL to ping; it must begin with https:// (http:// only for this machine), without user"
+    " and fragment, and with no placeholder but {command}",
 )

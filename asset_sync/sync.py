@@ -29,7 +29,7 @@ from asset_sync.database import (
 )
 from asset_sync.errors import AssetSyncError
 from asset_sync.job import account, job_of
-from asset_sync.progress import Calling, Failed, Listener, PutBack, Synced, Waiting, Warned
+from asset_sync.progress import Calling, Failed, Listener, PutBack, Started, Synced, Waiting, Warned
 from asset_sync.queue import Item
 from asset_sync.reach import BAR_LENGTH, Reach
 from asset_sync.settings import Secret, Settings, SettingsError
@@ -213,6 +213,7 @@ class _Run:
         report = self._report
         report.reason_ended = Ended.BROKEN
         try:
+            self._tell(Started(report.run_id))
             report.reason_ended = self._loop_persistently()
         except _Stop as stop:
             report.reason_ended, report.message = stop.reason, str(stop)

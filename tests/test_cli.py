@@ -275,10 +275,10 @@ def test_off_a_terminal_there_is_a_line_per_event_and_no_colour(
 ) -> None:
     answer = run("sync", "priority", POLYGON_BASE_URL=stand_in.base_url)
 
-    assert [line.split(":")[0] for line in answer.stderr.splitlines()] == [
-        "XAUUSD",
-        "EURUSD",
-        "BTCUSD",
+    assert [line.split(": ")[:2] for line in answer.stderr.splitlines()] == [
+        ["run 1", "XAUUSD"],
+        ["run 1", "EURUSD"],
+        ["run 1", "BTCUSD"],
     ]
     assert answer.stdout.startswith("priority: 3 updated, 3 calls, ")
     assert "\x1b" not in answer.stderr + answer.stdout

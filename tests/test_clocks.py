@@ -161,9 +161,9 @@ def test_no_room_but_the_demo_asks_the_host_what_time_it_is() -> None:
     files = [file for file in PACKAGE.rglob("*.py") if PACKAGE / "demo" not in file.parents]
     assert len(files) > 30
     uses = [use for file in files for use in uses_of_the_wall_clock(file)]
-    # The doctor compares the host's clock with the database's, and that is all it does with it.
-    assert [use for use in uses if not use.startswith("doctor.py")] == []
-    assert len(uses) <= 1
+    # The doctor compares the host's clock with the database's, and the log stamps its lines, as the
+    # database may be what is down. That is all they do with it.
+    assert sorted(use.split(":")[0] for use in uses) == ["doctor.py", "log.py"]
 
 
 def test_that_is_found_where_it_stands() -> None:

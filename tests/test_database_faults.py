@@ -6,6 +6,7 @@ Real servers, real proxies; the clock does not wait where nothing outside has to
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -567,7 +568,7 @@ def end(process: "subprocess.Popen[str]", seconds: float = 30) -> tuple[int, str
 def last_sentence(err: str) -> str:
     """Return what the run ended with, having made sure that the rest are warnings."""
     *warnings, last = err.splitlines()
-    assert all(line.startswith("warning: ") for line in warnings), err
+    assert all(re.match(r"run \d+: warning: ", line) for line in warnings), err
     assert last.endswith(".")
     return last
 
@@ -613,7 +614,7 @@ def test_a_server_that_does_not_come_back_ends_the_run_at_its_end(
 
         assert time.monotonic() - began < 5
         assert (code, out) == (3, "")
-        assert last_sentence(err).startswith("asset-sync: The database is not reachable: ")
+        assert last_sentence(err).startswith("run 1: The database is not reachable: ")
         assert len(api.log) == 1
 
 

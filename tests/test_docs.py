@@ -63,6 +63,7 @@ def test_every_option_the_readme_names_exists() -> None:
 
     assert named <= known
     assert {"--dry-run", "--max-runtime", "--limit", "--json", "--config", "-q", "-v"} <= named
+    assert "--log-format" in named
 
 
 def test_the_readme_lists_exactly_the_exit_codes() -> None:
@@ -90,7 +91,10 @@ def test_the_readme_lists_exactly_the_variables() -> None:
 def test_the_readme_lists_exactly_the_settings_of_the_file() -> None:
     shipped = tomllib.loads(
         re.sub(
-            r"^# (calls|period_seconds) =", r"\1 =", SHIPPED_FILE.read_text(), flags=re.MULTILINE
+            r"^# (calls|period_seconds|ping_url|on_failure) =",
+            r"\1 =",
+            SHIPPED_FILE.read_text(),
+            flags=re.MULTILINE,
         )
     )
     known = {

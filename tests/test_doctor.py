@@ -57,7 +57,7 @@ def test_where_all_is_well_every_line_is_ok(db: Connection, examine: Examine) ->
     assert {grade for grade, _ in found.values()} == {"ok"}
     assert set(found) == {
         *("settings", "database", "schema", "rights", "clock", "key", "plan"),
-        *("sync priority", "sync queue"),
+        *("sync priority", "sync queue", "monitoring"),
     }
 
 
@@ -310,3 +310,20 @@ def test_redis_that_is_down_is_a_warning_without_its_password(
     assert code == 0
     assert found["redis"][0] == "warning"
     assert "s3same" not in str(found)
+
+
+def test_it_says_who_is_told_of_a_failure_and_not_the_url(
+    examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "assets.toml"
+    path.write_text(f'monitoring.on_failure = ["{sys.executable}", "sesame"]')
+
+    _, found = examine("--offline", PING_URL="https://hc.example/sesame")
+    told = f"each run pings its URL; one that fails starts {sys.executable}"
+    assert found["monitoring"] == ("ok", told)
+
+    path.write_text('monitoring.on_failure = ["/no/such/program"]')
+    grade, text = examine("--offline")[1]["monitoring"]
+    assert grade == "warning"
+    assert "/no/such/program" in text

@@ -25,6 +25,7 @@ PASSWORD = "zq7pass-Wm4rLp8"
 USER = "zq7user"
 REDIS_PASSWORD = "zq7redis-Bd6yHc3"
 REDIS_USER = "zq7reader"
+PING_UUID = "zq7ping-0d338dcc-a054"
 MARK = "zq7"
 """Stands in each of them, and in nothing else."""
 
@@ -108,6 +109,7 @@ def host(tmp_path: Path, url: str, db: Connection, role: str) -> Host:
         "POLYGON_BASE_URL": "http://127.0.0.1:1",
         "DATABASE_URL": make_dsn(url, user=role, password=PASSWORD),
         "REDIS_URL": f"redis://{REDIS_USER}:{REDIS_PASSWORD}@127.0.0.1:1/0",
+        "PING_URL": f"http://127.0.0.1:1/{PING_UUID}",
         "HTTPS_PROXY": f"http://{USER}:{PASSWORD}@127.0.0.1:1",
     }
     # With bars of an hour ago a call brings a dozen instead of ten thousand.
@@ -256,6 +258,37 @@ def test_a_redis_that_does_not_take_it_keeps_its_password(host: Host, address: s
     assert_nothing_is_stored(host.db)
 
 
+# --- a ping service -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://127.0.0.1:1/{PING_UUID}",
+        f"https://127.0.0.1:{{port}}/{PING_UUID}",
+        f"http://127.0.0.1:{{port}}/{PING_UUID}",
+        f"https://{PING_UUID}.invalid/",
+        f"https://nosuch.invalid:99999/{PING_UUID}",
+        f"https://a..b/{PING_UUID}",
+        f"http://nosuch.invalid/{PING_UUID}",
+        f"https://{USER}:{PASSWORD}@127.0.0.1/{PING_UUID}",
+    ],
+)
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_ping_that_fails_keeps_its_url(host: Host, address: str, log_format: str) -> None:
+    with StandIn("free", calls=100, key=KEY) as api:  # which knows no such path
+        port = api.base_url.rsplit(":", 1)[1]
+        told = host.tell(
+            *("-v", "sync", "priority", "--limit", "1", "--log-format", log_format),
+            POLYGON_BASE_URL=api.base_url,
+            PING_URL=address.format(port=port),
+        )
+    assert "PING_URL" in told.err
+    wrong = "nosuch.invalid/" in address or "@" in address
+    assert told.code == (2 if wrong else 0)
+    assert_nothing_is_stored(host.db)
+
+
 # --- the database -------------------------------------------------------------------------------
 
 COMMANDS = (
@@ -336,7 +369,9 @@ def test_the_address_is_printed_without_its_password_and_only_when_asked_for(hos
     assert PASSWORD not in told.out + told.err
 
 
-@pytest.mark.parametrize("name", ["POLYGON_API_KEY", "DATABASE_URL", "DB_PASSWORD", "REDIS_URL"])
+@pytest.mark.parametrize(
+    "name", ["POLYGON_API_KEY", "DATABASE_URL", "DB_PASSWORD", "REDIS_URL", "PING_URL"]
+)
 def test_a_secret_in_the_wrong_place_is_not_told(host: Host, name: str) -> None:
     host.tell("-v", "queue", "status", **{f"{name}_FILE": KEY, name: ""})
     host.tell("-v", "queue", "status", **{f"{name}_FILE": host.environ["DATABASE_URL"], name: ""})

@@ -21,6 +21,7 @@ from asset_sync.settings import (
     VARIABLES,
     BatchSettings,
     HealthSettings,
+    MonitoringSettings,
     ProviderSettings,
     QueueSettings,
     RateLimit,
@@ -79,6 +80,7 @@ def test_an_empty_file_means_the_defaults_of_the_free_plan_and_no_assets(cwd: Pa
         queue=QueueSettings(),
         batch=BatchSettings(),
         health=HealthSettings(),
+        monitoring=MonitoringSettings(),
         conninfo=None,
         redis_url=None,
         assets=(),
@@ -116,6 +118,9 @@ def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
         queue_size = 11
         rate_limit_waits = 0
         stale_after_frequencies = 1.5
+        [monitoring]
+        ping_url = "https://hc.example/a-{command}"
+        on_failure = ["mail-me", "-s", "it failed"]
         """,
     )
 
@@ -133,6 +138,9 @@ def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
     assert read.batch == BatchSettings(1.5, priority_assets_enabled=False)
     assert read.batch.interval_seconds == 90
     assert read.health == HealthSettings(99.5, 1000, 11, 0, 1.5)
+    assert read.monitoring == MonitoringSettings(
+        Secret("https://hc.example/a-{command}"), ("mail-me", "-s", "it failed")
+    )
 
 
 def test_an_asset_says_what_it_is(cwd: Path) -> None:
@@ -243,6 +251,7 @@ queue.max_size = 70
         ("MASSIVE_API_KEY", HIDDEN, lambda s: s.provider.api_key == Secret(HIDDEN)),
         ("REDIS_URL", "redis://cache", lambda s: s.redis_url == Secret("redis://cache")),
         ("REDIS_URL", "unix:///run/r.sock", lambda s: s.redis_url is not None),
+        ("PING_URL", "https://hc/1", lambda s: s.monitoring.ping_url == Secret("https://hc/1")),
     ],
 )
 def test_a_variable_wins_over_the_file(
@@ -383,11 +392,18 @@ SECRETS = {
     "DATABASE_URL": f"postgresql://user:{HIDDEN}@host/prices",
     "DB_PASSWORD": HIDDEN,
     "REDIS_URL": f"redis://:{HIDDEN}@cache",
+    "PING_URL": f"https://hc.example/{HIDDEN}",
 }
 
 
+NOT_A_PING_URL = (
+    "is no URL to ping; it must begin with https:// (http:// only for this machine), without user"
+    " and fragment, and with no placeholder but {command}"
+)
+
+
 def test_no_secret_shows_however_the_settings_are_written_down(cwd: Path) -> None:
-    names = ("POLYGON_API_KEY", "DATABASE_URL", "REDIS_URL")
+    names = ("POLYGON_API_KEY", "DATABASE_URL", "REDIS_URL", "PING_URL")
     read = settings_of(cwd, "", **{name: SECRETS[name] for name in names})
     assert read.provider.api_key is not None
     assert read.provider.api_key.reveal() == HIDDEN
@@ -421,7 +437,7 @@ def test_a_secret_may_stand_in_a_file(cwd: Path, name: str) -> None:
 
     read = settings_of(cwd, "", **{f"{name}_FILE": str(cwd / "credential")})
 
-    found = {read.provider.api_key, read.conninfo, read.redis_url}
+    found = {read.provider.api_key, read.conninfo, read.redis_url, read.monitoring.ping_url}
     expected = f"password='{HIDDEN}'" if name == "DB_PASSWORD" else SECRETS[name]
     assert found == {Secret(expected), None}
 
@@ -514,6 +530,18 @@ def test_a_secret_where_its_files_path_belongs_is_not_shown(cwd: Path, name: str
             ),
         ),
         *(
+            ("PING_URL", value, f"PING_URL {NOT_A_PING_URL}")
+            for value in (
+                HIDDEN,
+                f"http://hc.example/{HIDDEN}",
+                f"http://localhost.example/{HIDDEN}",
+                f"https://user:{HIDDEN}@hc.example",
+                f"https://hc.example/{HIDDEN}#top",
+                f"https://hc.example/{HIDDEN}/{{lane}}",
+                f"ftp://hc.example/{HIDDEN}",
+            )
+        ),
+        *(
             (name, f"{HIDDEN}{odd}", f"{name} holds a NUL or is not UTF-8; it must be text")
             for name in (
                 "POLYGON_API_KEY",
@@ -531,6 +559,52 @@ def test_a_wrong_secret_is_named_and_not_shown(
 ) -> None:
     assert HIDDEN not in sentence
     assert mistakes_of(cwd, "", **{name: value}) == (f"environment: {sentence}.",)
+
+
+@pytest.mark.parametrize("value", [f'"http://hc.example/{HIDDEN}"', f"['{HIDDEN}']", "1"])
+def test_a_wrong_ping_url_in_the_file_is_not_shown(cwd: Path, value: str) -> None:
+    assert mistakes_of(cwd, f"monitoring.ping_url = {value}") == (
+        f"FILE: monitoring.ping_url {NOT_A_PING_URL}.",
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://hc-ping.com/0d338dcc-a054-11ec-b909-0242ac120002",
+        "https://hc-ping.com/key/asset-sync-{command}?create=1",
+        "https://[2001:db8::1]:8443/ping/a",
+        "https://hc.example?check={command}",
+        "http://127.0.0.1:8000/ping/a",
+        "http://[::1]/a",
+        "http://localhost",
+    ],
+)
+def test_a_ping_url_is_taken_as_it_is(cwd: Path, url: str) -> None:
+    for read in (
+        settings_of(cwd, f'monitoring.ping_url = "{url}"'),
+        settings_of(cwd, "", PING_URL=f" {url}\n"),
+    ):
+        assert read.monitoring.ping_url == Secret(url)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("'mail me'", '"mail me"'),
+        ("[]", "an array"),
+        ("['']", "an array"),
+        (f"['{HIDDEN}', 1]", "an array"),
+        ('["a", "b\\u0000"]', "an array"),
+    ],
+)
+def test_a_command_that_nobody_can_start_is_a_mistake(cwd: Path, value: str, shown: str) -> None:
+    assert mistakes_of(cwd, f"monitoring.on_failure = {value}") == (
+        (
+            f"FILE: monitoring.on_failure is {shown}; it must be an array of strings, a program and"
+            ' its arguments, such as ["/usr/local/bin/tell-me"] or ["sh", "-c", "…"].'
+        ),
+    )
 
 
 def test_a_wrong_secret_from_a_file_is_named_by_its_file(cwd: Path) -> None:
@@ -607,7 +681,7 @@ ASSET_KEYS = "symbol, asset_type, polygon_ticker, name, update_frequency_seconds
             '"a\\u001b b" = 1',
             (
                 '"a\\x1b b" is not a setting; known here: provider, rate_limit, queue, batch,'
-                " health, priority_assets, secondary_assets"
+                " health, monitoring, priority_assets, secondary_assets"
             ),
         ),
         # Wrong types.
@@ -1079,10 +1153,11 @@ def test_the_shipped_file_changes_no_default(cwd: Path) -> None:
 def test_the_shipped_file_names_every_setting(cwd: Path) -> None:
     text = SHIPPED_FILE.read_text(encoding="utf-8").replace("# calls", "calls")
     text = text.replace("# period_seconds", "period_seconds")
+    text = text.replace("# ping_url", "ping_url").replace("# on_failure", "on_failure")
     read = settings_of(cwd, text)
     assert read.rate_limit == RateLimit(5, 60)
 
-    for part in (read.provider, read.rate_limit, read.queue, read.batch):
+    for part in (read.provider, read.rate_limit, read.queue, read.batch, read.monitoring):
         for field in dataclasses.fields(part):
             assert field.name == "api_key" or f"\n{field.name} = " in text
 

@@ -24,6 +24,7 @@ from asset_sync.progress import (
     Listener,
     Progress,
     PutBack,
+    Started,
     Synced,
     Waiting,
     Warned,
@@ -272,7 +273,8 @@ def test_the_run_and_its_calls_are_in_the_history(job: Job) -> None:
 def test_what_happens_is_told_as_it_happens(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.run()
-    calling, synced = job.heard
+    started, calling, synced = job.heard
+    assert started == Started(*job.row("select id from asset_sync.runs"))
     assert isinstance(calling, Calling)
     assert (calling.symbols, calling.feed, calling.budget.free) == (["BTCUSD"], Feed.BARS, 4)
     assert isinstance(synced, Synced)
@@ -453,7 +455,7 @@ def test_with_nothing_due_no_call_is_made(job: Job, lane: Lane) -> None:
     report = job.run(lane)
     assert report.reason_ended is Ended.NOTHING_DUE
     assert (report.api_calls_used, report.updated, report.waited_seconds) == (0, [], 0)
-    assert job.heard == []
+    assert job.heard == [Started(report.run_id)]
     assert len(job.api.log) == 7
 
 

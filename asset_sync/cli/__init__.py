@@ -12,9 +12,8 @@ from asset_sync import __version__
 from asset_sync.cli import assets, db, demo, doctor, health, metrics, queue, runs, sync
 from asset_sync.cli import reference as reference  # gives `assets` the rest of its commands
 from asset_sync.cli import tend as tend  # gives `queue` the rest of its commands
-from asset_sync.cli.exits import ExitCode, exit_code
+from asset_sync.cli.exits import ExitCode, explain
 from asset_sync.cli.options import Common, Config, Quiet, Verbose, answer, complain
-from asset_sync.errors import AssetSyncError
 
 app = typer.Typer(
     name="asset-sync",
@@ -64,30 +63,13 @@ def main() -> NoReturn:
             stream.reconfigure(errors="replace")  # a terminal that has no ● gets a ?
     try:
         app()
-    except AssetSyncError as error:
-        complain(f"asset-sync: {error}")
-        sys.exit(exit_code(error))
     except Exception as error:  # noqa: BLE001  # a traceback is for us, not for the user
-        _report_bug(error)
-        sys.exit(ExitCode.BUG)
+        code, why = explain(error)
+        complain(f"asset-sync: {why}")
+        sys.exit(code)
     sys.exit(ExitCode.DONE)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     """End as on Ctrl-C: the item goes back, the slot is stamped."""
     sys.exit(ExitCode.TERMINATED)
-
-
-def _report_bug(error: Exception) -> None:
-    """Say where it happened, but not with which values: they may be secret."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    where = "?"
-    if frame is not None:
-        code = frame.tb_frame.f_code
-        where = f"{code.co_filename}:{frame.tb_lineno} in {code.co_name}"
-    complain(
-        f"asset-sync {__version__}: this is a bug ({type(error).__name__} at {where}). Nothing is "
-        "lost; please report this line where you got asset-sync from."
-    )

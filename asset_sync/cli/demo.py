@@ -37,6 +37,7 @@ def demo(context: typer.Context, quiet: Quiet = False, verbose: Verbose = False)
 def _demo(options: Common) -> None:
     from asset_sync.cli import queue, sync  # noqa: PLC0415
     from asset_sync.cli.assets import show_assets  # noqa: PLC0415
+    from asset_sync.cli.log import Log  # noqa: PLC0415
     from asset_sync.demo import trial  # noqa: PLC0415
     from asset_sync.demo.server import StandIn  # noqa: PLC0415
     from asset_sync.slots import Lane  # noqa: PLC0415
@@ -53,7 +54,7 @@ def _demo(options: Common) -> None:
     ):
         for lane in Lane:
             answer(f"\n$ asset-sync sync {lane.value}")
-            report = sync.run_and_watch(options, db, settings, lane)
+            report = sync.run_and_watch(Log(options, lane.value), db, settings, lane)
             answer(sync.summary(report))
             failed = failed or sync.exit_code_of(report) is not ExitCode.DONE
         answer("\n$ asset-sync queue status")

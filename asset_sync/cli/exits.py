@@ -2,6 +2,7 @@
 
 from enum import IntEnum
 
+from asset_sync import __version__
 from asset_sync.errors import AssetSyncError
 
 
@@ -16,6 +17,37 @@ class ExitCode(IntEnum):
     BUG = 70
     INTERRUPTED = 130
     TERMINATED = 143
+
+
+def explain(error: BaseException) -> tuple[ExitCode, str]:
+    """Return what cron and the user are told of what ended the program."""
+    match error:
+        case AssetSyncError():
+            return exit_code(error), str(error)
+        case KeyboardInterrupt():
+            return ExitCode.INTERRUPTED, f"interrupted; {_GIVEN_BACK}"
+        case SystemExit():
+            return ExitCode.TERMINATED, f"terminated; {_GIVEN_BACK}"
+        case _:
+            return ExitCode.BUG, _bug(error)
+
+
+_GIVEN_BACK = "what was under way went back to the queue."
+
+
+def _bug(error: BaseException) -> str:
+    """Say where it happened, but not with which values: they may be secret."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = "?"
+    if frame is not None:
+        code = frame.tb_frame.f_code
+        where = f"{code.co_filename}:{frame.tb_lineno} in {code.co_name}"
+    return (
+        f"this is a bug ({type(error).__name__} at {where}) of version {__version__}. Nothing is "
+        "lost; please report this line where you got asset-sync from."
+    )
 
 
 def exit_code(error: AssetSyncError) -> ExitCode:

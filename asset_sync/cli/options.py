@@ -3,8 +3,10 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
@@ -24,6 +26,13 @@ Verbose = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program.")]
 
 
+class LogFormat(StrEnum):
+    """What a line of the log is."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 @dataclass(frozen=True, slots=True)
 class Common:
     """The options that every command takes, before or after its name."""
@@ -37,7 +46,7 @@ class Common:
         if not self.quiet:
             complain(text)
 
-    def settings(self) -> "Settings":
+    def settings(self, remark: Callable[[str], None] | None = None) -> "Settings":
         """Read the settings and, with -v, say from where. Raises SettingsError."""
         from asset_sync.settings import load  # noqa: PLC0415  # not for --help
 
@@ -45,8 +54,11 @@ class Common:
         if self.verbose:
             shipped = " (the one that came with the program)" if settings.shipped else ""
             database = "the embedded PostgreSQL" if settings.conninfo is None else "a server"
-            complain(f"Settings: {settings.source}{shipped}")
-            complain(f"Plan: {settings.provider.plan.name}. Database: {database}.")
+            for line in (
+                f"Settings: {settings.source}{shipped}",
+                f"Plan: {settings.provider.plan.name}. Database: {database}.",
+            ):
+                (remark or complain)(line)
         return settings
 
 

@@ -2,27 +2,30 @@
 
 import gc
 import json
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
+from asset_sync.cli.exits import ExitCode, explain
 from asset_sync.cli.options import (
     Common,
     Config,
     Json,
+    LogFormat,
     Quiet,
     Verbose,
     answer,
     common,
-    complain,
     exactly,
 )
 
 if TYPE_CHECKING:
+    from asset_sync.cli.log import Log
     from asset_sync.database import Connection
     from asset_sync.dry_run import PlannedCall
+    from asset_sync.monitoring import Monitors
     from asset_sync.settings import Settings
     from asset_sync.slots import Lane
     from asset_sync.sync import Report
@@ -49,6 +52,13 @@ Limit = Annotated[
     ),
 ]
 
+Format = Annotated[
+    LogFormat,
+    typer.Option(
+        "--log-format", help="What each line on stderr is: text, or json for a log collector."
+    ),
+]
+
 
 @app.command("priority")
 def sync_priority(
@@ -57,6 +67,7 @@ def sync_priority(
     as_json: Json = False,
     max_runtime: MaxRuntime = None,
     limit: Limit = None,
+    log_format: Format = LogFormat.TEXT,
     config: Config = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -68,7 +79,10 @@ def sync_priority(
     from asset_sync.slots import Lane  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
-    _sync(options, Lane.PRIORITY, dry_run, as_json, max_runtime, limit)
+    if dry_run:
+        _plan(options, Lane.PRIORITY, as_json, max_runtime, limit)
+    else:
+        _sync(options, Lane.PRIORITY, as_json, max_runtime, limit, log_format)
 
 
 @app.command("queue")
@@ -78,6 +92,7 @@ def sync_queue(
     as_json: Json = False,
     max_runtime: MaxRuntime = None,
     limit: Limit = None,
+    log_format: Format = LogFormat.TEXT,
     config: Config = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -89,37 +104,83 @@ def sync_queue(
     from asset_sync.slots import Lane  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
-    _sync(options, Lane.QUEUE, dry_run, as_json, max_runtime, limit)
+    if dry_run:
+        _plan(options, Lane.QUEUE, as_json, max_runtime, limit)
+    else:
+        _sync(options, Lane.QUEUE, as_json, max_runtime, limit, log_format)
+
+
+def _plan(
+    options: Common, lane: "Lane", as_json: bool, max_runtime: float | None, limit: int | None
+) -> None:
+    """Print what a run would do."""
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.dry_run import plan  # noqa: PLC0415
+
+    settings = options.settings()
+    with database.session(settings.conninfo) as db:
+        calls = plan(db, settings, lane, max_runtime_seconds=max_runtime, limit=limit)
+    _show_plan(calls, lane, as_json)
 
 
 def _sync(
     options: Common,
     lane: "Lane",
-    dry_run: bool,
     as_json: bool,
     max_runtime: float | None,
     limit: int | None,
+    log_format: LogFormat,
 ) -> None:
+    """Run, and tell whoever wants to know how it ended, however it did."""
+    from asset_sync.cli.log import Log  # noqa: PLC0415
+
+    log = Log(options, lane.value, log_format)
+    monitors = None
+    try:
+        settings = options.settings(log.remark)
+        monitors = _monitors(settings, lane)
+        report = _run(log, settings, lane, max_runtime, limit)
+        code = exit_code_of(report)
+        log.end(code, report.message, summary(report), _as_json(report))
+        if as_json:
+            exactly(json.dumps(_as_json(report), indent=2))
+        elif not options.quiet and not log.is_json:
+            answer(summary(report))
+    except BrokenPipeError:
+        raise  # nobody reads on, which typer knows how to end
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
+        code, why = explain(error)
+        log.end(code, why)
+    if monitors is not None:
+        from asset_sync.monitoring import Ending  # noqa: PLC0415
+
+        for trouble in monitors.end(Ending(code, log.run_id, tuple(log.lines))):
+            log.warning(trouble)
+    raise typer.Exit(code)
+
+
+def _monitors(settings: "Settings", lane: "Lane") -> "Monitors | None":
+    """Tell those who want to know that a run begins; None where nobody does."""
+    if settings.monitoring.ping_url is None and not settings.monitoring.on_failure:
+        return None
+    from asset_sync.monitoring import Monitors  # noqa: PLC0415
+
+    monitors = Monitors(settings.monitoring, lane.value, os.environ)
+    monitors.begin()
+    return monitors
+
+
+def _run(
+    log: "Log", settings: "Settings", lane: "Lane", max_runtime: float | None, limit: int | None
+) -> "Report":
     from asset_sync import database  # noqa: PLC0415
 
-    settings = options.settings()
     with database.session(settings.conninfo) as db:
-        if dry_run:
-            from asset_sync.dry_run import plan  # noqa: PLC0415
-
-            calls = plan(db, settings, lane, max_runtime_seconds=max_runtime, limit=limit)
-            _show_plan(calls, lane, as_json)
-            return
-        report = run_and_watch(options, db, settings, lane, max_runtime, limit)
-    if as_json:
-        exactly(json.dumps(_as_json(report), indent=2))
-    else:
-        _show_report(options, report)
-    raise typer.Exit(exit_code_of(report))
+        return run_and_watch(log, db, settings, lane, max_runtime, limit)
 
 
 def run_and_watch(
-    options: Common,
+    log: "Log",
     db: "Connection",
     settings: "Settings",
     lane: "Lane",
@@ -131,14 +192,10 @@ def run_and_watch(
     from asset_sync.cli.watch import watching  # noqa: PLC0415
 
     gc.enable()  # see asset_sync.__main__
-    try:
-        with watching(options) as listener:
-            return sync.run(
-                db, settings, lane, max_runtime_seconds=max_runtime, limit=limit, tell=listener
-            )
-    except KeyboardInterrupt:
-        complain("Interrupted: what was under way went back to the queue.")
-        raise
+    with watching(log) as listener:
+        return sync.run(
+            db, settings, lane, max_runtime_seconds=max_runtime, limit=limit, tell=listener
+        )
 
 
 def exit_code_of(report: "Report") -> ExitCode:
@@ -176,13 +233,6 @@ _WHY = {
     "plan_refused": "The API refuses the plan.",
     "provider_unavailable": "The API does not answer.",
 }
-
-
-def _show_report(options: Common, report: "Report") -> None:
-    if report.message:
-        complain(f"asset-sync: {report.message}")
-    if not options.quiet:
-        answer(summary(report))
 
 
 def _show_plan(calls: "tuple[PlannedCall, ...]", lane: "Lane", as_json: bool) -> None:

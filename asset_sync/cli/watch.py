@@ -1,22 +1,12 @@
 """Showing a run while it works: a live line on a terminal, a line per event elsewhere."""
 
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from asset_sync.cli.options import Common, complain
-from asset_sync.progress import (
-    Calling,
-    Failed,
-    Listener,
-    Progress,
-    PutBack,
-    Synced,
-    Waiting,
-    Warned,
-)
+from asset_sync.cli.log import Log, names, sentence
+from asset_sync.progress import Calling, Failed, Listener, Progress, Started, Synced, Waiting
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -25,60 +15,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def watching(options: Common) -> Iterator[Listener]:
+def watching(log: Log) -> Iterator[Listener]:
     """Give the listener that suits where stderr goes and how much is to be said."""
-    if sys.stderr.isatty() and not options.quiet:
-        with _live() as listener:
-            yield listener
-    else:
-        yield lambda progress: _log(options, progress)
+    if not log.on_screen:
+        yield log.hear
+        return
+    with _live() as draw:
 
+        def listen(progress: Progress) -> None:
+            log.note(progress)
+            draw(progress)
 
-def _log(options: Common, progress: Progress) -> None:
-    """Say one line per event: what went wrong always, the rest unless asked to be quiet."""
-    match progress:
-        case Failed() | Warned():
-            complain(sentence(progress))
-        case Synced() | PutBack():
-            options.say(sentence(progress))
-        case Waiting() | Calling():
-            if options.verbose:
-                complain(sentence(progress))
-
-
-def sentence(progress: Progress) -> str:
-    """Return an event as one line of text."""
-    from asset_sync.cli.show import duration  # noqa: PLC0415
-
-    match progress:
-        case Synced():
-            text = _synced(progress)
-        case Failed():
-            text = f"failed: {progress.error}"
-        case PutBack():
-            text = f"put back {_names(progress.symbols)}: {progress.reason}"
-        case Warned():
-            text = f"warning: {progress.text}"
-        case Waiting():
-            text = f"waiting {duration(progress.seconds)} for {progress.reason}"
-        case Calling():
-            text = f"asking for {_names(progress.symbols)} ({progress.feed})"
-    return text
-
-
-def _synced(synced: Synced) -> str:
-    from asset_sync.cli.show import duration, price  # noqa: PLC0415
-
-    parts = ["a quote" if synced.feed == "snapshot" else f"{synced.bars_written:,} new bars"]
-    if synced.last_price is not None:
-        parts.append(f"last price {price(synced.last_price)}")
-    parts.append("more to come" if synced.more else duration(synced.seconds))
-    return f"{synced.symbol}: {', '.join(parts)}"
-
-
-def _names(symbols: Sequence[str]) -> str:
-    shown = ", ".join(symbols[:3])
-    return shown if len(symbols) <= 3 else f"{shown} and {len(symbols) - 3} more"  # noqa: PLR2004
+        yield listen
 
 
 @contextmanager
@@ -96,7 +44,7 @@ def _live() -> Iterator[Listener]:
             line.turn_to(progress)
             live.start(refresh=True)  # only the first time does it do anything
             live.refresh()
-        else:
+        elif not isinstance(progress, Started):
             live.console.print(_marked(progress))
 
     try:
@@ -142,7 +90,7 @@ class _Line:
             case Waiting(reason, seconds):
                 now = f"waiting for {reason}: {duration(max(0.0, seconds - elapsed))}"
             case Calling(symbols, feed):
-                now = f"asking for {_names(symbols)} ({feed}): {duration(elapsed)}"
+                now = f"asking for {names(symbols)} ({feed}): {duration(elapsed)}"
             case _:
                 now = "looking at the queue"
         budget = f"  {gauge(self._budget)}" if self._budget else ""

@@ -1,0 +1,172 @@
+"""What a run of `sync` says on stderr: a sentence or a JSON object for each event."""
+
+import json
+import socket
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TypeAlias
+
+from asset_sync.cli.exits import ExitCode
+from asset_sync.cli.options import Common, LogFormat, complain
+from asset_sync.progress import (
+    Calling,
+    Failed,
+    Progress,
+    PutBack,
+    Started,
+    Synced,
+    Waiting,
+    Warned,
+)
+
+Fields: TypeAlias = Mapping[str, object]
+
+
+class _Severity(StrEnum):
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+_EVENTS: Mapping[type[Progress], tuple[str, _Severity]] = {
+    Started: ("started", _Severity.INFO),
+    Waiting: ("waiting", _Severity.INFO),
+    Calling: ("calling", _Severity.INFO),
+    Synced: ("synced", _Severity.INFO),
+    PutBack: ("put_back", _Severity.INFO),
+    Warned: ("warned", _Severity.WARNING),
+    Failed: ("failed", _Severity.ERROR),
+}
+
+
+class Log:
+    """Says what happens in one run, and remembers its last lines for who is told of its end."""
+
+    def __init__(
+        self, options: Common, command: str, log_format: LogFormat = LogFormat.TEXT
+    ) -> None:
+        self._options = options
+        self._command = command
+        self.is_json = log_format is LogFormat.JSON
+        self.run_id: int | None = None
+        """None until there is one."""
+        self.lines: deque[str] = deque(maxlen=50)
+
+    @property
+    def on_screen(self) -> bool:
+        """Whether somebody watches, for whom a line can be kept alive."""
+        return sys.stderr.isatty() and not self._options.quiet and not self.is_json
+
+    def hear(self, progress: Progress) -> None:
+        """Note an event and say it: what went wrong always, the rest unless asked to be quiet."""
+        self.note(progress)
+        if isinstance(progress, Waiting | Calling) and not self._options.verbose:
+            return
+        if isinstance(progress, Started) and not self.is_json:
+            return  # each line has its number
+        event, severity = _EVENTS[type(progress)]
+        self._say(severity, event, sentence(progress), _fields(progress))
+
+    def note(self, progress: Progress) -> None:
+        """Remember an event that another says."""
+        if isinstance(progress, Started):
+            self.run_id = progress.run_id
+        elif not isinstance(progress, Waiting | Calling):
+            self.lines.append(sentence(progress))
+
+    def remark(self, text: str) -> None:
+        """Say what holds for the whole run, such as where its settings are from."""
+        self._say(_Severity.INFO, "settings", text, {})
+
+    def warning(self, text: str) -> None:
+        """Say what went wrong beside the run."""
+        self.hear(Warned(text))
+
+    def end(
+        self, code: ExitCode, trouble: str, summary: str = "", told: Fields | None = None
+    ) -> None:
+        """Say why it ended, if that is worth a word on stderr: JSON has a last line always."""
+        self.lines.extend(text for text in (trouble, summary) if text)
+        severity = _Severity.INFO if code is ExitCode.DONE else _Severity.ERROR
+        if self.is_json:
+            self._say(severity, "ended", trouble or summary, {"exit_code": code, **(told or {})})
+        elif trouble:
+            self._complain(trouble, otherwise="asset-sync: ")
+
+    def _say(self, severity: _Severity, event: str, text: str, told: Fields) -> None:
+        if severity is _Severity.INFO and self._options.quiet:
+            return
+        if not self.is_json:
+            self._complain(text)
+            return
+        line = {
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": severity,
+            "host": socket.gethostname(),
+            "command": self._command,
+            "run_id": self.run_id,
+            "event": event,
+            **told,
+            "message": text,
+        }
+        print(json.dumps(line), file=sys.stderr, flush=True)  # noqa: T201
+
+    def _complain(self, text: str, otherwise: str = "") -> None:
+        known = self.run_id is not None and not sys.stderr.isatty()
+        complain((f"run {self.run_id}: " if known else otherwise) + text)
+
+
+def _fields(progress: Progress) -> dict[str, object]:
+    """Return what an event knows, for JSON; its text is the line's message, its budget passes."""
+    told: dict[str, object] = {}
+    for field in fields(progress):
+        value = getattr(progress, field.name)
+        if isinstance(value, datetime):
+            value = value.isoformat()
+        if field.name == "seconds":
+            value = round(value, 3)
+        if field.name not in {"text", "budget", "run_id"}:
+            told[field.name] = value
+    return told
+
+
+def sentence(progress: Progress) -> str:
+    """Return an event as one line of text."""
+    from asset_sync.cli.show import duration  # noqa: PLC0415
+
+    match progress:
+        case Started():
+            text = "the run begins"
+        case Synced():
+            text = _synced(progress)
+        case Failed():
+            text = f"failed: {progress.error}"
+        case PutBack():
+            text = f"put back {names(progress.symbols)}: {progress.reason}"
+        case Warned():
+            text = f"warning: {progress.text}"
+        case Waiting():
+            text = f"waiting {duration(progress.seconds)} for {progress.reason}"
+        case Calling():
+            text = f"asking for {names(progress.symbols)} ({progress.feed})"
+    return text
+
+
+def _synced(synced: Synced) -> str:
+    from asset_sync.cli.show import duration, price  # noqa: PLC0415
+
+    parts = ["a quote" if synced.feed == "snapshot" else f"{synced.bars_written:,} new bars"]
+    if synced.last_price is not None:
+        parts.append(f"last price {price(synced.last_price)}")
+    parts.append("more to come" if synced.more else duration(synced.seconds))
+    return f"{synced.symbol}: {', '.join(parts)}"
+
+
+def names(symbols: Sequence[str]) -> str:
+    """Return the symbols, but not more of them than a line holds."""
+    shown = ", ".join(symbols[:3])
+    return shown if len(symbols) <= 3 else f"{shown} and {len(symbols) - 3} more"  # noqa: PLR2004

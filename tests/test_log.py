@@ -1,0 +1,267 @@
+"""What a run says off a terminal: a line for each event, for people or for a log collector."""
+
+import ast
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeAlias
+
+import commandline
+import pytest
+from conftest import an_hour_ago
+
+import asset_sync
+from asset_sync.database import Connection
+from asset_sync.demo.server import StandIn
+
+ETHER = """
+[[secondary_assets]]
+symbol = "ETHUSDT"
+polygon_ticker = "X:ETHUSDT"
+asset_type = "crypto"
+"""
+TYPO = ETHER.replace("X:ETHUSDT", "X:TYPO").replace("ETHUSDT", "TYPO")
+JSON = ("--log-format", "json")
+
+Line: TypeAlias = dict[str, object]
+Tell: TypeAlias = Callable[..., commandline.Told]
+
+
+@pytest.fixture
+def api() -> Iterator[StandIn]:
+    with StandIn("free", calls=20) as server:
+        yield server
+
+
+@pytest.fixture
+def environ(url: str, db: Connection, api: StandIn, tmp_path: Path) -> dict[str, str]:
+    an_hour_ago(db, "ETHUSDT", "X:ETHUSDT")
+    (tmp_path / "assets.toml").write_text(ETHER)
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "DATABASE_URL": url,
+        "POLYGON_API_KEY": api.key,
+        "POLYGON_BASE_URL": api.base_url,
+        "PYTHONPATH": str(Path(asset_sync.__file__).parents[1]),
+    }
+
+
+@pytest.fixture
+def tell(environ: dict[str, str], tmp_path: Path) -> Tell:
+    def tell(*arguments: str, **changes: str) -> commandline.Told:
+        return commandline.asset_sync(*arguments, environ=environ | changes, directory=tmp_path)
+
+    return tell
+
+
+def lines(told: str) -> list[Line]:
+    return [json.loads(line) for line in told.splitlines()]
+
+
+def events(told: str) -> list[object]:
+    return [line["event"] for line in lines(told)]
+
+
+# --- for a log collector ------------------------------------------------------------------------
+
+
+def test_each_line_is_an_object_that_says_when_where_and_of_which_run(tell: Tell) -> None:
+    before = datetime.now(UTC) - timedelta(milliseconds=1)
+
+    told = tell("sync", "queue", *JSON)
+
+    assert (told.code, told.out) == (0, "")
+    assert events(told.err) == ["started", "synced", "ended"]
+    for line in lines(told.err):
+        assert before <= datetime.fromisoformat(str(line["at"])) <= datetime.now(UTC)
+        assert str(line["at"]).endswith("+00:00")
+        assert line["level"] == "info"
+        assert line["host"]
+        assert (line["command"], line["run_id"]) == ("queue", 1)
+        assert line["message"]
+
+
+def test_an_event_brings_what_it_knows(tell: Tell) -> None:
+    [settings, plan, _, calling, synced, _] = lines(tell("-v", "sync", "queue", *JSON).err)
+
+    assert settings["event"] == plan["event"] == "settings"
+    assert settings["run_id"] is None
+    assert (calling["event"], calling["symbols"], calling["feed"]) == (
+        "calling",
+        ["ETHUSDT"],
+        "bars",
+    )
+    assert (synced["symbol"], synced["feed"], synced["more"]) == ("ETHUSDT", "bars", False)
+    assert isinstance(synced["bars_written"], int)
+    assert isinstance(synced["last_price"], float)
+    assert isinstance(synced["seconds"], float)
+    assert datetime.fromisoformat(str(synced["as_of"])).tzinfo is not None
+
+
+def test_the_last_line_is_the_report(tell: Tell) -> None:
+    told = tell("sync", "queue", "--json", *JSON)
+
+    report = json.loads(told.out)
+    ended = lines(told.err)[-1]
+    assert {key: ended[key] for key in report if key != "message"} == {
+        key: value for key, value in report.items() if key != "message"
+    }
+    assert (ended["event"], ended["exit_code"]) == ("ended", 0)
+    assert str(ended["message"]).startswith("queue: 1 updated, 1 call, ")
+
+
+def test_a_failure_is_an_error_and_so_is_the_end(tell: Tell, tmp_path: Path) -> None:
+    (tmp_path / "assets.toml").write_text(TYPO)
+
+    told = tell("sync", "queue", *JSON)
+
+    *_, failed, ended = lines(told.err)
+    assert told.code == 1
+    assert (failed["event"], failed["level"], failed["symbol"]) == ("failed", "error", "TYPO")
+    assert "X:TYPO" in str(failed["error"])
+    assert (ended["event"], ended["level"], ended["exit_code"]) == ("ended", "error", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "word"),
+    [
+        ({"POLYGON_API_KEY": ""}, 2, "POLYGON_API_KEY is not set"),
+        ({"QUEUE_MAX_SIZE": "many"}, 2, "QUEUE_MAX_SIZE"),
+        ({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 3, "nothing listens"),
+        ({"POLYGON_API_KEY": "another"}, 4, "POLYGON_API_KEY"),
+    ],
+)
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_what_ends_the_program_is_a_line_too(
+    tell: Tell, changes: dict[str, str], code: int, word: str, quiet: tuple[str, ...]
+) -> None:
+    told = tell(*quiet, "sync", "queue", *JSON, **changes)
+
+    *before, ended = lines(told.err)
+    assert told.code == code
+    assert (ended["event"], ended["level"], ended["exit_code"]) == ("ended", "error", code)
+    assert word in str(ended["message"])
+    assert ended["run_id"] == (1 if code == 4 else None)
+    assert [line["event"] for line in before] == (["started"] if code == 4 and not quiet else [])
+
+
+def test_a_bug_is_a_line_too(environ: dict[str, str], tmp_path: Path) -> None:
+    script = (
+        "from asset_sync import queue\n"
+        "def broken(*what, **more): raise RuntimeError('sesame')\n"
+        "queue.claim = broken\n"
+        "from asset_sync.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "sync", "queue", *JSON],
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    last = lines(ended.stderr)[-1]
+    assert ended.returncode == last["exit_code"] == 70
+    assert "this is a bug (RuntimeError at" in str(last["message"])
+    assert "sesame" not in ended.stderr
+    assert last["run_id"] == 1
+
+
+def test_an_interrupted_run_says_so_in_its_last_line(
+    environ: dict[str, str], tmp_path: Path, api: StandIn
+) -> None:
+    api.set_faults(["stall"])
+    with subprocess.Popen(
+        [sys.executable, "-m", "asset_sync", "-v", "sync", "queue", *JSON],
+        env=environ,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        while '"calling"' not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert events(err) == ["ended"]
+    assert "went back to the queue" in err
+
+
+def test_on_a_terminal_it_is_lines_all_the_same(environ: dict[str, str], tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    ended = subprocess.run(
+        [sys.executable, "-m", "asset_sync", "-v", "sync", "queue", *JSON],
+        env=environ | {"TERM": "xterm-256color", "COLUMNS": "40"},
+        cwd=tmp_path,
+        stderr=slave,
+        stdout=subprocess.DEVNULL,
+        check=False,
+        timeout=60,
+    )
+    os.close(slave)
+    told = b""
+    while not told.endswith(b"\n") or b'"ended"' not in told:
+        told += os.read(master, 65536)
+    os.close(master)
+
+    assert ended.returncode == 0
+    assert events(told.decode())[-1] == "ended"
+
+
+# --- for cron -----------------------------------------------------------------------------------
+
+
+def test_a_quiet_success_says_nothing_in_either_format(tell: Tell) -> None:
+    for log_format in ("text", "json"):
+        told = tell("-q", "sync", "queue", "--log-format", log_format)
+        assert (told.code, told.out, told.err) == (0, "", "")
+
+
+def test_a_quiet_failure_says_only_what_went_wrong(tell: Tell, tmp_path: Path) -> None:
+    (tmp_path / "assets.toml").write_text(ETHER + TYPO)
+
+    told = tell("-q", "sync", "queue", *JSON)
+
+    assert events(told.err) == ["failed", "ended"]
+
+
+def test_what_ends_a_run_names_it(tell: Tell) -> None:
+    told = tell("sync", "queue", POLYGON_API_KEY="another")
+
+    assert told.code == 4
+    assert told.err.startswith("run 1: The API does not accept the key")
+
+
+def test_a_mistyped_format_gets_a_hint(tell: Tell) -> None:
+    told = tell("sync", "queue", "--log-format", "xml")
+
+    assert (told.code, told.out) == (2, "")
+    assert "json" in told.err
+
+
+# --- the house ----------------------------------------------------------------------------------
+
+
+def test_nothing_outside_the_command_line_prints() -> None:
+    package = Path(asset_sync.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.is_relative_to(package / "cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            assert not (called and node.func.id == "print"), path  # type: ignore[attr-defined]
+            assert not (
+                isinstance(node, ast.Attribute) and node.attr in {"stdout", "stderr", "__stderr__"}
+                and isinstance(node.value, ast.Name) and node.value.id == "sys"
+            ), path  # fmt: skip
