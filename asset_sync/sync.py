@@ -784,7 +784,7 @@ class _Run:
         self._hold_place(in_seconds=self._settings.batch.interval_seconds - so_far)
 
     def _hold_place(self, in_seconds: float) -> None:
-        """Reserve what a priority run wants: this one now and when it waits, the next at the end."""
+        """Reserve what a priority run wants: this one now and while it waits, the next one."""
         if self._lane is not Lane.PRIORITY:
             return
         calls = 0

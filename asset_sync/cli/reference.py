@@ -214,7 +214,8 @@ def _asking(
 @contextmanager
 def _watching(options: Common, words: "Callable[[Progress], Progress]") -> "Iterator[Listener]":
     """Show waits as a run does; off a terminal each is told once."""
-    from asset_sync.cli.watch import sentence, watching  # noqa: PLC0415
+    from asset_sync.cli.log import Log, sentence  # noqa: PLC0415
+    from asset_sync.cli.watch import watching  # noqa: PLC0415
     from asset_sync.progress import Waiting  # noqa: PLC0415
 
     last_seconds = 0.0
@@ -228,7 +229,7 @@ def _watching(options: Common, words: "Callable[[Progress], Progress]") -> "Iter
             last_seconds = progress.seconds
         tell(progress)
 
-    with watching(options) as tell:
+    with watching(Log(options, "assets")) as tell:
         yield listen
 
 
