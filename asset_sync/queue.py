@@ -17,10 +17,10 @@ from asset_sync.slots import Lane
 BULK = {Feed.BARS: 1, Feed.SNAPSHOT: 250}
 """How many items one call of each feed serves (v3 snapshot: 250 tickers)."""
 
-# Cron starts a minute's job within seconds, and a call takes seconds: an asset synced at 00:00:20
-# must be due for the run of 00:05:00, or it would wait for that of 00:10:00.
-GRACE_SECONDS = 30
-_GRACE = "least(%(grace)s, w.frequency_seconds * 0.1)"
+_GRACE = """
+  case w.level when 'critical' then least(%(critical_grace)s, w.frequency_seconds * 0.4)
+  else least(%(grace)s, w.frequency_seconds * 0.1) end
+"""
 
 _LANE = {Lane.PRIORITY: "level = 'critical'", Lane.QUEUE: "level <> 'critical'"}
 
@@ -58,6 +58,26 @@ _ORDER_AT = """
     else {due_at} + make_interval(secs => 2 * %(aging)s)
   end
 """
+
+
+class Grace(NamedTuple):
+    """How much before its time an asset is due for a run that begins.
+
+    Cron starts a minute's job within seconds, and a call takes seconds: an asset synced at 00:00:20
+    must be due for the run of 00:05:00, or it would wait for that of 00:10:00. A critical asset
+    belongs to each cycle, also when the last one came to it late: after a call that was tried
+    again, say, or in a later window of the limit.
+    """
+
+    seconds: float = 30
+    critical_seconds: float = 120
+
+
+GRACE = Grace()
+"""That of cron's usual five minutes."""
+
+NO_GRACE = Grace(0, 0)
+"""What becomes due while a run works can be waited for to the second."""
 
 
 class LostLeaseError(AssetSyncError):
@@ -139,12 +159,11 @@ def enqueue(
     wanted: Sequence[Wanted],
     settings: QueueSettings,
     *,
-    grace_seconds: float = GRACE_SECONDS,
+    grace: Grace = GRACE,
 ) -> Enqueued:
     """Let in what is due, first what is served first, up to `max_size` items in the queue.
 
-    Critical assets come in however full it is. The grace is for the beginning of a run; what
-    becomes due while it works can be waited for to the second.
+    Critical assets come in however full it is.
     """
     order_at = _ORDER_AT.format(level="r.level", position="r.position", due_at="r.due_at")
     [(entered, left_out)] = query(
@@ -197,7 +216,7 @@ def enqueue(
         """,
         {
             **_arrays(wanted),
-            "grace": grace_seconds,
+            **_allowed(grace),
             "max_size": settings.max_size,
             "max_attempts": settings.max_attempts,
             "aging": settings.aging_seconds,
@@ -416,7 +435,9 @@ def next_ready_seconds(
     return None if seconds is None else max(0.0, seconds)
 
 
-def due_within(db: Connection, wanted: Sequence[Wanted], seconds: float) -> int:
+def due_within(
+    db: Connection, wanted: Sequence[Wanted], seconds: float, *, grace: Grace = GRACE
+) -> int:
     """Return how many calls it will take to serve what is due by then."""
     rows = query(
         db,
@@ -428,7 +449,7 @@ def due_within(db: Connection, wanted: Sequence[Wanted], seconds: float) -> int:
           or {_READY.format(now="clock_timestamp() + make_interval(secs => %(seconds)s)")}
         group by w.feed
         """,
-        {**_arrays(wanted), "seconds": seconds, "grace": GRACE_SECONDS},
+        {**_arrays(wanted), "seconds": seconds, **_allowed(grace)},
     )
     return sum(-(-count // BULK[Feed(feed)]) for feed, count in rows)
 
@@ -447,7 +468,13 @@ def waiting(db: Connection, lane: Lane) -> bool:
 
 
 def preview(
-    db: Connection, lane: Lane, wanted: Sequence[Wanted], settings: QueueSettings, most: int
+    db: Connection,
+    lane: Lane,
+    wanted: Sequence[Wanted],
+    settings: QueueSettings,
+    most: int,
+    *,
+    grace: Grace = GRACE,
 ) -> tuple[Upcoming, ...]:
     """Say what a run would serve, in order, and change nothing."""
     order_at = _ORDER_AT.format(level="level", position="position", due_at="due_at")
@@ -479,7 +506,7 @@ def preview(
         {
             **_arrays(wanted),
             "aging": settings.aging_seconds,
-            "grace": GRACE_SECONDS,
+            **_allowed(grace),
             "most": most,
         },
     )
@@ -560,6 +587,10 @@ def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:
 def _upcoming(row: Row) -> Upcoming:
     symbol, feed, ticker, kind, level, *rest = row
     return Upcoming(symbol, Feed(feed), ticker, AssetType(kind), Level(level), *rest)
+
+
+def _allowed(grace: Grace) -> dict[str, object]:
+    return {"grace": grace.seconds, "critical_grace": grace.critical_seconds}
 
 
 def _arrays(wanted: Sequence[Wanted]) -> dict[str, object]:

@@ -279,7 +279,7 @@ class _Run:
         if self._job.switched_off:
             return Ended.DISABLED
         runs.prune(self._db)
-        self._enqueue(queue.GRACE_SECONDS)
+        self._enqueue(self._job.grace)
         self._hold_place(in_seconds=0)
         if not self._something_to_do():
             return self._nothing_left()
@@ -305,12 +305,10 @@ class _Run:
             return Ended.UNAVAILABLE
         return Ended.DONE if self._report.api_calls_used else Ended.NOTHING_DUE
 
-    def _enqueue(self, grace_seconds: float = 0) -> None:
+    def _enqueue(self, grace: queue.Grace = queue.NO_GRACE) -> None:
         self._enqueued_at = self._clock.monotonic()
         queue.reclaim(self._db, self._settings.queue)
-        entered = queue.enqueue(
-            self._db, self._job.wanted, self._settings.queue, grace_seconds=grace_seconds
-        )
+        entered = queue.enqueue(self._db, self._job.wanted, self._settings.queue, grace=grace)
         if entered.left_out and not self._report.left_out:
             self._tell(
                 Warned(
@@ -790,7 +788,8 @@ class _Run:
         calls = 0
         batch = self._settings.batch
         if self._settings.rate_limit.hold_for_priority and batch.priority_assets_enabled:
-            calls = queue.due_within(self._db, self._job.wanted, in_seconds)
+            job = self._job
+            calls = queue.due_within(self._db, job.wanted, in_seconds, grace=job.grace)
         slots.reserve(self._db, calls, in_seconds)
 
     def _publish(self, prices: Sequence[store.LastPrice]) -> None:

@@ -540,6 +540,15 @@ def test_more_priority_assets_than_a_window_has_calls_are_all_served_in_one_run(
     assert job.run(Lane.PRIORITY).updated == symbols
 
 
+def test_a_priority_asset_that_came_late_in_one_cycle_is_served_in_the_next(job: Job) -> None:
+    job.serve(GOLD, history_days=2)
+    job.run(Lane.PRIORITY)
+    job.clock.sleep(150)
+    assert job.run(Lane.PRIORITY).reason_ended is Ended.NOTHING_DUE, "half a cycle is too early"
+    job.clock.sleep(60)
+    assert job.run(Lane.PRIORITY).updated == ["XAUUSD"]
+
+
 def test_the_slot_that_a_priority_run_waits_for_is_kept_from_the_queue(job: Job) -> None:
     job.serve(GOLD, EURO, ETHER, history_days=2)
     job.settings = replace(job.settings, rate_limit=replace(job.settings.rate_limit, calls=1))
