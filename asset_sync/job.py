@@ -16,6 +16,7 @@ from asset_sync.slots import Lane, Rate, rate_of
 PRIORITY_SECONDS = 60
 # Cron starts the next run on the minute; this one should be out of its way.
 QUEUE_MARGIN_SECONDS = 10
+NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
 @dataclass(frozen=True, slots=True)

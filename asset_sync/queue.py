@@ -22,6 +22,9 @@ BULK = {Feed.BARS: 1, Feed.SNAPSHOT: 250}
 GRACE_SECONDS = 30
 _GRACE = "least(%(grace)s, w.frequency_seconds * 0.1)"
 
+# What is nobody's fault is tried again in the same run, but not at once.
+TRY_AGAIN_SECONDS = 15
+
 _LANE = {Lane.PRIORITY: "level = 'critical'", Lane.QUEUE: "level <> 'critical'"}
 
 _WANTED = """
