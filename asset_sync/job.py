@@ -10,7 +10,7 @@ from asset_sync.assets import AssetType, Feed, Level
 from asset_sync.database import Connection
 from asset_sync.queue import BULK, Wanted
 from asset_sync.reach import Reach, reach
-from asset_sync.settings import Settings
+from asset_sync.settings import Secret, Settings, SettingsError
 from asset_sync.slots import Lane, Rate, rate_of
 
 PRIORITY_SECONDS = 60
@@ -97,6 +97,21 @@ def calls_for(wanted: Sequence[Wanted]) -> int:
     """Return how many calls serve all of these once."""
     feeds = Counter(one.feed for one in wanted)
     return sum(-(-assets // BULK[feed]) for feed, assets in feeds.items())
+
+
+def key_of(settings: Settings) -> Secret:
+    """Return the key, without which there is no call; raises SettingsError."""
+    if settings.provider.api_key is None:
+        raise SettingsError(
+            (
+                (
+                    "POLYGON_API_KEY is not set: put your key into the environment, or its file's "
+                    "path into POLYGON_API_KEY_FILE. Without a key, `asset-sync demo` shows the "
+                    "job on replayed data."
+                ),
+            )
+        )
+    return settings.provider.api_key
 
 
 def account(settings: Settings) -> tuple[str, str]:

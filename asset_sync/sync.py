@@ -28,7 +28,7 @@ from asset_sync.database import (
     was_committed,
 )
 from asset_sync.errors import AssetSyncError
-from asset_sync.job import NO_SNAPSHOTS, job_of
+from asset_sync.job import NO_SNAPSHOTS, job_of, key_of
 from asset_sync.progress import (
     Calling,
     Failed,
@@ -41,7 +41,7 @@ from asset_sync.progress import (
 )
 from asset_sync.queue import TRY_AGAIN_SECONDS, Item
 from asset_sync.reach import Reach
-from asset_sync.settings import Secret, Settings, SettingsError
+from asset_sync.settings import Secret, Settings
 from asset_sync.slots import Lane, Slot
 
 if TYPE_CHECKING:
@@ -178,17 +178,7 @@ def run(
 
     Raises SettingsError without a key, DatabaseError; what the provider does ends in the report.
     """
-    key = settings.provider.api_key
-    if key is None:
-        raise SettingsError(
-            (
-                (
-                    "POLYGON_API_KEY is not set: put your key into the environment, or its file's "
-                    "path into POLYGON_API_KEY_FILE. Without a key, `asset-sync demo` shows the "
-                    "job on replayed data."
-                ),
-            )
-        )
+    key = key_of(settings)
     return _Run(db, settings, lane, key, max_runtime_seconds, limit, tell, clock or Clock()).work()
 
 
@@ -636,14 +626,7 @@ class _Run:
         if self._provider is None:
             from asset_sync.polygon import Polygon  # noqa: PLC0415
 
-            provider = self._settings.provider
-            self._provider = Polygon(
-                base_url=provider.base_url,
-                api_key=self._key,
-                connect_timeout_seconds=provider.connect_timeout_seconds,
-                read_timeout_seconds=provider.read_timeout_seconds,
-                call_timeout_seconds=provider.call_timeout_seconds,
-            )
+            self._provider = Polygon.of(self._settings.provider, self._key)
         return self._provider
 
     def _budget(self) -> slots.Budget:

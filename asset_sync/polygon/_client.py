@@ -20,7 +20,7 @@ from asset_sync.polygon._parse import (
     unix_ms,
 )
 from asset_sync.polygon._refusals import Call
-from asset_sync.settings import Secret
+from asset_sync.settings import ProviderSettings, Secret
 
 MAX_SNAPSHOT_TICKERS = 250
 """What `/v3/snapshot` takes in one call (its API page)."""
@@ -90,6 +90,17 @@ class Polygon:
             connect_timeout_seconds=connect_timeout_seconds,
             read_timeout_seconds=read_timeout_seconds,
             call_timeout_seconds=call_timeout_seconds,
+        )
+
+    @classmethod
+    def of(cls, provider: ProviderSettings, key: Secret) -> Self:
+        """Return the API as the settings have it."""
+        return cls(
+            base_url=provider.base_url,
+            api_key=key,
+            connect_timeout_seconds=provider.connect_timeout_seconds,
+            read_timeout_seconds=provider.read_timeout_seconds,
+            call_timeout_seconds=provider.call_timeout_seconds,
         )
 
     def __repr__(self) -> str:
