@@ -134,6 +134,14 @@ class Dead(NamedTuple):
     error: str
 
 
+class Freshness(NamedTuple):
+    """How fresh an asset is, by whichever feed served it last."""
+
+    last_success_at: datetime | None
+    seconds_old: float
+    """Since its last success; of one that has had none, since it was added."""
+
+
 # --- entering ---------------------------------------------------------------------------------
 
 
@@ -546,18 +554,25 @@ def dead(db: Connection, most: int) -> tuple[Dead, ...]:
     )
 
 
+def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
+    """Return how fresh each of these assets is; those the queue has not seen are not in it."""
+    rows = query(
+        db,
+        """
+        select symbol, max(last_success_at),
+          extract(epoch from clock_timestamp()
+            - coalesce(max(last_success_at), min(added_at)))::float8
+        from asset_sync.queue where symbol = any(%s) group by symbol
+        """,
+        (list(symbols),),
+    )
+    return {symbol: Freshness(last, seconds) for symbol, last, seconds in rows}
+
+
 def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:
     """Return when each of these assets was last fresh, by any feed, if it ever was."""
-    return dict(
-        query(
-            db,
-            """
-            select symbol, max(last_success_at) from asset_sync.queue
-            where symbol = any(%s) and last_success_at is not null group by symbol
-            """,
-            (list(symbols),),
-        )
-    )
+    known = freshness(db, symbols).items()
+    return {symbol: one.last_success_at for symbol, one in known if one.last_success_at}
 
 
 def _upcoming(row: Row) -> Upcoming:
