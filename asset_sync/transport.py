@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Self, TypeAlias
 
 import requests
@@ -113,12 +112,7 @@ class Deadline:
         self._outer = _ongoing.set(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _ongoing.reset(self._outer)
         self._timer.cancel()
         self._timer.join()
