@@ -5,12 +5,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
-from asset_sync import queue, queue_admin, runs, slots
+from asset_sync import queue, runs, slots
 from asset_sync.assets import Asset, Level
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.embedded import EmbeddedError
-from asset_sync.queue import LevelStatus
-from asset_sync.queue_admin import Freshness
+from asset_sync.queue import Freshness, LevelStatus
 from asset_sync.runs import JobRecord
 from asset_sync.settings import Settings
 from asset_sync.slots import Lane
@@ -72,7 +71,7 @@ def examine(db: Connection, settings: Settings) -> Health:
     lanes = [lane for lane in Lane if lane is Lane.QUEUE or _has_priority_runs(settings)]
     records = {lane: runs.record_of(db, lane.value) for lane in lanes}
     levels = queue.levels(db)
-    freshness = queue_admin.freshness(db, [asset.symbol for asset in settings.assets])
+    freshness = queue.freshness(db, [asset.symbol for asset in settings.assets])
     critical = [freshness.get(asset.symbol) for asset in settings.critical]
     return Health(
         jobs=tuple(_job(lane, records[lane], settings) for lane in lanes),

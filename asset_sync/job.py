@@ -10,7 +10,7 @@ from asset_sync.assets import AssetType, Feed, Level
 from asset_sync.database import Connection
 from asset_sync.queue import BULK, Grace, Wanted
 from asset_sync.reach import Reach, reach
-from asset_sync.settings import Settings
+from asset_sync.settings import Secret, Settings, SettingsError
 from asset_sync.slots import Lane, Rate, rate_of
 
 PRIORITY_SECONDS = 60
@@ -18,6 +18,7 @@ PRIORITY_SECONDS = 60
 QUEUE_MARGIN_SECONDS = 10
 # Late in one cycle is in time for the next; started by hand half a cycle later, it is not due.
 _PART_OF_A_CYCLE = 0.4
+NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,21 @@ def calls_for(wanted: Sequence[Wanted]) -> int:
     """Return how many calls serve all of these once."""
     feeds = Counter(one.feed for one in wanted)
     return sum(-(-assets // BULK[feed]) for feed, assets in feeds.items())
+
+
+def key_of(settings: Settings) -> Secret:
+    """Return the key, without which there is no call; raises SettingsError."""
+    if settings.provider.api_key is None:
+        raise SettingsError(
+            (
+                (
+                    "POLYGON_API_KEY is not set: put your key into the environment, or its file's "
+                    "path into POLYGON_API_KEY_FILE. Without a key, `asset-sync demo` shows the "
+                    "job on replayed data."
+                ),
+            )
+        )
+    return settings.provider.api_key
 
 
 def account(settings: Settings) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from asset_sync import health, queue_admin, runs, slots
+from asset_sync import health, queue, runs, slots
 from asset_sync.database import Connection
 from asset_sync.health import Verdict
 from asset_sync.settings import Settings
@@ -52,7 +52,7 @@ class _Families(Collector):
 
 
 def _assets(db: Connection, settings: Settings) -> Iterator[Family]:
-    fresh = queue_admin.freshness(db, [asset.symbol for asset in settings.assets])
+    fresh = queue.freshness(db, [asset.symbol for asset in settings.assets])
     yield Family(
         "asset_staleness_seconds",
         "Since the asset was last fresh; since it was added, if it never was.",

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from asset_sync import __version__
 from asset_sync.settings import SECRET_VARIABLES, MonitoringSettings
 
 # Pinging the start is done beside the run, which may be over at once, and then waits for it.
@@ -110,23 +109,20 @@ def _outcome(ending: Ending) -> str:
 def _post(address: str, body: bytes, most_seconds: float) -> str:
     """Return why the ping did not arrive, "" if it did; no word of it holds the address."""
     # Only now: most runs ping nobody, and this takes longer than most of them.
-    from asset_sync.polygon._deadline import Deadline, DeadlineAdapter  # noqa: PLC0415
-    from asset_sync.polygon._http import _reason, _Session  # noqa: PLC0415  # hold nothing of its
+    from asset_sync.transport import Deadline, Session, reason  # noqa: PLC0415
 
     deadline = Deadline(most_seconds)
     try:
-        with deadline, _Session() as session:
-            session.auth = lambda request: request  # else a .netrc sets one
-            session.headers["User-Agent"] = f"asset-sync/{__version__}"
-            session.headers["Accept-Encoding"] = "identity"
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, DeadlineAdapter())
-            with session.post(
+        with (
+            deadline,
+            Session({"Accept-Encoding": "identity"}) as session,
+            session.post(
                 address, data=body, timeout=most_seconds, allow_redirects=False, stream=True
-            ) as response:
-                why = _refusal(response.status_code, response.raw.read(_ANSWER_BYTES))
+            ) as response,
+        ):
+            why = _refusal(response.status_code, response.raw.read(_ANSWER_BYTES))
     except Exception as error:  # noqa: BLE001  # no ping is worth a run
-        why = _reason(error).replace("POLYGON_BASE_URL", "PING_URL")
+        why = reason(error, setting="PING_URL")
     return f"it took longer than {most_seconds:.0f} s" if deadline.expired else why
 
 

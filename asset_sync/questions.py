@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from asset_sync import slots
 from asset_sync.database import SERVER_ERRORS, Connection, hurry
 from asset_sync.errors import AssetSyncError
+from asset_sync.job import key_of
 from asset_sync.progress import Listener, Waiting, Warned
-from asset_sync.settings import Settings, SettingsError
+from asset_sync.settings import Settings
 from asset_sync.slots import Lane, Slot
 from asset_sync.sync import INTERRUPTED_SECONDS, POLL_SECONDS, Clock
 
@@ -51,25 +52,14 @@ class Questions:
         from asset_sync.limiter import Limiter  # noqa: PLC0415
         from asset_sync.polygon import Polygon  # noqa: PLC0415
 
-        provider = settings.provider
-        if provider.api_key is None:
-            missing = (
-                "put your key into the environment, or its file's path into POLYGON_API_KEY_FILE"
-            )
-            raise SettingsError((f"POLYGON_API_KEY is not set: {missing}.",))
+        key = key_of(settings)
         self._db = db
         self._tell = tell
         self._clock = clock or Clock()
         self._deadline = self._clock.monotonic() + within_seconds
         self._rate = slots.rate_of(settings)
         self._limiter = Limiter(db, self._rate)
-        self._api = Polygon(
-            base_url=provider.base_url,
-            api_key=provider.api_key,
-            connect_timeout_seconds=provider.connect_timeout_seconds,
-            read_timeout_seconds=provider.read_timeout_seconds,
-            call_timeout_seconds=provider.call_timeout_seconds,
-        )
+        self._api = Polygon.of(settings.provider, key)
 
     def __enter__(self) -> Self:
         return self

@@ -22,6 +22,9 @@ _GRACE = """
   else least(%(grace)s, w.frequency_seconds * 0.1) end
 """
 
+# What is nobody's fault is tried again in the same run, but not at once.
+TRY_AGAIN_SECONDS = 15
+
 _LANE = {Lane.PRIORITY: "level = 'critical'", Lane.QUEUE: "level <> 'critical'"}
 
 _WANTED = """
@@ -149,6 +152,14 @@ class Dead(NamedTuple):
     symbol: str
     feed: Feed
     error: str
+
+
+class Freshness(NamedTuple):
+    """How fresh an asset is, by whichever feed served it last."""
+
+    last_success_at: datetime | None
+    seconds_old: float
+    """Since its last success; of one that has had none, since it was added."""
 
 
 # --- entering ---------------------------------------------------------------------------------
@@ -570,18 +581,25 @@ def dead(db: Connection, most: int) -> tuple[Dead, ...]:
     )
 
 
+def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
+    """Return how fresh each of these assets is; those the queue has not seen are not in it."""
+    rows = query(
+        db,
+        """
+        select symbol, max(last_success_at),
+          extract(epoch from clock_timestamp()
+            - coalesce(max(last_success_at), min(added_at)))::float8
+        from asset_sync.queue where symbol = any(%s) group by symbol
+        """,
+        (list(symbols),),
+    )
+    return {symbol: Freshness(last, seconds) for symbol, last, seconds in rows}
+
+
 def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:
     """Return when each of these assets was last fresh, by any feed, if it ever was."""
-    return dict(
-        query(
-            db,
-            """
-            select symbol, max(last_success_at) from asset_sync.queue
-            where symbol = any(%s) and last_success_at is not null group by symbol
-            """,
-            (list(symbols),),
-        )
-    )
+    known = freshness(db, symbols).items()
+    return {symbol: one.last_success_at for symbol, one in known if one.last_success_at}
 
 
 def _upcoming(row: Row) -> Upcoming:

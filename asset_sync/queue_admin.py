@@ -25,14 +25,6 @@ class Entry(NamedTuple):
     last_error: str | None
 
 
-class Freshness(NamedTuple):
-    """How fresh an asset is, by whichever feed served it last."""
-
-    last_success_at: datetime | None
-    seconds_old: float
-    """Since its last success; of one that has had none, since it was added."""
-
-
 _ENTRY = """
   q.symbol, q.feed, q.ticker, q.level, q.state, q.due_at,
   greatest(0, extract(epoch from q.available_at - clock_timestamp()))::float8,
@@ -71,21 +63,6 @@ def entries(
         },
     )
     return tuple(_entry(*row) for row in rows)
-
-
-def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
-    """Return how fresh each of these assets is; those the queue has not seen are not in it."""
-    rows = query(
-        db,
-        """
-        select symbol, max(last_success_at),
-          extract(epoch from clock_timestamp()
-            - coalesce(max(last_success_at), min(added_at)))::float8
-        from asset_sync.queue where symbol = any(%s) group by symbol
-        """,
-        (list(symbols),),
-    )
-    return {symbol: Freshness(last, seconds) for symbol, last, seconds in rows}
 
 
 def symbols(db: Connection) -> list[str]:

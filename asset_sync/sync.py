@@ -2,13 +2,13 @@
 
 `sync priority` and `sync queue` are this loop with two filters. A run may be killed at any
 instruction: what one answer brings is one transaction, a slot frees itself, and a lease ends.
+What becomes of an answer is `asset_sync.outcome`'s to say.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -28,31 +28,32 @@ from asset_sync.database import (
     was_committed,
 )
 from asset_sync.errors import AssetSyncError
-from asset_sync.job import account, job_of
-from asset_sync.progress import Calling, Failed, Listener, PutBack, Started, Synced, Waiting, Warned
-from asset_sync.queue import Item
-from asset_sync.reach import BAR_LENGTH, Reach
-from asset_sync.settings import Secret, Settings, SettingsError
+from asset_sync.job import NO_SNAPSHOTS, job_of, key_of
+from asset_sync.progress import (
+    Calling,
+    Failed,
+    Listener,
+    Progress,
+    Started,
+    Synced,
+    Waiting,
+    Warned,
+)
+from asset_sync.queue import TRY_AGAIN_SECONDS, Item
+from asset_sync.reach import Reach
+from asset_sync.settings import Secret, Settings
 from asset_sync.slots import Lane, Slot
 
 if TYPE_CHECKING:
     # What costs 150 ms to import is imported where a call is about to be made.
     from asset_sync.limiter import Limiter
-    from asset_sync.polygon import (
-        Bar,
-        BarsAnswer,
-        Polygon,
-        ProviderError,
-        Quote,
-        SnapshotAnswer,
-    )
+    from asset_sync.outcome import Answer, Exchange, Outcome
+    from asset_sync.polygon import Polygon
 
 # A slot that is given back, a call that ends early, an asset that becomes due while others wait,
 # a lease that ends: noticed within this time.
 POLL_SECONDS = 5
 SLICE_SECONDS = 0.5
-# What is nobody's fault is tried again in the same run, but not at once.
-TRY_AGAIN_SECONDS = 15
 # After so many calls in a row without any answer the rest of the budget is better kept.
 SILENT_CALLS = 3
 # The lease covers the call and its transaction.
@@ -66,7 +67,6 @@ STORE_TRIES = 3
 CALLS_IN_VAIN = 3
 # Whoever interrupts a run does not want to wait for a server that may be gone.
 INTERRUPTED_SECONDS = 1.0
-_NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
 class Ended(StrEnum):
@@ -110,6 +110,26 @@ class Report:
     reason_ended: Ended = Ended.DONE
     message: str = ""
     """The sentence that goes with the reason, where there is one."""
+
+    @property
+    def served(self) -> int:
+        """How many assets there is something to say of."""
+        return len(self.updated) + len(self.failed)
+
+    def note(self, progress: Progress) -> None:
+        """Count what a call has brought; what was said last of an asset holds."""
+        if isinstance(progress, Synced):
+            self.bars_written += progress.bars_written
+            if not progress.more:
+                self._forget_failure(progress.symbol)
+                if progress.symbol not in self.updated:
+                    self.updated.append(progress.symbol)
+        elif isinstance(progress, Failed):
+            self._forget_failure(progress.symbol)
+            self.failed.append(Failure(progress.symbol, progress.error))
+
+    def _forget_failure(self, symbol: str) -> None:
+        self.failed = [failure for failure in self.failed if failure.symbol != symbol]
 
 
 class Clock:
@@ -158,17 +178,7 @@ def run(
 
     Raises SettingsError without a key, DatabaseError; what the provider does ends in the report.
     """
-    key = settings.provider.api_key
-    if key is None:
-        raise SettingsError(
-            (
-                (
-                    "POLYGON_API_KEY is not set: put your key into the environment, or its file's "
-                    "path into POLYGON_API_KEY_FILE. Without a key, `asset-sync demo` shows the "
-                    "job on replayed data."
-                ),
-            )
-        )
+    key = key_of(settings)
     return _Run(db, settings, lane, key, max_runtime_seconds, limit, tell, clock or Clock()).work()
 
 
@@ -240,40 +250,8 @@ class _Run:
                     raise
                 self._connect_again(error)
 
-    def _connect_again(self, error: ServerError) -> None:
-        """Have a connection that works, trying until the run's end; then raise what was wrong."""
-        if error is not self._trouble:
-            self._tell(Warned(f"{sentence(error)} Trying again until the run's end."))
-        self._trouble = error
-        while self._remaining() > RECONNECT_SECONDS:
-            self._clock.sleep(RECONNECT_SECONDS)
-            if not self._db.closed:
-                return
-            with contextlib.suppress(*SERVER_ERRORS, AssetSyncError):
-                self._connect(within_seconds=self._remaining())
-        raise error
-
-    def _connect(self, *, within_seconds: float) -> None:
-        self._db = connect(self._settings.conninfo, within_seconds=within_seconds)
-        self._limiter = None
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Cursor]:
-        """Run a block as one transaction; where the answer to its commit is lost, ask for it."""
-        number, whole = "", False
-        try:
-            with transaction(self._db) as cursor:
-                number = transaction_number(cursor)
-                yield cursor
-                whole = True
-        except SERVER_ERRORS as error:
-            if not whole or not self._db.closed:
-                raise
-            self._connect_again(error)
-            while (committed := was_committed(self._db, number)) is None and self._remaining() > 0:
-                self._clock.sleep(RECONNECT_SECONDS)
-            if not committed:
-                raise
+    def _progress(self) -> int:
+        return self._report.served + self._report.bars_written
 
     def _loop(self) -> Ended:
         if self._job.switched_off:
@@ -284,7 +262,7 @@ class _Run:
         if not self._something_to_do():
             return self._nothing_left()
         while self._remaining() > 0:
-            if self._limit is not None and self._served() >= self._limit:
+            if self._limit is not None and self._report.served >= self._limit:
                 return Ended.LIMIT
             if not self._something_to_do():
                 return self._nothing_left()
@@ -355,7 +333,7 @@ class _Run:
             self._enqueue()
         most = queue.BULK[Feed.SNAPSHOT]
         if self._limit is not None:
-            most = min(most, self._limit - self._served())
+            most = min(most, self._limit - self._report.served)
         lease = self._settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
         return queue.claim(self._db, self._lane, lease_seconds=lease, most=most)
 
@@ -376,19 +354,12 @@ class _Run:
                 self._nothing_new(items[0])
                 return
         budget = self._budget()
-        if not self._in_time(held):
-            return
-        held.called = True
-        self._tell(Calling([item.symbol for item in items], items[0].feed, budget))
-        started = self._clock.monotonic()
-        self._report.api_calls_used += 1
-        answer = self._ask(held, span)
-        seconds = self._clock.monotonic() - started
-        from asset_sync.polygon import Unavailable  # noqa: PLC0415
+        if self._in_time(held):
+            self._call(held, span, budget)
 
-        unanswered = isinstance(answer, Unavailable)
-        self._silent_calls = self._silent_calls + 1 if unanswered else 0
-        self._conclude(held, span, answer, seconds)
+    def _reach(self, item: Item) -> Reach | None:
+        newest, now = store.newest_bar(self._db, item.symbol)
+        return self._job.reach(item.asset_type, newest, now, item.asked_until)
 
     def _in_time(self, held: _Held) -> bool:
         """Whether most of the slot's time is left for the call; if not, give all back.
@@ -403,10 +374,29 @@ class _Run:
             queue.put_back(cursor, held.items)
         return False
 
-    def _ask(
-        self, held: _Held, span: Reach | None
-    ) -> "BarsAnswer | SnapshotAnswer | bool | ProviderError":
+    def _call(self, held: _Held, span: Reach | None, budget: slots.Budget) -> None:
+        """Make the call, and do with its answer what that asks for."""
+        from asset_sync.outcome import Exchange  # noqa: PLC0415
+        from asset_sync.polygon import Unavailable  # noqa: PLC0415
+
+        held.called = True
+        self._tell(Calling([item.symbol for item in held.items], held.items[0].feed, budget))
+        started = self._clock.monotonic()
+        self._report.api_calls_used += 1
+        answer = self._ask(held, span)
+        made = Exchange(held.items, answer, self._clock.monotonic() - started)
+        self._silent_calls = self._silent_calls + 1 if isinstance(answer, Unavailable) else 0
+        self._follow(self._concluded(held.slot, made))
+        if self._silent_calls >= SILENT_CALLS:
+            raise _Stop(
+                Ended.UNAVAILABLE,
+                f"{answer} After {SILENT_CALLS} calls without an answer the run ends; the next one "
+                "tries again.",
+            )
+
+    def _ask(self, held: _Held, span: Reach | None) -> "Answer":
         """Make the call; what the provider refuses comes back as a value like any answer."""
+        from asset_sync.outcome import Stretch  # noqa: PLC0415
         from asset_sync.polygon import ProviderError  # noqa: PLC0415
 
         api, items = self._api, held.items
@@ -418,31 +408,81 @@ class _Run:
             if items[0].lookup:
                 return api.ticker_exists(items[0].ticker)
             if span is not None:
-                return api.bars(items[0].ticker, span.start, span.end)
+                return Stretch(span, api.bars(items[0].ticker, span.start, span.end))
             return api.snapshots([item.ticker for item in items])
         except ProviderError as error:
             return error
 
-    def _conclude(
-        self,
-        held: _Held,
-        span: Reach | None,
-        answer: "BarsAnswer | SnapshotAnswer | bool | ProviderError",
-        seconds: float,
-    ) -> None:
+    def _concluded(self, slot: Slot, made: "Exchange") -> "Outcome":
         """Stamp the slot and store the answer: on a new connection if need be, it is paid for."""
+        from asset_sync.outcome import conclude  # noqa: PLC0415
+
         tries = 1
         while True:
             try:
-                self._limits.release(held.slot)
-                self._store(held.items, span, answer, seconds)
+                self._stamp(slot, made.answer)
+                with self._transaction() as cursor:
+                    outcome = conclude(cursor, self._job, self._report.run_id, made)
             except SERVER_ERRORS as error:
                 if not may_pass(error) or tries == STORE_TRIES:
                     raise
                 tries += 1
                 self._connect_again(error)
             else:
-                return
+                return outcome
+
+    def _stamp(self, slot: Slot, answer: "Answer") -> None:
+        """Say that the call is over, and hold everybody back after a 429."""
+        from asset_sync.polygon import RateLimited  # noqa: PLC0415
+
+        self._limits.release(slot)
+        if isinstance(answer, RateLimited):
+            self._limits.block(answer.retry_after_seconds or self._job.rate.period_seconds)
+
+    def _follow(self, outcome: "Outcome") -> None:
+        """Do what is left once an answer is stored."""
+        from asset_sync.polygon import KeyRefused  # noqa: PLC0415
+
+        self._publish(outcome.prices)
+        self._say(outcome.told)
+        if outcome.denied:  # its items go another way
+            self._job = job_of(self._db, self._settings, self._lane)
+            self._enqueue()
+        if outcome.hopeless is not None:
+            of_the_key = isinstance(outcome.hopeless, KeyRefused)
+            reason = Ended.KEY_REFUSED if of_the_key else Ended.PLAN_REFUSED
+            raise _Stop(reason, str(outcome.hopeless))
+
+    def _publish(self, prices: Sequence[store.LastPrice]) -> None:
+        if self._redis is None or not prices:
+            return
+        try:
+            self._redis.publish(prices)
+        except events.EventsError as error:
+            self._tell(Warned(str(error)))
+
+    def _say(self, told: Sequence[Progress]) -> None:
+        """Have all of it in the report before the first word of it is told."""
+        for progress in told:
+            self._report.note(progress)
+        for progress in told:
+            self._tell(progress)
+
+    # --- no call ------------------------------------------------------------------------------
+
+    def _retire(self, items: Sequence[Item]) -> None:
+        """End items that stood in line for a feed when it was denied."""
+        with self._transaction() as cursor:
+            queue.retire(cursor, items, NO_SNAPSHOTS)
+
+    def _nothing_new(self, item: Item) -> None:
+        """End an item for which the key can be shown nothing new before tomorrow."""
+        with self._transaction() as cursor:
+            store.save_status(cursor, [item.symbol])
+            queue.finish(cursor, [item])
+        self._say([Synced(item.symbol, item.feed, 0, None, None, 0.0)])
+
+    # --- what is held -------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _holding(self, held: _Held) -> Iterator[None]:
@@ -478,268 +518,61 @@ class _Run:
             )
         self._held = None
 
-    def _progress(self) -> int:
-        return self._served() + self._report.bars_written
+    # --- a database that fails ----------------------------------------------------------------
 
-    # --- what comes of it ---------------------------------------------------------------------
+    def _connect_again(self, error: ServerError) -> None:
+        """Have a connection that works, trying until the run's end; then raise what was wrong."""
+        if error is not self._trouble:
+            self._tell(Warned(f"{sentence(error)} Trying again until the run's end."))
+        self._trouble = error
+        while self._remaining() > RECONNECT_SECONDS:
+            self._clock.sleep(RECONNECT_SECONDS)
+            if not self._db.closed:
+                return
+            with contextlib.suppress(*SERVER_ERRORS, AssetSyncError):
+                self._connect(within_seconds=self._remaining())
+        raise error
 
-    def _store(
-        self,
-        items: Sequence[Item],
-        span: Reach | None,
-        answer: "BarsAnswer | SnapshotAnswer | bool | ProviderError",
-        seconds: float,
-    ) -> None:
-        from asset_sync.polygon import BarsAnswer, ProviderError, SnapshotAnswer  # noqa: PLC0415
+    def _connect(self, *, within_seconds: float) -> None:
+        self._db = connect(self._settings.conninfo, within_seconds=within_seconds)
+        self._limiter = None
 
-        call = runs.Call(items[0].feed, [item.symbol for item in items], "ok", seconds)
-        if isinstance(answer, ProviderError):
-            self._refused(items, call, answer)
-        elif isinstance(answer, SnapshotAnswer):
-            self._store_quotes(items, call, answer)
-        elif isinstance(answer, BarsAnswer) and span is not None:
-            self._store_bars(items[0], call, answer, span)
-        elif isinstance(answer, bool):
-            self._looked_up(items[0], call, exists=answer)
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Cursor]:
+        """Run a block as one transaction; where the answer to its commit is lost, ask for it."""
+        number, whole = "", False
+        try:
+            with transaction(self._db) as cursor:
+                number = transaction_number(cursor)
+                yield cursor
+                whole = True
+        except SERVER_ERRORS as error:
+            if not whole or not self._db.closed:
+                raise
+            self._connect_again(error)
+            while (committed := was_committed(self._db, number)) is None and self._remaining() > 0:
+                self._clock.sleep(RECONNECT_SECONDS)
+            if not committed:
+                raise
 
-    def _store_bars(self, item: Item, call: runs.Call, answer: "BarsAnswer", span: Reach) -> None:
-        """Store bars, last price, sync status, the item's end and the event: one transaction."""
-        newest, now = store.newest_bar(self._db, item.symbol)
-        if not answer.bars and newest is None and span.last:
-            self._no_data(item, call)
+    # --- the next priority run's place --------------------------------------------------------
+
+    def _hold_next_place(self) -> None:
+        so_far = self._clock.monotonic() - self._started
+        self._hold_place(in_seconds=self._settings.batch.interval_seconds - so_far)
+
+    def _hold_place(self, in_seconds: float) -> None:
+        """Reserve what a priority run wants: this one now and while it waits, the next one."""
+        if self._lane is not Lane.PRIORITY:
             return
-        advanced = bool(answer.bars) and (
-            newest is None or answer.bars[-1].start_ms > newest.timestamp() * 1000
-        )
-        done = span.last and (answer.complete or not advanced)
-        prices: tuple[store.LastPrice, ...] = ()
-        with self._transaction() as cursor:
-            store.save_symbols(cursor, [_symbol(item)])
-            written = store.save_bars(cursor, item.symbol, answer.bars)
-            if answer.bars:
-                as_of = self._as_of(item, answer.bars[-1], now)
-                price = store.price_of_last_bar(cursor, item.symbol, answer.bars[-1], as_of)
-                prices = store.save_prices(cursor, [price])
-            if done:
-                store.save_status(cursor, [item.symbol])
-                queue.finish(cursor, [item])
-            else:
-                queue.go_on(cursor, item, asked_until=None if advanced else span.end)
-            runs.record(cursor, self._report.run_id, replace(call, bars_written=written))
-            events.notify(cursor, prices)
-        self._publish(prices)
-        self._report.bars_written += written
-        if done:
-            self._updated(item)
-        if answer.dropped:
-            self._tell(
-                Warned(f"{item.symbol}: {answer.dropped} bars could not be true and were left out.")
-            )
-        close = answer.bars[-1].close if answer.bars else None
-        priced_at = prices[0].timestamp if prices else None
-        self._tell(
-            Synced(item.symbol, item.feed, written, close, priced_at, call.seconds, more=not done)
-        )
+        calls = 0
+        batch = self._settings.batch
+        if self._settings.rate_limit.hold_for_priority and batch.priority_assets_enabled:
+            job = self._job
+            calls = queue.due_within(self._db, job.wanted, in_seconds, grace=job.grace)
+        slots.reserve(self._db, calls, in_seconds)
 
-    def _as_of(self, item: Item, bar: "Bar", now: datetime) -> datetime:
-        """Return the moment for which the bar's close is the price: its end, or now.
-
-        Where the asset has quotes, too, its start: a quote of the same minutes knows more.
-        """
-        start = datetime.fromtimestamp(bar.start_ms / 1000, UTC)
-        if self._job.has_quotes(item.symbol):
-            return start
-        return min(start + BAR_LENGTH, now)
-
-    def _store_quotes(
-        self, items: Sequence[Item], call: runs.Call, answer: "SnapshotAnswer"
-    ) -> None:
-        """Store the quotes of a snapshot: one transaction; each row is judged by itself."""
-        fresh = [item for item in items if item.ticker in answer.quotes]
-        with self._transaction() as cursor:
-            store.save_symbols(cursor, [_symbol(item) for item in fresh])
-            prices = store.save_prices(
-                cursor, [_price(item, answer.quotes[item.ticker]) for item in fresh]
-            )
-            store.save_status(cursor, [item.symbol for item in fresh])
-            queue.finish(cursor, fresh)
-            for item in items:
-                if item.ticker in answer.refused:
-                    self._row_refused(cursor, item, answer.refused[item.ticker])
-            runs.record(cursor, self._report.run_id, call)
-            events.notify(cursor, prices)
-        self._publish(prices)
-        for item in fresh:
-            quote = answer.quotes[item.ticker]
-            self._updated(item)
-            self._tell(Synced(item.symbol, item.feed, 0, quote.last_price, quote.at, call.seconds))
-        for item in items:
-            if item.ticker in answer.refused:
-                self._row_told(item, answer.refused[item.ticker])
-
-    def _retire(self, items: Sequence[Item]) -> None:
-        """End items that stood in line for a feed when it was denied: no call."""
-        with self._transaction() as cursor:
-            queue.retire(cursor, items, _NO_SNAPSHOTS)
-
-    def _nothing_new(self, item: Item) -> None:
-        """End an item for which the key can be shown nothing new before tomorrow: no call."""
-        with self._transaction() as cursor:
-            store.save_status(cursor, [item.symbol])
-            queue.finish(cursor, [item])
-        self._updated(item)
-        self._tell(Synced(item.symbol, item.feed, 0, None, None, 0.0))
-
-    def _no_data(self, item: Item, call: runs.Call) -> None:
-        """Ask once whether the ticker of a first sync without data is a typo or just silent."""
-        if item.attempts > 1:
-            self._fail(item, call, _no_bars(item))
-            return
-        with self._transaction() as cursor:
-            queue.look_up(cursor, item)
-            runs.record(cursor, self._report.run_id, replace(call, outcome="empty"))
-
-    def _looked_up(self, item: Item, call: runs.Call, *, exists: bool) -> None:
-        if not exists:
-            from asset_sync.polygon import TickerUnknown  # noqa: PLC0415
-
-            error = (
-                f"{item.symbol}: the provider knows no ticker {item.ticker}; mend its "
-                "polygon_ticker in assets.toml."
-            )
-            self._fail(item, replace(call, outcome=TickerUnknown.kind), error, lookup=True)
-        elif item.attempts == 1:
-            self._fail(item, call, _no_bars(item))
-        else:  # it was unknown, and now it is not
-            with self._transaction() as cursor:
-                queue.go_on(cursor, item, asked_until=None)
-                runs.record(cursor, self._report.run_id, call)
-
-    # --- refusals -----------------------------------------------------------------------------
-
-    def _refused(self, items: Sequence[Item], call: runs.Call, error: "ProviderError") -> None:
-        """Do with a call that failed as a whole what its kind of error asks for."""
-        from asset_sync import polygon  # noqa: PLC0415
-
-        call = replace(call, outcome=error.kind, error=str(error))
-        symbols = [item.symbol for item in items]
-        match error:
-            case polygon.RateLimited():
-                wait = error.retry_after_seconds or self._settings.rate_limit.period_seconds
-                self._limits.block(wait)
-                self._put_back(items, call, str(error))
-                self._tell(PutBack(symbols, str(error)))
-            case polygon.Unavailable():
-                self._put_back(items, call, str(error), after_seconds=TRY_AGAIN_SECONDS)
-                self._tell(PutBack(symbols, str(error)))
-                if self._silent_calls >= SILENT_CALLS:
-                    raise _Stop(
-                        Ended.UNAVAILABLE,
-                        f"{error} After {SILENT_CALLS} calls without an answer the run ends; the "
-                        "next one tries again.",
-                    )
-            case polygon.TodayDenied() if not self._job.denials.today:
-                self._deny("today", items, call)
-            case polygon.FeedDenied() if items[0].feed is Feed.SNAPSHOT:
-                self._deny("snapshot", items, call)
-            case polygon.KeyRefused():
-                self._put_back(items, call, str(error))
-                raise _Stop(Ended.KEY_REFUSED, str(error))
-            case polygon.TodayDenied() | polygon.FeedDenied():
-                self._put_back(items, call, str(error))
-                raise _Stop(Ended.PLAN_REFUSED, str(error))
-            case _ if len(items) > 1:  # one of many is at fault, and which is not said
-                self._leave_to_bars(items, call, str(error))
-            case _:
-                lookup = isinstance(error, polygon.TickerUnknown)
-                self._fail(items[0], call, str(error), lookup=lookup)
-
-    def _deny(self, capability: str, items: Sequence[Item], call: runs.Call) -> None:
-        """Remember what the key may not do; the items go another way."""
-        with self._transaction() as cursor:
-            runs.deny(cursor, *account(self._settings), capability, [])
-            runs.record(cursor, self._report.run_id, call)
-            if capability == "snapshot":
-                queue.retire(cursor, items, _NO_SNAPSHOTS)
-            else:
-                queue.put_back(cursor, items)
-        what = "snapshots" if capability == "snapshot" else "bars of the running day"
-        instead = "bars" if capability == "snapshot" else "bars up to yesterday"
-        self._go_another_way(
-            f"The key's plan ({self._settings.provider.plan.name}) does not include {what}; using "
-            f"{instead}. It is asked again after a day."
-        )
-
-    def _leave_to_bars(self, items: Sequence[Item], call: runs.Call, error: str) -> None:
-        """Serve by bars, for a day, assets of which one spoils the call that serves them all."""
-        with self._transaction() as cursor:
-            symbols = [item.symbol for item in items]
-            runs.deny(cursor, *account(self._settings), "snapshot", symbols)
-            runs.record(cursor, self._report.run_id, call)
-            queue.retire(cursor, items, error)
-        self._go_another_way(f"{error} Bars serve these {len(items)} assets for a day.")
-
-    def _go_another_way(self, why: str) -> None:
-        self._job = job_of(self._db, self._settings, self._lane)
-        self._tell(Warned(why))
-        self._enqueue()
-
-    def _row_refused(self, cursor: Cursor, item: Item, error: "ProviderError") -> None:
-        from asset_sync.polygon import FeedDenied  # noqa: PLC0415
-
-        if isinstance(error, FeedDenied):
-            runs.deny(cursor, *account(self._settings), "snapshot", [item.symbol])
-            queue.retire(cursor, [item], str(error))
-        else:
-            queue.fail(cursor, item, str(error), self._settings.queue)
-            store.save_status(cursor, [item.symbol], str(error))
-
-    def _row_told(self, item: Item, error: "ProviderError") -> None:
-        from asset_sync.polygon import FeedDenied  # noqa: PLC0415
-
-        if isinstance(error, FeedDenied):
-            self._tell(Warned(f"{item.symbol}: no snapshots for it on this plan; using bars."))
-        else:
-            self._failed(item, str(error))
-
-    def _put_back(
-        self, items: Sequence[Item], call: runs.Call, reason: str, *, after_seconds: float = 0
-    ) -> None:
-        with self._transaction() as cursor:
-            queue.put_back(cursor, items, after_seconds=after_seconds, reason=reason)
-            runs.record(cursor, self._report.run_id, call)
-
-    def _fail(self, item: Item, call: runs.Call, error: str, *, lookup: bool = False) -> None:
-        with self._transaction() as cursor:
-            queue.fail(cursor, item, error, self._settings.queue, lookup=lookup)
-            store.save_status(cursor, [item.symbol], error)
-            runs.record(cursor, self._report.run_id, replace(call, error=error))
-        self._failed(item, error)
-
-    # --- small things -------------------------------------------------------------------------
-
-    @property
-    def _limits(self) -> "Limiter":
-        if self._limiter is None:
-            from asset_sync.limiter import Limiter  # noqa: PLC0415
-
-            self._limiter = Limiter(self._db, self._job.rate)
-        return self._limiter
-
-    @property
-    def _api(self) -> "Polygon":
-        if self._provider is None:
-            from asset_sync.polygon import Polygon  # noqa: PLC0415
-
-            provider = self._settings.provider
-            self._provider = Polygon(
-                base_url=provider.base_url,
-                api_key=self._key,
-                connect_timeout_seconds=provider.connect_timeout_seconds,
-                read_timeout_seconds=provider.read_timeout_seconds,
-                call_timeout_seconds=provider.call_timeout_seconds,
-            )
-        return self._provider
+    # --- the end ------------------------------------------------------------------------------
 
     def _close(self) -> None:
         """Give back what is held and note how the run ended, as far as the database allows."""
@@ -777,76 +610,26 @@ class _Run:
             waited_seconds=report.waited_seconds,
         )
 
-    def _hold_next_place(self) -> None:
-        so_far = self._clock.monotonic() - self._started
-        self._hold_place(in_seconds=self._settings.batch.interval_seconds - so_far)
+    # --- small things -------------------------------------------------------------------------
 
-    def _hold_place(self, in_seconds: float) -> None:
-        """Reserve what a priority run wants: this one now and while it waits, the next one."""
-        if self._lane is not Lane.PRIORITY:
-            return
-        calls = 0
-        batch = self._settings.batch
-        if self._settings.rate_limit.hold_for_priority and batch.priority_assets_enabled:
-            job = self._job
-            calls = queue.due_within(self._db, job.wanted, in_seconds, grace=job.grace)
-        slots.reserve(self._db, calls, in_seconds)
+    @property
+    def _limits(self) -> "Limiter":
+        if self._limiter is None:
+            from asset_sync.limiter import Limiter  # noqa: PLC0415
 
-    def _publish(self, prices: Sequence[store.LastPrice]) -> None:
-        if self._redis is None or not prices:
-            return
-        try:
-            self._redis.publish(prices)
-        except events.EventsError as error:
-            self._tell(Warned(str(error)))
+            self._limiter = Limiter(self._db, self._job.rate)
+        return self._limiter
 
-    def _reach(self, item: Item) -> Reach | None:
-        newest, now = store.newest_bar(self._db, item.symbol)
-        return self._job.reach(item.asset_type, newest, now, item.asked_until)
+    @property
+    def _api(self) -> "Polygon":
+        if self._provider is None:
+            from asset_sync.polygon import Polygon  # noqa: PLC0415
 
-    def _updated(self, item: Item) -> None:
-        """Report an asset as fresh, which may have failed earlier in the same run."""
-        report = self._report
-        report.failed = [failure for failure in report.failed if failure.symbol != item.symbol]
-        if item.symbol not in report.updated:
-            report.updated.append(item.symbol)
-
-    def _failed(self, item: Item, error: str) -> None:
-        """Report an asset's failure, its last one if there are several."""
-        failed = [failure for failure in self._report.failed if failure.symbol != item.symbol]
-        self._report.failed = [*failed, Failure(item.symbol, error)]
-        self._tell(Failed(item.symbol, item.feed, error))
+            self._provider = Polygon.of(self._settings.provider, self._key)
+        return self._provider
 
     def _budget(self) -> slots.Budget:
         return slots.budget(self._db, self._job.rate)
 
     def _remaining(self) -> float:
         return self._deadline - self._clock.monotonic()
-
-    def _served(self) -> int:
-        return len(self._report.updated) + len(self._report.failed)
-
-
-def _symbol(item: Item) -> store.Symbol:
-    return store.Symbol(item.symbol, item.name, item.asset_type.value)
-
-
-def _price(item: Item, quote: "Quote") -> store.LastPrice:
-    return store.LastPrice(
-        item.symbol,
-        quote.bid,
-        quote.ask,
-        quote.last_price,
-        quote.daily_open,
-        quote.daily_high,
-        quote.daily_low,
-        quote.daily_close,
-        timestamp=quote.at,
-    )
-
-
-def _no_bars(item: Item) -> str:
-    return (
-        f"{item.symbol}: the provider has no bars of {item.ticker} within one call's reach; check "
-        "that it still trades."
-    )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import MakeSettings, ShiftingClock, asset
 
-from asset_sync import dry_run, sync
+from asset_sync import dry_run, queue, sync
 from asset_sync.assets import Asset, AssetType, Feed, Level
 from asset_sync.database import Connection, query
 from asset_sync.demo import replay
@@ -675,7 +675,7 @@ def test_no_answer_is_nobodys_fault_and_the_item_is_tried_again(job: Job, fault:
     assert job.slots() == (2, 0)
     assert job.bars("BTCUSD") == []
     job.api.set_faults([])
-    job.clock.sleep(sync.TRY_AGAIN_SECONDS)
+    job.clock.sleep(queue.TRY_AGAIN_SECONDS)
     assert job.run(seconds=30).updated == ["BTCUSD"]
     assert_as_replayed(job, COIN, days=2)
 

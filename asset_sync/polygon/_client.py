@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
@@ -20,7 +19,7 @@ from asset_sync.polygon._parse import (
     unix_ms,
 )
 from asset_sync.polygon._refusals import Call
-from asset_sync.settings import Secret
+from asset_sync.settings import ProviderSettings, Secret
 
 MAX_SNAPSHOT_TICKERS = 250
 """What `/v3/snapshot` takes in one call (its API page)."""
@@ -92,18 +91,24 @@ class Polygon:
             call_timeout_seconds=call_timeout_seconds,
         )
 
+    @classmethod
+    def of(cls, provider: ProviderSettings, key: Secret) -> Self:
+        """Return the API as the settings have it."""
+        return cls(
+            base_url=provider.base_url,
+            api_key=key,
+            connect_timeout_seconds=provider.connect_timeout_seconds,
+            read_timeout_seconds=provider.read_timeout_seconds,
+            call_timeout_seconds=provider.call_timeout_seconds,
+        )
+
     def __repr__(self) -> str:
         return f"<Polygon at {self._http.host}>"
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

@@ -1,6 +1,5 @@
 """One GET and its whole answer, or the sentence that says why there is none."""
 
-import http.client
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,12 +8,10 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.auth import AuthBase
-from urllib3.exceptions import HTTPError
 
-from asset_sync import __version__
-from asset_sync.polygon._deadline import Deadline, DeadlineAdapter
 from asset_sync.polygon._errors import Unavailable
 from asset_sync.settings import Secret
+from asset_sync.transport import FAILURES, Deadline, Session, reason
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Decoded. The largest honest answer, 50,000 bars, has about 7 MB."""
@@ -24,8 +21,7 @@ MAX_RETRY_AFTER_SECONDS = 3600.0
 # What a chunk of a gzip bomb can grow to, with a urllib3 older than 2.6, is a thousand times this.
 _CHUNK_BYTES = 16 * 1024
 
-# All that requests and what it stands on have been seen to raise. ValueError covers UnicodeError.
-_FAILURES = (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError)
+_SETTING = "POLYGON_BASE_URL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +52,9 @@ class Http:
         self.host = _host(base_url)
         self._timeouts = (connect_timeout_seconds, read_timeout_seconds)
         self.call_timeout_seconds = call_timeout_seconds
-        self._session = _Session()
-        self._session.auth = _Bearer(api_key)
-        self._session.headers.update(
-            {
-                "User-Agent": f"asset-sync/{__version__}",
-                "Accept": "application/json",
-                "Accept-Encoding": "gzip",
-            }
+        self._session = Session(
+            {"Accept": "application/json", "Accept-Encoding": "gzip"}, _Bearer(api_key)
         )
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, DeadlineAdapter())
 
     def close(self) -> None:
         self._session.close()
@@ -103,24 +91,12 @@ class Http:
                 if broken and status == requests.codes.ok:
                     return broken
                 return Reply(status, text, _retry_after_seconds(response))
-        except _FAILURES as error:
-            return _reason(error)
-
-
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
-        """Know of no redirect: requests would read its whole body, however large, to prepare one.
-
-        That happens even with `allow_redirects=False`.
-        """
-        return None
+        except FAILURES as error:
+            return reason(error, setting=_SETTING)
 
 
 class _Bearer(AuthBase):
-    """Sets the header; an auth of the session's own also keeps a .netrc from setting another.
-
-    The environment stays trusted otherwise: HTTPS_PROXY and REQUESTS_CA_BUNDLE are the user's.
-    """
+    """Sets the header that holds the key."""
 
     def __init__(self, key: Secret) -> None:
         self._key = key
@@ -142,8 +118,8 @@ def _read(response: requests.Response) -> tuple[str, str]:
             body += chunk
             if len(body) > MAX_BODY_BYTES:
                 return "", f"its answer is larger than {MAX_BODY_BYTES >> 20} MiB"
-    except _FAILURES as error:
-        return "", _reason(error)
+    except FAILURES as error:
+        return "", reason(error, setting=_SETTING)
     # Text from here on: 7 MB of bytes beside it would count in the memory that a run may take.
     return body.decode("utf-8-sig", errors="replace"), ""
 
@@ -178,39 +154,3 @@ def _host(base_url: str) -> str:
         return urlsplit(base_url).hostname or "the API"
     except ValueError:
         return "the API"
-
-
-# The first that fits; a time-out while connecting is both a Timeout and a ConnectionError.
-_REASONS: tuple[tuple[type[requests.RequestException], str], ...] = (
-    (requests.exceptions.InvalidURL, "its address is no URL, check POLYGON_BASE_URL"),
-    (requests.exceptions.MissingSchema, "its address is no URL, check POLYGON_BASE_URL"),
-    (requests.exceptions.InvalidSchema, "no way to it, check POLYGON_BASE_URL and the proxy"),
-    (requests.exceptions.ProxyError, "the proxy did not connect to it, check HTTPS_PROXY"),
-    (requests.exceptions.ConnectTimeout, "it did not accept the connection in time"),
-    (requests.exceptions.Timeout, "it stopped sending before the answer was whole"),
-    (requests.exceptions.ContentDecodingError, "its answer is not the gzip that it says it is"),
-    (requests.exceptions.ChunkedEncodingError, "the connection broke before the answer was whole"),
-)
-
-
-def _reason(error: BaseException) -> str:
-    """Say what went wrong in our own words: theirs quote addresses, a proxy's with its password."""
-    for kind, words in _REASONS:
-        if isinstance(error, kind):
-            return words
-    if isinstance(error, requests.exceptions.SSLError):
-        return f"no TLS connection that can be trusted{_detail(error)}"
-    return f"the connection failed{_detail(error)}"
-
-
-def _detail(error: BaseException) -> str:
-    """Return the operating system's word for it: "Connection refused", "Name not known"."""
-    seen: set[int] = set()
-    found = ""
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, OSError) and current.strerror:
-            found = f" ({current.strerror})"
-        current = current.__cause__ or current.__context__
-    return found

@@ -1,25 +1,99 @@
-"""No call lasts longer than it may, whatever the server does.
+"""HTTP that ends in time, follows nothing, repeats nothing, and says in our words why it failed.
 
 A socket's own time-out starts anew with every byte, so a server that drips its headers holds a
 call for hours. Here a timer ends the call by shutting its connections down: whatever waits on
 them, TLS handshake and proxy tunnel included, reads the end of the stream at once.
 """
 
+import http.client
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
-from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
+import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
 from urllib3.poolmanager import ProxyManager
+
+from asset_sync import __version__
+
+Auth: TypeAlias = Callable[[requests.PreparedRequest], requests.PreparedRequest]
+
+FAILURES = (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError)
+"""All that a session has been seen to raise. ValueError covers UnicodeError."""
+
+
+class Session(requests.Session):
+    """A session whose calls obey the `Deadline` that is going on.
+
+    An auth of its own, even one that adds nothing, keeps a .netrc from setting another. The
+    environment stays trusted otherwise: HTTPS_PROXY and REQUESTS_CA_BUNDLE are the user's.
+    """
+
+    def __init__(self, headers: Mapping[str, str], auth: Auth = lambda request: request) -> None:
+        super().__init__()
+        self.auth = auth
+        self.headers["User-Agent"] = f"asset-sync/{__version__}"
+        self.headers.update(headers)
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _DeadlineAdapter())
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
+        """Know of no redirect: requests would read its whole body, however large, to prepare one.
+
+        That happens even with `allow_redirects=False`.
+        """
+        return None
+
+
+# The first that fits; a time-out while connecting is both a Timeout and a ConnectionError.
+_REASONS: tuple[tuple[type[requests.RequestException], str], ...] = (
+    (requests.exceptions.InvalidURL, "its address is no URL, check {setting}"),
+    (requests.exceptions.MissingSchema, "its address is no URL, check {setting}"),
+    (requests.exceptions.InvalidSchema, "no way to it, check {setting} and the proxy"),
+    (requests.exceptions.ProxyError, "the proxy did not connect to it, check HTTPS_PROXY"),
+    (requests.exceptions.ConnectTimeout, "it did not accept the connection in time"),
+    (requests.exceptions.Timeout, "it stopped sending before the answer was whole"),
+    (requests.exceptions.ContentDecodingError, "its answer is not the gzip that it says it is"),
+    (requests.exceptions.ChunkedEncodingError, "the connection broke before the answer was whole"),
+)
+
+
+def reason(error: BaseException, *, setting: str) -> str:
+    """Say what went wrong in our own words: theirs quote addresses, a proxy's with its password.
+
+    `setting` is the one that holds the address.
+    """
+    for kind, words in _REASONS:
+        if isinstance(error, kind):
+            return words.format(setting=setting)
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"no TLS connection that can be trusted{_detail(error)}"
+    return f"the connection failed{_detail(error)}"
+
+
+def _detail(error: BaseException) -> str:
+    """Return the operating system's word for it: "Connection refused", "Name not known"."""
+    seen: set[int] = set()
+    found = ""
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, OSError) and current.strerror:
+            found = f" ({current.strerror})"
+        current = current.__cause__ or current.__context__
+    return found
+
+
+# --- the deadline -----------------------------------------------------------------------------
 
 
 class Deadline:
@@ -38,12 +112,7 @@ class Deadline:
         self._outer = _ongoing.set(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _ongoing.reset(self._outer)
         self._timer.cancel()
         self._timer.join()
@@ -133,7 +202,7 @@ class _TLSPool(HTTPSConnectionPool):
 _POOLS = {"http": _Pool, "https": _TLSPool}
 
 
-class DeadlineAdapter(HTTPAdapter):
+class _DeadlineAdapter(HTTPAdapter):
     """Requests' adapter, whose connections obey the `Deadline` that is going on."""
 
     def __init__(self) -> None:
