@@ -230,6 +230,18 @@ def calls_of_last_hour(db: Connection) -> tuple[CallsMade, ...]:
     return tuple(CallsMade(*row) for row in rows)
 
 
+def usual_call_seconds(db: Connection) -> float | None:
+    """Return what half of the last day's calls took at most, None if there were none."""
+    [(seconds,)] = query(
+        db,
+        """
+        select percentile_disc(0.5) within group (order by duration_ms) / 1000.0::float8
+        from asset_sync.calls where at > now() - interval '1 day' and outcome = 'ok'
+        """,
+    )
+    return None if seconds is None else float(seconds)
+
+
 def get(db: Connection, run_id: int) -> Run | None:
     """Return a run, None if there is no such (any more)."""
     rows = query(db, f"{_RUN} where r.id = %s", (run_id,))

@@ -123,6 +123,9 @@ class Plan:
     history_days: int
     """How far back a call may ask."""
 
+    usd_a_month: int | None
+    """What it costs, None where the provider does not sell it for currencies and crypto."""
+
 
 _PAID_FEEDS = (Feed.SNAPSHOT, Feed.BARS)
 
@@ -130,10 +133,10 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
     {
         plan.name: plan
         for plan in (
-            Plan("free", 5, 60.0, (Feed.BARS,), 720),
-            Plan("starter", 100, 1.0, _PAID_FEEDS, 3650),
-            Plan("developer", 100, 1.0, _PAID_FEEDS, 3650),
-            Plan("advanced", 100, 1.0, _PAID_FEEDS, 3650),
+            Plan("free", 5, 60.0, (Feed.BARS,), 720, 0),
+            Plan("starter", 100, 1.0, _PAID_FEEDS, 3650, 49),
+            Plan("developer", 100, 1.0, _PAID_FEEDS, 3650, None),
+            Plan("advanced", 100, 1.0, _PAID_FEEDS, 3650, None),
         )
     }
 )
@@ -141,7 +144,8 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
 
 A free key has five calls a minute and two years of history; a range that starts before its floor
 is refused, hence 720 days. Paid keys have no limit but "stay under 100 requests a second". Their
-ten years are more than one call reaches anyway.
+ten years are more than one call reaches anyway. Prices are those of `massive.com/pricing` for
+currencies, Basic and Starter, as people quoted them in 2026; the higher two are sold for stocks.
 """
 
 

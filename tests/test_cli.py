@@ -31,6 +31,7 @@ COMMANDS = (
     ("health",),
     ("metrics",),
     ("doctor",),
+    ("plan",),
     ("runs",),
     ("runs", "show"),
     ("assets", "list"),

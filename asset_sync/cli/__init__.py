@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from asset_sync import __version__
-from asset_sync.cli import assets, db, demo, doctor, health, metrics, queue, runs, sync
+from asset_sync.cli import assets, db, demo, doctor, health, metrics, plan, queue, runs, sync
 from asset_sync.cli import reference as reference  # gives `assets` the rest of its commands
 from asset_sync.cli import tend as tend  # gives `queue` the rest of its commands
 from asset_sync.cli.exits import ExitCode, explain
@@ -28,6 +28,7 @@ app.add_typer(queue.app, name="queue")
 app.command("health")(health.health)
 app.command("metrics")(metrics.metrics)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
 app.add_typer(runs.app, name="runs")
 app.add_typer(assets.app, name="assets")
 app.add_typer(db.app, name="db")

@@ -1,0 +1,260 @@
+"""The forecast of `plan`, held against a day of the real loop; and promise 2, measured there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from types import MappingProxyType
+from typing import NamedTuple
+
+import pytest
+from conftest import asset
+from hypothesis import given
+from hypothesis import strategies as st
+from simulation import Day, live_through
+
+from asset_sync.assets import Asset, AssetType, Level
+from asset_sync.forecast import (
+    Advice,
+    Forecast,
+    advise,
+    forecast,
+    side_by_side,
+    staleness,
+    with_plan,
+)
+from asset_sync.settings import PLANS, SHIPPED_FILE, Settings, load
+
+CALL_SECONDS = 0.3
+HOUR = 3600.0
+
+# What is allowed to the queue in five minutes of the free plan: 25 calls, less three for the
+# priority assets and three that hold the place of the next such run.
+ALLOWED_IN_A_CYCLE = 19
+CYCLE_SECONDS = 300
+
+
+def settings_for(*assets: Asset, url: str = "postgresql:///", **environ: str) -> Settings:
+    """The shipped settings with other assets."""
+    usual = {"POLYGON_API_KEY": "k", "POLYGON_BASE_URL": "http://127.0.0.1:9", "DATABASE_URL": url}
+    return replace(load(SHIPPED_FILE, usual | environ), assets=assets)
+
+
+def several(count: int, level: Level, *, every: int = 300) -> list[Asset]:
+    return [
+        asset(f"{level.value[0].upper()}{number:04}", level, position=number, every=every)
+        for number in range(count)
+    ]
+
+
+PRIORITY = several(3, Level.CRITICAL)
+
+
+# --- a day of the real loop -------------------------------------------------------------------
+
+
+def symbols(assets: Sequence[Asset]) -> list[str]:
+    return [one.symbol for one in assets]
+
+
+@pytest.mark.parametrize("count", [4, 50, 200, 1000])
+def test_in_a_day_no_order_could_have_kept_the_queue_fresher_by_more_than_5_percent(
+    url: str, count: int
+) -> None:
+    others = several(count, Level.MEDIUM)
+    settings = settings_for(*PRIORITY, *others, url=url, QUEUE_MAX_SIZE="2000")
+
+    day = live_through(url, settings, call_seconds=CALL_SECONDS)
+
+    # Whatever the order: an asset that is refreshed λ times a second is younger than x for at
+    # most the share λx of the time. All of them together get the calls that are allowed, and none
+    # is asked for before it is due.
+    turn = max(CYCLE_SECONDS, count / ALLOWED_IN_A_CYCLE * CYCLE_SECONDS)
+    real = day.staleness(symbols(others))
+    assert 0.95 * turn <= real.at(0.95) * 1.001
+    assert real.at(0.95) <= 1.05 * 0.95 * turn
+    assert day.most_in(60) == 5
+    assert max(day.waits) == 0, "no priority run ever waited"
+    agree(forecast(settings, CALL_SECONDS), day)
+
+
+class Case(NamedTuple):
+    assets: list[Asset]
+    environ: Mapping[str, str] = MappingProxyType({})
+    hours: float = 6
+    warm_up_hours: float = 1.5
+
+
+CASES = {
+    "levels, too many": Case(
+        [
+            *PRIORITY,
+            *several(10, Level.HIGH),
+            *several(20, Level.MEDIUM, every=600),
+            *several(40, Level.LOW, every=900),
+        ]
+    ),
+    "levels, just enough": Case(
+        [
+            *PRIORITY,
+            *several(10, Level.HIGH, every=600),
+            *several(20, Level.MEDIUM, every=900),
+            *several(40, Level.LOW, every=3600),
+        ]
+    ),
+    "a frequency between two runs": Case([*PRIORITY, *several(10, Level.MEDIUM, every=450)]),
+    "more priority assets than a window has calls": Case(
+        [*several(7, Level.CRITICAL), *several(50, Level.MEDIUM)]
+    ),
+    "without priority assets": Case(several(50, Level.MEDIUM)),
+    "priority runs switched off": Case(
+        [*PRIORITY, *several(50, Level.MEDIUM)], {"PRIORITY_ASSETS_ENABLED": "false"}
+    ),
+    "cron each quarter of an hour": Case(
+        [*PRIORITY, *several(50, Level.MEDIUM)], {"BATCH_INTERVAL_MINUTES": "15"}
+    ),
+    "a paid plan": Case(
+        [*PRIORITY, *several(300, Level.MEDIUM)], {"POLYGON_TIER": "starter"}, 0.6, 0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_forecast_is_what_the_real_loop_does(url: str, name: str) -> None:
+    case = CASES[name]
+    settings = settings_for(*case.assets, url=url, **case.environ)
+    day = live_through(url, settings, seconds=case.hours * HOUR, call_seconds=CALL_SECONDS)
+    agree(forecast(settings, CALL_SECONDS), day, after=case.warm_up_hours * HOUR)
+
+
+def agree(told: Forecast, day: Day, after: float = 0) -> None:
+    """Hold each level's staleness, and when all is fresh, against what was."""
+    for level in Level:
+        assets = told.of_level(level)
+        if not assets:
+            continue
+        real = day.staleness(symbols([one.asset for one in assets]), after)
+        expected = staleness(assets)
+        # On a paid plan bars refresh a price between two quotes, which is not counted upon.
+        slack = 0.05 if len(told.plan.feeds) == 1 else 0.5
+        assert expected.p50_seconds == pytest.approx(real.at(0.5), rel=slack), level
+        assert expected.p95_seconds == pytest.approx(real.at(0.95), rel=max(0.05, slack / 4)), level
+        assert 0.95 * real.worst <= expected.worst_seconds <= real.worst + CYCLE_SECONDS, level
+    all_fresh = max(day.fresh_at[one.asset.symbol][0] for one in told.assets)
+    assert told.all_fresh_seconds == pytest.approx(all_fresh, rel=0.25, abs=60)
+
+
+# --- the arithmetic alone ---------------------------------------------------------------------
+
+
+def test_what_each_asset_needs_is_once_in_its_frequency() -> None:
+    told = forecast(settings_for(*PRIORITY, *several(2, Level.LOW, every=3600)))
+    assert {one.asset.symbol: one.calls_a_day for one in told.assets} == {
+        **dict.fromkeys(symbols(PRIORITY), 288),
+        "L0000": 24,
+        "L0001": 24,
+    }
+    assert told.needed_a_day == 3 * 288 + 2 * 24
+    assert told.left_a_day == told.calls_a_day - told.needed_a_day
+    assert told.enough
+
+
+def test_a_priority_asset_is_refreshed_when_cron_comes_round() -> None:
+    [told] = forecast(settings_for(*several(1, Level.CRITICAL, every=400))).assets
+    assert told.refreshed_every_seconds == told.asked_seconds == 600
+    assert told.kept
+
+
+def test_a_paid_plan_takes_a_call_of_bars_for_each_asset_and_one_of_quotes_for_250() -> None:
+    settings = settings_for(*several(500, Level.MEDIUM))
+    paid = forecast(with_plan(settings, PLANS["starter"]))
+    assert paid.needed_a_day == pytest.approx((500 + 2) * 288)
+    assert forecast(settings).needed_a_day == pytest.approx(500 * 288)
+
+
+def test_history_takes_a_call_for_each_reach() -> None:
+    coin = asset("BTCUSD", asset_type=AssetType.CRYPTO)
+    told = forecast(settings_for(asset("XAUUSD"), coin))
+    assert told.history_calls == 18 + 22, "720 days, by 40 of forex and 34 of crypto"
+
+
+def test_each_plan_that_is_sold_stands_beside_the_present_one() -> None:
+    shown = [(one.plan.name, one.plan.usd_a_month) for one in side_by_side(settings_for())]
+    assert shown == [("free", 0), ("starter", 49)]
+    with_another = side_by_side(settings_for(POLYGON_TIER="advanced"))
+    assert [one.plan.name for one in with_another] == ["free", "starter", "advanced"]
+
+
+def test_the_present_plan_keeps_the_limit_that_the_settings_give_it() -> None:
+    free, starter = side_by_side(settings_for(*PRIORITY, POLYGON_RATE_LIMIT="4"))
+    assert (free.limit.calls, starter.limit.calls) == (4, 100)
+
+
+@pytest.mark.parametrize("count", [20, 204, 3000])
+def test_the_advice_is_enough_and_no_less_would_be(count: int) -> None:
+    assets = [*PRIORITY, *several(count, Level.MEDIUM)]
+    settings = settings_for(*assets)
+    advice = advise(settings, side_by_side(settings), 0.5)
+    assert advice.frequency_seconds is not None
+    assert advice.below == count
+
+    def enough(seconds: int) -> bool:
+        slower = [replace(one, update_frequency_seconds=seconds) for one in assets[3:]]
+        return forecast(settings_for(*PRIORITY, *slower)).share <= 1
+
+    assert enough(advice.frequency_seconds)
+    assert not enough(advice.frequency_seconds - 60)
+
+
+def test_the_cheapest_plan_that_is_enough_is_advised() -> None:
+    settings = settings_for(*PRIORITY, *several(200, Level.MEDIUM))
+    plan = advise(settings, side_by_side(settings), 0.5).plan
+    assert plan is not None
+    assert plan.plan.name == "starter"
+
+
+def test_where_priority_assets_take_every_call_the_others_are_never_fresh() -> None:
+    settings = settings_for(*several(40, Level.CRITICAL), *several(1, Level.HIGH))
+    told = forecast(settings)
+    [starved] = told.of_level(Level.HIGH)
+    assert starved.refreshed_every_seconds == told.all_fresh_seconds == inf
+    assert not told.enough
+    assert advise(settings, [told], 0.5) == Advice(None, 0, None)
+    crowded = staleness(told.of_level(Level.CRITICAL))
+    assert crowded.p95_seconds > 0.95 * CYCLE_SECONDS, "they take turns among themselves"
+
+
+def test_without_assets_nothing_is_needed() -> None:
+    told = forecast(settings_for())
+    assert (told.assets, told.needed_a_day, told.enough) == ((), 0, True)
+
+
+LEVELS = st.sampled_from(list(Level))
+FREQUENCIES = st.integers(1, 86_400)
+
+
+@given(
+    wanted=st.lists(st.tuples(LEVELS, FREQUENCIES), max_size=60),
+    plan=st.sampled_from(["free", "starter"]),
+    hold=st.booleans(),
+)
+def test_whatever_the_assets_the_calls_are_shared_out_and_no_more(
+    wanted: list[tuple[Level, int]],
+    plan: str,
+    hold: bool,  # noqa: FBT001  # hypothesis passes it by name
+) -> None:
+    assets = [
+        asset(f"A{number}", level, position=number, every=every)
+        for number, (level, every) in enumerate(wanted)
+    ]
+    settings = settings_for(*assets, POLYGON_TIER=plan)
+    limit = replace(settings.rate_limit, hold_for_priority=hold)
+    told = forecast(replace(settings, rate_limit=limit))
+    made = sum(
+        one.calls_a_day * one.asked_seconds / one.refreshed_every_seconds for one in told.assets
+    )
+    assert made <= told.calls_a_day * 1.001
+    assert told.calls_a_day <= limit.calls / limit.period_seconds * 86_400
+    for one in told.assets:
+        ages = one.staleness
+        assert 0 < ages.p50_seconds <= ages.p95_seconds <= ages.worst_seconds
+        assert one.refreshed_every_seconds >= one.asked_seconds * 0.999
