@@ -80,7 +80,9 @@ def retry(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
         db,
         symbols,
         """q.state = 'dead' or (q.state = 'waiting' and q.available_at > clock_timestamp())""",
-        """state = 'waiting', attempts = 0, available_at = now(), last_error = null""",
+        # as if it had never failed: a first try asks for data, not whether there is such a ticker
+        """state = 'waiting', attempts = 0, lookup = false, available_at = now(),
+           last_error = null""",
     )
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from conftest import MakeSettings
@@ -14,9 +15,9 @@ from typer.main import get_command
 from asset_sync import __version__
 from asset_sync.cli import app, health, queue, sync
 from asset_sync.cli.exits import ExitCode
-from asset_sync.database import Connection
+from asset_sync.database import Connection, DatabaseError
 from asset_sync.demo.server import StandIn
-from asset_sync.health import Check, JobStatus, examine
+from asset_sync.health import Check, JobStatus, examine, without_database
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
 from asset_sync.slots import Lane
 from asset_sync.sync import Report
@@ -24,11 +25,12 @@ from asset_sync.sync import Report
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CRONTAB = (ROOT / "crontab.example").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 
-def section(title: str) -> str:
-    """The README from this heading to the next."""
-    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+def section(title: str, page: str = README) -> str:
+    """The page from this heading to the next."""
+    return page.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
 
 
 def first_column(text: str) -> list[str]:
@@ -135,18 +137,49 @@ def named_keys(text: str) -> set[str]:
     return set(re.findall(r"`([a-z_]+)`", text))
 
 
-@pytest.mark.parametrize("text", [README, CRONTAB], ids=["README.md", "crontab.example"])
+def command_lines(text: str) -> list[str]:
+    """Each command line of ours: alone on its line, after cron's times or a prompt, or as code."""
+    alone = r"^ *(?:\*/\d+ .*? +|\w*\$ )?(?:[A-Z_]+=\S+ )*(asset-sync [a-z][^#`\n]*)"
+    lines = [
+        *re.findall(alone, text, re.MULTILINE),
+        *re.findall(r"`(asset-sync [a-z][^`]*)`", text),
+    ]
+    parts = (part.strip() for line in lines for part in re.split(r"&&|[;|<]", line))
+    return [part for part in parts if part.startswith("asset-sync ")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [README, CRONTAB, OPERATIONS],
+    ids=["README.md", "crontab.example", "operations.md"],
+)
 def test_every_command_line_in_the_documents_is_one_the_program_takes(text: str) -> None:
     known = commands()
-    lines = re.findall(r"^(?:\*/\d+ .*? +|\$ )?(asset-sync [a-z][^#`\n]*)", text, re.MULTILINE)
 
-    assert lines
-    for line in lines:
-        for part in line.strip().split(" && "):
-            words = part.removeprefix("asset-sync ").split()
-            name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
-            assert name in known
-            assert {word for word in words if word.startswith("-")} <= known[name]
+    assert command_lines(text)
+    for line in command_lines(text):
+        words = line.split()[1:]
+        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+        assert name in known, line
+        assert {word for word in words if word.startswith("-")} <= known[name], line
+
+
+def test_the_page_for_operators_says_what_to_do_at_each_check_of_health(
+    db: Connection, api: StandIn, make_settings: MakeSettings
+) -> None:
+    looked_at = examine(db, make_settings(api)).checks
+    looked_at += without_database(DatabaseError("gone")).checks
+
+    listed = first_column(section("Alarms, and what to do at each", OPERATIONS))
+
+    assert listed == [check.name for check in looked_at]
+
+
+def test_the_page_for_operators_says_what_to_do_at_each_exit_code() -> None:
+    table = section("What cron mails", OPERATIONS)
+    cells = re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)
+
+    assert [int(code) for cell in cells for code in cell.split(", ")] == list(ExitCode)
 
 
 def test_the_crontab_is_one_that_cron_takes() -> None:
@@ -196,9 +229,30 @@ def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
     assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))
 
 
-def test_every_file_the_readme_points_to_is_there() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", ["README.md", "docs/operations.md", "docs/reliability.md"])
+def test_every_file_and_heading_that_a_page_points_to_is_there(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        file, _, heading = target.partition("#")
+        pointed_to = page.parent / file if file else page
+        assert pointed_to.exists(), target
+        assert not heading or heading in anchors(pointed_to.read_text()), target
+
+
+def anchors(text: str) -> set[str]:
+    """What a page's headings are linked by: lower case, hyphens for blanks, nothing else kept."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+def test_nothing_shown_on_the_page_for_operators_is_wider_than_a_terminal() -> None:
+    blocks = re.split(r"```(?:toml)?", OPERATIONS)[1::2]
+    seen = [line for block in blocks if "$ " in block for line in dedent(block).splitlines()]
+
+    assert len(seen) > 50
+    assert [line for line in seen if len(line) > 80] == []
 
 
 def test_the_changelog_has_the_shape_that_it_says_it_has() -> None:

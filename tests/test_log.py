@@ -17,8 +17,14 @@ import pytest
 from conftest import an_hour_ago
 
 import asset_sync
+from asset_sync.assets import Feed
+from asset_sync.cli.log import sentence
+from asset_sync.cli.sync import summary
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
+from asset_sync.progress import Synced
+from asset_sync.slots import Lane
+from asset_sync.sync import Report
 
 ETHER = """
 [[secondary_assets]]
@@ -251,6 +257,14 @@ def test_a_mistyped_format_gets_a_hint(tell: Tell) -> None:
 
 
 # --- the house ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bars", "words"), [(0, "0 bars"), (1, "1 bar"), (1234, "1,234 bars")])
+def test_one_bar_is_not_called_bars(bars: int, words: str) -> None:
+    synced = Synced("EURUSD", Feed.BARS, bars, None, None, 0.1)
+
+    assert sentence(synced).startswith(f"EURUSD: {words.replace(' ', ' new ')}, ")
+    assert f" {words} written." in summary(Report(1, Lane.QUEUE, bars_written=bars))
 
 
 def test_nothing_outside_the_command_line_prints() -> None:

@@ -616,6 +616,17 @@ def test_a_suggestion_that_cannot_be_had_takes_nothing_from_the_answer(
     assert "was not told" in told.err
 
 
+def test_a_ticker_is_not_said_to_be_meant_for_itself(
+    db: Connection, run: Run, file: Path, server: StandIn
+) -> None:
+    server.set_faults(["not-found:1"])  # what the list still has
+
+    told = run("check", "GOLD")
+
+    assert "knows no ticker C:XAUUSD" in told.out
+    assert "Did you mean" not in told.out
+
+
 def test_check_takes_symbols_and_says_what_a_mistyped_one_may_be(
     db: Connection, run: Run, file: Path, server: StandIn
 ) -> None:

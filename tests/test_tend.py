@@ -1,19 +1,22 @@
 """The queue and the history by hand: what an operator sees and does."""
 
 import json
+import socket
 import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
 import pytest
-from conftest import ShiftingClock, asset
+from conftest import MakeSettings, ShiftingClock, asset
 
-from asset_sync import queue, queue_admin, runs
+from asset_sync import queue, queue_admin, runs, sync
 from asset_sync.assets import Feed, Level
 from asset_sync.cli import main
 from asset_sync.database import Connection, query, transaction
+from asset_sync.demo.server import StandIn
 from asset_sync.settings import QueueSettings
 from asset_sync.slots import Lane
+from asset_sync.sync import Ended
 
 SETTINGS = QueueSettings(max_attempts=1)
 Told: TypeAlias = tuple[int, str, str]
@@ -99,6 +102,12 @@ def test_the_list_says_why_something_is_dead(stocked: Connection, tell: Tell) ->
     assert "A: no such thing." in out
 
 
+def test_what_is_dead_is_not_said_to_wait_out_a_delay(stocked: Connection, tell: Tell) -> None:
+    [_, row, *_] = tell("queue", "list", "--state", "dead")[1].splitlines()
+
+    assert row.split()[:5] == ["A", "bars", "low", "dead", "-"]
+
+
 def test_a_mistyped_symbol_gets_a_hint(stocked: Connection, tell: Tell) -> None:
     with transaction(stocked) as cursor:
         cursor.execute("update asset_sync.queue set symbol = 'EURUSD' where symbol = 'B'")
@@ -141,6 +150,24 @@ def test_without_a_symbol_all_that_is_dead_or_delayed_is_tried_again(
 
     assert [one.symbol for one in changed] == ["A", "B"]
     assert states(stocked) == {"A": "waiting", "B": "waiting", "C": "idle", "D": "leased"}
+
+
+def test_what_was_unknown_to_the_provider_is_asked_for_anew_when_retried(
+    db: Connection, make_settings: MakeSettings
+) -> None:
+    toml = """
+    [[secondary_assets]]
+    symbol = "ETHUSDT"
+    polygon_ticker = "X:ETHUSDT"
+    asset_type = "crypto"
+    """
+    with StandIn("free", faults=["not-found"]) as api:
+        sync.run(db, make_settings(api, toml=toml), Lane.QUEUE, limit=1)
+    queue_admin.retry(db, ["ETHUSDT"])
+    with StandIn("free") as api:
+        report = sync.run(db, make_settings(api, toml=toml), Lane.QUEUE, limit=1)
+
+    assert (report.updated, report.failed) == (["ETHUSDT"], [])
 
 
 # --- add --------------------------------------------------------------------------------------
@@ -243,6 +270,49 @@ def test_a_run_is_shown_with_its_calls_and_their_errors(history: int, tell: Tell
     assert code == 0
     assert "at work" in shown
     assert "EURUSD: rubbish." in shown
+
+
+def test_a_run_is_shown_with_its_host_and_each_error_names_its_asset_once(
+    history: int, tell: Tell
+) -> None:
+    shown = tell("runs", "show", str(history))[1]
+
+    assert f"It ran on {socket.gethostname()}." in shown
+    assert "\nEURUSD: rubbish." in shown
+
+
+def test_the_runs_name_their_hosts_where_there_are_several(db: Connection, tell: Tell) -> None:
+    query(
+        db,
+        """
+        insert into asset_sync.runs (command, host, pid, started_at)
+        select 'queue', host, 1, at
+        from (values ('old', '2026-11-01 10:00Z'::timestamptz), ('new', '2026-11-01 10:05Z'),
+          ('new', '2026-11-01 10:10Z')) as run (host, at)
+        """,
+    )
+
+    assert "Hosts: new (last 11-01 10:10:00), old (last 11-01 10:00:00)" in tell("runs")[1]
+    assert "Hosts:" not in tell("runs", "--limit", "2")[1]
+
+
+def test_after_months_no_line_of_the_runs_is_wider_than_80_columns(
+    db: Connection, tell: Tell
+) -> None:
+    query(
+        db,
+        """
+        insert into asset_sync.runs overriding system value
+        select 150000 + number, 'priority', 'a', 0, now(), now(), reason, 250, 250, 100, 9876, 289.7
+        from unnest(%s::text[]) with ordinality as run (reason, number)
+        """,
+        ([reason.value for reason in Ended],),
+    )
+
+    shown = tell("runs", "--limit", "100")[1]
+
+    assert len(shown.splitlines()) == len(Ended) + 1
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_a_run_that_there_is_not_is_a_sentence_and_exit_2(db: Connection, tell: Tell) -> None:

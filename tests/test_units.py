@@ -53,6 +53,14 @@ def test_a_timer_starts_its_job_as_often_as_the_settings_say(job: str) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
+def test_a_unit_lets_its_run_take_the_whole_interval(job: str) -> None:
+    settings = load(SHIPPED_FILE, {})
+    over = settings.batch.interval_seconds + settings.provider.call_timeout_seconds
+
+    assert float(unit(f"asset-sync-{job}.service")["TimeoutStartSec"]) > over
+
+
+@pytest.mark.parametrize("job", JOBS)
 def test_a_unit_may_do_next_to_nothing(job: str) -> None:
     service = unit(f"asset-sync-{job}.service")
 

@@ -159,7 +159,8 @@ def sentence(progress: Progress) -> str:
 def _synced(synced: Synced) -> str:
     from asset_sync.cli.show import duration, price  # noqa: PLC0415
 
-    parts = ["a quote" if synced.feed == "snapshot" else f"{synced.bars_written:,} new bars"]
+    bars = f"{synced.bars_written:,} new bar{'' if synced.bars_written == 1 else 's'}"
+    parts = ["a quote" if synced.feed == "snapshot" else bars]
     if synced.last_price is not None:
         parts.append(f"last price {price(synced.last_price)}")
     parts.append("more to come" if synced.more else duration(synced.seconds))

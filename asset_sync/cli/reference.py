@@ -326,7 +326,8 @@ def _nearest(
     nearest = {}
     try:
         for asset in unknown:
-            if (ticker := check.nearest(asset)) is not None:
+            # a list that is behind the times may still have the ticker itself
+            if (ticker := check.nearest(asset)) not in {None, asset.ticker}:
                 nearest[asset.symbol] = ticker
     except (ProviderError, NoCallLeftError) as error:
         complain(f"What the unknown may be was not told: {error}")

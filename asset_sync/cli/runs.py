@@ -1,6 +1,7 @@
 """`asset-sync runs` and `runs show`: what the last runs did, call by call."""
 
 import json
+from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,6 +52,7 @@ def runs(
         exactly(json.dumps({"runs": [plain(run) for run in found]}, indent=2))
     elif found:
         exactly(_runs(found))
+        _tell_hosts(found)
     else:
         answer("No run yet: `asset-sync sync priority --dry-run` shows what one would do.")
 
@@ -83,31 +85,46 @@ def runs_show(
         exactly(json.dumps(shown, indent=2))
         return
     exactly(_runs([run]))
+    answer(f"It ran on {run.host}.")
     if calls:
         exactly(f"\n{_calls(calls)}")
     for call in calls:
         if call.error:
-            answer(f"{', '.join(call.symbols[:3])}: {call.error}")
+            error = call.error.removeprefix(f"{call.symbols[0]}: ")
+            answer(f"{', '.join(call.symbols[:3])}: {error}")
+
+
+def _tell_hosts(found: "Sequence[Run]") -> None:
+    """Say on which hosts the runs were, if on several: a column would not fit."""
+    from asset_sync.cli.show import short_moment  # noqa: PLC0415
+
+    latest: dict[str, Run] = {}
+    for run in found:  # the latest first
+        latest.setdefault(run.host, run)
+    if len(latest) > 1:
+        told = (f"{host} (last {short_moment(run.started_at)})" for host, run in latest.items())
+        answer(f"\nHosts: {', '.join(told)}")
 
 
 def _runs(found: "Sequence[Run]") -> str:
-    from asset_sync.cli.show import duration, red, short_moment, table  # noqa: PLC0415
+    """Return the runs on lines of at most 80 columns, even where their numbers have six digits."""
+    from asset_sync.cli.show import red, table  # noqa: PLC0415
 
     rows = [
         [
             str(run.id),
-            short_moment(run.started_at),
+            f"{run.started_at.astimezone(UTC):%m-%d %H:%M}",
             run.command,
             str(run.updated),
             red(str(run.failed)) if run.failed else "0",
             str(run.api_calls),
             f"{run.bars_written:,}",
-            duration(run.waited_seconds) if run.waited_seconds else "-",
+            f"{run.waited_seconds:.0f} s" if run.waited_seconds else "-",
             ended(run.reason_ended),
         ]
         for run in found
     ]
-    columns = [">id", "began (UTC)", "command", ">fresh", ">failed", ">calls", ">bars", ">waited"]
+    columns = [">id", "began (UTC)", "command", ">fresh", ">failed", ">calls", ">bars", ">wait"]
     return table([*columns, "ended"], rows)
 
 

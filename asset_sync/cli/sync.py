@@ -216,9 +216,10 @@ def summary(report: "Report") -> str:
     failed = f", {len(report.failed)} failed" if report.failed else ""
     waited = f", waited {duration(report.waited_seconds)}" if report.waited_seconds else ""
     calls = "1 call" if report.api_calls_used == 1 else f"{report.api_calls_used} calls"
+    bars = "1 bar" if report.bars_written == 1 else f"{report.bars_written:,} bars"
     return (
         f"{report.lane.value}: {len(report.updated)} updated{failed}, {calls}, "
-        f"{report.bars_written:,} bars written{waited}. {_WHY[report.reason_ended.value]}"
+        f"{bars} written{waited}. {_WHY[report.reason_ended.value]}"
     )
 
 

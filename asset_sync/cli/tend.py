@@ -196,7 +196,8 @@ def _show(found: "Sequence[Entry]", as_json: bool, nothing: str) -> None:
             one.feed.value,
             one.level.value,
             red(one.state) if one.state == "dead" else one.state,
-            duration(one.wait_seconds) if one.wait_seconds else "-",
+            # what is dead waits for nothing
+            duration(one.wait_seconds) if one.wait_seconds and one.state != "dead" else "-",
             str(one.attempts),
             short_moment(one.last_success_at) if one.last_success_at else "never",
         ]
