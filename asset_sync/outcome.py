@@ -96,7 +96,8 @@ def _bars(cursor: Cursor, job: Job, item: Item, call: Call, stretch: Stretch) ->
     """Store bars, last price and sync status; the item ends, or goes on from there."""
     span, answer = stretch
     newest, now = store.newest_bar(cursor.connection, item.symbol)
-    if not answer.bars and newest is None and span.last:
+    # The range begins with bars that are stored already: those at least should have come.
+    if not answer.bars and (newest is None or span.start <= newest):
         return _no_data(cursor, job, item, call)
     store.save_symbols(cursor, [_symbol(item)])
     written = store.save_bars(cursor, item.symbol, answer.bars)
@@ -140,9 +141,9 @@ def _left_out(item: Item, answer: BarsAnswer) -> tuple[Warned, ...]:
 
 
 def _no_data(cursor: Cursor, job: Job, item: Item, call: Call) -> Outcome:
-    """Have the ticker of a first sync without data looked up, once."""
+    """Have the ticker looked up, once."""
     if item.attempts > 1:
-        return _fail(cursor, job, item, call, _no_bars(item))
+        return _silent(cursor, job, item, call)
     queue.look_up(cursor, item)
     return Outcome(replace(call, outcome="empty"))
 
@@ -156,9 +157,23 @@ def _looked_up(cursor: Cursor, job: Job, item: Item, call: Call, *, exists: bool
         call = replace(call, outcome=TickerUnknown.kind)
         return _fail(cursor, job, item, call, error, lookup=True)
     if item.attempts == 1:
-        return _fail(cursor, job, item, call, _no_bars(item))
+        return _silent(cursor, job, item, call)
     queue.go_on(cursor, item, asked_until=None)  # it was unknown, and now it is not
     return Outcome(call)
+
+
+def _silent(cursor: Cursor, job: Job, item: Item, call: Call) -> Outcome:
+    """Do with an item whose ticker exists and is silent: it has failed if it always was."""
+    newest, now = store.newest_bar(cursor.connection, item.symbol)
+    if newest is None:
+        return _fail(cursor, job, item, call, _no_bars(item))
+    span = job.reach(item.asset_type, newest, now, item.asked_until)
+    if span is not None and not span.last:
+        queue.go_on(cursor, item, asked_until=span.end)
+        return Outcome(call)
+    store.save_status(cursor, [item.symbol])
+    queue.finish(cursor, [item])
+    return Outcome(call, [Synced(item.symbol, item.feed, 0, None, None, call.seconds)])
 
 
 def _no_bars(item: Item) -> str:

@@ -307,7 +307,7 @@ class _Run:
             )
             if seconds is None:
                 return False
-            self._tell(Waiting("the next asset is due", seconds))
+            self._tell(Waiting("the next asset to be due", seconds))
             self._clock.sleep(min(max(seconds, 0.05), POLL_SECONDS))
             self._enqueue()
         return True

@@ -414,7 +414,7 @@ def test_a_signal_while_it_waits_until_an_asset_is_due_ends_the_run(
     file.write_text(f"{soon[0]}[[secondary_assets]]\nupdate_frequency_seconds = 20\n{soon[1]}")
     process = scene.start("-m", "asset_sync", "-v", "sync", "queue")
     assert process.stderr is not None
-    until(lambda: "next asset is due" in process.stderr.readline())  # type: ignore[union-attr]
+    until(lambda: "next asset to be due" in process.stderr.readline())  # type: ignore[union-attr]
     began = time.monotonic()
     process.send_signal(number)
     process.communicate(timeout=10)

@@ -364,8 +364,9 @@ def test_a_long_gap_is_closed_by_several_calls_each_with_its_own_slot(job: Job) 
     assert job.outcomes() == ["ok"] * 7
 
 
-@pytest.mark.parametrize(("silent", "calls"), [("empty:4", 6), ("empty", 6)])
+@pytest.mark.parametrize(("silent", "calls"), [("empty:4", 7), ("empty", 7)])
 def test_a_silence_longer_than_a_calls_reach_is_crossed(job: Job, silent: str, calls: int) -> None:
+    """One of the calls asks whether there still is such a ticker."""
     job.serve(COIN)
     leave_a_gap(job, COIN, 200)
     job.api.set_faults([silent])
@@ -856,6 +857,18 @@ def test_a_ticker_mended_in_the_file_is_fresh_with_the_next_run(job: Job, tries:
     report = job.run()
     assert (report.updated, report.failed, report.api_calls_used) == (["TYPO"], [], 1)
     assert job.item("TYPO") == ("idle", 0, "medium")
+
+
+def test_a_ticker_that_is_mistyped_once_there_are_bars_fails_too(job: Job) -> None:
+    job.serve(COIN, history_days=2)
+    job.run()
+    job.serve(replace(COIN, ticker="X:TYPO"), history_days=2)
+    job.clock.sleep(300)
+    report = job.run()
+    assert report.updated == []
+    assert [failure.error for failure in report.failed] == [
+        "BTCUSD: the provider knows no ticker X:TYPO; mend its polygon_ticker in assets.toml."
+    ]
 
 
 def test_a_ticker_that_exists_and_is_silent_fails_with_other_words(job: Job) -> None:

@@ -568,9 +568,9 @@ def _wrong_shape(_: Call, right: Reply) -> Reply:
 
 @_fault("empty")
 def _empty(_: Call, right: Reply) -> Reply:
-    """Answer 200 without results, as for a market that has been closed all the time."""
-    if not isinstance(right.body, dict):
-        return right
+    """Answer 200 without rows, as for a market that has been closed all the time."""
+    if not isinstance(right.body, dict) or isinstance(right.body.get("results"), dict):
+        return right  # details of one ticker are no rows
     kept = {key: value for key, value in right.body.items() if key not in ("results", "next_url")}
     counts: Document = {key: 0 for key in ("queryCount", "resultsCount", "count") if key in kept}
     return replace(right, body={**kept, **counts})
