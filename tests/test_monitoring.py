@@ -236,6 +236,24 @@ def test_an_interrupted_run_is_a_failure(
     assert service.paths == [f"/{UUID}/start", f"/{UUID}/{code}"]
 
 
+def test_a_run_whose_report_nobody_reads_is_told_all_the_same(
+    environ: dict[str, str], service: Service, tmp_path: Path
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    subprocess.run(
+        [sys.executable, "-m", "asset_sync", "sync", "queue"],
+        env=environ,
+        cwd=tmp_path,
+        stdout=write,
+        check=False,
+        timeout=60,
+    )
+    os.close(write)
+
+    assert service.paths == [f"/{UUID}/start", f"/{UUID}"]
+
+
 def test_two_jobs_can_be_two_checks_of_one_url_whose_query_survives(
     tell: Tell, service: Service, tmp_path: Path
 ) -> None:
