@@ -265,7 +265,12 @@ def _output_of(program: str, *arguments: str) -> str:
         return ""
     try:
         return subprocess.run(  # noqa: S603  # two programs of the system's, found above
-            [path, *arguments], capture_output=True, text=True, timeout=10, check=False
+            [path, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",  # a crontab may be in any encoding
+            timeout=10,
+            check=False,
         ).stdout
     except (OSError, subprocess.TimeoutExpired):  # as where it waits for a bus that is not there
         return ""

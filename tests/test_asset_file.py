@@ -167,6 +167,8 @@ def test_a_secret_that_can_be_read_only_once_is_read_once(file: Path) -> None:
     [
         (("XAUUSD", "--type", "forex"), "XAUUSD stands in"),
         (("EURCHF",), "--type forex"),
+        (("C:EURCHF",), "assets add EURCHF --ticker C:EURCHF"),
+        (("C:EURCHF", "--type", "forex"), "assets add EURCHF --ticker C:EURCHF"),
         (("EURCHF", "--ticker", "EURCHF"), "begins with neither"),
         (("EURCHF", "--ticker", "X:EURCHF", "--type", "forex"), 'such as "C:EURCHF"'),
         (("EURCHF", "--ticker", "C:"), "a forex ticker begins with"),

@@ -236,6 +236,17 @@ def test_a_job_that_cron_should_have_started_is_told(
     assert "nobody here starts it" in found["sync priority"][1], "of each job by itself"
 
 
+def test_a_crontab_need_not_be_utf_8(db: Connection, examine: Examine, tmp_path: Path) -> None:
+    ran(db, "queue", minutes_ago=20)
+    crontab = tmp_path / "crontab"
+    crontab.write_bytes(b"#!/bin/sh\necho '# f\xfcr die Kurse'\necho 'x asset-sync sync queue'\n")
+    crontab.chmod(0o755)
+
+    _, found = examine("--offline", PATH=str(tmp_path))
+
+    assert "though cron should start it" in found["sync queue"][1]
+
+
 def test_a_job_that_is_commented_out_is_not_started(
     db: Connection, examine: Examine, program: Program
 ) -> None:

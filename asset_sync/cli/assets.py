@@ -134,6 +134,13 @@ def assets_add(
 
 def _guessed(symbol: str, ticker: str | None, kind: AssetType | None) -> tuple[AssetType, str]:
     """Return type and ticker, of which each tells the other."""
+    for prefix in (one.ticker_prefix for one in AssetType):
+        if symbol.startswith(prefix):
+            own = symbol.removeprefix(prefix)
+            raise typer.BadParameter(
+                f"{symbol} is a ticker; SYMBOL is your own name for it:"
+                f" asset-sync assets add {own} --ticker {symbol}"
+            )
     if kind is None and ticker is not None:
         kind = next((one for one in AssetType if ticker.startswith(one.ticker_prefix)), None)
     if kind is None and ticker is not None:
