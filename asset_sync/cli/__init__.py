@@ -59,6 +59,8 @@ def root(
 def main() -> NoReturn:
     """Run the command line; whatever happens, the user gets a sentence and cron an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see asset_sync.__main__
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

@@ -81,8 +81,10 @@ def left_the_file(db: "Connection", settings: "Settings") -> list[str]:
 def tell_left(options: Common, left: Sequence[str]) -> None:
     """Say which assets nobody asks for any more; they are forgotten only by command."""
     if left:
+        from asset_sync.cli.log import names  # noqa: PLC0415
+
         options.say(
-            f"No longer in the settings, but still in the queue: {', '.join(left)}. To forget:"
+            f"No longer in the settings, but still in the queue: {names(left)}. To forget:"
             f" asset-sync queue remove {' '.join(left)}"
         )
 
