@@ -311,6 +311,7 @@ def test_the_shipped_file_is_copied_and_never_changed(tmp_path: Path) -> None:
     assert copy.read_bytes().startswith(shipped)
     assert symbols(copy)[-1] == "EURCHF"
     assert SHIPPED_FILE.read_bytes() == shipped
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o644, "whoever runs cron may read it"
     assert load(None, home(tmp_path), cwd=tmp_path).source == copy, "it holds from then on"
 
 
