@@ -357,14 +357,15 @@ def test_an_api_that_is_down_is_asked_three_times(api: StandIn, ask: Ask) -> Non
 
 def test_an_answer_in_between_lets_it_go_on(api: StandIn, ask: Ask) -> None:
     api.set_faults(["server-error:2", "wrong-shape@C:USDJPY", "server-error@C:XAGUSD"])
+    silver = "XAGUSD"
     with ask() as questions:
         found = verdicts(
-            Check(questions).each(pairs("A", "B", "USDJPY", "XAGUSD", "C", "XAGUSD", "EURUSD"))
+            Check(questions).each(pairs("A", "B", "USDJPY", silver, "C", silver, silver, "EURUSD"))
         )
 
     assert [verdict for _, verdict in found] == [
         *("unanswered", "unanswered", "unanswered", "unanswered"),
-        *("unknown", "unanswered", "exists"),
+        *("unknown", "unanswered", "unanswered", "exists"),
     ]
 
 

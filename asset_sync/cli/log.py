@@ -129,7 +129,7 @@ def _fields(progress: Progress) -> dict[str, object]:
             value = value.isoformat()
         if field.name == "seconds":
             value = round(value, 3)
-        if field.name not in {"text", "budget", "run_id"}:
+        if field.name not in {"text", "budget"}:
             told[field.name] = value
     return told
 
