@@ -4,6 +4,7 @@ Blocks are appended, the whole is read as `settings.load` reads it, and only the
 take the old one's place: whoever reads it meanwhile, or pulls the plug, has the one or the other.
 """
 
+import errno
 import fcntl
 import os
 import stat
@@ -50,11 +51,21 @@ class _Place:
 
 
 def preview(settings: Settings, assets: Sequence[Asset], environ: Mapping[str, str]) -> Addition:
-    """Return what `add` would do, and change nothing; raises as it does."""
+    """Return what `add` would do, and change nothing; raises as it does about the assets."""
     with _errors_as_sentences(settings, environ):
         place = _place(settings, environ)
         _, blocks = _appended(place, assets)
         return Addition(place.path, blocks, place.base == SHIPPED_FILE)
+
+
+def ensure_writable(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Raise as `add` would where the file could not be written, before anything is paid for."""
+    with _errors_as_sentences(settings, environ):
+        path = _place(settings, environ).path
+        there = next(one for one in (path, *path.parents) if one.exists())
+        for one in (there, path.parent) if there == path else (there,):
+            if not os.access(one, os.W_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def add(settings: Settings, assets: Sequence[Asset], environ: Mapping[str, str]) -> Addition:
@@ -79,6 +90,11 @@ def _place(settings: Settings, environ: Mapping[str, str]) -> _Place:
         path = settings.source.resolve(strict=True)
         if not path.is_file():
             raise AssetFileError(f"{settings.source} is no ordinary file; nothing can be added.")
+        if path == SHIPPED_FILE.resolve():
+            raise AssetFileError(
+                f"{settings.source} leads to the file that came with the program, which is not"
+                " changed: put a copy in its place."
+            )
         return _Place(path, path)
     users = _users_file(environ)
     if not users:

@@ -45,11 +45,19 @@ def examine_settings(settings: Settings, environ: Mapping[str, str]) -> Iterator
     if not settings.shipped and _mode(settings.source) & _WRITTEN_BY_OTHERS:
         text = f"others may write {settings.source}, and send the key elsewhere: chmod go-w on it"
         yield Finding(Grade.WARNING, "settings", text)
+    if _ping_url_is_in_the_file(settings, environ) and _mode(settings.source) & _READ_BY_OTHERS:
+        text = f"others may read {settings.source}, which holds ping_url: chmod 600 on it"
+        yield Finding(Grade.WARNING, "settings", f"{text}, or set PING_URL_FILE instead")
     for name in sorted(environ):
         of_a_secret = name.endswith("_FILE") and name.removesuffix("_FILE") in SECRET_VARIABLES
         if of_a_secret and environ[name]:
             yield _readable(name, Path(environ[name]))
     yield _monitoring(settings.monitoring)
+
+
+def _ping_url_is_in_the_file(settings: Settings, environ: Mapping[str, str]) -> bool:
+    elsewhere = environ.get("PING_URL") or environ.get("PING_URL_FILE")
+    return settings.monitoring.ping_url is not None and not elsewhere
 
 
 def _monitoring(monitoring: MonitoringSettings) -> Finding:
@@ -265,7 +273,12 @@ def _output_of(program: str, *arguments: str) -> str:
         return ""
     try:
         return subprocess.run(  # noqa: S603  # two programs of the system's, found above
-            [path, *arguments], capture_output=True, text=True, timeout=10, check=False
+            [path, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",  # a crontab may be in any encoding
+            timeout=10,
+            check=False,
         ).stdout
     except (OSError, subprocess.TimeoutExpired):  # as where it waits for a bus that is not there
         return ""

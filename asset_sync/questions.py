@@ -14,7 +14,7 @@ from asset_sync.slots import Lane, Slot
 from asset_sync.sync import INTERRUPTED_SECONDS, POLL_SECONDS, Clock
 
 if TYPE_CHECKING:
-    from asset_sync.polygon import Polygon, ProviderError
+    from asset_sync.polygon import Polygon
 
 _T = TypeVar("_T")
 
@@ -30,7 +30,7 @@ class NoCallLeftError(AssetSyncError):
         self.seconds = seconds
 
 
-def why(error: "ProviderError") -> str:
+def why(error: AssetSyncError) -> str:
     """Return the error's sentence without the promise that only a run keeps."""
     return f"{str(error).removesuffix('.').removesuffix('; it is tried again')}."
 

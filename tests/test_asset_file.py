@@ -6,14 +6,12 @@ import os
 import stat
 import subprocess
 import sys
-import tempfile
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from commandline import Told, asset_sync
+from conftest import nobody
 
 from asset_sync import asset_file
 from asset_sync.settings import SHIPPED_FILE, load
@@ -169,6 +167,8 @@ def test_a_secret_that_can_be_read_only_once_is_read_once(file: Path) -> None:
     [
         (("XAUUSD", "--type", "forex"), "XAUUSD stands in"),
         (("EURCHF",), "--type forex"),
+        (("C:EURCHF",), "assets add EURCHF --ticker C:EURCHF"),
+        (("C:EURCHF", "--type", "forex"), "assets add EURCHF --ticker C:EURCHF"),
         (("EURCHF", "--ticker", "EURCHF"), "begins with neither"),
         (("EURCHF", "--ticker", "X:EURCHF", "--type", "forex"), 'such as "C:EURCHF"'),
         (("EURCHF", "--ticker", "C:"), "a forex ticker begins with"),
@@ -230,21 +230,6 @@ def test_a_pipe_is_no_file_to_add_to(file: Path) -> None:
     os.close(reading)
     assert told.code == 2
     assert "nothing" in told.err
-
-
-@contextmanager
-def nobody() -> Iterator[Path]:
-    """Be one whom modes keep from writing, as they do not keep root; give a directory of his."""
-    with tempfile.TemporaryDirectory() as directory:
-        root = os.geteuid() == 0
-        if root:
-            os.chown(directory, 65534, -1)
-            os.seteuid(65534)
-        try:
-            yield Path(directory)
-        finally:
-            if root:
-                os.seteuid(0)
 
 
 @pytest.mark.parametrize(("file_mode", "directory_mode"), [(0o444, 0o755), (0o644, 0o555)])
@@ -326,7 +311,21 @@ def test_the_shipped_file_is_copied_and_never_changed(tmp_path: Path) -> None:
     assert copy.read_bytes().startswith(shipped)
     assert symbols(copy)[-1] == "EURCHF"
     assert SHIPPED_FILE.read_bytes() == shipped
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o644, "whoever runs cron may read it"
     assert load(None, home(tmp_path), cwd=tmp_path).source == copy, "it holds from then on"
+
+
+def test_a_link_to_the_shipped_file_is_not_followed_to_change_it(tmp_path: Path) -> None:
+    shipped = SHIPPED_FILE.read_bytes()
+    (tmp_path / "assets.toml").symlink_to(SHIPPED_FILE)  # as in a checkout of the source
+    try:
+        told = add(tmp_path / "assets.toml", *EURO)
+        assert SHIPPED_FILE.read_bytes() == shipped
+    finally:
+        SHIPPED_FILE.write_bytes(shipped)
+
+    assert told.code == 2
+    assert "put a copy in its place" in told.err
 
 
 def test_the_copy_goes_where_xdg_says(tmp_path: Path) -> None:

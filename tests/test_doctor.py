@@ -148,6 +148,31 @@ def test_settings_that_others_may_write_are_told(
     assert (code, found["settings"][0]) == (0, grade)
 
 
+@pytest.mark.parametrize(
+    ("mode", "environ", "grade"),
+    [(0o600, {}, "ok"), (0o644, {}, "warning"), (0o644, {"PING_URL": "https://other.org"}, "ok")],
+)
+def test_settings_with_a_url_to_ping_that_others_may_read_are_told(
+    db: Connection, examine: Examine, tmp_path: Path, mode: int, environ: dict[str, str], grade: str
+) -> None:
+    file = tmp_path / "assets.toml"
+    file.write_text(f'monitoring.ping_url = "https://a.org/s3same"\n{MINE}')
+    file.chmod(mode)
+
+    _, found = examine("--offline", ASSET_SYNC_CONFIG=str(file), **environ)
+
+    assert found["settings"][0] == grade
+    assert "s3same" not in str(found)
+
+
+MINE = """
+[[priority_assets]]
+symbol = "XAUUSD"
+polygon_ticker = "C:XAUUSD"
+asset_type = "forex"
+"""
+
+
 def test_every_mistake_of_the_settings_is_an_error(db: Connection, examine: Examine) -> None:
     code, found = examine(POLYGON_TIER="gold")
 
@@ -234,6 +259,17 @@ def test_a_job_that_cron_should_have_started_is_told(
         "last ran 20 min ago, though cron should start it: cron's mail says why",
     )
     assert "nobody here starts it" in found["sync priority"][1], "of each job by itself"
+
+
+def test_a_crontab_need_not_be_utf_8(db: Connection, examine: Examine, tmp_path: Path) -> None:
+    ran(db, "queue", minutes_ago=20)
+    crontab = tmp_path / "crontab"
+    crontab.write_bytes(b"#!/bin/sh\necho '# f\xfcr die Kurse'\necho 'x asset-sync sync queue'\n")
+    crontab.chmod(0o755)
+
+    _, found = examine("--offline", PATH=str(tmp_path))
+
+    assert "though cron should start it" in found["sync queue"][1]
 
 
 def test_a_job_that_is_commented_out_is_not_started(

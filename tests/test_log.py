@@ -20,7 +20,7 @@ import asset_sync
 from asset_sync.assets import Feed
 from asset_sync.cli.log import sentence
 from asset_sync.cli.sync import summary
-from asset_sync.database import Connection
+from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
 from asset_sync.progress import Synced
 from asset_sync.slots import Lane
@@ -254,6 +254,50 @@ def test_a_mistyped_format_gets_a_hint(tell: Tell) -> None:
 
     assert (told.code, told.out) == (2, "")
     assert "json" in told.err
+
+
+# --- where nobody listens -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize(
+    "to", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>&1 >/dev/null | :"]
+)
+def test_a_run_does_its_work_though_nobody_can_read_what_it_says(
+    environ: dict[str, str], db: Connection, tmp_path: Path, to: str, log_format: str
+) -> None:
+    ended = redirected(to, environ, tmp_path, "-v", "sync", "queue", "--log-format", log_format)
+
+    assert (tmp_path / "code").read_text() == "0\n", ended.stderr
+    assert "bug" not in ended.stdout + ended.stderr
+    assert query(db, "select reason_ended from asset_sync.runs") == [("done",)]
+
+
+def test_a_report_that_cannot_be_written_is_no_bug_and_the_run_ends_once(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    told = redirected(">/dev/full", environ, tmp_path, "sync", "queue", *JSON, "--json").stderr
+
+    *log, why = told.splitlines()
+    assert events("\n".join(log)) == ["started", "synced", "ended"]
+    assert why == "asset-sync: What was to be printed was not written: No space left on device."
+    assert (tmp_path / "code").read_text() == "2\n"
+
+
+def redirected(
+    to: str, environ: dict[str, str], directory: Path, *arguments: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command line as a shell does that sends its streams elsewhere; `code` is its end."""
+    script = f'( "$@"; echo $? 3>code >&3 ) {to}'
+    return subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-m", "asset_sync", *arguments],
+        env=environ,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
 
 
 # --- the house ----------------------------------------------------------------------------------

@@ -236,6 +236,24 @@ def test_an_interrupted_run_is_a_failure(
     assert service.paths == [f"/{UUID}/start", f"/{UUID}/{code}"]
 
 
+def test_a_run_whose_report_nobody_reads_is_told_all_the_same(
+    environ: dict[str, str], service: Service, tmp_path: Path
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    subprocess.run(
+        [sys.executable, "-m", "asset_sync", "sync", "queue"],
+        env=environ,
+        cwd=tmp_path,
+        stdout=write,
+        check=False,
+        timeout=60,
+    )
+    os.close(write)
+
+    assert service.paths == [f"/{UUID}/start", f"/{UUID}"]
+
+
 def test_two_jobs_can_be_two_checks_of_one_url_whose_query_survives(
     tell: Tell, service: Service, tmp_path: Path
 ) -> None:
@@ -297,6 +315,12 @@ def test_a_service_that_is_down_is_one_warning(tell: Tell) -> None:
     told = tell("-q", "sync", "queue", PING_URL=f"http://127.0.0.1:{port}/{UUID}")
 
     assert "Connection refused" in only_warning(told)
+
+
+def test_an_address_that_is_none_is_one_warning_that_names_its_setting(tell: Tell) -> None:
+    told = tell("-q", "sync", "queue", PING_URL=f"http://127.0.0.1:99999/{UUID}")
+
+    assert only_warning(told) == "its address is no URL, check PING_URL."
 
 
 def test_a_service_that_hangs_is_given_up(
@@ -467,7 +491,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(
     os.mkfifo(tmp_path / "held")
     # The end of the file is read when nobody holds it any more: neither the shell nor its child.
     reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
-    failing("sh", "-c", "exec > held; echo begun; sleep 60 & wait")
+    failing("sh", "-c", "exec > held; echo begun; (sleep 20; echo ended by itself) & wait")
 
     told = tell("-q", "sync", "queue")
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import pytest
 from commandline import Told, asset_sync
-from conftest import MakeSettings, ShiftingClock, asset
+from conftest import MakeSettings, ShiftingClock, asset, nobody
 
 from asset_sync import queue, reference, slots
 from asset_sync.assets import Asset, AssetType, Feed, Level
@@ -357,14 +357,15 @@ def test_an_api_that_is_down_is_asked_three_times(api: StandIn, ask: Ask) -> Non
 
 def test_an_answer_in_between_lets_it_go_on(api: StandIn, ask: Ask) -> None:
     api.set_faults(["server-error:2", "wrong-shape@C:USDJPY", "server-error@C:XAGUSD"])
+    silver = "XAGUSD"
     with ask() as questions:
         found = verdicts(
-            Check(questions).each(pairs("A", "B", "USDJPY", "XAGUSD", "C", "XAGUSD", "EURUSD"))
+            Check(questions).each(pairs("A", "B", "USDJPY", silver, "C", silver, silver, "EURUSD"))
         )
 
     assert [verdict for _, verdict in found] == [
         *("unanswered", "unanswered", "unanswered", "unanswered"),
-        *("unknown", "unanswered", "exists"),
+        *("unknown", "unanswered", "unanswered", "exists"),
     ]
 
 
@@ -446,6 +447,44 @@ def test_what_is_found_is_added_in_one_go(
     assert {(one.level, one.update_frequency_seconds) for one in added} == {(Level.HIGH, 900)}
     assert len(server.log) == 1
     assert held(db) == 0
+
+
+def test_what_is_there_already_is_told_in_a_line(db: Connection, run: Run, file: Path) -> None:
+    run("import", "--market", "fx", "--yes")
+
+    told = run("import", "--market", "fx")
+
+    assert "In the settings already: EURUSD, GBPUSD, USDJPY and 2 more." in told.err
+
+
+def test_no_call_is_spent_where_nothing_can_be_written(
+    db: Connection, environ: dict[str, str], tmp_path: Path, server: StandIn
+) -> None:
+    homeless = {name: value for name, value in environ.items() if name != "HOME"}
+    told = asset_sync(
+        "assets", "import", "--market", "fx", "--yes", environ=homeless, directory=tmp_path
+    )
+
+    assert (told.code, told.out) == (2, "")
+    assert "--config" in told.err
+    assert server.log == []
+
+
+def test_who_may_not_write_the_file_is_told_before_all_else_and_may_look(
+    db: Connection, run: Run, file: Path, environ: dict[str, str]
+) -> None:
+    assert run("check").code == 0, "all is imported that nobody may not read"
+    found = ("assets", "import", "--market", "fx")
+    nowhere = environ | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+    with nobody() as directory:
+        (directory / "assets.toml").write_text(MINE)
+        (directory / "assets.toml").chmod(0o444)
+        told = asset_sync(*found, "--yes", environ=nowhere, directory=directory)
+        looked = asset_sync(*found, "--dry-run", environ=nowhere, directory=directory)
+
+    assert told.code == 2
+    assert "cannot be changed (Permission denied)" in told.err
+    assert looked.code == 3, "it comes as far as to the database"
 
 
 def test_where_nobody_can_answer_the_answer_is_no(db: Connection, run: Run, file: Path) -> None:
@@ -614,6 +653,7 @@ def test_a_suggestion_that_cannot_be_had_takes_nothing_from_the_answer(
     assert told.code == 1
     assert "knows no ticker C:XUAUSD" in told.out
     assert "was not told" in told.err
+    assert "tried again" not in told.err
 
 
 def test_a_ticker_is_not_said_to_be_meant_for_itself(

@@ -1,5 +1,6 @@
 """The command line: arguments in; tables, JSON and exit codes out. No SQL and no HTTP here."""
 
+import os
 import signal
 import sys
 from io import TextIOWrapper
@@ -59,6 +60,9 @@ def root(
 def main() -> NoReturn:
     """Run the command line; whatever happens, the user gets a sentence and cron an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see asset_sync.__main__
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ● gets a ?
@@ -69,6 +73,17 @@ def main() -> NoReturn:
         complain(f"asset-sync: {why}")
         sys.exit(code)
     sys.exit(ExitCode.DONE)
+
+
+def _open_streams() -> None:
+    """Open to nobody what the caller has closed, as `2>&-` does.
+
+    Else the next to be opened, such as the database's socket, would pass for it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -81,8 +81,10 @@ def left_the_file(db: "Connection", settings: "Settings") -> list[str]:
 def tell_left(options: Common, left: Sequence[str]) -> None:
     """Say which assets nobody asks for any more; they are forgotten only by command."""
     if left:
+        from asset_sync.cli.log import names  # noqa: PLC0415
+
         options.say(
-            f"No longer in the settings, but still in the queue: {', '.join(left)}. To forget:"
+            f"No longer in the settings, but still in the queue: {names(left)}. To forget:"
             f" asset-sync queue remove {' '.join(left)}"
         )
 
@@ -134,6 +136,13 @@ def assets_add(
 
 def _guessed(symbol: str, ticker: str | None, kind: AssetType | None) -> tuple[AssetType, str]:
     """Return type and ticker, of which each tells the other."""
+    for prefix in (one.ticker_prefix for one in AssetType):
+        if symbol.startswith(prefix):
+            own = symbol.removeprefix(prefix)
+            raise typer.BadParameter(
+                f"{symbol} is a ticker; SYMBOL is your own name for it:"
+                f" asset-sync assets add {own} --ticker {symbol}"
+            )
     if kind is None and ticker is not None:
         kind = next((one for one in AssetType if ticker.startswith(one.ticker_prefix)), None)
     if kind is None and ticker is not None:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from asset_sync.cli.exits import ExitCode
-from asset_sync.cli.options import Common, LogFormat, complain
+from asset_sync.cli.options import Common, LogFormat, complain, mutter
 from asset_sync.progress import (
     Calling,
     Failed,
@@ -113,7 +113,7 @@ class Log:
             **told,
             "message": text,
         }
-        print(json.dumps(line), file=sys.stderr, flush=True)  # noqa: T201
+        mutter(json.dumps(line))
 
     def _complain(self, text: str, otherwise: str = "") -> None:
         known = self.run_id is not None and not sys.stderr.isatty()
@@ -129,7 +129,7 @@ def _fields(progress: Progress) -> dict[str, object]:
             value = value.isoformat()
         if field.name == "seconds":
             value = round(value, 3)
-        if field.name not in {"text", "budget", "run_id"}:
+        if field.name not in {"text", "budget"}:
             told[field.name] = value
     return told
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
 import typer
 
+from asset_sync.errors import AssetSyncError
+
 if TYPE_CHECKING:
     from asset_sync.settings import Settings
 
@@ -73,19 +75,37 @@ def common(
     return Common(config or before.config, quiet or before.quiet, verbose or before.verbose)
 
 
+class OutputError(AssetSyncError):
+    """The answer could not be printed."""
+
+
 def complain(text: str) -> None:
     """Print to stderr, at once; on a terminal no word is cut."""
-    print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)  # noqa: T201
+    mutter(wrapped(text, sys.stderr))
+
+
+def mutter(line: str) -> None:
+    """Print to stderr as it is; no run ends because its log's disk is full or nobody reads on."""
+    try:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        _give_up(sys.stderr)
 
 
 def answer(text: str) -> None:
     """Print to stdout; on a terminal no word is cut."""
-    print(wrapped(text, sys.stdout), flush=True)  # noqa: T201
+    exactly(wrapped(text, sys.stdout))
 
 
 def exactly(text: str) -> None:
     """Print to stdout what is to be copied: nothing is broken between lines."""
-    print(text, flush=True)  # noqa: T201
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        raise  # nobody reads on, which typer knows how to end
+    except OSError as error:
+        _give_up(sys.stdout)
+        raise OutputError(f"What was to be printed was not written: {error.strerror}.") from None
 
 
 def agreed(question: str) -> bool:
@@ -96,6 +116,12 @@ def agreed(question: str) -> bool:
         return typer.confirm(question, err=True)
     except typer.Abort:  # as Ctrl-C anywhere else
         raise KeyboardInterrupt from None
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let nobody have what the stream still holds: Python would try again, and exit with 120."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nobody:
+        os.dup2(nobody.fileno(), stream.fileno())
 
 
 class Row(Protocol):

@@ -106,6 +106,8 @@ def assets_import(
     options = common(context, config, quiet, verbose)
     settings = options.settings()
     kind = _TYPES[market]
+    if not dry_run:
+        asset_file.ensure_writable(settings, os.environ)
     with _asking(options, settings, max_runtime) as (_, questions):
         found = reference.find(
             reference.pages(questions, kind, search),
@@ -140,7 +142,9 @@ def _show_found(options: Common, found: "Found", market: Market) -> None:
         rows = [[asset.symbol, asset.ticker, _short(asset.name)] for asset in found.new]
         exactly(table(["symbol", "ticker", "name"], rows))
     if found.there:
-        there = ", ".join(asset.symbol for asset in found.there)
+        from asset_sync.cli.log import names  # noqa: PLC0415
+
+        there = names([asset.symbol for asset in found.there])
         options.say(f"In the settings already: {there}.")
     for ticker, why in found.skipped:
         complain(f"{ticker} is left out: {why}.")
@@ -317,7 +321,7 @@ def _nearest(
 ) -> dict[str, str]:
     """Return, by symbol, the ticker that each unknown one may be meant to be."""
     from asset_sync.polygon import ProviderError  # noqa: PLC0415
-    from asset_sync.questions import NoCallLeftError  # noqa: PLC0415
+    from asset_sync.questions import NoCallLeftError, why  # noqa: PLC0415
     from asset_sync.reference import Verdict  # noqa: PLC0415
 
     unknown = [one.asset for one in checked if one.verdict is Verdict.UNKNOWN]
@@ -330,7 +334,7 @@ def _nearest(
             if (ticker := check.nearest(asset)) not in {None, asset.ticker}:
                 nearest[asset.symbol] = ticker
     except (ProviderError, NoCallLeftError) as error:
-        complain(f"What the unknown may be was not told: {error}")
+        complain(f"What the unknown may be was not told: {why(error)}")
     return nearest
 
 

@@ -135,28 +135,32 @@ def _sync(
     from asset_sync.cli.log import Log  # noqa: PLC0415
 
     log = Log(options, lane.value, log_format)
-    monitors = None
+    monitors = report = None
     try:
         settings = options.settings(log.remark)
         monitors = _monitors(settings, lane)
         report = _run(log, settings, lane, max_runtime, limit)
         code = exit_code_of(report)
         log.end(code, report.message, summary(report), _as_json(report))
-        if as_json:
-            exactly(json.dumps(_as_json(report), indent=2))
-        elif not options.quiet and not log.is_json:
-            answer(summary(report))
-    except BrokenPipeError:
-        raise  # nobody reads on, which typer knows how to end
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
         code, why = explain(error)
         log.end(code, why)
-    if monitors is not None:
-        from asset_sync.monitoring import Ending  # noqa: PLC0415
-
-        for trouble in monitors.end(Ending(code, log.run_id, tuple(log.lines))):
-            log.warning(trouble)
+    try:
+        if report is not None and as_json:
+            exactly(json.dumps(_as_json(report), indent=2))
+        elif report is not None and not options.quiet and not log.is_json:
+            answer(summary(report))
+    finally:  # they are told even where nobody reads the report
+        if monitors is not None:
+            _tell(monitors, log, code)
     raise typer.Exit(code)
+
+
+def _tell(monitors: "Monitors", log: "Log", code: ExitCode) -> None:
+    from asset_sync.monitoring import Ending  # noqa: PLC0415
+
+    for trouble in monitors.end(Ending(code, log.run_id, tuple(log.lines))):
+        log.warning(trouble)
 
 
 def _monitors(settings: "Settings", lane: "Lane") -> "Monitors | None":
