@@ -1,5 +1,5 @@
 # make demo   the job on replayed data, from a bare machine (Python 3.11, no PostgreSQL, no key)
-# make test   all tests, with branch coverage
+# make test   all tests, with branch coverage (SIMULATED_HOURS=24: a whole day of the real loop)
 # make lint   ruff and mypy
 # make soak   the promises under kills, restarts and faults (3 minutes; SOAK_SECONDS=600 longer)
 # make bench  speed and size, each beside its floor in the same run

@@ -230,7 +230,8 @@ def examine_cron(db: Connection, settings: Settings) -> Iterator[Finding]:
     jobs = {"cron": _of_cron(), "systemd": _output_of("systemctl", "list-timers", "--full")}
     twice = False
     for lane in Lane:
-        job = re.compile(rf"^[^#\n]*asset-sync\b.*\b{lane.value}\b", re.MULTILINE)
+        # A crontab's `asset-sync … sync queue`, or the timer asset-sync-queue.
+        job = re.compile(rf"^[^#\n]*asset-sync(\s.*\bsync\s+|-){lane.value}\b", re.MULTILINE)
         starters = [name for name, listed in jobs.items() if job.search(listed)]
         twice = twice or len(starters) > 1
         yield _lateness(db, settings, lane, " and ".join(starters))
@@ -241,7 +242,7 @@ def examine_cron(db: Connection, settings: Settings) -> Iterator[Finding]:
 
 def _lateness(db: Connection, settings: Settings, lane: Lane, starter: str) -> Finding:
     ago = runs.record_of(db, lane.value).seconds_ago
-    last = "has never run" if ago is None else f"last ran {ago / 60:.0f} min ago"
+    last = "has never run" if ago is None else f"last ran {_ago(ago)} ago"
     late = ago is None or ago > OVERDUE_INTERVALS * settings.batch.interval_seconds
     subject = f"sync {lane.value}"
     if not late:
@@ -253,6 +254,10 @@ def _lateness(db: Connection, settings: Settings, lane: Lane, starter: str) -> F
         return Finding(Grade.WARNING, subject, text)
     text = f"{last}, and nobody here starts it: see crontab.example"
     return Finding(Grade.WARNING, subject, text)
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
 
 
 def _of_cron() -> str:

@@ -196,5 +196,6 @@ def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: S
     if any(asset.level is Level.CRITICAL for asset in stale):
         verdict = Verdict.UNHEALTHY
     named = ", ".join(asset.symbol for asset in stale[:5]) + (" …" if len(stale) > 5 else "")  # noqa: PLR2004
-    about = f"not fresh for {factor:g} times their frequency" + (f": {named}" if stale else "")
+    why = f": {named}; `asset-sync queue list {stale[0].symbol}` says why" if stale else ""
+    about = f"not fresh for {factor:g} times their frequency{why}"
     return Check("assets.stale", len(stale), 0, verdict, about)

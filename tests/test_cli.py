@@ -17,6 +17,7 @@ from typing import TypeAlias
 import psycopg2
 import pytest
 
+from asset_sync.cli.options import filled
 from asset_sync.demo.server import StandIn
 
 KEY = "demo-key"
@@ -532,3 +533,12 @@ def test_the_stand_in_is_served_for_those_who_develop_against_it(
     assert answer.returncode == 0
     assert "Calls: 1," in talk
     assert server.returncode == 0
+
+
+def test_colours_take_no_room_on_a_line() -> None:
+    red = "\x1b[31mXAUUSD\x1b[0m"
+    assert list(filled(f"{red}: is too old", 14)) == [f"{red}: is too", "old"]
+    assert list(filled("a-word-that-fits-nowhere and more", 8)) == [
+        "a-word-that-fits-nowhere",
+        "and more",
+    ]

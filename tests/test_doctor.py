@@ -272,10 +272,13 @@ def test_a_crontab_need_not_be_utf_8(db: Connection, examine: Examine, tmp_path:
     assert "though cron should start it" in found["sync queue"][1]
 
 
-def test_a_job_that_is_commented_out_is_not_started(
-    db: Connection, examine: Examine, program: Program
+@pytest.mark.parametrize(
+    "line", ["#*/5 * * * *  asset-sync sync queue -q", "@daily  asset-sync queue status --json"]
+)
+def test_a_job_that_is_commented_out_or_another_is_not_started(
+    db: Connection, examine: Examine, program: Program, line: str
 ) -> None:
-    path = program("crontab", "#*/5 * * * *  asset-sync sync queue -q")
+    path = program("crontab", line)
     _, found = examine("--offline", PATH=path)
 
     assert "nobody here starts it" in found["sync queue"][1]

@@ -1,5 +1,6 @@
 """The forecast of `plan`, held against a day of the real loop; and promise 2, measured there."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
@@ -26,6 +27,8 @@ from asset_sync.settings import PLANS, SHIPPED_FILE, Settings, load
 
 CALL_SECONDS = 0.3
 HOUR = 3600.0
+# A whole day takes some minutes in all, so it is for .ci/run.
+HOURS = float(os.environ.get("SIMULATED_HOURS", "6"))
 
 # What is allowed to the queue in five minutes of the free plan: 25 calls, less three for the
 # priority assets and three that hold the place of the next such run.
@@ -57,13 +60,13 @@ def symbols(assets: Sequence[Asset]) -> list[str]:
 
 
 @pytest.mark.parametrize("count", [4, 50, 200, 1000])
-def test_in_a_day_no_order_could_have_kept_the_queue_fresher_by_more_than_5_percent(
+def test_no_order_could_have_kept_the_queue_fresher_by_more_than_5_percent(
     url: str, count: int
 ) -> None:
     others = several(count, Level.MEDIUM)
     settings = settings_for(*PRIORITY, *others, url=url, QUEUE_MAX_SIZE="2000")
 
-    day = live_through(url, settings, call_seconds=CALL_SECONDS)
+    day = live_through(url, settings, seconds=HOURS * HOUR, call_seconds=CALL_SECONDS)
 
     # Whatever the order: an asset that is refreshed λ times a second is younger than x for at
     # most the share λx of the time. All of them together get the calls that are allowed, and none
@@ -80,7 +83,7 @@ def test_in_a_day_no_order_could_have_kept_the_queue_fresher_by_more_than_5_perc
 class Case(NamedTuple):
     assets: list[Asset]
     environ: Mapping[str, str] = MappingProxyType({})
-    hours: float = 6
+    hours: float = 4
     warm_up_hours: float = 1.5
 
 
@@ -113,7 +116,7 @@ CASES = {
         [*PRIORITY, *several(50, Level.MEDIUM)], {"BATCH_INTERVAL_MINUTES": "15"}
     ),
     "a paid plan": Case(
-        [*PRIORITY, *several(300, Level.MEDIUM)], {"POLYGON_TIER": "starter"}, 0.6, 0
+        [*PRIORITY, *several(300, Level.MEDIUM)], {"POLYGON_TIER": "starter"}, 0.4, 0
     ),
 }
 

@@ -18,6 +18,7 @@ from asset_sync.cli.options import (
     Verbose,
     common,
     exactly,
+    filled,
     plain,
 )
 
@@ -91,12 +92,8 @@ def _line(finding: "Finding") -> str:
 
     text = f"{finding.subject}: {finding.text}"
     if sys.stdout.isatty():
-        import textwrap  # noqa: PLC0415  # it compiles patterns
-
         width = shutil.get_terminal_size().columns - _INDENT
-        text = f"\n{' ' * _INDENT}".join(
-            textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-        )
+        text = f"\n{' ' * _INDENT}".join(filled(text, width))
     text = bold(finding.subject) + text.removeprefix(finding.subject)
     grade = f"{finding.grade.value:<{_INDENT}}"
     if finding.grade == "error":

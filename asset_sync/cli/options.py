@@ -1,9 +1,10 @@
 """What every command takes: the settings file, and how much is said."""
 
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -138,14 +139,32 @@ def plain(row: Row) -> dict[str, object]:
     }
 
 
+_COLOURS = re.compile(r"\x1b\[\d+m")
+
+
+def width_of(text: str) -> int:
+    """Return how many columns the text takes, for which its colours count nothing."""
+    return len(_COLOURS.sub("", text))
+
+
 def wrapped(text: str, stream: TextIO) -> str:
     """Break long lines between words where somebody looks; a program gets them as they are."""
     width = shutil.get_terminal_size().columns
-    if not stream.isatty() or all(len(line) <= width for line in text.splitlines()):
+    if not stream.isatty():
         return text
-    import textwrap  # noqa: PLC0415  # it compiles patterns that few commands need
+    return "\n".join("\n".join(filled(line, width)) for line in text.splitlines())
 
-    return "\n".join(
-        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-        for line in text.splitlines()
-    )
+
+def filled(text: str, width: int) -> Iterator[str]:
+    """Give lines that hold so many columns; the library's count colours and so break too early."""
+    if width_of(text) <= width:
+        yield text
+        return
+    line = ""
+    for word in text.split():
+        longer = f"{line} {word}" if line else word
+        if line and width_of(longer) > width:
+            yield line
+            longer = word
+        line = longer
+    yield line

@@ -130,8 +130,8 @@ def _show(now: "Forecast", plans: "Sequence[Forecast]") -> None:
     exactly(table(columns, [_plan(one) for one in plans]))
     exactly("")
     answer(
-        "Ages are what the data does not exceed half of the time, 95 % of it, ever. Fresh in: from"
-        " an empty database. Left: for history."
+        "half, 95 %, worst: what the data's age does not exceed half of the time, 95 % of it, ever;"
+        " fresh in: from an empty database; left: for history."
     )
 
 

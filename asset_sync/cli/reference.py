@@ -255,7 +255,8 @@ def assets_check(
 ) -> None:
     """Ask the provider whether the assets' tickers exist, and what a mistyped one may be.
 
-    A ticker takes a call of the budget; of more than ten of a market, the market's list instead.
+    A ticker takes a call of the budget; of more than ten of a market, the market's list instead,
+    and a call for each that it lacks.
     Exit 1 if one does not exist or there was no answer, 4 if the API refuses the key.
 
     Example: asset-sync assets check EURUSD

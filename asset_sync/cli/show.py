@@ -5,16 +5,15 @@ The tables are set by hand: rich, which draws the live line and the help, would 
 """
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from asset_sync.cli.options import width_of
 from asset_sync.slots import Budget
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _MOST_DOTS = 20
-_ESCAPES = re.compile(r"\x1b\[\d+m")
 
 
 def bold(text: str) -> str:
@@ -49,11 +48,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return the rows under their columns; one whose name starts with `>` is set to the right."""
     right = [name.startswith(">") for name in columns]
     names = [name.lstrip(">") for name in columns]
-    widths = [max(map(_width, column)) for column in zip(names, *rows, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(names, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            " " * (width - _width(cell)) + cell if at_right else cell + " " * (width - _width(cell))
+            " " * (width - width_of(cell)) + cell
+            if at_right
+            else cell + " " * (width - width_of(cell))
             for cell, width, at_right in zip(cells, widths, right, strict=True)
         )
         return "  ".join(padded).rstrip()
@@ -62,10 +63,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if sys.stdout.isatty():
         head.append(dim("─" * (sum(widths) + 2 * (len(widths) - 1))))
     return "\n".join([*head, *map(line, rows)])
-
-
-def _width(text: str) -> int:
-    return len(_ESCAPES.sub("", text))
 
 
 def duration(seconds: float | None) -> str:
