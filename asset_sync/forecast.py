@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from asset_sync.assets import Asset, Level
 from asset_sync.job import Job
-from asset_sync.queue import BULK, GRACE
+from asset_sync.queue import BULK
 from asset_sync.reach import REACH
 from asset_sync.runs import Denials
 from asset_sync.settings import PLANS, Plan, RateLimit, Settings
@@ -155,13 +155,14 @@ class _Line:
     """How the calls are shared out among the assets of one plan; rates are calls a second."""
 
     def __init__(self, settings: Settings, call_seconds: float) -> None:
+        priority, queue = (Job(settings, lane, _NOTHING_DENIED) for lane in Lane)
         self._interval = settings.batch.interval_seconds
         self._limit = settings.rate_limit
         self._aging = settings.queue.aging_seconds
         self._call_seconds = call_seconds
+        self._grace = queue.grace
         # A slot is free again one window after its call's end.
         self._window = self._limit.period_seconds + call_seconds
-        priority, queue = (Job(settings, lane, _NOTHING_DENIED) for lane in Lane)
         self.critical, self.others = _distinct(priority), _distinct(queue)
         self._critical_cost = _calls_each(settings.provider.plan, len(self.critical))
         self._cost = _calls_each(settings.provider.plan, len(self.others))
@@ -170,7 +171,7 @@ class _Line:
         # A run makes one call at a time.
         busy = queue.runtime_seconds / self._interval / call_seconds
         left = min(self._limit.calls / self._window - spent, busy)
-        self.queue_rate = left if left * DAY_SECONDS >= 1 else 0.0
+        self.queue_rate = left if left > _NOTHING else 0.0
 
     @property
     def calls_a_second(self) -> float:
@@ -228,8 +229,8 @@ class _Line:
 
     def _in_cycles(self, asset: Asset) -> float:
         """Return its frequency in whole intervals of cron, since no run looks in between."""
-        asked, grace = asset.update_frequency_seconds, GRACE.seconds
-        return max(1, math.ceil((asked - grace) / self._interval)) * self._interval
+        after = asset.update_frequency_seconds - self._grace.of(asset)
+        return max(1, math.ceil(after / self._interval)) * self._interval
 
     def _held(self) -> float:
         """Return the rate of calls not made, so that a priority run finds its slots free.
@@ -293,6 +294,8 @@ class _Line:
         return sum(self._cost / period for period in periods)
 
 
+# A call in a day is 1e-5 a second; less than that is what rounding leaves.
+_NOTHING = 1e-9
 # With so much of the calls needed there is always an asset that waits for one.
 _BUSY = 0.75
 _ALLOWANCES_BELOW = {Level.HIGH: 2, Level.MEDIUM: 1, Level.LOW: 0}

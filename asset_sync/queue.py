@@ -17,11 +17,6 @@ from asset_sync.slots import Lane
 BULK = {Feed.BARS: 1, Feed.SNAPSHOT: 250}
 """How many items one call of each feed serves (v3 snapshot: 250 tickers)."""
 
-_GRACE = """
-  case w.level when 'critical' then least(%(critical_grace)s, w.frequency_seconds * 0.4)
-  else least(%(grace)s, w.frequency_seconds * 0.1) end
-"""
-
 # What is nobody's fault is tried again in the same run, but not at once.
 TRY_AGAIN_SECONDS = 15
 
@@ -31,23 +26,26 @@ _WANTED = """
   wanted as (
     select * from unnest(
       %(symbols)s::text[], %(feeds)s::text[], %(tickers)s::text[], %(types)s::text[],
-      %(names)s::text[], %(levels)s::text[], %(positions)s::int[], %(frequencies)s::int[]
-    ) as w (symbol, feed, ticker, asset_type, name, level, position, frequency_seconds)
+      %(names)s::text[], %(levels)s::text[], %(positions)s::int[], %(frequencies)s::int[],
+      %(due_after)s::float8[]
+    ) as w (
+      symbol, feed, ticker, asset_type, name, level, position, frequency_seconds, due_after_seconds
+    )
   )
 """
 
 # What enqueue lets in: what is due; a critical asset that failed, once a cycle; whatever has been
 # given another ticker, since that is how a mistyped one is mended; and what the settings have moved
 # to the other lane, where it would wait for a command that serves it no more.
-_READY = f"""
+_READY = """
   case q.state
-    when 'idle' then q.last_success_at is null or {{now}} >=
-      q.last_success_at + make_interval(secs => w.frequency_seconds - {_GRACE})
+    when 'idle' then q.last_success_at is null or {now} >=
+      q.last_success_at + make_interval(secs => w.due_after_seconds)
     when 'leased' then false
     else q.ticker <> w.ticker
       or (w.level <> 'critical' and q.level = 'critical' and q.state = 'waiting')
-      or (w.level = 'critical' and (q.state = 'dead' or q.level <> 'critical') and ({{now}} >=
-        q.last_attempt_at + make_interval(secs => w.frequency_seconds - {_GRACE})) is not false)
+      or (w.level = 'critical' and (q.state = 'dead' or q.level <> 'critical') and ({now} >=
+        q.last_attempt_at + make_interval(secs => w.due_after_seconds)) is not false)
   end
 """
 
@@ -74,6 +72,12 @@ class Grace(NamedTuple):
 
     seconds: float = 30
     critical_seconds: float = 120
+
+    def of(self, asset: Asset) -> float:
+        """Return it for one asset, in seconds."""
+        if asset.level is Level.CRITICAL:
+            return min(self.critical_seconds, asset.update_frequency_seconds * 0.4)
+        return min(self.seconds, asset.update_frequency_seconds * 0.1)
 
 
 GRACE = Grace()
@@ -226,8 +230,7 @@ def enqueue(
           - (select count(*) from picked)
         """,
         {
-            **_arrays(wanted),
-            **_allowed(grace),
+            **_arrays(wanted, grace),
             "max_size": settings.max_size,
             "max_attempts": settings.max_attempts,
             "aging": settings.aging_seconds,
@@ -460,7 +463,7 @@ def due_within(
           or {_READY.format(now="clock_timestamp() + make_interval(secs => %(seconds)s)")}
         group by w.feed
         """,
-        {**_arrays(wanted), "seconds": seconds, **_allowed(grace)},
+        {**_arrays(wanted, grace), "seconds": seconds},
     )
     return sum(-(-count // BULK[Feed(feed)]) for feed, count in rows)
 
@@ -515,9 +518,8 @@ def preview(
         from line order by level <> 'critical', order_at, symbol, feed desc limit %(most)s
         """,
         {
-            **_arrays(wanted),
+            **_arrays(wanted, grace),
             "aging": settings.aging_seconds,
-            **_allowed(grace),
             "most": most,
         },
     )
@@ -607,11 +609,7 @@ def _upcoming(row: Row) -> Upcoming:
     return Upcoming(symbol, Feed(feed), ticker, AssetType(kind), Level(level), *rest)
 
 
-def _allowed(grace: Grace) -> dict[str, object]:
-    return {"grace": grace.seconds, "critical_grace": grace.critical_seconds}
-
-
-def _arrays(wanted: Sequence[Wanted]) -> dict[str, object]:
+def _arrays(wanted: Sequence[Wanted], grace: Grace = NO_GRACE) -> dict[str, object]:
     """Return what is wanted as the columns that the CTE `wanted` unnests."""
     assets = [one.asset for one in wanted]
     return {
@@ -623,4 +621,5 @@ def _arrays(wanted: Sequence[Wanted]) -> dict[str, object]:
         "levels": [asset.level.value for asset in assets],
         "positions": [asset.position for asset in assets],
         "frequencies": [asset.update_frequency_seconds for asset in assets],
+        "due_after": [asset.update_frequency_seconds - grace.of(asset) for asset in assets],
     }

@@ -23,7 +23,7 @@ from asset_sync.forecast import (
     staleness,
     with_plan,
 )
-from asset_sync.settings import PLANS, SHIPPED_FILE, Settings, load
+from asset_sync.settings import PLANS, SHIPPED_FILE, RateLimit, Settings, load
 
 CALL_SECONDS = 0.3
 HOUR = 3600.0
@@ -108,6 +108,7 @@ CASES = {
     "more priority assets than a window has calls": Case(
         [*several(7, Level.CRITICAL), *several(50, Level.MEDIUM)]
     ),
+    "priority assets alone, due between two runs": Case(several(3, Level.CRITICAL, every=500)),
     "without priority assets": Case(several(50, Level.MEDIUM)),
     "priority runs switched off": Case(
         [*PRIORITY, *several(50, Level.MEDIUM)], {"PRIORITY_ASSETS_ENABLED": "false"}
@@ -162,7 +163,7 @@ def test_what_each_asset_needs_is_once_in_its_frequency() -> None:
 
 
 def test_a_priority_asset_is_refreshed_when_cron_comes_round() -> None:
-    [told] = forecast(settings_for(*several(1, Level.CRITICAL, every=400))).assets
+    [told] = forecast(settings_for(*several(1, Level.CRITICAL, every=500))).assets
     assert told.refreshed_every_seconds == told.asked_seconds == 600
     assert told.kept
 
@@ -238,19 +239,18 @@ FREQUENCIES = st.integers(1, 86_400)
 @given(
     wanted=st.lists(st.tuples(LEVELS, FREQUENCIES), max_size=60),
     plan=st.sampled_from(["free", "starter"]),
-    hold=st.booleans(),
+    limit=st.builds(RateLimit, st.integers(1, 10_000), st.floats(0.1, 86_400), st.booleans()),
 )
 def test_whatever_the_assets_the_calls_are_shared_out_and_no_more(
     wanted: list[tuple[Level, int]],
     plan: str,
-    hold: bool,  # noqa: FBT001  # hypothesis passes it by name
+    limit: RateLimit,
 ) -> None:
     assets = [
         asset(f"A{number}", level, position=number, every=every)
         for number, (level, every) in enumerate(wanted)
     ]
     settings = settings_for(*assets, POLYGON_TIER=plan)
-    limit = replace(settings.rate_limit, hold_for_priority=hold)
     told = forecast(replace(settings, rate_limit=limit))
     made = sum(
         one.calls_a_day * one.asked_seconds / one.refreshed_every_seconds for one in told.assets
