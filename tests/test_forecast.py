@@ -139,9 +139,9 @@ def agree(told: Forecast, day: Day, after: float = 0) -> None:
         real = day.staleness(symbols([one.asset for one in assets]), after)
         expected = staleness(assets)
         # On a paid plan bars refresh a price between two quotes, which is not counted upon.
-        slack = 0.05 if len(told.plan.feeds) == 1 else 0.5
-        assert expected.p50_seconds == pytest.approx(real.at(0.5), rel=slack), level
-        assert expected.p95_seconds == pytest.approx(real.at(0.95), rel=max(0.05, slack / 4)), level
+        half, most = (0.08, 0.08) if len(told.plan.feeds) == 1 else (0.5, 0.125)
+        assert expected.p50_seconds == pytest.approx(real.at(0.5), rel=half), level
+        assert expected.p95_seconds == pytest.approx(real.at(0.95), rel=most), level
         assert 0.95 * real.worst <= expected.worst_seconds <= real.worst + CYCLE_SECONDS, level
     all_fresh = max(day.fresh_at[one.asset.symbol][0] for one in told.assets)
     assert told.all_fresh_seconds == pytest.approx(all_fresh, rel=0.25, abs=60)

@@ -547,7 +547,9 @@ def test_a_priority_asset_that_came_late_in_one_cycle_is_served_in_the_next(job:
     job.clock.sleep(150)
     assert job.run(Lane.PRIORITY).reason_ended is Ended.NOTHING_DUE, "half a cycle is too early"
     job.clock.sleep(60)
+    foretold = dry_run.plan(job.db, job.settings, Lane.PRIORITY)
     assert job.run(Lane.PRIORITY).updated == ["XAUUSD"]
+    assert [call.symbols for call in foretold] == [("XAUUSD",)]
 
 
 def test_the_slot_that_a_priority_run_waits_for_is_kept_from_the_queue(job: Job) -> None:
