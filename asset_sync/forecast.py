@@ -85,6 +85,12 @@ class Forecast(NamedTuple):
         """Whether every asset is refreshed as often as asked."""
         return self.share <= 1 and all(one.kept for one in self.assets)
 
+    @property
+    def crowded_out(self) -> int:
+        """How many priority assets have to wait for a later window of the limit in each cycle."""
+        ages = [(one.staleness, one) for one in self.of_level(Level.CRITICAL)]
+        return sum(age.worst_seconds > one.refreshed_every_seconds for age, one in ages)
+
     def of_level(self, level: Level) -> tuple[AssetForecast, ...]:
         """Return the assets of a level."""
         return tuple(one for one in self.assets if one.asset.level is level)

@@ -52,6 +52,12 @@ def test_it_says_whether_200_more_assets_fit_and_what_would_make_them(plan: Plan
     assert "This plan is enough" in plan("--more", "200", "--every", "21600").out
 
 
+def test_it_says_when_a_window_has_too_few_calls_for_the_priority_assets(plan: Plan) -> None:
+    told = plan("--more", "4", "--level", "critical")
+    assert "calls for 5 priority assets; the other 2 wait for another" in told.out
+    assert "priority assets;" not in plan("--more", "2", "--level", "critical").out
+
+
 def test_what_is_never_fresh_is_never_and_null(plan: Plan) -> None:
     starving = ("--more", "60", "--level", "critical")
     told = plan(*starving)

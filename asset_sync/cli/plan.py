@@ -73,6 +73,12 @@ def plan(
         return
     _show(now, plans)
     answer(_advice(now, advice))
+    if now.crowded_out:
+        first = len(now.of_level(Level.CRITICAL)) - now.crowded_out
+        answer(
+            f"A window has calls for {first} priority assets; the other {now.crowded_out} wait for"
+            " another in each cycle, which `health` will call slow (batch.priority.latency_ms)."
+        )
     source = "as they did in the last day" if measured else "as there is no history yet"
     options.say(
         f"Calls are taken to last {call_seconds:.1f} s, {source}. What nobody can foresee, such as"
