@@ -294,6 +294,29 @@ def an_hour_ago(db: Connection, symbol: str, ticker: str) -> None:
     )
 
 
+ETHER = """
+[[secondary_assets]]
+symbol = "ETHUSDT"
+polygon_ticker = "X:ETHUSDT"
+asset_type = "crypto"
+"""
+TYPO = ETHER.replace("X:ETHUSDT", "X:TYPO").replace("ETHUSDT", "TYPO")
+
+
+def with_ether(url: str, db: Connection, api: StandIn, home: Path) -> dict[str, str]:
+    """The environment of a user who keeps one asset fresh, and last did so an hour ago."""
+    an_hour_ago(db, "ETHUSDT", "X:ETHUSDT")
+    (home / "assets.toml").write_text(ETHER)
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "DATABASE_URL": url,
+        "POLYGON_API_KEY": api.key,
+        "POLYGON_BASE_URL": api.base_url,
+        "PYTHONPATH": str(Path(sync.__file__).parents[1]),
+    }
+
+
 def _fresh_database(maintenance_url: str, template: str) -> Iterator[str]:
     name = f"asset_sync_test_{os.getpid()}_{next(_numbers)}"
     copied = f'create database "{name}" template "{template}"'

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import commandline
 import pytest
-from conftest import an_hour_ago
+from conftest import ETHER, TYPO, with_ether
 
 import asset_sync
 from asset_sync.assets import Feed
@@ -26,13 +26,6 @@ from asset_sync.progress import Synced
 from asset_sync.slots import Lane
 from asset_sync.sync import Report
 
-ETHER = """
-[[secondary_assets]]
-symbol = "ETHUSDT"
-polygon_ticker = "X:ETHUSDT"
-asset_type = "crypto"
-"""
-TYPO = ETHER.replace("X:ETHUSDT", "X:TYPO").replace("ETHUSDT", "TYPO")
 JSON = ("--log-format", "json")
 
 Line: TypeAlias = dict[str, object]
@@ -47,16 +40,7 @@ def api() -> Iterator[StandIn]:
 
 @pytest.fixture
 def environ(url: str, db: Connection, api: StandIn, tmp_path: Path) -> dict[str, str]:
-    an_hour_ago(db, "ETHUSDT", "X:ETHUSDT")
-    (tmp_path / "assets.toml").write_text(ETHER)
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "DATABASE_URL": url,
-        "POLYGON_API_KEY": api.key,
-        "POLYGON_BASE_URL": api.base_url,
-        "PYTHONPATH": str(Path(asset_sync.__file__).parents[1]),
-    }
+    return with_ether(url, db, api, tmp_path)
 
 
 @pytest.fixture

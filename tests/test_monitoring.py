@@ -18,22 +18,14 @@ from typing import NamedTuple, TypeAlias
 
 import commandline
 import pytest
-from conftest import an_hour_ago
+from conftest import ETHER, TYPO, with_ether
 
-import asset_sync
 from asset_sync import monitoring
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
 from asset_sync.monitoring import MOST_BYTES, MOST_LINES, last_words
 
 UUID = "0d338dcc-a054-11ec-b909-0242ac120002"
-ETHER = """
-[[secondary_assets]]
-symbol = "ETHUSDT"
-polygon_ticker = "X:ETHUSDT"
-asset_type = "crypto"
-"""
-TYPO = ETHER.replace("X:ETHUSDT", "X:TYPO").replace("ETHUSDT", "TYPO")
 
 Tell: TypeAlias = Callable[..., commandline.Told]
 
@@ -121,17 +113,7 @@ def api() -> Iterator[StandIn]:
 def environ(
     url: str, db: Connection, api: StandIn, service: Service, tmp_path: Path
 ) -> dict[str, str]:
-    an_hour_ago(db, "ETHUSDT", "X:ETHUSDT")
-    (tmp_path / "assets.toml").write_text(ETHER)
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "DATABASE_URL": url,
-        "POLYGON_API_KEY": api.key,
-        "POLYGON_BASE_URL": api.base_url,
-        "PING_URL": f"{service.url}/{UUID}",
-        "PYTHONPATH": str(Path(asset_sync.__file__).parents[1]),
-    }
+    return with_ether(url, db, api, tmp_path) | {"PING_URL": f"{service.url}/{UUID}"}
 
 
 @pytest.fixture
