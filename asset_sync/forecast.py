@@ -51,6 +51,11 @@ class AssetForecast(NamedTuple):
         """Whether it is refreshed as often as asked, as far as cron's interval allows."""
         return self.refreshed_every_seconds <= self.asked_seconds * _SLACK
 
+    @property
+    def later(self) -> bool:
+        """Whether it may have to wait longer than from one refresh to the next."""
+        return self.staleness.worst_seconds > self.refreshed_every_seconds
+
 
 # So much later is still as asked: a call takes its time.
 _SLACK = 1.02
@@ -88,8 +93,7 @@ class Forecast(NamedTuple):
     @property
     def crowded_out(self) -> int:
         """How many priority assets have to wait for a later window of the limit in each cycle."""
-        ages = [(one.staleness, one) for one in self.of_level(Level.CRITICAL)]
-        return sum(age.worst_seconds > one.refreshed_every_seconds for age, one in ages)
+        return sum(one.later for one in self.of_level(Level.CRITICAL))
 
     def of_level(self, level: Level) -> tuple[AssetForecast, ...]:
         """Return the assets of a level."""

@@ -1,14 +1,13 @@
 """What a run has to do: the settings and what is known of the key, in the other rooms' words."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from asset_sync import runs
 from asset_sync.assets import AssetType, Feed, Level
 from asset_sync.database import Connection
-from asset_sync.queue import BULK, Grace, Wanted
+from asset_sync.queue import Grace, Wanted, calls_for
 from asset_sync.reach import Reach, reach
 from asset_sync.settings import Secret, Settings, SettingsError
 from asset_sync.slots import Lane, Rate, rate_of
@@ -45,7 +44,8 @@ class Job:
         longest = max(interval - QUEUE_MARGIN_SECONDS, interval / 2)
         if self.lane is Lane.QUEUE:
             return longest
-        windows_to_wait = (calls_for(self.wanted) - 1) // self.rate.calls
+        calls = calls_for(Counter(one.feed for one in self.wanted))
+        windows_to_wait = (calls - 1) // self.rate.calls
         seconds = PRIORITY_SECONDS + windows_to_wait * self.rate.period_seconds
         return max(PRIORITY_SECONDS, min(seconds, longest))
 
@@ -98,12 +98,6 @@ class Job:
             asked_until=asked_until,
             today_denied=self.denials.today,
         )
-
-
-def calls_for(wanted: Sequence[Wanted]) -> int:
-    """Return how many calls serve all of these once."""
-    feeds = Counter(one.feed for one in wanted)
-    return sum(-(-assets // BULK[feed]) for feed, assets in feeds.items())
 
 
 def key_of(settings: Settings) -> Secret:

@@ -4,7 +4,7 @@ A row is claimed by one run at a time, under a token that only this run holds: a
 back from the dead changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -465,7 +465,12 @@ def due_within(
         """,
         {**_arrays(wanted, grace), "seconds": seconds},
     )
-    return sum(-(-count // BULK[Feed(feed)]) for feed, count in rows)
+    return calls_for({Feed(feed): count for feed, count in rows})
+
+
+def calls_for(items: Mapping[Feed, int]) -> int:
+    """Return how many calls serve so many items of each feed once."""
+    return sum(-(-count // BULK[feed]) for feed, count in items.items())
 
 
 def waiting(db: Connection, lane: Lane) -> bool:

@@ -58,8 +58,8 @@ def plan(
     options = common(context, config, quiet, verbose)
     settings = _with_more(options.settings(), more, level, every)
     call_seconds, measured = _call_seconds(settings)
-    now = forecast.forecast(settings, call_seconds)
     plans = forecast.side_by_side(settings, call_seconds)
+    now = next(one for one in plans if one.plan is settings.provider.plan)
     advice = forecast.advise(settings, plans, call_seconds)
     if as_json:
         told = {
