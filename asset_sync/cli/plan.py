@@ -79,7 +79,7 @@ def plan(
             f"A window has calls for {first} priority assets; the other {now.crowded_out} wait for"
             " another in each cycle, which `health` will call slow (batch.priority.latency_ms)."
         )
-    source = "as they did in the last day" if measured else "as there is no history yet"
+    source = "as they did in the last day" if measured else "as no history is at hand"
     options.say(
         f"Calls are taken to last {call_seconds:.1f} s, {source}. What nobody can foresee, such as"
         " an outage, comes on top."
