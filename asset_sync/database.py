@@ -287,7 +287,7 @@ PLATFORM_TABLES = (
         ("ticker_id", "ts"),
     ),
 )
-OWN_TABLES = ("migrations", "runs", "queue", "calls", "limiter", "slots", "denials")
+OWN_TABLES = ("migrations", "runs", "queue", "calls", "limiter", "slots", "entitlements")
 
 
 def migrations() -> tuple[Migration, ...]:

@@ -148,7 +148,7 @@ _RIGHTS = (
             (("asset_sync.migrations",), "select"),
             (("asset_sync.limiter",), "select update"),
             (
-                ("asset_sync.queue", "asset_sync.slots", "asset_sync.denials"),
+                ("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
                 "select insert update",
             ),
             (("asset_sync.runs",), "select insert update delete"),

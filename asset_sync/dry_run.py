@@ -63,7 +63,7 @@ def _batches(upcoming: Sequence[Upcoming]) -> Iterator[list[Upcoming]]:
 def _endpoint(db: Connection, job: Job, batch: Sequence[Upcoming]) -> str | None:
     """Return what the call would ask for, None where it can bring nothing new."""
     first = batch[0]
-    if first.lookup:
+    if first.verify_ticker:
         return reference_endpoint(first.ticker)
     if first.feed is Feed.SNAPSHOT:
         return snapshot_endpoint([one.ticker for one in batch])

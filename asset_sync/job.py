@@ -87,7 +87,7 @@ class Job:
         asset_type: AssetType,
         newest: datetime | None,
         now: datetime,
-        asked_until: datetime | None = None,
+        backfilled_to: datetime | None = None,
     ) -> Reach | None:
         """Return what the next call for bars has to ask for, None if there is nothing new."""
         return reach(
@@ -95,7 +95,7 @@ class Job:
             newest,
             asset_type=asset_type,
             history_days=self.settings.provider.plan.history_days,
-            asked_until=asked_until,
+            backfilled_to=backfilled_to,
             today_denied=self.denials.today,
         )
 

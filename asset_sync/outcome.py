@@ -114,7 +114,7 @@ def _bars(cursor: Cursor, job: Job, item: Item, call: Call, stretch: Stretch) ->
         store.save_status(cursor, [item.symbol])
         queue.finish(cursor, [item])
     else:
-        queue.go_on(cursor, item, asked_until=None if advanced else span.end)
+        queue.go_on(cursor, item, backfilled_to=None if advanced else span.end)
     priced_at = prices[0].timestamp if prices else None
     synced = Synced(item.symbol, item.feed, written, close, priced_at, call.seconds, more=not done)
     return Outcome(replace(call, bars_written=written), (*_left_out(item, answer), synced), prices)
@@ -155,10 +155,10 @@ def _looked_up(cursor: Cursor, job: Job, item: Item, call: Call, *, exists: bool
             "in assets.toml."
         )
         call = replace(call, outcome=TickerUnknown.kind)
-        return _fail(cursor, job, item, call, error, lookup=True)
+        return _fail(cursor, job, item, call, error, verify_ticker=True)
     if item.attempts == 1:
         return _silent(cursor, job, item, call)
-    queue.go_on(cursor, item, asked_until=None)  # it was unknown, and now it is not
+    queue.go_on(cursor, item, backfilled_to=None)  # it was unknown, and now it is not
     return Outcome(call)
 
 
@@ -167,9 +167,9 @@ def _silent(cursor: Cursor, job: Job, item: Item, call: Call) -> Outcome:
     newest, now = store.newest_bar(cursor.connection, item.symbol)
     if newest is None:
         return _fail(cursor, job, item, call, _no_bars(item))
-    span = job.reach(item.asset_type, newest, now, item.asked_until)
+    span = job.reach(item.asset_type, newest, now, item.backfilled_to)
     if span is not None and not span.last:
-        queue.go_on(cursor, item, asked_until=span.end)
+        queue.go_on(cursor, item, backfilled_to=span.end)
         return Outcome(call)
     store.save_status(cursor, [item.symbol])
     queue.finish(cursor, [item])
@@ -239,8 +239,8 @@ def _refused(
         case _ if len(items) > 1:  # one of many is at fault, and which is not said
             return _left_to_bars(cursor, job, items, call, error)
         case _:
-            lookup = isinstance(error, TickerUnknown)
-            return _fail(cursor, job, items[0], call, str(error), lookup=lookup)
+            verify_ticker = isinstance(error, TickerUnknown)
+            return _fail(cursor, job, items[0], call, str(error), verify_ticker=verify_ticker)
 
 
 def _without_today(cursor: Cursor, job: Job, items: Sequence[Item], call: Call) -> Outcome:
@@ -274,15 +274,17 @@ def _left_to_bars(
 
 
 def _fail(
-    cursor: Cursor, job: Job, item: Item, call: Call, error: str, *, lookup: bool = False
+    cursor: Cursor, job: Job, item: Item, call: Call, error: str, *, verify_ticker: bool = False
 ) -> Outcome:
-    failure = _failure(cursor, job, item, error, lookup=lookup)
+    failure = _failure(cursor, job, item, error, verify_ticker=verify_ticker)
     return Outcome(replace(call, error=error), [failure])
 
 
-def _failure(cursor: Cursor, job: Job, item: Item, error: str, *, lookup: bool = False) -> Failed:
+def _failure(
+    cursor: Cursor, job: Job, item: Item, error: str, *, verify_ticker: bool = False
+) -> Failed:
     """Count a failure of the asset's own."""
-    queue.fail(cursor, item, error, job.settings.queue, lookup=lookup)
+    queue.fail(cursor, item, error, job.settings.queue, verify_ticker=verify_ticker)
     store.save_status(cursor, [item.symbol], error)
     return Failed(item.symbol, item.feed, error)
 

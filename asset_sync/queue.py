@@ -51,7 +51,7 @@ _READY = """
 
 # High items wait from when they are due, medium ones count as due later by one allowance, low
 # ones by two. Critical ones have an index of their own and stand in the order of the file.
-_ORDER_AT = """
+_SORT_AT = """
   case {level}
     when 'critical' then to_timestamp({position})
     when 'high' then {due_at}
@@ -109,9 +109,9 @@ class Item(NamedTuple):
     level: Level
     attempts: int
     """Tries since the last success that count against it, this one included."""
-    lookup: bool
+    verify_ticker: bool
     """Whether the next call is to ask if the ticker exists at all."""
-    asked_until: datetime | None
+    backfilled_to: datetime | None
     """How far a catch-up of several calls has come, where it found no bars."""
     token: str
 
@@ -135,7 +135,7 @@ class Upcoming(NamedTuple):
     due_at: datetime
     wait_seconds: float
     """Above 0 while a delay after a failure lasts."""
-    lookup: bool
+    verify_ticker: bool
     """Whether its call is to ask if the ticker exists at all."""
 
 
@@ -180,7 +180,7 @@ def enqueue(
 
     Critical assets come in however full it is.
     """
-    order_at = _ORDER_AT.format(level="r.level", position="r.position", due_at="r.due_at")
+    sort_at = _SORT_AT.format(level="r.level", position="r.position", due_at="r.due_at")
     [(entered, left_out)] = query(
         db,
         f"""
@@ -210,9 +210,9 @@ def enqueue(
         ),
         ranked as (
           select *, row_number() over (
-            partition by state = 'waiting' order by order_at, symbol, feed desc
+            partition by state = 'waiting' order by sort_at, symbol, feed desc
           ) as place
-          from (select r.*, {order_at} as order_at from ready r) as ordered
+          from (select r.*, {sort_at} as sort_at from ready r) as ordered
         ),
         picked as (
           select * from ranked, room
@@ -221,9 +221,9 @@ def enqueue(
         entered as (
           update asset_sync.queue q
           set state = 'waiting', ticker = p.ticker, asset_type = p.asset_type, name = p.name,
-            level = p.level, due_at = p.due_at, order_at = p.order_at, available_at = now(),
+            level = p.level, due_at = p.due_at, sort_at = p.sort_at, not_before = now(),
             attempts = case when mended then 0 else least(q.attempts, %(max_attempts)s - 1) end,
-            lookup = false
+            verify_ticker = false
           from picked p where q.symbol = p.symbol and q.feed = p.feed
         )
         select (select count(*) from picked), (select count(*) from ready)
@@ -252,7 +252,7 @@ def reclaim(db: Connection, settings: QueueSettings) -> int:
         taken_back as (
           update asset_sync.queue q
           set state = case when attempts >= %(max_attempts)s then 'dead' else 'waiting' end,
-            lease_token = null, lease_until = null, available_at = now(),
+            lease_token = null, lease_until = null, not_before = now(),
             last_error = 'The run that worked on it ended without a word.'
           from expired e where q.symbol = e.symbol and q.feed = e.feed
           returning 1
@@ -278,15 +278,15 @@ def claim(db: Connection, lane: Lane, *, lease_seconds: float, most: int) -> tup
         f"""
         with head as materialized (
           select feed from asset_sync.queue
-          where state = 'waiting' and {_LANE[lane]} and available_at <= clock_timestamp()
-          order by order_at, symbol, feed desc limit 1
+          where state = 'waiting' and {_LANE[lane]} and not_before <= clock_timestamp()
+          order by sort_at, symbol, feed desc limit 1
           for update skip locked
         ),
         picked as materialized (
           select symbol, feed from asset_sync.queue
-          where state = 'waiting' and {_LANE[lane]} and available_at <= clock_timestamp()
+          where state = 'waiting' and {_LANE[lane]} and not_before <= clock_timestamp()
             and feed = (select feed from head)
-          order by order_at, symbol, feed desc
+          order by sort_at, symbol, feed desc
           limit (select least(%(most)s, case feed when 'snapshot' then %(bulk)s else 1 end)
                  from head)
           for update skip locked
@@ -298,8 +298,8 @@ def claim(db: Connection, lane: Lane, *, lease_seconds: float, most: int) -> tup
         -- not a join: unaware of how few are picked, it would read the whole queue
         where q.symbol = any(array(select symbol from picked))
           and q.feed = (select feed from head)
-        returning q.symbol, q.feed, q.ticker, q.asset_type, q.name, q.level, q.attempts, q.lookup,
-          q.asked_until, q.lease_token::text
+        returning q.symbol, q.feed, q.ticker, q.asset_type, q.name, q.level, q.attempts,
+          q.verify_ticker, q.backfilled_to, q.lease_token::text
         """,
         {"most": most, "bulk": BULK[Feed.SNAPSHOT], "lease": lease_seconds},
     )
@@ -315,7 +315,7 @@ def finish(cursor: Cursor, items: Sequence[Item]) -> None:
         cursor,
         items,
         """state = 'idle', last_success_at = clock_timestamp(), attempts = 0, last_error = null,
-           lookup = false, asked_until = null""",
+           verify_ticker = false, backfilled_to = null""",
     )
 
 
@@ -330,19 +330,19 @@ def put_back(
         cursor,
         items,
         """state = 'waiting', attempts = greatest(0, attempts - 1), last_error = %(reason)s,
-           available_at = clock_timestamp() + make_interval(secs => %(after)s)""",
+           not_before = clock_timestamp() + make_interval(secs => %(after)s)""",
         {"after": after_seconds, "reason": reason},
     )
 
 
-def go_on(cursor: Cursor, item: Item, *, asked_until: datetime | None) -> None:
+def go_on(cursor: Cursor, item: Item, *, backfilled_to: datetime | None) -> None:
     """Return an item of which a call brought a part; the next call goes on from there."""
     _update_held(
         cursor,
         [item],
-        """state = 'waiting', attempts = greatest(0, attempts - 1), lookup = false,
-           asked_until = %(asked_until)s""",
-        {"asked_until": asked_until},
+        """state = 'waiting', attempts = greatest(0, attempts - 1), verify_ticker = false,
+           backfilled_to = %(backfilled_to)s""",
+        {"backfilled_to": backfilled_to},
     )
 
 
@@ -351,7 +351,7 @@ def look_up(cursor: Cursor, item: Item) -> None:
     _update_held(
         cursor,
         [item],
-        "state = 'waiting', attempts = greatest(0, attempts - 1), lookup = true",
+        "state = 'waiting', attempts = greatest(0, attempts - 1), verify_ticker = true",
     )
 
 
@@ -363,27 +363,28 @@ def retire(cursor: Cursor, items: Sequence[Item], reason: str) -> None:
 
 
 def fail(
-    cursor: Cursor, item: Item, error: str, settings: QueueSettings, *, lookup: bool = False
+    cursor: Cursor, item: Item, error: str, settings: QueueSettings, *, verify_ticker: bool = False
 ) -> None:
     """Count a failure of the asset's own: lowered to low, tried again later and later, then dead.
 
-    The delay doubles with each attempt. `lookup` says that the next try, too, is to ask whether
-    the ticker exists. Raises LostLeaseError.
+    The delay doubles with each attempt. `verify_ticker` says that the next try, too, is to ask
+    whether the ticker exists. Raises LostLeaseError.
     """
-    order_at = _ORDER_AT.format(level="'low'", position="0", due_at="q.due_at")
+    sort_at = _SORT_AT.format(level="'low'", position="0", due_at="q.due_at")
     _update_held(
         cursor,
         [item],
         f"""state = case when attempts >= %(max_attempts)s then 'dead' else 'waiting' end,
-            level = 'low', order_at = {order_at}, last_error = %(error)s, lookup = %(lookup)s,
-            available_at = clock_timestamp()
+            level = 'low', sort_at = {sort_at}, last_error = %(error)s,
+            verify_ticker = %(verify_ticker)s,
+            not_before = clock_timestamp()
               + make_interval(secs => %(delay)s * power(2, least(attempts, 10) - 1))""",
         {
             "max_attempts": settings.max_attempts,
             "aging": settings.aging_seconds,
             "delay": settings.retry_delay_seconds,
             "error": error[:500],
-            "lookup": lookup,
+            "verify_ticker": verify_ticker,
         },
     )
 
@@ -438,9 +439,9 @@ def next_ready_seconds(
           where state = 'idle' and last_success_at + make_interval(secs => w.frequency_seconds)
             < clock_timestamp() + make_interval(secs => %(within)s)
           union all
-          select min(available_at) from asset_sync.queue
+          select min(not_before) from asset_sync.queue
           where state = 'waiting' and {_LANE[lane]} and attempts = 0
-            and available_at < clock_timestamp() + make_interval(secs => %(within)s)
+            and not_before < clock_timestamp() + make_interval(secs => %(within)s)
         )
         select extract(epoch from min(at) - clock_timestamp())::float8 from ready
         """,
@@ -479,8 +480,8 @@ def waiting(db: Connection, lane: Lane) -> bool:
         db,
         f"""
         select symbol from asset_sync.queue
-        where state = 'waiting' and {_LANE[lane]} and available_at <= clock_timestamp()
-        order by order_at, symbol, feed desc limit 1
+        where state = 'waiting' and {_LANE[lane]} and not_before <= clock_timestamp()
+        order by sort_at, symbol, feed desc limit 1
         """,
     )
     return bool(first)
@@ -496,7 +497,7 @@ def preview(
     grace: Grace = GRACE,
 ) -> tuple[Upcoming, ...]:
     """Say what a run would serve, in order, and change nothing."""
-    order_at = _ORDER_AT.format(level="level", position="position", due_at="due_at")
+    sort_at = _SORT_AT.format(level="level", position="position", due_at="due_at")
     rows = query(
         db,
         f"""
@@ -504,23 +505,23 @@ def preview(
         entering as (
           select w.symbol, w.feed, w.ticker, w.asset_type, w.level, w.position,
             coalesce(q.last_success_at + make_interval(secs => w.frequency_seconds), q.added_at,
-              now()) as due_at, false as lookup
+              now()) as due_at, false as verify_ticker
           from wanted w left join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
           where q.state is null or {_READY.format(now="now()")}
         ),
         line as (
-          select symbol, feed, ticker, asset_type, level, due_at, {order_at} as order_at,
-            0 as delay, lookup
+          select symbol, feed, ticker, asset_type, level, due_at, {sort_at} as sort_at,
+            0 as delay, verify_ticker
           from entering
           union all
-          select symbol, feed, ticker, asset_type, level, due_at, order_at,
-            greatest(0, extract(epoch from available_at - clock_timestamp())), lookup
+          select symbol, feed, ticker, asset_type, level, due_at, sort_at,
+            greatest(0, extract(epoch from not_before - clock_timestamp())), verify_ticker
           from asset_sync.queue
           where state = 'waiting' and {_LANE[lane]}
             and (symbol, feed) not in (select symbol, feed from entering)
         )
-        select symbol, feed, ticker, asset_type, level, due_at, delay::float8, lookup
-        from line order by level <> 'critical', order_at, symbol, feed desc limit %(most)s
+        select symbol, feed, ticker, asset_type, level, due_at, delay::float8, verify_ticker
+        from line order by level <> 'critical', sort_at, symbol, feed desc limit %(most)s
         """,
         {
             **_arrays(wanted, grace),
@@ -539,9 +540,9 @@ def line(db: Connection, most: int) -> tuple[Upcoming, ...]:
             db,
             f"""
             select symbol, feed, ticker, asset_type, level, due_at,
-              greatest(0, extract(epoch from available_at - clock_timestamp()))::float8, lookup
+              greatest(0, extract(epoch from not_before - clock_timestamp()))::float8, verify_ticker
             from asset_sync.queue where state = 'waiting' and {_LANE[lane]}
-            order by order_at, symbol, feed desc limit %s
+            order by sort_at, symbol, feed desc limit %s
             """,
             (most - len(rows),),
         )

@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 _ENTRY = """
   q.symbol, q.feed, q.ticker, q.level, q.state, q.due_at,
-  greatest(0, extract(epoch from q.available_at - clock_timestamp()))::float8,
+  greatest(0, extract(epoch from q.not_before - clock_timestamp()))::float8,
   q.attempts, q.last_success_at, q.last_error
 """
 
@@ -51,7 +51,7 @@ def entries(
           and (%(states)s::text[] = '{{}}' or q.state = any(%(states)s::text[]))
           and (%(levels)s::text[] = '{{}}' or q.level = any(%(levels)s::text[]))
         order by array_position(array['dead', 'leased', 'waiting', 'idle'], q.state),
-          array_position(%(known)s::text[], q.level), q.order_at, q.symbol, q.feed
+          array_position(%(known)s::text[], q.level), q.sort_at, q.symbol, q.feed
         limit %(most)s
         """,
         {
@@ -79,9 +79,9 @@ def retry(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
     return _changed(
         db,
         symbols,
-        """q.state = 'dead' or (q.state = 'waiting' and q.available_at > clock_timestamp())""",
+        """q.state = 'dead' or (q.state = 'waiting' and q.not_before > clock_timestamp())""",
         # as if it had never failed: a first try asks for data, not whether there is such a ticker
-        """state = 'waiting', attempts = 0, lookup = false, available_at = now(),
+        """state = 'waiting', attempts = 0, verify_ticker = false, not_before = now(),
            last_error = null""",
     )
 
@@ -92,8 +92,8 @@ def add(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
         db,
         symbols,
         "q.state = 'idle'",
-        """state = 'waiting', due_at = now(), available_at = now(),
-           order_at = case when q.level = 'critical' then q.order_at else now() end""",
+        """state = 'waiting', due_at = now(), not_before = now(),
+           sort_at = case when q.level = 'critical' then q.sort_at else now() end""",
     )
 
 

@@ -33,13 +33,13 @@ def reach(
     *,
     asset_type: AssetType,
     history_days: int,
-    asked_until: datetime | None = None,
+    backfilled_to: datetime | None = None,
     today_denied: bool = False,
 ) -> Reach | None:
     """Return what the next call has to ask for, None when there can be nothing new.
 
     From the newest bar stored less a few, or on the first sync as far back as one call reaches,
-    to now. `asked_until` is how far earlier calls of the same catch-up came, where they found
+    to now. `backfilled_to` is how far earlier calls of the same catch-up came, where they found
     nothing. A key that may not see the running day gets a range that ends with yesterday, UTC.
     """
     end = now
@@ -50,7 +50,7 @@ def reach(
             return None
     longest = REACH[asset_type]
     start = end - longest if newest is None else newest - READ_AGAIN
-    start = max(start, asked_until or start, now - timedelta(days=history_days))
+    start = max(start, backfilled_to or start, now - timedelta(days=history_days))
     start = _floor(min(start, end))
     if end - start <= longest + BAR_LENGTH:
         return Reach(start, end, last=True)

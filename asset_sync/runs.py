@@ -267,7 +267,7 @@ def deny(cursor: Cursor, key: str, plan: str, capability: str, symbols: Sequence
     """Remember that the key may not do this; no symbols stands for all."""
     cursor.execute(
         """
-        insert into asset_sync.denials (key_fingerprint, plan, capability, symbol)
+        insert into asset_sync.entitlements (key_fingerprint, plan, capability, symbol)
         select %s, %s, %s, symbol from unnest(%s::text[]) as symbol
         on conflict (key_fingerprint, plan, capability, symbol) do update set noted_at = now()
         """,
@@ -280,7 +280,7 @@ def denials(db: Connection, key: str, plan: str) -> Denials:
     rows = query(
         db,
         """
-        select capability, symbol from asset_sync.denials
+        select capability, symbol from asset_sync.entitlements
         where key_fingerprint = %s and plan = %s and noted_at > now() - make_interval(hours => %s)
         """,
         (key, plan, DENIAL_KEPT_HOURS),

@@ -347,7 +347,7 @@ class _Run:
             self._retire(items)
             return
         span = None
-        if items[0].feed is Feed.BARS and not items[0].lookup:
+        if items[0].feed is Feed.BARS and not items[0].verify_ticker:
             span = self._reach(items[0])
             if span is None:
                 self._limits.give_back(slot)
@@ -359,7 +359,7 @@ class _Run:
 
     def _reach(self, item: Item) -> Reach | None:
         newest, now = store.newest_bar(self._db, item.symbol)
-        return self._job.reach(item.asset_type, newest, now, item.asked_until)
+        return self._job.reach(item.asset_type, newest, now, item.backfilled_to)
 
     def _in_time(self, held: _Held) -> bool:
         """Whether most of the slot's time is left for the call; if not, give all back.
@@ -405,7 +405,7 @@ class _Run:
             max(self._remaining(), LEAST_CALL_SECONDS),
         )
         try:
-            if items[0].lookup:
+            if items[0].verify_ticker:
                 return api.ticker_exists(items[0].ticker)
             if span is not None:
                 return Stretch(span, api.bars(items[0].ticker, span.start, span.end))

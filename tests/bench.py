@@ -260,7 +260,7 @@ def claimed(few: str, many: str) -> Line:
                 db,
                 """
                 insert into asset_sync.queue
-                  (symbol, feed, ticker, asset_type, name, level, state, due_at, order_at)
+                  (symbol, feed, ticker, asset_type, name, level, state, due_at, sort_at)
                 select 'A' || n, 'bars', 'X:A' || n, 'crypto', 'A', 'medium', 'waiting', at, at
                 from generate_series(1, %s) as n,
                   lateral (select now() - make_interval(secs => n * 7919 %% 100003) as at) moment

@@ -168,7 +168,7 @@ delete from asset_sync.calls;
 delete from asset_sync.runs;
 delete from asset_sync.queue;
 delete from asset_sync.slots;
-delete from asset_sync.denials;
+delete from asset_sync.entitlements;
 delete from asset_sync.limiter;
 select setval(format('%I.%I', schemaname, sequencename), 1, false) from pg_sequences;
 insert into data_sources.api_providers (code, name) values ('polygon', 'Polygon.io');
@@ -200,7 +200,7 @@ class ShiftingClock(sync.Clock):
         ("queue", "last_attempt_at"),
         ("queue", "added_at"),
         ("queue", "due_at"),
-        ("queue", "available_at"),
+        ("queue", "not_before"),
         ("queue", "lease_until"),
     )
 
@@ -222,7 +222,7 @@ class ShiftingClock(sync.Clock):
         database.query(
             self._db,
             """
-            update asset_sync.queue set order_at = order_at - make_interval(secs => %s)
+            update asset_sync.queue set sort_at = sort_at - make_interval(secs => %s)
             where level <> 'critical'
             """,
             (seconds,),

@@ -91,7 +91,7 @@ class Host:
             """
             update asset_sync.queue set last_success_at = last_success_at - interval '1 h',
               last_attempt_at = last_attempt_at - interval '1 h',
-              available_at = available_at - interval '1 h';
+              not_before = not_before - interval '1 h';
             update asset_sync.slots set ended_at = ended_at - interval '1 h';
             update asset_sync.limiter set blocked_until = blocked_until - interval '1 h'
             """,
@@ -525,7 +525,7 @@ def test_whatever_a_snapshot_brings_each_asset_has_a_price_at_the_end_of_the_run
         others,
     )
     assert host.outcomes()[0] == outcome
-    denials = query(host.db, "select symbol from asset_sync.denials order by symbol")
+    denials = query(host.db, "select symbol from asset_sync.entitlements order by symbol")
     assert [symbol for (symbol,) in denials] == denied
     for symbol in SYMBOLS:
         price = host.price(symbol)

@@ -137,8 +137,8 @@ def test_every_schema_and_table_says_what_it_is_for(db: Connection) -> None:
         "asset_sync.runs.waited_seconds",
         "asset_sync.queue.level",
         "asset_sync.queue.due_at",
-        "asset_sync.queue.order_at",
-        "asset_sync.queue.available_at",
+        "asset_sync.queue.sort_at",
+        "asset_sync.queue.not_before",
         "asset_sync.queue.attempts",
         "asset_sync.queue.lease_token",
         "asset_sync.calls.outcome",
@@ -146,7 +146,7 @@ def test_every_schema_and_table_says_what_it_is_for(db: Connection) -> None:
         "asset_sync.limiter.reserved_at",
         "asset_sync.slots.ended_at",
         "asset_sync.slots.token",
-        "asset_sync.denials.key_fingerprint",
+        "asset_sync.entitlements.key_fingerprint",
     ],
 )
 def test_a_column_whose_name_does_not_say_it_all_is_explained(db: Connection, column: str) -> None:

@@ -330,7 +330,7 @@ def test_a_key_without_the_snapshots_of_its_plan_is_told(db: Connection, examine
         query(
             db,
             """
-            insert into asset_sync.denials (key_fingerprint, plan, capability)
+            insert into asset_sync.entitlements (key_fingerprint, plan, capability)
             values (%s, 'starter', 'snapshot')
             """,
             (Secret("demo-key").fingerprint(),),

@@ -255,7 +255,7 @@ def test_an_item_that_kills_each_of_its_runs_is_given_up_and_told(scene: Scene) 
     for _ in range(most):
         scene.die("answer read", "after")
         scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
-        query(scene.db, "update asset_sync.queue set available_at = now() where state = 'waiting'")
+        query(scene.db, "update asset_sync.queue set not_before = now() where state = 'waiting'")
     scene.run()
     # Each time the run was killed with the first in line, which was always the same.
     [(symbol, error)] = query(

@@ -768,7 +768,7 @@ def right_answer(path: str, query: str) -> Json:
 _FORGET = """
 delete from market_data.ohlcv_5m; delete from data_sources.data_sync_status;
 delete from trading.symbols; delete from asset_sync.calls; delete from asset_sync.runs;
-delete from asset_sync.queue; delete from asset_sync.slots; delete from asset_sync.denials;
+delete from asset_sync.queue; delete from asset_sync.slots; delete from asset_sync.entitlements;
 update asset_sync.limiter set blocked_until = '-infinity', reserved_calls = 0
 """
 

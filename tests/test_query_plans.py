@@ -76,7 +76,7 @@ def fill(db: Connection, *, waiting_percent: int, items: int = 100_000) -> None:
         cursor.execute(
             """
             insert into asset_sync.queue
-              (symbol, feed, ticker, asset_type, name, level, state, order_at, due_at)
+              (symbol, feed, ticker, asset_type, name, level, state, sort_at, due_at)
             select 'S' || n, case n %% 3 when 0 then 'snapshot' else 'bars' end, 'C:S' || n,
               'forex', 'S' || n, (array['critical', 'high', 'medium', 'low'])[1 + n %% 4],
               case when n %% 100 < %s then 'waiting' else 'idle' end,

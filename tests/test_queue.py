@@ -88,7 +88,7 @@ def state(db: Connection, symbol: str = "A") -> str:
 
 def delay(db: Connection, symbol: str = "A") -> float:
     """Return in how many seconds the item may be tried."""
-    columns = "extract(epoch from available_at - clock_timestamp())::float8"
+    columns = "extract(epoch from not_before - clock_timestamp())::float8"
     return float(row(db, columns, symbol)[0])
 
 
@@ -307,7 +307,7 @@ def test_a_claim_counts_the_attempt_and_leases_the_item(db: Connection) -> None:
     item = claim_one(db)
     assert (item.symbol, item.feed, item.ticker) == ("A", Feed.BARS, "C:A")
     assert (item.asset_type, item.name, item.level) == (AssetType.FOREX, "A", HIGH)
-    assert (item.attempts, item.lookup, item.asked_until) == (1, False, None)
+    assert (item.attempts, item.verify_ticker, item.backfilled_to) == (1, False, None)
     assert row(db, "state, attempts, lease_token::text") == ("leased", 1, item.token)
 
 
@@ -351,7 +351,7 @@ def test_many_claimers_at_once_serve_each_item_once(
 _CHANGES: dict[str, Callable[[Cursor, Item], None]] = {
     "finish": lambda cursor, item: queue.finish(cursor, [item]),
     "put_back": lambda cursor, item: queue.put_back(cursor, [item], reason="502"),
-    "go_on": lambda cursor, item: queue.go_on(cursor, item, asked_until=None),
+    "go_on": lambda cursor, item: queue.go_on(cursor, item, backfilled_to=None),
     "look_up": queue.look_up,
     "retire": lambda cursor, item: queue.retire(cursor, [item], "no snapshots"),
     "fail": lambda cursor, item: queue.fail(cursor, item, "404", SETTINGS),
@@ -464,7 +464,7 @@ def test_a_success_forgets_the_failures_and_the_next_cycle_has_its_level_back(
     fail(db, claim_one(db))
     clock.sleep(61)
     serve_all(db)
-    assert row(db, "state, attempts, last_error, lookup") == ("idle", 0, None, False)
+    assert row(db, "state, attempts, last_error, verify_ticker") == ("idle", 0, None, False)
     clock.sleep(300)
     enter(db, asset("A", HIGH))
     item = claim_one(db)
@@ -563,14 +563,14 @@ def test_put_back_at_once_can_be_claimed_at_once(db: Connection) -> None:
 
 
 def test_go_on_remembers_how_far_a_catch_up_came_until_it_ends(db: Connection) -> None:
-    asked_until = datetime(2025, 3, 1, 12, tzinfo=UTC)
+    backfilled_to = datetime(2025, 3, 1, 12, tzinfo=UTC)
     enter(db, asset("A"))
     with transaction(db) as cursor:
-        queue.go_on(cursor, claim_one(db), asked_until=asked_until)
+        queue.go_on(cursor, claim_one(db), backfilled_to=backfilled_to)
     item = claim_one(db)
-    assert (item.asked_until, item.attempts) == (asked_until, 1)
+    assert (item.backfilled_to, item.attempts) == (backfilled_to, 1)
     finish(db, [item])
-    assert row(db, "asked_until") == (None,)
+    assert row(db, "backfilled_to") == (None,)
 
 
 def test_an_item_without_data_is_looked_up_by_its_next_call_and_only_by_that(
@@ -580,18 +580,18 @@ def test_an_item_without_data_is_looked_up_by_its_next_call_and_only_by_that(
     with transaction(db) as cursor:
         queue.look_up(cursor, claim_one(db))
     item = claim_one(db)
-    assert (item.lookup, item.attempts) == (True, 1)
+    assert (item.verify_ticker, item.attempts) == (True, 1)
     with transaction(db) as cursor:
-        queue.go_on(cursor, item, asked_until=None)
-    assert claim_one(db).lookup is False
+        queue.go_on(cursor, item, backfilled_to=None)
+    assert claim_one(db).verify_ticker is False
 
 
 def test_a_failed_look_up_can_be_asked_again(db: Connection, clock: ShiftingClock) -> None:
     enter(db, asset("A"))
     with transaction(db) as cursor:
-        queue.fail(cursor, claim_one(db), "no such ticker", SETTINGS, lookup=True)
+        queue.fail(cursor, claim_one(db), "no such ticker", SETTINGS, verify_ticker=True)
     clock.sleep(60)
-    assert claim_one(db).lookup is True
+    assert claim_one(db).verify_ticker is True
 
 
 def test_a_retired_item_rests_with_its_reason(db: Connection) -> None:

@@ -20,7 +20,7 @@ def ask(
     now: datetime = NOW,
     asset_type: AssetType = AssetType.FOREX,
     history_days: int = TWO_YEARS,
-    asked_until: datetime | None = None,
+    backfilled_to: datetime | None = None,
     today_denied: bool = False,
 ) -> Reach | None:
     return reach(
@@ -28,7 +28,7 @@ def ask(
         newest,
         asset_type=asset_type,
         history_days=history_days,
-        asked_until=asked_until,
+        backfilled_to=backfilled_to,
         today_denied=today_denied,
     )
 
@@ -74,13 +74,13 @@ def test_a_gap_longer_than_one_call_is_cut_and_the_next_call_goes_on() -> None:
 def test_where_a_catch_up_found_nothing_it_goes_on_from_where_it_had_asked() -> None:
     newest = datetime(2025, 1, 1, tzinfo=UTC)
     first = some(ask(newest))
-    assert some(ask(newest, asked_until=first.end)).start == first.end
+    assert some(ask(newest, backfilled_to=first.end)).start == first.end
 
 
 def test_how_far_was_asked_never_hides_what_is_newer() -> None:
     newest = datetime(2025, 6, 12, 14, 25, tzinfo=UTC)
-    asked_until = datetime(2025, 6, 1, tzinfo=UTC)
-    assert some(ask(newest, asked_until=asked_until)).start == newest - READ_AGAIN
+    backfilled_to = datetime(2025, 6, 1, tzinfo=UTC)
+    assert some(ask(newest, backfilled_to=backfilled_to)).start == newest - READ_AGAIN
 
 
 def test_without_today_the_range_ends_with_yesterday() -> None:
@@ -122,7 +122,7 @@ moments = st.datetimes(
     newest=st.none() | moments,
     asset_type=st.sampled_from(AssetType),
     history_days=st.integers(0, 4000),
-    asked_until=st.none() | moments,
+    backfilled_to=st.none() | moments,
     today_denied=st.booleans(),
 )
 def test_every_range_starts_with_a_bar_and_is_no_longer_than_one_call_reaches(
@@ -130,7 +130,7 @@ def test_every_range_starts_with_a_bar_and_is_no_longer_than_one_call_reaches(
     newest: datetime | None,
     asset_type: AssetType,
     history_days: int,
-    asked_until: datetime | None,
+    backfilled_to: datetime | None,
     today_denied: bool,  # noqa: FBT001  # hypothesis passes by name
 ) -> None:
     span = ask(
@@ -138,7 +138,7 @@ def test_every_range_starts_with_a_bar_and_is_no_longer_than_one_call_reaches(
         now=now,
         asset_type=asset_type,
         history_days=history_days,
-        asked_until=asked_until,
+        backfilled_to=backfilled_to,
         today_denied=today_denied,
     )
     if span is None:
@@ -164,9 +164,9 @@ def test_a_catch_up_ends_and_has_brought_every_bar(
     newest: datetime = last_bar - newest_age * BAR_LENGTH
     stored = {newest}
     missing = {bar for bar in bars if bar >= newest}
-    asked_until = None
+    backfilled_to = None
     for _ in range(200):
-        span = some(ask(newest, asset_type=asset_type, asked_until=asked_until))
+        span = some(ask(newest, asset_type=asset_type, backfilled_to=backfilled_to))
         found = [bar for bar in bars if span.start <= bar <= span.end]
         answer = found[:most_bars]
         stored.update(answer)
@@ -174,7 +174,7 @@ def test_a_catch_up_ends_and_has_brought_every_bar(
         newest = max(stored)
         if span.last and (answer == found or not advanced):
             break
-        asked_until = None if advanced else span.end
+        backfilled_to = None if advanced else span.end
     else:
         pytest.fail("it never ends")
     assert missing <= stored

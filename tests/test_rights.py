@@ -94,8 +94,8 @@ def test_the_readmes_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
             query(
                 syncer.admin,
                 """
-                update asset_sync.queue set state = 'waiting', available_at = '-infinity';
-                update asset_sync.denials set noted_at = '-infinity';
+                update asset_sync.queue set state = 'waiting', not_before = '-infinity';
+                update asset_sync.entitlements set noted_at = '-infinity';
                 """,
             )
             api.set_faults([fault])
@@ -204,12 +204,12 @@ def test_of_each_right_it_has_a_run_makes_use(syncer: Syncer) -> None:
     with StandIn("free", calls=1000) as api:
         assert syncer.tell("sync", "queue", POLYGON_BASE_URL=api.base_url).code == 0
         for table, right in rights:
-            if table == "asset_sync.denials" and right != "SELECT":
+            if table == "asset_sync.entitlements" and right != "SELECT":
                 continue
             query(
                 syncer.admin,
                 f"""
-                update asset_sync.queue set state = 'waiting', available_at = '-infinity',
+                update asset_sync.queue set state = 'waiting', not_before = '-infinity',
                   lease_token = null, lease_until = null;
                 revoke {right} on {table} from {ROLE}
                 """,

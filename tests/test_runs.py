@@ -214,7 +214,7 @@ def test_a_refusal_holds_for_that_key_and_that_plan_only(db: Connection) -> None
 
 
 def age_denials(db: Connection, interval: str) -> None:
-    query(db, "update asset_sync.denials set noted_at = noted_at - %s::interval", (interval,))
+    query(db, "update asset_sync.entitlements set noted_at = noted_at - %s::interval", (interval,))
 
 
 def test_a_refusal_is_forgotten_after_a_day(db: Connection) -> None:

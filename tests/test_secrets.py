@@ -74,8 +74,8 @@ class Host:
         query(
             self.db,
             """
-            update asset_sync.queue set state = 'waiting', available_at = '-infinity';
-            delete from asset_sync.slots; delete from asset_sync.denials;
+            update asset_sync.queue set state = 'waiting', not_before = '-infinity';
+            delete from asset_sync.slots; delete from asset_sync.entitlements;
             update asset_sync.limiter set blocked_until = '-infinity'
             """,
         )

@@ -951,7 +951,7 @@ def test_a_denial_holds_for_a_day_and_for_that_key_only(job: Job) -> None:
     job.serve(COIN, history_days=3)
     job.api.set_faults(["today:1"])
     job.run()
-    query(job.db, "update asset_sync.denials set noted_at = noted_at - interval '24 hours'")
+    query(job.db, "update asset_sync.entitlements set noted_at = noted_at - interval '24 hours'")
     job.clock.sleep(300)
     report = job.run()
     assert report.api_calls_used == 1

@@ -143,7 +143,7 @@ def test_without_a_symbol_all_that_is_dead_or_delayed_is_tried_again(
 ) -> None:
     query(
         stocked,
-        "update asset_sync.queue set available_at = now() + interval '1 h' where symbol = 'B'",
+        "update asset_sync.queue set not_before = now() + interval '1 h' where symbol = 'B'",
     )
 
     changed = queue_admin.retry(stocked, [])

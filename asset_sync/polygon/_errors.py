@@ -49,10 +49,25 @@ class RateLimited(ProviderError):
 
 
 class Unavailable(ProviderError):
-    """No answer from the API itself: network, time-out, 5xx, a proxy's page, half a body."""
+    """Something answered, but not as the API does when it is well: 5xx, a proxy's page."""
 
     fault = Fault.NOBODY
     kind = "unavailable"
+
+
+class NotSent(Unavailable):
+    """The request never left: no such name, connection refused, no TLS. No call was made."""
+
+    kind = "not_sent"
+
+
+class Unanswered(Unavailable):
+    """The request was sent and no answer came: time-out, reset, half a body, 504, 522 to 524.
+
+    The API may count the call now or when it reads it, which can be much later.
+    """
+
+    kind = "unanswered"
 
 
 class KeyRefused(ProviderError):
