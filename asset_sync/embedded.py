@@ -10,7 +10,7 @@ Beside the data directory `postgres` are:
 - `postgres.password`: the server's password, as libpq's `passfile`
 - `postgres.lock`: held by the process that starts or stops the server
 - `postgres.users`: held, shared, by each process that uses the server
-- `postgres.sockets`: where the socket is, if the path of the data is too long for one
+- `postgres.sockets`: where the socket is, if the path of the data cannot be a socket's
 - `postgres.log`: what the server and its helpers say
 """
 
@@ -252,7 +252,7 @@ class Server:
         self._end()  # it runs, but the directory of its socket is gone
         # A dead server's number may be another process's by now, which PostgreSQL takes for it.
         (self.directory / "postmaster.pid").unlink(missing_ok=True)
-        # The setting is a list, whose items stand in quotes if they hold a comma or a space.
+        # The setting is a list, in which each quote of a quoted item is doubled.
         quoted = '"' + str(self._make_socket_directory()).replace('"', '""') + '"'
         ended, server_out = os.pipe()
         try:
@@ -507,8 +507,9 @@ def _socket_directory(directory: Path) -> Path:
 
 
 def _fits(directory: Path) -> bool:
-    """Return whether a socket's path may begin with this directory's."""
-    return len(os.fsencode(directory)) <= _LONGEST_SOCKET_DIRECTORY
+    """Return whether a socket can be here; for libpq a comma begins another host."""
+    path = os.fsencode(directory)
+    return len(path) <= _LONGEST_SOCKET_DIRECTORY and b"," not in path
 
 
 def _listens(sockets: Path) -> bool:

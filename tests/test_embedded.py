@@ -283,7 +283,7 @@ except embedded.EmbeddedError as error:
     return line
 
 
-def test_a_path_may_hold_what_a_shell_would_read(home: Path, start: Starting) -> None:
+def test_a_path_may_hold_what_a_shell_would_read(home: Path) -> None:
     directory = home / "my, \"data\" $HOME `id` 'x'" / "postgres"
 
     server = embedded.start(directory)
@@ -354,7 +354,7 @@ def test_the_server_asks_for_a_password_wherever_its_data_is(place: Path, start:
         with pytest.raises(psycopg2.OperationalError, match="no password supplied"):
             psycopg2.connect(without)
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-            psycopg2.connect(without, password="guessed")  # noqa: S106
+            psycopg2.connect(without, password="guessed")
     finally:
         server.leave()
 
@@ -584,15 +584,12 @@ def test_data_without_a_password_is_brought_over(earlier: Path) -> None:
 
 
 def test_data_without_a_password_is_brought_over_while_it_is_in_use(earlier: Path) -> None:
-    owner = earlier.owner() if os.geteuid() == 0 else None
     pg_ctl = [str(embedded.programs() / "pg_ctl"), "-D", str(earlier), "-w", "-l", "/dev/null"]
-    subprocess.run(
-        [*pg_ctl, "-o", f"-k {earlier} -h ''", "start"],
-        user=owner,
-        cwd="/",
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    command = [*pg_ctl, "-o", f"-k {earlier} -h ''", "start"]
+    if os.geteuid() == 0:
+        groups = ("--reuid", embedded.ACCOUNT, "--regid", embedded.ACCOUNT, "--clear-groups")
+        command = ["setpriv", *groups, *command]
+    subprocess.run(command, cwd="/", check=True, stdout=subprocess.DEVNULL)
 
     assert is_brought_over(earlier)
 
