@@ -1,5 +1,6 @@
 """The connection to PostgreSQL, its schema, and the sentences for what can go wrong with it."""
 
+import re
 import select
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,6 +191,18 @@ def transaction(db: Connection) -> Iterator[Cursor]:
                 cursor.execute("rollback")
             raise
         cursor.execute("commit")
+
+
+@contextmanager
+def savepoint(cursor: Cursor) -> Iterator[None]:
+    """Run a part of a transaction that, if it raises, leaves the rest of it as it was."""
+    cursor.execute("savepoint part")
+    try:
+        yield
+    except psycopg2.Error:
+        cursor.execute("rollback to savepoint part")
+        raise
+    cursor.execute("release savepoint part")
 
 
 def transaction_number(cursor: Cursor) -> str:
@@ -465,6 +478,27 @@ def may_pass(error: psycopg2.Error) -> bool:
     return isinstance(error, SERVER_ERRORS) and (
         code[:2] in {"", "08", "40", "57"} or code in {"25P03", "53300", "55P03"}
     )
+
+
+# The classes of SQLSTATE in which the data has no part: connection, transaction state, rights,
+# catalogue, conflicts, syntax and names, resources, locks, the operator, the system.
+_OF_EVERYBODY = frozenset(
+    ("", "08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "F0")
+)
+
+
+def refuses_data(error: psycopg2.Error) -> bool:
+    """Say whether the database refused a statement for its data: another row may be taken.
+
+    Such are checks, ranges, a partition that is missing, and what a trigger raises.
+    """
+    return (error.pgcode or "")[:2] not in _OF_EVERYBODY
+
+
+def servers_words(error: psycopg2.Error) -> str:
+    """Return why the server refused a statement, without the values of the row."""
+    said = re.sub(r': ".*|"[^"]*" (?=is out of range)', "", error.diag.message_primary or "")
+    return f"The database refuses its data ({error.pgcode}: {said})."
 
 
 def sentence(error: psycopg2.Error) -> str:

@@ -9,7 +9,7 @@ from asset_sync import queue, runs, slots
 from asset_sync.assets import Asset, Level
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.embedded import EmbeddedError
-from asset_sync.queue import Freshness, LevelStatus
+from asset_sync.queue import WORTH_A_WORD, Failing, Freshness, LevelStatus
 from asset_sync.runs import JobRecord
 from asset_sync.settings import Settings
 from asset_sync.slots import Lane
@@ -70,8 +70,9 @@ def examine(db: Connection, settings: Settings) -> Health:
     """Look at everything and judge it; reads only."""
     lanes = [lane for lane in Lane if lane is Lane.QUEUE or _has_priority_runs(settings)]
     records = {lane: runs.record_of(db, lane.value) for lane in lanes}
-    levels = queue.levels(db)
-    freshness = queue.freshness(db, [asset.symbol for asset in settings.assets])
+    symbols = [asset.symbol for asset in settings.assets]
+    levels = queue.levels(db, symbols)
+    freshness = queue.freshness(db, symbols)
     critical = [freshness.get(asset.symbol) for asset in settings.critical]
     return Health(
         jobs=tuple(_job(lane, records[lane], settings) for lane in lanes),
@@ -81,6 +82,7 @@ def examine(db: Connection, settings: Settings) -> Health:
             *(_of_priority_runs(records[Lane.PRIORITY], settings) if len(lanes) > 1 else ()),
             _size(levels, settings),
             _dead(levels),
+            _failing(queue.failing(db, symbols)),
             _refused(records),
             _stale(settings.assets, freshness, settings),
         ),
@@ -167,6 +169,17 @@ def _dead(levels: Sequence[LevelStatus]) -> Check:
     dead = sum(one.dead for one in levels)
     about = "given up: `asset-sync queue list --state dead` says why"
     return Check("queue.dead", dead, 0, Verdict.DEGRADED if dead else Verdict.HEALTHY, about)
+
+
+def _failing(failing: Sequence[Failing]) -> Check:
+    about = f"assets that failed {WORTH_A_WORD} times in a row or more"
+    if failing:
+        worst = failing[0]
+        about = f"{about}: {worst.symbol} ({worst.strikes} times): {worst.error}"
+        if len(failing) > 1:
+            about += f" And {len(failing) - 1} more: `asset-sync queue status` names them."
+    verdict = Verdict.DEGRADED if failing else Verdict.HEALTHY
+    return Check("assets.failing", len(failing), 0, verdict, about)
 
 
 def _refused(records: Mapping[Lane, JobRecord]) -> Check:

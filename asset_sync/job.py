@@ -7,7 +7,7 @@ from datetime import datetime
 from asset_sync import runs
 from asset_sync.assets import AssetType, Feed, Level
 from asset_sync.database import Connection
-from asset_sync.queue import Grace, Wanted, calls_for
+from asset_sync.queue import Wanted, calls_for
 from asset_sync.reach import Reach, reach
 from asset_sync.settings import Secret, Settings, SettingsError
 from asset_sync.slots import Lane, Rate, rate_of
@@ -15,8 +15,6 @@ from asset_sync.slots import Lane, Rate, rate_of
 PRIORITY_SECONDS = 60
 # Cron starts the next run on the minute; this one should be out of its way.
 QUEUE_MARGIN_SECONDS = 10
-# Late in one cycle is in time for the next; started by hand half a cycle later, it is not due.
-_PART_OF_A_CYCLE = 0.4
 NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
@@ -48,11 +46,6 @@ class Job:
         windows_to_wait = (calls - 1) // self.rate.calls
         seconds = PRIORITY_SECONDS + windows_to_wait * self.rate.period_seconds
         return max(PRIORITY_SECONDS, min(seconds, longest))
-
-    @property
-    def grace(self) -> Grace:
-        """How much before its time an asset is due when the run begins."""
-        return Grace(critical_seconds=_PART_OF_A_CYCLE * self.settings.batch.interval_seconds)
 
     @property
     def rate(self) -> Rate:
@@ -97,6 +90,7 @@ class Job:
             history_days=self.settings.provider.plan.history_days,
             backfilled_to=backfilled_to,
             today_denied=self.denials.today,
+            past_denied=self.denials.past,
         )
 
 

@@ -50,11 +50,13 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An asset's own failure."""
+    """An asset that was tried and not refreshed."""
 
     symbol: str
     feed: Feed
     error: str
+    is_news: bool = True
+    """Whether it changes how the asset stands, and is not one more failure of the same kind."""
 
 
 @dataclass(frozen=True, slots=True)

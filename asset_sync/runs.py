@@ -90,6 +90,8 @@ class Denials(NamedTuple):
 
     today: bool
     """Whether bars of the running day are refused."""
+    past: bool
+    """Whether bars of more than two years ago are refused, whatever the plan in the settings."""
     snapshot: bool
     """Whether the snapshot feed is refused."""
     snapshot_symbols: frozenset[str]
@@ -142,6 +144,21 @@ def record(cursor: Cursor, run_id: int, call: Call) -> None:
             call.error,
         ),
     )
+
+
+def reason_before(db: Connection, run_id: int) -> str | None:
+    """Return why the command's last run before this one ended, None if there was none."""
+    rows = query(
+        db,
+        """
+        select before.reason_ended from asset_sync.runs this
+        join asset_sync.runs before on before.command = this.command and before.id < this.id
+        where this.id = %s and before.reason_ended is not null
+        order by before.id desc limit 1
+        """,
+        (run_id,),
+    )
+    return str(rows[0][0]) if rows else None
 
 
 def prune(db: Connection) -> None:
@@ -287,6 +304,7 @@ def denials(db: Connection, key: str, plan: str) -> Denials:
     )
     return Denials(
         today=("today", "") in rows,
+        past=("past", "") in rows,
         snapshot=("snapshot", "") in rows,
         snapshot_symbols=frozenset(
             symbol for what, symbol in rows if what == "snapshot" and symbol

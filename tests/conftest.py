@@ -13,11 +13,13 @@ import psycopg2
 import pytest
 
 from asset_sync import database, embedded, sync
-from asset_sync.assets import Asset, AssetType, Level
+from asset_sync.assets import Asset, AssetType, Feed, Level
 from asset_sync.database import Connection, Row
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
+from asset_sync.queue import Wanted
 from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load
+from asset_sync.slots import Lane
 
 _TEMPLATE = "asset_sync_template"
 _numbers = itertools.count(1)
@@ -202,6 +204,8 @@ class ShiftingClock(sync.Clock):
         ("queue", "due_at"),
         ("queue", "not_before"),
         ("queue", "lease_until"),
+        ("queue", "failed_at"),
+        ("limiter", "answered_at"),
     )
 
     def __init__(self, db: Connection) -> None:
@@ -276,6 +280,22 @@ def asset(
     """An asset as the settings file would give it."""
     ticker = f"{asset_type.ticker_prefix}{symbol}"
     return Asset(symbol, ticker, asset_type, symbol, level, position, every)
+
+
+def in_line(db: Connection, lane: Lane | None = None) -> list[Wanted]:
+    """All that the queue has, as the line of settings that want it: of one lane, or of both."""
+    levels = {None: "true", Lane.PRIORITY: "level = 'critical'", Lane.QUEUE: "level <> 'critical'"}
+    rows = database.query(
+        db,
+        f"""
+        select symbol, feed, ticker, asset_type, name, level from asset_sync.queue
+        where {levels[lane]}
+        """,
+    )
+    return [
+        Wanted(Asset(symbol, ticker, AssetType(kind), name, Level(level), 0, 300), Feed(feed))
+        for symbol, feed, ticker, kind, name, level in rows
+    ]
 
 
 def an_hour_ago(db: Connection, symbol: str, ticker: str) -> None:

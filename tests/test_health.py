@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commandline import Told, asset_sync
-from conftest import MakeSettings, ShiftingClock
+from conftest import MakeSettings, ShiftingClock, in_line
 
 from asset_sync import health, queue, runs, sync
 from asset_sync.assets import Feed
@@ -31,7 +31,7 @@ def well(db: Connection, settings: Settings) -> Connection:
     wanted = [queue.Wanted(asset, Feed.BARS) for asset in settings.assets]
     queue.enqueue(db, wanted, settings.queue)
     for lane in Lane:
-        while items := queue.claim(db, lane, lease_seconds=60, most=1):
+        while items := queue.claim(db, in_line(db, lane), lease_seconds=60, most=1):
             with transaction(db) as cursor:
                 queue.finish(cursor, items)
     return db

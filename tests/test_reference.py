@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import pytest
 from commandline import Told, asset_sync
-from conftest import MakeSettings, ShiftingClock, asset, nobody
+from conftest import MakeSettings, ShiftingClock, asset, in_line, nobody
 
 from asset_sync import queue, reference, slots
 from asset_sync.assets import Asset, AssetType, Feed, Level
@@ -23,7 +23,6 @@ from asset_sync.progress import Progress, Waiting
 from asset_sync.questions import NoCallLeftError, Questions
 from asset_sync.reference import Check, Checked, Verdict
 from asset_sync.settings import SHIPPED_FILE, QueueSettings, Settings, SettingsError, load
-from asset_sync.slots import Lane
 
 FOREX = ["C:EURUSD", "C:GBPUSD", "C:USDJPY", "C:XAGUSD", "C:XAUUSD"]
 Ask: TypeAlias = Callable[..., Questions]
@@ -729,7 +728,7 @@ def test_what_left_the_file_is_told_with_what_forgets_it_and_kept(
     assert json.loads(as_json.out)["left_the_file"] == ["OLD", "OLDER"]
     assert "OLD" not in as_json.err + quiet.err
     assert query(db, "select count(*) from asset_sync.queue") == [(3,)]
-    assert queue.claim(db, Lane.QUEUE, lease_seconds=1, most=1), "nothing was touched"
+    assert queue.claim(db, in_line(db), lease_seconds=1, most=1), "nothing was touched"
 
 
 def test_where_the_database_is_down_nothing_is_said_of_what_left(run: Run, file: Path) -> None:

@@ -12,7 +12,7 @@ from asset_sync.database import Connection, query, transaction
 from asset_sync.runs import Call, Denials, Run
 
 KEY, OTHER_KEY = "0123456789ab", "ba9876543210"
-NOTHING_DENIED = Denials(today=False, snapshot=False, snapshot_symbols=frozenset())
+NOTHING_DENIED = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
 
 
 def record(db: Connection, run_id: int, call: Call) -> None:
@@ -189,11 +189,12 @@ def test_a_key_that_was_never_refused_may_do_everything(db: Connection) -> None:
 @pytest.mark.parametrize(
     ("refuse", "known"),
     [
-        (lambda db: deny(db, "today"), Denials(True, False, frozenset())),  # noqa: FBT003
-        (lambda db: deny(db, "snapshot"), Denials(False, True, frozenset())),  # noqa: FBT003
+        (lambda db: deny(db, "today"), NOTHING_DENIED._replace(today=True)),
+        (lambda db: deny(db, "past"), NOTHING_DENIED._replace(past=True)),
+        (lambda db: deny(db, "snapshot"), NOTHING_DENIED._replace(snapshot=True)),
         (
             lambda db: deny(db, "snapshot", "XAUUSD", "EURUSD"),
-            Denials(False, False, frozenset({"XAUUSD", "EURUSD"})),  # noqa: FBT003
+            NOTHING_DENIED._replace(snapshot_symbols=frozenset({"XAUUSD", "EURUSD"})),
         ),
     ],
 )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg2
 import pytest
+from conftest import in_line
 
 from asset_sync import events, queue, runs, store
 from asset_sync.assets import Asset, AssetType, Feed, Level
@@ -24,7 +25,6 @@ from asset_sync.database import (
 from asset_sync.polygon import Bar
 from asset_sync.queue import Wanted
 from asset_sync.settings import QueueSettings, Secret
-from asset_sync.slots import Lane
 from asset_sync.store import LastPrice, Symbol
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -632,7 +632,7 @@ class Answer:
         self._db = db
         asset = Asset("EURUSD", "C:EURUSD", AssetType.FOREX, "Euro", Level.LOW, 0, 300)
         queue.enqueue(db, [Wanted(asset, Feed.BARS)], QueueSettings())
-        [self._item] = queue.claim(db, Lane.QUEUE, lease_seconds=60, most=1)
+        [self._item] = queue.claim(db, in_line(db), lease_seconds=60, most=1)
         self._run_id = runs.start(db, "queue")
 
     def store(self, last_words: Callable[[], None]) -> None:

@@ -12,6 +12,17 @@ alter table asset_sync.queue
   add column failed_at timestamptz not null default '-infinity',
   add column failed_tickers text[] not null default '{}';
 
+-- How the levels stand is counted for the settings' own assets, by their keys.
+drop index asset_sync.queue_live_idx;
+drop index asset_sync.queue_oldest_idx;
+
+-- What has failed before goes on as it was.
+update asset_sync.queue
+set strikes = 1, failed_at = coalesce(last_attempt_at, now()), failed_tickers = array[ticker]
+where state = 'dead' or attempts > 0;
+update asset_sync.queue set state = 'waiting', not_before = now()
+where state = 'dead' and level = 'critical';
+
 comment on column asset_sync.queue.sort_at is
   'The order of service: due_at plus an allowance per level, so that low items are late but never '
   'starve; critical items stand in the order of the settings file, counted from the epoch.';
