@@ -609,12 +609,16 @@ def _update_held(
 
 
 def next_ready_seconds(
-    db: Connection, wanted: Sequence[Wanted], within_seconds: float
+    db: Connection,
+    wanted: Sequence[Wanted],
+    within_seconds: float,
+    *,
+    states: Sequence[str] = ("idle", "waiting"),
 ) -> float | None:
     """Return in how many seconds there is something to do, None if not within that time.
 
-    Counted are assets whose frequency will have passed before then, and items that wait through
-    no fault of their own.
+    Counted are assets whose frequency will have passed before then (idle), and items that have
+    waited since a failure that was not their own (waiting).
     """
     [(seconds,)] = query(
         db,
@@ -625,12 +629,12 @@ def next_ready_seconds(
             when 'idle' then q.last_success_at + make_interval(secs => w.frequency_seconds)
             when 'waiting' then q.not_before end as at
           from wanted w join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
-          where q.state = 'idle' or (q.state = 'waiting' and q.attempts = 0)
+          where q.state = any(%(states)s) and (q.state = 'idle' or q.attempts = 0)
         )
         select extract(epoch from min(at) - clock_timestamp())::float8 from ready
         where at < clock_timestamp() + make_interval(secs => %(within)s)
         """,
-        {**_arrays(wanted), "within": within_seconds},
+        {**_arrays(wanted), "within": within_seconds, "states": list(states)},
     )
     return None if seconds is None else max(0.0, seconds)
 

@@ -147,13 +147,13 @@ def record(cursor: Cursor, run_id: int, call: Call) -> None:
 
 
 def reason_before(db: Connection, run_id: int) -> str | None:
-    """Return why the command's last run before this one ended, None if there was none."""
+    """Return why the command's last run before this one that asked anything ended, if any did."""
     rows = query(
         db,
         """
         select before.reason_ended from asset_sync.runs this
         join asset_sync.runs before on before.command = this.command and before.id < this.id
-        where this.id = %s and before.reason_ended is not null
+        where this.id = %s and before.reason_ended not in ('nothing_due', 'disabled')
         order by before.id desc limit 1
         """,
         (run_id,),

@@ -60,6 +60,7 @@ UNSENT_CALLS = 3
 # After bad answers to so many different assets in a row, one call each half window asks whether the
 # provider is well again.
 BAD_ANSWERS = 3
+WAIT_FOR_SECOND_TRY = 60
 # What the plan does not include for so many different assets in a row, it includes for none.
 NOT_IN_PLAN = 2
 # The lease covers the call and its transaction.
@@ -356,15 +357,23 @@ class _Run:
             if self._claimed and len(self._line) >= LINE_LENGTH:  # there may be more behind it
                 self._enqueue()
                 continue
-            if not self._tried:
-                return False  # a run that finds nothing due does not sit and wait for it
-            seconds = queue.next_ready_seconds(self._db, self._job.wanted, self._remaining())
+            seconds = self._next_ready_seconds()
             if seconds is None:
                 return False
             self._tell(Waiting("the next asset to be due", seconds))
             self._clock.sleep(min(max(seconds, 0.05), POLL_SECONDS))
             self._enqueue()
         return True
+
+    def _next_ready_seconds(self) -> float | None:
+        """Return how long to wait for something to do, None if that is not worth it.
+
+        A run that finds nothing due does not sit and wait for what is not yet; but what was due
+        before a bad answer is back within a minute.
+        """
+        states = ("idle", "waiting") if self._tried else ("waiting",)
+        within = self._remaining() if self._tried else min(self._remaining(), WAIT_FOR_SECOND_TRY)
+        return queue.next_ready_seconds(self._db, self._job.wanted, within, states=states)
 
     def _bad_answers_waited_out(self) -> bool:
         """Wait between two calls while the provider answers badly; False if the run is too short.
