@@ -563,7 +563,7 @@ def levels(db: Connection) -> tuple[LevelStatus, ...]:
               from asset_sync.queue where state <> 'idle' group by level
             )
             select level, waiting, leased, dead, extract(epoch from clock_timestamp() - (
-              select q.due_at from asset_sync.queue q
+              select least(q.due_at, clock_timestamp()) from asset_sync.queue q
               where q.level = c.level and q.state in ('waiting', 'leased')
               order by q.due_at limit 1
             ))::float8
@@ -595,8 +595,8 @@ def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
         db,
         """
         select symbol, max(last_success_at),
-          extract(epoch from clock_timestamp()
-            - coalesce(max(last_success_at), min(added_at)))::float8
+          greatest(0, extract(epoch from clock_timestamp()
+            - coalesce(max(last_success_at), min(added_at))))::float8
         from asset_sync.queue where symbol = any(%s) group by symbol
         """,
         (list(symbols),),

@@ -93,7 +93,8 @@ class Host:
               last_attempt_at = last_attempt_at - interval '1 h',
               not_before = not_before - interval '1 h';
             update asset_sync.slots set stamped_at = stamped_at - interval '1 h';
-            update asset_sync.limiter set blocked_until = blocked_until - interval '1 h'
+            update asset_sync.limiter set blocked_until = blocked_until - interval '1 h',
+              called_at = called_at - interval '1 h'
             """,
         )
 
