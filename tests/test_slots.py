@@ -11,6 +11,7 @@ from conftest import ShiftingClock
 
 from asset_sync import slots
 from asset_sync.database import Connection, query
+from asset_sync.settings import Secret
 from asset_sync.slots import PRIORITY_GRACE_SECONDS, CallEnd, Lane, Rate, Slot, Wait
 
 FREE_PLAN = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
@@ -138,6 +139,151 @@ def test_a_slot_given_back_is_as_free_as_it_was(db: Connection, clock: ShiftingC
         slots.give_back(db, slot)
     assert stamps(db) == before
     assert len(take_all(db, Lane.QUEUE)) == 5
+
+
+# --- calls without an answer --------------------------------------------------------------------
+
+
+def silence(db: Connection, slot: Slot, *, after: float = 10, rate: Rate = FREE_PLAN) -> None:
+    slots.release(db, slot, CallEnd.UNANSWERED, rate, sent_seconds_ago=after)
+
+
+def test_a_call_without_an_answer_serves_again_two_and_a_half_windows_after_it_was_sent(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    rate = FREE_PLAN._replace(calls=1)
+    slot = take(db, rate=rate)
+    clock.sleep(10)
+    silence(db, slot)
+    assert refused(db, rate=rate) == about(140)
+    assert max(slots.budget(db, rate).free_in_seconds) == about(140)
+    clock.sleep(140)
+    take(db, rate=rate)
+
+
+def test_a_request_that_was_never_sent_gives_its_slot_back(db: Connection) -> None:
+    slots.release(db, take(db), CallEnd.NOT_SENT, FREE_PLAN)
+    assert slots.budget(db, FREE_PLAN).free == 5
+
+
+def test_from_two_calls_without_an_answer_on_one_is_made_each_half_window_until_one_is_answered(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    wide = FREE_PLAN._replace(calls=20)
+    slots.prepare(db, wide)
+    for _ in range(2):
+        silence(db, take(db, rate=wide), rate=wide)
+    assert refused(db, rate=wide) == about(30)
+    assert slots.budget(db, wide).next_free_seconds == about(30)
+    clock.sleep(30)
+    alone = take(db, rate=wide)
+    clock.sleep(29)
+    assert refused(db, rate=wide) == about(1)
+    silence(db, alone, rate=wide)
+    clock.sleep(1)
+    alone = take(db, rate=wide)
+    slots.release(db, alone, ANSWERED, wide)
+    assert len(take_all(db, Lane.QUEUE, wide)) == 16
+
+
+def test_the_next_call_does_not_wait_for_one_that_was_not_made(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    for _ in range(2):
+        silence(db, take(db))
+    clock.sleep(30)
+    slots.give_back(db, take(db))
+    take(db)
+
+
+def test_when_an_asset_was_last_answered_well_is_noted(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    def known() -> bool:
+        [(found,)] = query(db, "select isfinite(answered_at) from asset_sync.limiter")
+        return bool(found)
+
+    for end in (CallEnd.NOT_SENT, CallEnd.UNANSWERED, CallEnd.ANSWERED):
+        slots.release(db, take(db), end, FREE_PLAN)
+        assert not known()
+    slots.release(db, take(db), CallEnd.ANSWERED_WELL, FREE_PLAN)
+    assert known()
+
+
+# --- a key that allows less than the settings say -----------------------------------------------
+
+PAID = Rate(calls=100, period_seconds=1, call_timeout_seconds=30, key=Secret("a key"))
+
+
+def refuse(db: Connection, slot: Slot, rate: Rate = PAID) -> bool:
+    slots.release(db, slot, ANSWERED, rate)
+    return slots.refused(db, slot, rate, None) is not None
+
+
+def refuse_three_times(db: Connection, clock: ShiftingClock) -> None:
+    for lowers in (False, False, True):
+        together = [take(db, rate=PAID) for _ in range(4)]
+        assert [refuse(db, slot) for slot in together] == [lowers, False, False, False]
+        assert refused(db, rate=PAID) == about(60)
+        clock.sleep(60)
+        # Clock and rows of a test move apart: a call is taken after the wait, not at its end.
+        query(db, "update asset_sync.limiter set blocked_until = blocked_until - interval '1 s'")
+
+
+def test_a_429_that_does_not_say_for_how_long_holds_for_a_minute_at_least(db: Connection) -> None:
+    slots.prepare(db, PAID)
+    refuse(db, take(db, rate=PAID))
+    assert refused(db, rate=PAID) == about(60)
+
+
+def test_the_third_refusal_after_a_full_wait_lowers_this_keys_rate_to_the_free_plans(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    slots.prepare(db, PAID)
+    refuse_three_times(db, clock)
+    assert slots.effective_rate(db, PAID) == PAID._replace(calls=5, period_seconds=60)
+    assert slots.budget(db, PAID).calls == 5
+    # also for a process that began before
+    assert len(take_all(db, Lane.QUEUE, PAID)) == 5
+    assert "POLYGON_TIER" in str(slots.lowered(db, PAID))
+    other = PAID._replace(key=Secret("another key"))
+    assert slots.effective_rate(db, other) == other
+
+
+def test_the_rate_of_the_settings_is_tried_again_after_a_quarter_of_an_hour_and_then_later(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    slots.prepare(db, PAID)
+    refuse_three_times(db, clock)
+    clock.sleep(900)
+    assert slots.lowered(db, PAID) is None
+    assert refuse(db, take(db, rate=PAID)), "once is enough now"
+    clock.sleep(1790)
+    assert slots.lowered(db, PAID) is not None
+    clock.sleep(20)
+    assert slots.lowered(db, PAID) is None
+
+
+def test_calls_above_the_free_plans_rate_that_are_answered_end_the_row_of_refusals(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    slots.prepare(db, PAID)
+    for _ in range(4):
+        assert not refuse(db, take(db, rate=PAID))
+        clock.sleep(61)
+        for _ in range(12):
+            slots.release(db, take(db, rate=PAID), CallEnd.ANSWERED_WELL, PAID)
+
+
+def test_a_refusal_with_the_budget_spent_says_nothing_about_the_key(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    rate = PAID._replace(calls=6, period_seconds=60)
+    slots.prepare(db, rate)
+    for _ in range(4):
+        taken = take_all(db, Lane.PRIORITY, rate)
+        assert not any(refuse(db, slot, rate) for slot in taken)
+        clock.sleep(61)
 
 
 # --- the wait ---------------------------------------------------------------------------------
