@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from asset_sync import runs
+from asset_sync import clocks, runs, slots
 from asset_sync.database import Connection, SchemaStatus, query
 from asset_sync.health import OVERDUE_INTERVALS
 from asset_sync.settings import SECRET_VARIABLES, MonitoringSettings, Settings
@@ -109,6 +109,7 @@ def examine_database(db: Connection, settings: Settings, status: SchemaStatus) -
         return
     yield _rights(db)
     yield _clock(db)
+    yield from _jumped(db)
 
 
 _OLDEST_SERVER = 13
@@ -176,6 +177,17 @@ def _clock(db: Connection) -> Finding:
 _CLOCKS_APART_SECONDS = 5
 
 
+def _jumped(db: Connection) -> Iterator[Finding]:
+    jump = clocks.last_jump(db)
+    if jump is not None and jump.seconds_ago <= _JUMP_REPORTED_SECONDS:
+        when = f"noticed {_ago(jump.seconds_ago)} ago"
+        text = f"{jump}, {when}; times before it are wrong: check the time service of its host"
+        yield Finding(Grade.WARNING, "clock", text)
+
+
+_JUMP_REPORTED_SECONDS = 86_400
+
+
 def question_to_the_api(settings: Settings) -> str | None:
     """Return the call that `examine_key` will make, None if it can make none."""
     if settings.provider.api_key is None or not settings.assets:
@@ -217,6 +229,9 @@ def _denied(db: Connection, settings: Settings) -> Finding:
 
     denials = runs.denials(db, *account(settings))
     plan = settings.provider.plan.name
+    lowered = slots.lowered(db, slots.rate_of(settings))
+    if lowered is not None:
+        return Finding(Grade.WARNING, "plan", str(lowered))
     if denials.snapshot:
         text = f"has no snapshots, though the plan is set to {plan}: set POLYGON_TIER to free"
         return Finding(Grade.WARNING, "plan", text)

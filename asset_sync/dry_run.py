@@ -40,7 +40,7 @@ def plan(
     upcoming = queue.preview(
         db, job.wanted, settings.queue, most, cycle_seconds=settings.batch.interval_seconds
     )
-    times = slots.free_times(slots.budget(db, job.rate), lane, job.rate)
+    times = slots.free_times(slots.budget(db, job.rate), lane)
     calls = []
     for batch in _batches(upcoming):
         endpoint = _endpoint(db, job, batch)

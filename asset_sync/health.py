@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
-from asset_sync import queue, runs, slots
+from asset_sync import clocks, queue, runs, slots
 from asset_sync.assets import Asset, Level
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.embedded import EmbeddedError
@@ -17,6 +17,7 @@ from asset_sync.sync import Ended
 
 # Cron's runs come once an interval; that one is missing can be chance, two cannot.
 OVERDUE_INTERVALS = 2
+JUMP_REPORTED_SECONDS = 3600
 
 
 class Verdict(StrEnum):
@@ -84,6 +85,8 @@ def examine(db: Connection, settings: Settings) -> Health:
             _dead(levels),
             _failing(queue.failing(db, symbols)),
             _refused(records),
+            _lowered(db, settings),
+            _jumped(db),
             _stale(settings.assets, freshness, settings),
         ),
         last_priority_update=max(
@@ -194,6 +197,23 @@ def _refused(records: Mapping[Lane, JobRecord]) -> Check:
 
 
 _REFUSALS = (Ended.KEY_REFUSED, Ended.PLAN_REFUSED)
+
+
+def _lowered(db: Connection, settings: Settings) -> Check:
+    """Report a key that turned out to allow fewer calls than the settings say."""
+    lowered = slots.lowered(db, slots.rate_of(settings))
+    if lowered is None:
+        return Check("api.rate_lowered", 0, 0, Verdict.HEALTHY, "the rate of the settings holds")
+    return Check("api.rate_lowered", 1, 0, Verdict.DEGRADED, str(lowered))
+
+
+def _jumped(db: Connection) -> Check:
+    """Report for an hour that the database's clock has jumped: times before it are wrong."""
+    jump = clocks.last_jump(db)
+    if jump is None or jump.seconds_ago > JUMP_REPORTED_SECONDS:
+        return Check("clock.jumped", 0, 0, Verdict.HEALTHY, "the database's clock has not jumped")
+    about = f"{jump}, noticed {jump.seconds_ago:.0f} s ago: check the time service of its host"
+    return Check("clock.jumped", 1, 0, Verdict.DEGRADED, about)
 
 
 def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: Settings) -> Check:

@@ -10,7 +10,7 @@ from asset_sync.database import Connection
 from asset_sync.queue import Wanted, calls_for
 from asset_sync.reach import Reach, reach
 from asset_sync.settings import Secret, Settings, SettingsError
-from asset_sync.slots import Lane, Rate, rate_of
+from asset_sync.slots import Lane, Rate, effective_rate, rate_of
 
 PRIORITY_SECONDS = 60
 # Cron starts the next run on the minute; this one should be out of its way.
@@ -25,6 +25,8 @@ class Job:
     settings: Settings
     lane: Lane
     denials: runs.Denials
+    rate_now: Rate | None = None
+    """The rate that holds where the database knows of another than the settings'."""
 
     @property
     def switched_off(self) -> bool:
@@ -50,7 +52,7 @@ class Job:
     @property
     def rate(self) -> Rate:
         """The budget of calls, and how long one can last."""
-        return rate_of(self.settings)
+        return self.rate_now or rate_of(self.settings)
 
     @property
     def wanted(self) -> tuple[Wanted, ...]:
@@ -117,4 +119,5 @@ def account(settings: Settings) -> tuple[str, str]:
 
 def job_of(db: Connection, settings: Settings, lane: Lane) -> Job:
     """Return the job of a command, with what the database knows of the key."""
-    return Job(settings, lane, runs.denials(db, *account(settings)))
+    rate = effective_rate(db, rate_of(settings))
+    return Job(settings, lane, runs.denials(db, *account(settings)), rate)

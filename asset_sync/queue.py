@@ -761,8 +761,8 @@ def levels(db: Connection, symbols: Sequence[str]) -> tuple[LevelStatus, ...]:
             """
             select level, count(*) filter (where state = 'waiting'),
               count(*) filter (where state = 'leased'), count(*) filter (where state = 'dead'),
-              extract(epoch from clock_timestamp()
-                - min(due_at) filter (where state in ('waiting', 'leased')))::float8
+              extract(epoch from greatest(interval '0', clock_timestamp()
+                - min(due_at) filter (where state in ('waiting', 'leased'))))::float8
             from asset_sync.queue where state <> 'idle' and symbol = any(%s) group by level
             """,
             (list(symbols),),
@@ -810,8 +810,8 @@ def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
         db,
         """
         select symbol, max(last_success_at),
-          extract(epoch from clock_timestamp()
-            - coalesce(max(last_success_at), min(added_at)))::float8
+          greatest(0, extract(epoch from clock_timestamp()
+            - coalesce(max(last_success_at), min(added_at))))::float8
         from asset_sync.queue where symbol = any(%s) group by symbol
         """,
         (list(symbols),),

@@ -221,5 +221,5 @@ def calls_to_check(assets: Sequence[Asset]) -> int:
 def seconds_for(db: Connection, settings: Settings, calls: int) -> float:
     """Return in how many seconds the last of so many calls can begin."""
     rate = slots.rate_of(settings)
-    times = slots.free_times(slots.budget(db, rate), Lane.QUEUE, rate)
+    times = slots.free_times(slots.budget(db, rate), Lane.QUEUE)
     return next(islice(times, max(0, calls - 1), None))

@@ -218,7 +218,7 @@ def record_of(db: Connection, command: str) -> JobRecord:
           where command = %(command)s and started_at > now() - interval '1 hour'
         )
         select (select at from last),
-          (select extract(epoch from clock_timestamp() - at)::float8 from last),
+          (select greatest(0, extract(epoch from clock_timestamp() - at))::float8 from last),
           (select reason_ended from asset_sync.runs
             where command = %(command)s and reason_ended is not null
             order by started_at desc limit 1),

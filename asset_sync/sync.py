@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from asset_sync import events, queue, runs, slots, store
+from asset_sync import clocks, events, hostclock, queue, runs, slots, store
 from asset_sync.assets import Feed
+from asset_sync.clocks import Watch
 from asset_sync.database import (
     SERVER_ERRORS,
     Connection,
@@ -43,7 +44,7 @@ from asset_sync.progress import (
 from asset_sync.queue import LINE_LENGTH, TRY_AGAIN_SECONDS, Item, Wanted
 from asset_sync.reach import Reach
 from asset_sync.settings import Secret, Settings
-from asset_sync.slots import Lane, Slot
+from asset_sync.slots import CallEnd, Lane, Slot
 
 if TYPE_CHECKING:
     # What costs 150 ms to import is imported where a call is about to be made.
@@ -148,8 +149,12 @@ class Clock:
     """Measures and waits; tests bring one that does not wait. Dates are the database's."""
 
     def monotonic(self) -> float:
-        """Return seconds since some moment."""
-        return time.monotonic()
+        """Return seconds since some moment; those in which the host was suspended count."""
+        return hostclock.monotonic()
+
+    def steady(self) -> float:
+        """Return seconds to compare with the database's clock: all that `sleep` waited for."""
+        return self.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Wait; a signal ends it, in slices, as one that comes just before a sleep does not."""
@@ -166,8 +171,14 @@ class _Held:
     until: float
     """When its call must be over: then the slot frees itself, as if the run had died."""
     items: Sequence[Item] = ()
-    called: bool = False
-    """Whether the provider may have seen the call."""
+    end: CallEnd = CallEnd.NOT_SENT
+    """What became of its call; unanswered while it may be in flight."""
+    sent_seconds_ago: float = 0.0
+
+    @property
+    def called(self) -> bool:
+        """Whether the provider may have seen the call."""
+        return self.end is not CallEnd.NOT_SENT
 
 
 @dataclass(slots=True)
@@ -247,6 +258,7 @@ class _Run:
         self._given = db
         self._provider: Polygon | None = None
         self._limiter: Limiter | None = None
+        self._watch = Watch(clock.steady)
         self._redis = events.RedisPublisher(settings.redis_url) if settings.redis_url else None
 
     # --- the loop -----------------------------------------------------------------------------
@@ -336,6 +348,7 @@ class _Run:
 
     def _enqueue(self, cycle_seconds: float | None = None) -> None:
         self._enqueued_at = self._clock.monotonic()
+        clocks.look(self._db, self._watch)
         queue.reclaim(self._db, self._settings.queue)
         entered = queue.enqueue(
             self._db, self._job.wanted, self._settings.queue, cycle_seconds=cycle_seconds
@@ -461,16 +474,18 @@ class _Run:
         from asset_sync.outcome import Exchange  # noqa: PLC0415
         from asset_sync.polygon import NotSent  # noqa: PLC0415
 
-        held.called = self._tried = True
+        held.end = CallEnd.UNANSWERED
+        self._tried = True
         self._tell(Calling([item.symbol for item in held.items], held.items[0].feed, budget))
         started = self._clock.monotonic()
         self._report.api_calls_used += 1
         answer = self._ask(held, span)
         self._called_at = self._clock.monotonic()
+        held.end, held.sent_seconds_ago = _end_of(answer)
         if isinstance(answer, NotSent):
             self._report.api_calls_used -= 1
         made = Exchange(held.items, span, answer, self._called_at - started)
-        outcome = self._concluded(held.slot, made)
+        outcome = self._concluded(held, made)
         self._count(made, outcome)
         self._follow(outcome)
 
@@ -497,6 +512,7 @@ class _Run:
         from asset_sync.polygon import ProviderError  # noqa: PLC0415
 
         api, items = self._api, held.items
+        api.send_only_if(lambda: self._clock.monotonic() < held.until)
         api.call_timeout_seconds = min(
             held.until - self._clock.monotonic(),
             max(self._remaining(), LEAST_CALL_SECONDS),
@@ -510,14 +526,14 @@ class _Run:
         except ProviderError as error:
             return error
 
-    def _concluded(self, slot: Slot, made: "Exchange") -> "Outcome":
+    def _concluded(self, held: _Held, made: "Exchange") -> "Outcome":
         """Stamp the slot and store the answer: on a new connection if need be, it is paid for."""
         from asset_sync.outcome import conclude  # noqa: PLC0415
 
         tries = 1
         while True:
             try:
-                self._stamp(slot, made.answer)
+                self._stamp(held, made.answer)
                 with self._transaction() as cursor:
                     outcome = conclude(cursor, self._job, self._report.run_id, made)
             except SERVER_ERRORS as error:
@@ -549,13 +565,15 @@ class _Run:
             raise error
         return outcome
 
-    def _stamp(self, slot: Slot, answer: "Answer") -> None:
+    def _stamp(self, held: _Held, answer: "Answer") -> None:
         """Say that the call is over, and hold everybody back after a 429."""
         from asset_sync.polygon import RateLimited  # noqa: PLC0415
 
-        self._limits.release(slot)
+        self._limits.release(held.slot, held.end, sent_seconds_ago=held.sent_seconds_ago)
         if isinstance(answer, RateLimited):
-            self._limits.block(answer.retry_after_seconds or self._job.rate.period_seconds)
+            lowered = self._limits.refused(held.slot, answer.retry_after_seconds)
+            if lowered is not None:
+                self._tell(Warned(str(lowered)))
 
     def _follow(self, outcome: "Outcome") -> None:
         """Do what is left once an answer is stored."""
@@ -632,7 +650,9 @@ class _Run:
         held = self._held
         if held is None:
             return
-        (slots.release if held.called else slots.give_back)(self._db, held.slot)
+        slots.release(
+            self._db, held.slot, held.end, self._job.rate, sent_seconds_ago=held.sent_seconds_ago
+        )
         with contextlib.suppress(queue.LostLeaseError), transaction(self._db) as cursor:
             wait = after_seconds if held.called else 0
             queue.put_back(
@@ -743,7 +763,7 @@ class _Run:
         if self._limiter is None:
             from asset_sync.limiter import Limiter  # noqa: PLC0415
 
-            self._limiter = Limiter(self._db, self._job.rate)
+            self._limiter = Limiter(self._db, self._job.rate, self._watch)
         return self._limiter
 
     @property
@@ -759,3 +779,15 @@ class _Run:
 
     def _remaining(self) -> float:
         return self._deadline - self._clock.monotonic()
+
+
+def _end_of(answer: "Answer") -> tuple[CallEnd, float]:
+    """Return what became of a call, and how many seconds ago one without an answer was sent."""
+    from asset_sync.outcome import is_well  # noqa: PLC0415
+    from asset_sync.polygon import NotSent, Unanswered  # noqa: PLC0415
+
+    if isinstance(answer, NotSent):
+        return CallEnd.NOT_SENT, 0.0
+    if isinstance(answer, Unanswered):
+        return CallEnd.UNANSWERED, answer.sent_seconds_ago
+    return (CallEnd.ANSWERED_WELL if is_well(answer) else CallEnd.ANSWERED), 0.0

@@ -194,10 +194,17 @@ class ShiftingClock(sync.Clock):
     """
 
     SHIFTED = (
-        ("slots", "ended_at"),
-        ("slots", "previous_ended_at"),
+        ("slots", "stamped_at"),
+        ("slots", "previous_stamped_at"),
         ("limiter", "blocked_until"),
+        ("limiter", "blocked_at"),
         ("limiter", "reserved_at"),
+        ("limiter", "called_at"),
+        ("limiter", "answered_at"),
+        ("limiter", "lowered_at"),
+        ("limiter", "seen_at"),
+        ("limiter", "mark_at"),
+        ("limiter", "jumped_at"),
         ("queue", "last_success_at"),
         ("queue", "last_attempt_at"),
         ("queue", "added_at"),
@@ -214,6 +221,9 @@ class ShiftingClock(sync.Clock):
 
     def monotonic(self) -> float:
         return time.monotonic() + self._shifted
+
+    def steady(self) -> float:
+        return time.monotonic()  # the database's own clock is not moved
 
     def sleep(self, seconds: float) -> None:
         self._shifted += seconds

@@ -92,8 +92,9 @@ class Host:
             update asset_sync.queue set last_success_at = last_success_at - interval '1 h',
               last_attempt_at = last_attempt_at - interval '1 h',
               not_before = not_before - interval '1 h';
-            update asset_sync.slots set ended_at = ended_at - interval '1 h';
-            update asset_sync.limiter set blocked_until = blocked_until - interval '1 h'
+            update asset_sync.slots set stamped_at = stamped_at - interval '1 h';
+            update asset_sync.limiter set blocked_until = blocked_until - interval '1 h',
+              called_at = called_at - interval '1 h'
             """,
         )
 
@@ -152,7 +153,9 @@ class Host:
         assert (held, in_flight, open_runs) == (0, 0, 0)
         [(stamped, slots)] = query(
             self.db,
-            "select count(*) filter (where ended_at > '-infinity'), count(*) from asset_sync.slots",
+            """
+            select count(*) filter (where stamped_at > '-infinity'), count(*) from asset_sync.slots
+            """,
         )
         assert stamped == min(len(self.outcomes()), slots)
         for symbol, since in self.seeded.items():

@@ -57,7 +57,7 @@ class Host:
             select clock_timestamp(), (select min(started_at) from asset_sync.runs),
               (select min(at) from asset_sync.calls),
               (select min(last_success_at) from asset_sync.queue),
-              (select min(ended_at) from asset_sync.slots where ended_at > '-infinity'),
+              (select min(stamped_at) from asset_sync.slots where stamped_at > '-infinity'),
               (select min(last_sync_timestamp) from data_sources.data_sync_status),
               (select min(updated_at) from data_sources.data_sync_status),
               (select min((metadata -> 'last_update' ->> 'timestamp')::timestamptz)

@@ -144,7 +144,7 @@ def test_every_schema_and_table_says_what_it_is_for(db: Connection) -> None:
         "asset_sync.calls.outcome",
         "asset_sync.limiter.blocked_until",
         "asset_sync.limiter.reserved_at",
-        "asset_sync.slots.ended_at",
+        "asset_sync.slots.stamped_at",
         "asset_sync.slots.token",
         "asset_sync.entitlements.key_fingerprint",
     ],

@@ -114,7 +114,7 @@ def test_a_429_is_waited_out_and_holds_everybody_back(
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_whatever_ends_a_question_its_slot_is_stamped_and_free_after_a_window(
+def test_whatever_ends_a_question_its_slot_is_stamped(
     db: Connection, api: StandIn, settings: Settings, ask: Ask, end: type[BaseException]
 ) -> None:
     def interrupted(api: Polygon) -> bool:
@@ -134,7 +134,7 @@ def test_a_slot_whose_time_went_by_on_the_way_is_given_back(
     """The host slept, say: in the database's eyes the slot is soon another's."""
 
     class Sleeper(ShiftingClock):
-        asleep = iter([0, 0, 20, 20, 20, 20, 20])
+        asleep = iter([0, 0, 20, 20, 20, 20, 20, 20, 20])
 
         def monotonic(self) -> float:
             return next(self.asleep)

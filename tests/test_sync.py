@@ -108,7 +108,7 @@ class Job:
         """How many slots are stamped within the window, and how many are in flight."""
         return self.row(
             """
-            select count(*) filter (where ended_at > now() - make_interval(secs => %s)),
+            select count(*) filter (where stamped_at > now() - make_interval(secs => %s)),
               count(token)
             from asset_sync.slots
             """,

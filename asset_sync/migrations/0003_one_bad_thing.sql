@@ -56,3 +56,64 @@ alter table asset_sync.limiter
   add column answered_at timestamptz not null default '-infinity';
 comment on column asset_sync.limiter.answered_at is
   'When the provider last answered any asset well: evidence that a failing asset is to blame.';
+
+-- The slots, each stamped and open for as long as the provider may still count its call.
+
+alter table asset_sync.slots rename column ended_at to stamped_at;
+alter table asset_sync.slots rename column previous_ended_at to previous_stamped_at;
+alter table asset_sync.slots
+  add column open_seconds double precision not null default 0,
+  add column previous_open_seconds double precision not null default 0,
+  add column last_token uuid;
+-- What lay in the future was a call in flight, or, without a token, left by a clock that went back.
+update asset_sync.slots s
+set stamped_at = m.now,
+  open_seconds = case when token is null then 0
+    else least(extract(epoch from stamped_at - m.now), 600) end
+from (select clock_timestamp() as now) m
+where stamped_at > m.now;
+comment on table asset_sync.slots is
+  'As many rows as the plan allows calls in a window, or more where it once allowed more: then the '
+  'busiest count. A slot is free one window after stamped_at plus open_seconds.';
+comment on column asset_sync.slots.stamped_at is
+  'When its last call ended, or was begun if it is in flight. Never in the future, so that a later '
+  'time proves that the clock was set back.';
+comment on column asset_sync.slots.open_seconds is
+  'For how long after stamped_at the provider may still count the call: 0 once it is answered.';
+comment on column asset_sync.slots.last_token is 'Whose call ended last.';
+
+-- The limiter, continued: calls without an answer, refusals, and the clock.
+
+alter table asset_sync.limiter
+  add column blocked_at timestamptz not null default '-infinity',
+  add column called_at timestamptz not null default '-infinity',
+  add column unanswered integer not null default 0,
+  add column refused_key text not null default '',
+  add column refusals integer not null default 0,
+  add column lowered_at timestamptz not null default '-infinity',
+  add column lowered_seconds integer not null default 0,
+  add column seen_at timestamptz not null default '-infinity',
+  add column mark_at timestamptz not null default '-infinity',
+  add column jumps integer not null default 0,
+  add column jumped_at timestamptz not null default '-infinity',
+  add column jumped_seconds double precision not null default 0;
+update asset_sync.limiter set blocked_at = clock_timestamp() where blocked_until > clock_timestamp();
+comment on column asset_sync.limiter.blocked_at is 'When blocked_until was set.';
+comment on column asset_sync.limiter.called_at is 'When a slot was last taken.';
+comment on column asset_sync.limiter.unanswered is
+  'Calls in a row that got no answer. From two on there is one call at a time.';
+comment on column asset_sync.limiter.refused_key is
+  'Fingerprint of the key that the refusals and the lowered rate belong to.';
+comment on column asset_sync.limiter.refusals is
+  'Refusals (429) in a row, each after a full wait and with calls to spare by the settings.';
+comment on column asset_sync.limiter.lowered_at is
+  'Since when the key is used at the free plan''s rate, because it turned out to allow no more.';
+comment on column asset_sync.limiter.lowered_seconds is
+  'For how long; then the rate of the settings is tried again.';
+comment on column asset_sync.limiter.seen_at is
+  'The highest time seen since the clock last jumped; an earlier time proves that it was set back.';
+comment on column asset_sync.limiter.mark_at is
+  'The highest time seen before the clock was set back, until the clock reaches it again.';
+comment on column asset_sync.limiter.jumps is 'How many jumps of the clock were recognised.';
+comment on column asset_sync.limiter.jumped_at is 'When the clock last jumped by a second or more.';
+comment on column asset_sync.limiter.jumped_seconds is 'How far: above 0 forward, below 0 back.';

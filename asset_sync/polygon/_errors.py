@@ -69,6 +69,11 @@ class Unanswered(Unavailable):
 
     kind = "unanswered"
 
+    def __init__(self, message: str, sent_seconds_ago: float = 0.0) -> None:
+        super().__init__(message)
+        self.sent_seconds_ago = sent_seconds_ago
+        """How long before this was raised the request was written, at least."""
+
 
 class KeyRefused(ProviderError):
     """401: the API does not know the key."""

@@ -11,12 +11,16 @@ from asset_sync.polygon._errors import (
     Rejected,
     TickerUnknown,
     TodayDenied,
+    Unanswered,
     Unavailable,
 )
 from asset_sync.polygon._http import Reply
 from asset_sync.settings import Secret
 
 _MAX_WORDS = 200
+
+# What a proxy or Cloudflare says of an API that does not answer it, and may read the request later.
+_UNANSWERED = {504, 522, 523, 524}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,8 @@ def _not_the_api(status: int, call: Call) -> Unavailable:
             f"{did}, a redirect, which is not followed since the key would go with it;"
             " check POLYGON_BASE_URL."
         )
-    return Unavailable(f"{did}; it is tried again.")
+    kind = Unanswered if status in _UNANSWERED else Unavailable
+    return kind(f"{did}; it is tried again.")
 
 
 def unknown(asked: str) -> TickerUnknown:
