@@ -187,9 +187,10 @@ def _recovered(item: Item) -> tuple[Warned, ...]:
 
 
 def _left_out(item: Item, answer: BarsAnswer) -> tuple[Warned, ...]:
-    if not answer.dropped:
+    if not answer.left_out:
         return ()
-    return (Warned(f"{item.symbol}: {answer.dropped} bars could not be true and were left out."),)
+    reasons = ", ".join(map(str, answer.left_out))
+    return (Warned(f"{item.symbol}: bars that cannot be true were left out: {reasons}."),)
 
 
 # --- no bars: is it a typo, or just silent? ---------------------------------------------------
