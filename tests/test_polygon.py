@@ -551,7 +551,11 @@ def test_the_same_refusal_with_http_200_is_the_same_error(
         (429, "", RateLimited),
         (429, "<html>slow down</html>", RateLimited),
         (401, "", KeyRefused),
-        (403, "", FeedDenied),
+        (403, "", Unavailable),
+        (403, "Forbidden", Unavailable),
+        (403, "{}", Unavailable),
+        (403, '{"message":"Forbidden"}', Unavailable),
+        (403, "[]", Unavailable),
         (403, "<html>blocked by the firewall</html>", Unavailable),
         (404, "", Unavailable),
         (404, "<html>nothing here</html>", Unavailable),
@@ -570,6 +574,10 @@ def test_the_same_refusal_with_http_200_is_the_same_error(
         (200, "1" * 5000, Unavailable),
         (200, b"\xff\xfe\x00\x80", Unavailable),
         (400, "[" * 100_000, Rejected),
+        *((status, "", Rejected) for status in (405, 410, 413, 414, 422)),
+        (405, "<html>Method Not Allowed</html>", Rejected),
+        (451, "", Unavailable),
+        (408, "", Unavailable),
     ],
 )
 def test_every_other_answer_has_its_error_too(
@@ -583,6 +591,41 @@ def test_every_other_answer_has_its_error_too(
     error = failure(lambda: bars(api))
     assert type(error) is kind
     assert "<" not in str(error)
+
+
+@pytest.mark.parametrize("status", [200, 400, 405, 422])
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("API Key was not provided", KeyRefused),
+        ("Unknown API Key", KeyRefused),
+        ("You've exceeded the maximum requests per minute", RateLimited),
+        (f"You are not entitled to this data. {UPGRADE}", FeedDenied),
+        ("Attempted to request today's data before end of day.", TodayDenied),
+        ("Your plan doesn't include this data timeframe.", TodayDenied),
+        ("Could not parse the time parameter: 'from'.", Rejected),
+    ],
+)
+def test_the_apis_words_say_what_it_refuses_whatever_the_status(
+    api: Polygon,
+    server: responses.RequestsMock,
+    status: int,
+    words: str,
+    kind: type[ProviderError],
+) -> None:
+    answers(server, ERROR | {"error": words}, status)
+    assert type(failure(lambda: bars(api))) is kind
+
+
+@pytest.mark.parametrize("status", [400, 405, 410, 413, 414, 422])
+def test_what_no_repetition_cures_is_the_assets_failure_in_the_servers_words(
+    api: Polygon, server: responses.RequestsMock, status: int
+) -> None:
+    answers(server, ERROR | {"error": "The ticker is too long"}, status)
+    error = failure(lambda: bars(api))
+    assert type(error) is Rejected
+    assert 'C:EURUSD and says "The ticker is too long"' in str(error)
+    assert "tried again" not in str(error)
 
 
 def test_a_refusal_says_what_to_check(api: Polygon, server: responses.RequestsMock) -> None:

@@ -367,15 +367,21 @@ def _bar_or_object(row: dict[str, object]) -> object:
         or volume < 0
     ):
         return Flaw.UNREADABLE
+    flaw = _flaw(start, open_, high, low, close)
+    if flaw is not None:
+        return flaw
+    return Bar(start, open_, high, low, close, volume, _price(row.get("vw")), _count(row.get("n")))
+
+
+def _flaw(start_ms: int, open_: float, high: float, low: float, close: float) -> Flaw | None:
+    """Return what is impossible about the figures of one bar, if anything is."""
     if high < low:
         return Flaw.UPSIDE_DOWN
     if min(low, open_, close) < _LEAST_PRICE or max(high, open_, close) > _MOST_PRICE:
         return Flaw.PRICE
     if min(open_, close) < low * (1 - _ROUNDING) or max(open_, close) > high * (1 + _ROUNDING):
         return Flaw.OPEN_OR_CLOSE
-    if start % BAR_MS:
-        return Flaw.OFF_THE_MARK
-    return Bar(start, open_, high, low, close, volume, _price(row.get("vw")), _count(row.get("n")))
+    return Flaw.OFF_THE_MARK if start_ms % BAR_MS else None
 
 
 def _ascending(bars: list[Bar]) -> tuple[Bar, ...]:
