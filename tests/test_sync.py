@@ -818,9 +818,7 @@ def test_a_bar_that_cannot_be_true_is_left_out_and_reported_and_comes_later(
     job.api.set_faults([f"{fault}:1"])
     report = job.run()
     assert (report.updated, report.failed, report.api_calls_used) == (["BTCUSD"], [], 1)
-    assert job.warnings() == [
-        f"BTCUSD: bars that cannot be true were left out: 1 with {reason}."
-    ]
+    assert job.warnings() == [f"BTCUSD: bars that cannot be true were left out: 1 with {reason}."]
     stored = job.bars("BTCUSD")
     expected = replayed("X:BTCUSD", datetime.fromtimestamp(stored[0][0] / 1000, UTC))
     assert stored == expected[: len(stored)]

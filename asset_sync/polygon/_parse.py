@@ -77,7 +77,8 @@ class Flaw(StrEnum):
     OUT_OF_RANGE = "a start outside the time asked for"
 
 
-class LeftOut(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LeftOut:
     """How many bars of an answer were left out for one reason."""
 
     flaw: Flaw
