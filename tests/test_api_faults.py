@@ -259,11 +259,12 @@ FATES = {
     "duplicate": HARMLESS,
     # Not even what is stored already: each ticker is looked up, and there.
     "empty": replace(HARMLESS, outcomes=["empty", "ok"] * 3),
+    "five-minutes-empty": replace(HARMLESS, outcomes=["empty", "ok"] * 3),
     # Asked for anew from the last bar on, until no more comes; never followed.
     "endless-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
     "foreign-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
 }
-ON_THEIR_OWN = {"today", "timeframe", "not-entitled", "short-pages"}
+ON_THEIR_OWN = {"today", "timeframe", "end-of-day", "not-entitled", "short-pages"}
 """Those whose fate depends on the time of the day, and those that only snapshots or lists have."""
 
 
