@@ -452,6 +452,10 @@ def test_a_timestamp_that_others_wrote_is_compared_as_the_moment_it_means(
         {"last_update": {"timestamp": 1772452800}},
         {"last_update": {"timestamp": None}},
         {"last_update": {"timestamp": "0001-01-01T00:00:00+14:00"}},
+        {"last_update": {"timestamp": "10000-01-01T00:00:00+00:00"}},
+        {"last_update": {"timestamp": "4713-01-01T00:00:00+00:00 BC"}},
+        {"last_update": {"timestamp": "infinity"}},
+        {"last_update": {"timestamp": "-infinity"}},
         {"last_update": {"timestamp": {"at": "noon"}}},
         {"last_update": "none"},
         {"last_update": None},
@@ -547,6 +551,24 @@ def test_a_failure_is_noted_and_leaves_the_time_of_the_last_success(db: Connecti
     save_status(db, "the ticker is unknown")
 
     assert status_of(db) == (at, "error", "the ticker is unknown")
+
+
+@pytest.mark.parametrize("at", ["infinity", "-infinity", "4713-01-01 BC", "10000-01-01"])
+def test_whatever_time_others_noted_a_success_has_that_of_now(db: Connection, at: str) -> None:
+    save_status(db)
+    query(db, "update data_sources.data_sync_status set last_sync_timestamp = %s", (at,))
+
+    save_status(db, "no such ticker")
+    save_status(db)
+
+    [(recent,)] = query(
+        db,
+        """
+        select last_sync_timestamp between now() - interval '1 minute' and now()
+        from data_sources.data_sync_status
+        """,
+    )
+    assert recent
 
 
 def test_a_failure_before_any_success_has_no_time(db: Connection) -> None:
