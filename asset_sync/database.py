@@ -16,6 +16,7 @@ import psycopg2.extensions
 
 from asset_sync.errors import AssetSyncError
 from asset_sync.settings import Secret
+from asset_sync.timestamps import read_any
 
 EMBEDDED_DATABASE = "asset_sync"
 
@@ -106,6 +107,7 @@ def connect(conninfo: Secret | None, *, within_seconds: float = CONNECT_SECONDS)
     finally:
         psycopg2.extensions.set_wait_callback(_wait_for_answer)
     db.autocommit = True
+    read_any(db)
     return db
 
 

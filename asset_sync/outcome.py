@@ -6,7 +6,7 @@ an `Outcome`. Imported once a call is made: the provider's types cost 150 ms.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
 from asset_sync import events, queue, runs, store
@@ -14,7 +14,6 @@ from asset_sync.assets import Feed
 from asset_sync.database import Cursor, ServerError, refuses_data, savepoint, servers_words
 from asset_sync.job import NO_SNAPSHOTS, Job, account
 from asset_sync.polygon import (
-    Bar,
     BarsAnswer,
     FeedDenied,
     KeyRefused,
@@ -140,7 +139,7 @@ def _outcome(cursor: Cursor, job: Job, made: Exchange) -> Outcome:
 def _bars(cursor: Cursor, job: Job, item: Item, call: Call, stretch: Stretch) -> Outcome:
     """Store bars, last price and sync status; the item ends, or goes on from there."""
     span, answer = stretch
-    newest, now = store.newest_bar(cursor.connection, item.symbol)
+    newest, _ = store.newest_bar(cursor.connection, item.symbol)
     # The range begins with bars that are stored already: those at least should have come.
     if not answer.bars and (newest is None or span.start <= newest):
         return _no_data(cursor, job, item, call)
@@ -148,12 +147,12 @@ def _bars(cursor: Cursor, job: Job, item: Item, call: Call, stretch: Stretch) ->
     written = store.save_bars(cursor, item.symbol, answer.bars)
     prices: tuple[LastPrice, ...] = ()
     close, advanced = None, False
-    if answer.bars:
-        last = answer.bars[-1]
-        as_of = _as_of(job, item, last, now)
-        price = store.price_of_last_bar(cursor, item.symbol, last, as_of)
+    # The newest bar stored, which need not be of this answer.
+    last, now = store.newest_bar(cursor.connection, item.symbol)
+    if last is not None:
+        price = store.price_of_bar(cursor, item.symbol, last, _as_of(job, item, last, now))
         prices = store.save_prices(cursor, [price])
-        close, advanced = last.close, newest is None or last.start_ms > newest.timestamp() * 1000
+        close, advanced = price.last_price, newest is None or last > newest
     done = span.last and (answer.complete or not advanced)
     if done:
         store.save_status(cursor, [item.symbol])
@@ -168,12 +167,11 @@ def _bars(cursor: Cursor, job: Job, item: Item, call: Call, stretch: Stretch) ->
     return Outcome(replace(call, bars_written=written), told, prices)
 
 
-def _as_of(job: Job, item: Item, bar: Bar, now: datetime) -> datetime:
-    """Return the moment for which the bar's close is the price: its end, or now.
+def _as_of(job: Job, item: Item, start: datetime, now: datetime) -> datetime:
+    """Return the moment for which the close of the bar is the price: its end, or now.
 
     Where the asset has quotes, too, its start: a quote of the same minutes knows more.
     """
-    start = datetime.fromtimestamp(bar.start_ms / 1000, UTC)
     if job.has_quotes(item.symbol):
         return start
     return min(start + BAR_LENGTH, now)
@@ -187,9 +185,10 @@ def _recovered(item: Item) -> tuple[Warned, ...]:
 
 
 def _left_out(item: Item, answer: BarsAnswer) -> tuple[Warned, ...]:
-    if not answer.dropped:
+    if not answer.left_out:
         return ()
-    return (Warned(f"{item.symbol}: {answer.dropped} bars could not be true and were left out."),)
+    reasons = ", ".join(map(str, answer.left_out))
+    return (Warned(f"{item.symbol}: bars that cannot be true were left out: {reasons}."),)
 
 
 # --- no bars: is it a typo, or just silent? ---------------------------------------------------

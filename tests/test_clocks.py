@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import commandline
@@ -391,5 +391,5 @@ def test_in_any_time_zone_the_day_begins_at_midnight_utc(
     ):
         store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
         store.save_bars(cursor, "EURUSD", [before, after])
-        price = store.price_of_last_bar(cursor, "EURUSD", after, midnight)
+        price = store.price_of_bar(cursor, "EURUSD", midnight + timedelta(minutes=5), midnight)
     assert (price.daily_open, price.daily_high, price.daily_low) == (2.0, 2.0, 2.0)

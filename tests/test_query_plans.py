@@ -93,7 +93,8 @@ def vacuum(db: Connection) -> None:
     visible = False
     with db.cursor() as cursor:
         while not visible:
-            cursor.execute("vacuum (analyze) asset_sync.queue")
+            # left to itself it does not clean the last few pages, and they never become visible
+            cursor.execute("vacuum (analyze, index_cleanup on) asset_sync.queue")
             cursor.execute(
                 "select relallvisible = relpages from pg_class"
                 " where oid = 'asset_sync.queue'::regclass"

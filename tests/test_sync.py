@@ -880,15 +880,24 @@ def test_an_asset_that_fails_and_then_comes_is_reported_as_updated(job: Job) -> 
     assert (sorted(report.updated), report.failed) == (["BTCUSD", "ETHUSDT"], [])
 
 
-@pytest.mark.parametrize("fault", ["nan", "infinity", "negative", "high-below-low", "future"])
-def test_a_bar_that_cannot_be_true_is_left_out_and_told_and_comes_later(
-    job: Job, fault: str
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("nan", "a figure that is missing or no number"),
+        ("infinity", "a figure that is missing or no number"),
+        ("negative", "a price outside 1e-12 to 1e12"),
+        ("high-below-low", "a high below the low"),
+        ("future", "a start outside the time asked for"),
+    ],
+)
+def test_a_bar_that_cannot_be_true_is_left_out_and_reported_and_comes_later(
+    job: Job, fault: str, reason: str
 ) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults([f"{fault}:1"])
     report = job.run()
     assert (report.updated, report.failed, report.api_calls_used) == (["BTCUSD"], [], 1)
-    assert job.warnings() == ["BTCUSD: 1 bars could not be true and were left out."]
+    assert job.warnings() == [f"BTCUSD: bars that cannot be true were left out: 1 with {reason}."]
     stored = job.bars("BTCUSD")
     expected = replayed("X:BTCUSD", datetime.fromtimestamp(stored[0][0] / 1000, UTC))
     assert stored == expected[: len(stored)]
