@@ -100,18 +100,22 @@ def examine_database(db: Connection, settings: Settings, status: SchemaStatus) -
         yield Finding(Grade.ERROR, "database", text)
         return
     yield Finding(Grade.OK, "database", f"{where} {status.server} answers")
-    if status.ready:
-        yield Finding(Grade.OK, "schema", f"at version {status.version}, nothing is missing")
-    else:
-        wrong = [*(f"{name} is missing" for name in status.missing), *status.problems]
-        found = f"at version {status.version} of {status.wanted}; {'; '.join(wrong[:3])}"
-        yield Finding(Grade.ERROR, "schema", f"{found}: run `asset-sync db init`")
+    if not status.complete:
+        found = f"at version {status.version} of {status.wanted}"
+        missing = "".join(f"; {name} is missing" for name in status.missing)
+        yield Finding(Grade.ERROR, "schema", f"{found}{missing}: run `asset-sync db init`")
+    for problem in status.problems:
+        yield Finding(Grade.ERROR, "schema", problem)
+    for note in status.notes:
+        yield Finding(Grade.WARNING, "schema", note)
+    if not status.ready:
         return
+    yield Finding(Grade.OK, "schema", f"at version {status.version}, nothing is missing")
     yield _rights(db)
     yield _clock(db)
 
 
-_OLDEST_SERVER = 13
+_OLDEST_SERVER = 14
 
 
 def _rights(db: Connection) -> Finding:

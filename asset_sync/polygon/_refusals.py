@@ -39,7 +39,7 @@ def refusal(reply: Reply, call: Call) -> ProviderError:
         case 429:
             return RateLimited(reply.retry_after_seconds, call.asked)
         case 401:
-            return _key_refused(call.asked)
+            return _key_refused(call)
         # A company's proxy and a firewall answer 403 as well, with a page.
         case 403 if body is not None or not _is_page(reply.text):
             return _denied(_said(body), call.asked)
@@ -60,7 +60,7 @@ def refusal_in_answer(body: dict[str, object], call: Call) -> ProviderError | No
         case "NOT_FOUND":
             return unknown(asked)
         case "ERROR" if "api key" in said.lower():
-            return _key_refused(asked)
+            return _key_refused(call)
         case "ERROR" if "exceeded the maximum requests" in said.lower():
             return RateLimited(None, asked)
         case "ERROR":
@@ -103,8 +103,9 @@ def _rejected(said: str, asked: str, key: Secret) -> Rejected:
     return Rejected(f"The API rejects the question for {asked}{quoted}; check its ticker.")
 
 
-def _key_refused(asked: str) -> KeyRefused:
-    return KeyRefused(f"The API does not accept the key, asked for {asked}; check POLYGON_API_KEY.")
+def _key_refused(call: Call) -> KeyRefused:
+    source = call.key.source or "POLYGON_API_KEY"
+    return KeyRefused(f"The API does not accept the key, asked for {call.asked}; check {source}.")
 
 
 def _denied(said: str, asked: str) -> ProviderError:
