@@ -434,6 +434,50 @@ def _lost_rows(db: Connection, missing: Sequence[str]) -> Iterator[str]:
         yield f"{PROVIDERS} has no row with the code 'polygon': `asset-sync db init` adds it."
 
 
+def lacking_rights(db: Connection) -> tuple[str, ...]:
+    """Return what a run does and this role may not: `insert on market_data.ohlcv_5m`."""
+    rows = query(
+        db,
+        """
+        select privilege || ' on ' || name
+        from unnest(%s::text[], %s::text[], %s::text[]) as needed (name, privilege, columns)
+        where not case
+          when columns = '' then has_table_privilege(name, privilege)
+          else (
+            select bool_and(has_column_privilege(name, one, privilege))
+            from unnest(string_to_array(columns, ' ')) as one
+          ) end
+        """,
+        [list(part) for part in zip(*_RIGHTS, strict=True)],
+    )
+    return tuple(right for (right,) in rows)
+
+
+# What the README grants: table, right, and the columns where the whole table is not needed.
+_RIGHTS = (
+    ("trading.symbols", "select", "id symbol metadata"),
+    ("trading.symbols", "insert", "symbol name asset_type"),
+    ("trading.symbols", "update", "metadata updated_at"),
+    ("data_sources.api_providers", "select", "id code"),
+    *(
+        (table, right, "")
+        for tables, rights in (
+            (("data_sources.data_sync_status", "market_data.ohlcv_5m"), "select insert update"),
+            (("asset_sync.migrations",), "select"),
+            (("asset_sync.limiter",), "select update"),
+            (
+                ("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
+                "select insert update",
+            ),
+            (("asset_sync.runs",), "select insert update delete"),
+            (("asset_sync.calls",), "select insert delete"),
+        )
+        for table in tables
+        for right in rights.split()
+    ),
+)
+
+
 def _newest_version() -> int:
     return max(int(file.name[:4]) for file in (Path(__file__).parent / "migrations").glob("*.sql"))
 

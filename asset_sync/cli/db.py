@@ -28,13 +28,13 @@ def db_init(
 
     Example: DATABASE_URL=postgresql://me@localhost/market asset-sync db init
     """
-    from asset_sync import database  # noqa: PLC0415
+    from asset_sync import database, existing_tables  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
     with database.raw_session(settings.conninfo) as db:
         applied = database.migrate(db, window_seconds=settings.rate_limit.period_seconds)
-        status = database.status(db)
+        status = existing_tables.status(db, settings.assets)
     for step in applied:
         options.say(f"Applied {step.version:04} {step.name}.")
     if status.missing:
@@ -45,6 +45,8 @@ def db_init(
         )
     if status.problems:
         raise database.NotInitialisedError("\n".join(status.problems))
+    for note in status.notes:
+        options.say(f"Note: {note}")
     options.say(f"The schema is at version {status.version}; nothing is missing.")
 
 
@@ -60,13 +62,13 @@ def db_status(
 
     Example: asset-sync db status --json
     """
-    from asset_sync import database  # noqa: PLC0415
+    from asset_sync import database, existing_tables  # noqa: PLC0415
 
     settings = common(context, config, quiet, verbose).settings()
     with database.raw_session(settings.conninfo) as db:
         if settings.conninfo is None:
             database.migrate(db)
-        status = database.status(db)
+        status = existing_tables.status(db, settings.assets)
     where = "embedded" if settings.conninfo is None else "server"
     if as_json:
         exactly(json.dumps({"database": where, "ready": status.ready, **asdict(status)}, indent=2))

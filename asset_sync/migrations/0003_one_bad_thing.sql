@@ -56,3 +56,10 @@ alter table asset_sync.limiter
   add column answered_at timestamptz not null default '-infinity';
 comment on column asset_sync.limiter.answered_at is
   'When the provider last answered any asset well: evidence that a failing asset is to blame.';
+
+-- Platform tables that differ from ours.
+
+alter table asset_sync.limiter add column tables_tried bigint;
+comment on column asset_sync.limiter.tables_tried is
+  'Fingerprint of the existing tables, as far as they differ from ours, in which a run has tried '
+  'that it can store; they are tried again when they change.';
