@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asset_sync import clocks, runs, slots
-from asset_sync.database import Connection, SchemaStatus, query
+from asset_sync.database import Connection, SchemaStatus, lacking_rights, query
 from asset_sync.health import OVERDUE_INTERVALS
 from asset_sync.settings import SECRET_VARIABLES, MonitoringSettings, Settings
 from asset_sync.slots import Lane
@@ -100,65 +100,31 @@ def examine_database(db: Connection, settings: Settings, status: SchemaStatus) -
         yield Finding(Grade.ERROR, "database", text)
         return
     yield Finding(Grade.OK, "database", f"{where} {status.server} answers")
-    if status.ready:
-        yield Finding(Grade.OK, "schema", f"at version {status.version}, nothing is missing")
-    else:
-        wrong = [*(f"{name} is missing" for name in status.missing), *status.problems]
-        found = f"at version {status.version} of {status.wanted}; {'; '.join(wrong[:3])}"
-        yield Finding(Grade.ERROR, "schema", f"{found}: run `asset-sync db init`")
+    if not status.complete:
+        found = f"at version {status.version} of {status.wanted}"
+        missing = "".join(f"; {name} is missing" for name in status.missing)
+        yield Finding(Grade.ERROR, "schema", f"{found}{missing}: run `asset-sync db init`")
+    for problem in status.problems:
+        yield Finding(Grade.ERROR, "schema", problem)
+    for note in status.notes:
+        yield Finding(Grade.WARNING, "schema", note)
+    if not status.ready:
         return
+    yield Finding(Grade.OK, "schema", f"at version {status.version}, nothing is missing")
     yield _rights(db)
     yield _clock(db)
     yield from _jumped(db)
 
 
-_OLDEST_SERVER = 13
+_OLDEST_SERVER = 14
 
 
 def _rights(db: Connection) -> Finding:
-    lacking = query(
-        db,
-        """
-        select privilege || ' on ' || name
-        from unnest(%s::text[], %s::text[], %s::text[]) as needed (name, privilege, columns)
-        where not case
-          when columns = '' then has_table_privilege(name, privilege)
-          else (
-            select bool_and(has_column_privilege(name, one, privilege))
-            from unnest(string_to_array(columns, ' ')) as one
-          ) end
-        """,
-        [list(part) for part in zip(*_RIGHTS, strict=True)],
-    )
+    lacking = lacking_rights(db)
     if lacking:
-        missing = ", ".join(right for (right,) in lacking)
-        return Finding(Grade.ERROR, "rights", f"the role lacks {missing}: see Rights in the README")
+        text = f"the role lacks {', '.join(lacking)}: see Rights in the README"
+        return Finding(Grade.ERROR, "rights", text)
     return Finding(Grade.OK, "rights", "the role may do all that a sync does")
-
-
-# What the README grants: table, right, and the columns where the whole table is not needed.
-_RIGHTS = (
-    ("trading.symbols", "select", "id symbol metadata"),
-    ("trading.symbols", "insert", "symbol name asset_type"),
-    ("trading.symbols", "update", "metadata updated_at"),
-    ("data_sources.api_providers", "select", "id code"),
-    *(
-        (table, right, "")
-        for tables, rights in (
-            (("data_sources.data_sync_status", "market_data.ohlcv_5m"), "select insert update"),
-            (("asset_sync.migrations",), "select"),
-            (("asset_sync.limiter",), "select update"),
-            (
-                ("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
-                "select insert update",
-            ),
-            (("asset_sync.runs",), "select insert update delete"),
-            (("asset_sync.calls",), "select insert delete"),
-        )
-        for table in tables
-        for right in rights.split()
-    ),
-)
 
 
 def _clock(db: Connection) -> Finding:

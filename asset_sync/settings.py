@@ -80,10 +80,12 @@ class Secret:
     Not a dataclass, because `dataclasses.asdict` would lay one open.
     """
 
-    __slots__ = ("_value",)
+    __slots__ = ("_value", "source")
 
-    def __init__(self, value: str) -> None:
+    def __init__(self, value: str, source: str = "") -> None:
+        """Hold the value; `source` names the setting or file that it was read from."""
         self._value: Final = value
+        self.source: Final = source
 
     def reveal(self) -> str:
         """Return the value itself, for the one place that has to send it."""
@@ -475,10 +477,11 @@ def _conninfo(environment: "_Environment") -> Secret | None:
     }
     ours = " ".join(f"{key}={_libpq_quoted(part)}" for key, part in parts.items() if part)
     if ours:
-        return Secret(ours)
-    if any(environment.text(name) for name in LIBPQ_VARIABLES):
-        return Secret("")
-    return None
+        named = environment.those_set(("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER"))
+        sources = (named, password.source if password is not None else "")
+        return Secret(ours, ", ".join(source for source in sources if source))
+    libpq = environment.those_set(LIBPQ_VARIABLES)
+    return Secret("", libpq) if libpq else None
 
 
 def _libpq_quoted(value: str) -> str:
@@ -592,6 +595,10 @@ class _Environment:
         value = self._verbatim(name)
         return value.strip() if value is not None else None
 
+    def those_set(self, names: Iterable[str]) -> str:
+        """Return the names of the variables that are set, for a sentence."""
+        return ", ".join(name for name in names if self.text(name))
+
     def read(self, name: str, kind: _Kind[_T]) -> _T | None:
         """Return a variable that is a `kind`; None when it is unset or wrong."""
         text = self.text(name)
@@ -605,9 +612,10 @@ class _Environment:
         if value is not None and path is not None:
             self._note(name, f"and {name}_FILE are both set; set only one of them")
             return None
-        origin = name
+        origin = source = name
         if path is not None:
             origin = f"{name}_FILE"
+            source = f"{origin} ({_printable(path)})"
             value = self._content(origin, path)
         if value is None:
             return None
@@ -615,7 +623,7 @@ class _Environment:
         if match is None:
             self._note(origin, shape.otherwise)
             return None
-        return Secret(match[1])
+        return Secret(match[1], source)
 
     def _verbatim(self, name: str) -> str | None:
         value = self.variables.get(name, "")

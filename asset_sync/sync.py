@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from asset_sync import clocks, events, hostclock, queue, runs, slots, store
+from asset_sync import clocks, events, existing_tables, hostclock, queue, runs, slots, store
 from asset_sync.assets import Feed
 from asset_sync.clocks import Watch
 from asset_sync.database import (
@@ -322,6 +322,8 @@ class _Run:
                 return self._nothing_left()
             if self._remaining() <= 0 or not self._bad_answers_waited_out():
                 return self._unless_unavailable(Ended.TIME)
+            if not self._report.api_calls_used:
+                existing_tables.require_usable(self._db, self._settings.assets)
             held = self._take_slot()
             if held is None:
                 return self._unless_unavailable(Ended.BUDGET)

@@ -615,7 +615,7 @@ def test_a_server_that_does_not_come_back_ends_the_run_at_its_end(
 
         assert time.monotonic() - began < 5
         assert (code, out) == (3, "")
-        assert last_sentence(err).startswith("run 1: The database is not reachable: ")
+        assert re.match(r'run 1: The database "\w+" at .* is not reachable', last_sentence(err))
         assert len(api.log) == 1
 
 
@@ -628,6 +628,10 @@ def test_a_standby_is_read_from_and_told_apart_and_when_promoted_goes_on(
         code, out, err = end(start(["sync", "queue"], there, job.api))
         assert (code, out) == (3, "")
         assert "a standby?): point DATABASE_URL to the primary." in last_sentence(err)
+        for command in (["db", "status"], ["doctor", "--offline"]):
+            code, out, err = end(start(command, there, job.api))
+            assert code != 0
+            assert "The server is a standby" in out
         assert job.asked() == []
 
         both = f"{server.directory},{standby.directory}"
@@ -1011,6 +1015,27 @@ def test_behind_pgbouncer_in_transaction_mode_everything_works(server: Server) -
     finally:
         with admin(make_dsn(server.url, dbname="template1")) as db:
             query_alone(db, "drop database pooled with (force)")
+
+
+def test_a_pgbouncer_in_statement_mode_is_recognised_before_any_call(server: Server) -> None:
+    with pgbouncer(server.url, "statement") as pooled, StandIn("free", key="a-secret-key") as api:
+        until(lambda: answers(pooled))
+        for command in (
+            ["sync", "priority"],
+            ["sync", "queue"],
+            ["db", "init"],
+            ["db", "status"],
+            ["queue", "status"],
+        ):
+            began = time.monotonic()
+            code, out, err = end(start(command, pooled, api))
+            assert (code, out) == (3, "")
+            assert "pool_mode = transaction" in last_sentence(err)
+            assert time.monotonic() - began < 5, "it is not tried again"
+        code, out, _ = end(start(["doctor"], pooled, api))
+        assert code == 1
+        assert "pool_mode = transaction" in out
+        assert api.log == []
 
 
 def answers(url: str | None) -> bool:

@@ -206,7 +206,7 @@ def test_a_server_that_is_too_old_is_an_error(db: Connection) -> None:
     [finding] = doctor.examine_database(db, load(SHIPPED_FILE, {}), old)
 
     assert finding.grade == "error"
-    assert finding.text == "embedded PostgreSQL 12.22 is too old: 13 or newer is needed"
+    assert finding.text == "embedded PostgreSQL 12.22 is too old: 14 or newer is needed"
 
 
 def test_jobs_that_nobody_starts_are_told(db: Connection, examine: Examine) -> None:

@@ -322,7 +322,7 @@ def test_a_database_that_is_down_is_unhealthy_for_a_person(told: Callable[..., T
 
     assert answer.code == 2
     assert answer.out.startswith("unhealthy\n")
-    assert "database: The database is not reachable: nothing listens" in answer.out
+    assert 'database: The database "x" at 127.0.0.1:1 is not reachable' in answer.out
     assert "s3same" not in answer.out + answer.err
 
 

@@ -57,7 +57,7 @@ def doctor(
 
 def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
     """Go from what everything rests on to what rests on it; end where nothing more can be seen."""
-    from asset_sync import database, doctor  # noqa: PLC0415
+    from asset_sync import database, doctor, existing_tables  # noqa: PLC0415
     from asset_sync.embedded import EmbeddedError  # noqa: PLC0415
     from asset_sync.settings import SettingsError  # noqa: PLC0415
 
@@ -72,7 +72,7 @@ def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
         with database.raw_session(settings.conninfo) as db:
             if settings.conninfo is None:
                 database.migrate(db)
-            status = database.status(db)
+            status = existing_tables.status(db, settings.assets)
             yield from doctor.examine_database(db, settings, status)
             if status.ready:
                 if not offline:

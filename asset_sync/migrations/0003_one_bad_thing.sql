@@ -117,3 +117,10 @@ comment on column asset_sync.limiter.mark_at is
 comment on column asset_sync.limiter.jumps is 'How many jumps of the clock were recognised.';
 comment on column asset_sync.limiter.jumped_at is 'When the clock last jumped by a second or more.';
 comment on column asset_sync.limiter.jumped_seconds is 'How far: above 0 forward, below 0 back.';
+
+-- Platform tables that differ from ours.
+
+alter table asset_sync.limiter add column tables_tried bigint;
+comment on column asset_sync.limiter.tables_tried is
+  'Fingerprint of the existing tables, as far as they differ from ours, in which a run has tried '
+  'that it can store; they are tried again when they change.';

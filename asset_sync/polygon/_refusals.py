@@ -48,7 +48,7 @@ def refusal(reply: Reply, call: Call) -> ProviderError:
         case 429:
             return RateLimited(reply.retry_after_seconds, call.asked)
         case 401:
-            return _key_refused(call.asked)
+            return _key_refused(call)
         # Proxies and firewalls answer 403 as well, with a page, with plain text or with nothing.
         case 403 if body is not None and "status" in body:
             return _denied(said, call.asked)
@@ -76,7 +76,7 @@ def _by_its_words(said: str, call: Call) -> ProviderError | None:
     """Return the error that the API's words name, whatever status they came with."""
     words_said = said.lower()
     if "api key" in words_said:
-        return _key_refused(call.asked)
+        return _key_refused(call)
     if "exceeded the maximum requests" in words_said:
         return RateLimited(None, call.asked)
     if any(hint in words_said for hint in ("not entitled", *_TIME_DENIED)):
@@ -125,8 +125,9 @@ def _rejected(said: str, asked: str, key: Secret, status: int = 400) -> Rejected
     )
 
 
-def _key_refused(asked: str) -> KeyRefused:
-    return KeyRefused(f"The API does not accept the key, asked for {asked}; check POLYGON_API_KEY.")
+def _key_refused(call: Call) -> KeyRefused:
+    source = call.key.source or "POLYGON_API_KEY"
+    return KeyRefused(f"The API does not accept the key, asked for {call.asked}; check {source}.")
 
 
 _TIME_DENIED = ("before end of day", "timeframe")
