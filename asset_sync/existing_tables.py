@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import psycopg2
@@ -435,7 +436,7 @@ def _bars(cursor: Cursor, symbol: str) -> Iterator[str]:
                 "comes."
             )
     store.save_bars(cursor, symbol, bars)
-    store.price_of_last_bar(cursor, symbol, bars[-1], now)
+    store.price_of_bar(cursor, symbol, datetime.fromtimestamp(bars[-1].start_ms / 1000, UTC), now)
 
 
 def _price(cursor: Cursor, symbol: str) -> Iterator[str]:

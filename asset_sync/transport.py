@@ -9,11 +9,13 @@ import http.client
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
+from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Self, TypeAlias
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -27,6 +29,7 @@ from asset_sync.hostclock import monotonic
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, SupportsRead
+    from requests.sessions import _Settings
 
 Auth: TypeAlias = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
@@ -49,12 +52,43 @@ class Session(requests.Session):
         for scheme in ("http://", "https://"):
             self.mount(scheme, _DeadlineAdapter())
 
+    def merge_environment_settings(
+        self,
+        url: str | bytes | None,
+        proxies: MutableMapping[str, str] | None,
+        stream: bool | None,  # noqa: FBT001
+        verify: bool | str | None,  # noqa: FBT001
+        cert: str | tuple[str, str] | None,
+    ) -> "_Settings":
+        """Return what the environment says; no proxy is asked for this host itself.
+
+        Another host would be sent the key, without TLS, and could not reach this one anyway.
+        """
+        settings = super().merge_environment_settings(url, proxies, stream, verify, cert)
+        host = urlsplit(url.decode() if isinstance(url, bytes) else url or "").hostname
+        if _is_loopback(host or ""):
+            settings["proxies"] = {}
+        return settings
+
     def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
         """Know of no redirect: requests would read its whole body, however large, to prepare one.
 
         That happens even with `allow_redirects=False`.
         """
         return None
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether this name or address is this host's own, however it is written."""
+    if host.rstrip(".").split(".")[-1] == "localhost":
+        return True
+    with suppress(OSError):  # 127.1 and 0x7f.0.0.1 are addresses, too
+        return socket.inet_aton(host)[0] in (0, 127)
+    with suppress(ValueError):
+        address = ip_address(host)
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return address.is_unspecified or (mapped or address).is_loopback
+    return False
 
 
 # The first that fits; a time-out while connecting is both a Timeout and a ConnectionError.

@@ -101,7 +101,7 @@ def main() -> int:
             memory(database("memory"), directory),
         ]
     finally:
-        server.cleanup()
+        server.leave()
         shutil.rmtree(directory)
     show(lines)
     return 0 if all(line.ok for line in lines) else 1

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pwd
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,12 +37,12 @@ def maintenance_url() -> Iterator[str]:
     # as root the server is such another.
     with tempfile.TemporaryDirectory(prefix="asset-sync-tests-") as base:
         server = embedded.start(Path(base) / "data")
-        url = embedded.address("postgres", server.get_postmaster_info().socket_dir)
+        url = server.address("postgres")
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             _execute(url, f"alter system set {setting} = off")
         _execute(url, "select pg_reload_conf()")
         yield url
-        server.cleanup()
+        server.leave()
 
 
 @pytest.fixture(scope="session")
@@ -370,6 +371,21 @@ def _execute(url: str, sql: str) -> list[Row]:
             return cursor.fetchall() if cursor.description is not None else []
     finally:
         connection.close()
+
+
+OTHER_ACCOUNT = "asset_sync_other"
+"""A second account of the machine, which `.ci/run` makes."""
+
+
+@pytest.fixture
+def other_account() -> str:
+    """The name of an account that is neither root's, the tests' nor a server's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as another account")
+    try:
+        return pwd.getpwnam(OTHER_ACCOUNT).pw_name
+    except KeyError:
+        pytest.skip(f"there is no second account: useradd --system {OTHER_ACCOUNT}")
 
 
 @contextmanager

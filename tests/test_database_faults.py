@@ -1072,7 +1072,9 @@ def test_an_embedded_server_that_is_killed_is_started_again(
         monkeypatch.setenv("XDG_DATA_HOME", home)
         server = embedded.start(embedded.data_directory())
         try:
-            os.kill(server.get_pid(), signal.SIGKILL)
+            pid = server.pid()
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
             until(lambda: answers(None))
         finally:
-            server.cleanup()
+            server.leave()

@@ -8,7 +8,7 @@ from conftest import MakeSettings, ShiftingClock
 
 from asset_sync import clocks, doctor, health, slots, sync
 from asset_sync.clocks import Watch
-from asset_sync.database import Connection, query, schema_status
+from asset_sync.database import Connection, query, status
 from asset_sync.demo.server import StandIn
 from asset_sync.health import Verdict
 from asset_sync.progress import Progress, Warned
@@ -108,7 +108,7 @@ def test_health_and_doctor_report_it_and_count_no_negative_seconds(
     assert checks["clock.jumped"].verdict is Verdict.DEGRADED
     assert "went back by 3,6" in checks["clock.jumped"].about
     assert all(check.value is None or check.value >= 0 for check in found.checks)
-    findings = list(doctor.examine_database(db, settings, schema_status(db)))
+    findings = list(doctor.examine_database(db, settings, status(db)))
     assert any("went back by 3,6" in finding.text for finding in findings)
 
 

@@ -22,6 +22,7 @@ import responses
 
 from asset_sync import __version__
 from asset_sync.assets import AssetType
+from asset_sync.demo.server import StandIn
 from asset_sync.errors import AssetSyncError
 from asset_sync.polygon import (
     Bar,
@@ -48,6 +49,7 @@ from asset_sync.polygon import (
     tickers_endpoint,
 )
 from asset_sync.settings import Secret
+from asset_sync.transport import Session
 
 KEY = "pk_never_to_be_shown_0123456789"
 BASE = "https://api.example.test"
@@ -1263,6 +1265,38 @@ def test_a_proxy_from_the_environment_is_used_and_its_password_is_not_told(
         error = failure(lambda: bars(api))
     assert "HTTPS_PROXY" in str(error)
     assert "proxy-password" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "localhost.", "api.localhost", "127.0.0.1", "127.9.9.9", "127.1"),
+        *("0x7f.0.0.1", "2130706433", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]"),
+    ],
+)
+def test_this_host_is_never_asked_through_a_proxy(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://proxy.test:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Session({}) as session:
+        for scheme in ("http", "https"):
+            url = f"{scheme}://{host}:8080/v3"
+            chosen = session.merge_environment_settings(url, {}, None, None, None)
+            assert chosen["proxies"] == {}
+
+
+def test_a_proxy_never_sees_the_key_meant_for_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy, StandIn("free", key=KEY) as here:
+        proxy.settimeout(0)
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with polygon(here.base_url) as api:
+            bars(api)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 def test_one_connection_serves_many_calls_and_each_is_watched() -> None:

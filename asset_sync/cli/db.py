@@ -141,7 +141,7 @@ def db_url(
         exactly(database.address_of(settings.conninfo).url())
         return
     exactly(_embedded_address())
-    if embedded.socket_directory(embedded.data_directory()) is None:
+    if not embedded.is_up(embedded.data_directory()):
         options.say("It is not up: start `asset-sync db serve` first.")
 
 
@@ -149,5 +149,4 @@ def _embedded_address() -> str:
     from asset_sync import embedded  # noqa: PLC0415
     from asset_sync.database import EMBEDDED_DATABASE  # noqa: PLC0415
 
-    directory = embedded.data_directory()
-    return embedded.address(EMBEDDED_DATABASE, embedded.socket_directory(directory) or directory)
+    return embedded.address(embedded.data_directory(), EMBEDDED_DATABASE)
