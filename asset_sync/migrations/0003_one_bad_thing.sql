@@ -56,3 +56,9 @@ alter table asset_sync.limiter
   add column answered_at timestamptz not null default '-infinity';
 comment on column asset_sync.limiter.answered_at is
   'When the provider last answered any asset well: evidence that a failing asset is to blame.';
+
+-- Who started a run.
+
+alter table asset_sync.runs add column started_by text;
+comment on column asset_sync.runs.started_by is
+  'terminal, cron, systemd or other, as the process itself found; null of a run before version 3.';
