@@ -135,7 +135,7 @@ def _of_command(
         home = "/"
     environ = {"HOME": home, "LOGNAME": user, "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
     environ |= variables
-    addressee = environ.pop("MAILTO", user) or None
+    addressee = environ.get("MAILTO", user) or None
     nothing = _Started("", environ, Path(environ["HOME"]), None)
     started = _started(lane, command, environ, nothing.directory) or nothing
     return Job(

@@ -22,7 +22,7 @@ def starter() -> Starter:
     """Return who started this process, as far as this machine tells.
 
     A person's has a terminal, even where all its output goes elsewhere. Jobs of cron and of systemd
-    have none; cron is among their ancestors, systemd gives its number to each (SYSTEMD_EXEC_PID).
+    have none; cron is among their ancestors, or systemd is their parent and has numbered them.
     """
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
@@ -30,17 +30,18 @@ def starter() -> Starter:
         pass
     else:
         return Starter.TERMINAL
-    if os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
-        return Starter.SYSTEMD
-    if any(name.lower() in _CRONS for name in _ancestors()):
+    ancestors = [name.lower() for name in _ancestors()]
+    if not _CRONS.isdisjoint(ancestors):
         return Starter.CRON
+    if ancestors[:1] == ["systemd"] and "INVOCATION_ID" in os.environ:
+        return Starter.SYSTEMD
     return Starter.OTHER
 
 
 def _ancestors() -> Iterator[str]:
     """Yield the names of this process's ancestors, the nearest first; none where /proc is not."""
     pid = os.getppid()
-    while pid > 1:
+    while pid > 0:
         try:
             status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         except OSError:
