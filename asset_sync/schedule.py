@@ -290,7 +290,10 @@ def _write(before: bytes, after: bytes) -> str:
 def difference(name: str, before: str, after: str) -> str:
     """Return what changes, as `diff -u` shows it."""
     lines = difflib.unified_diff(
-        before.split("\n"), after.split("\n"), f"{name} (before)", f"{name} (now)", lineterm=""
+        *(text.removesuffix("\n").split("\n") if text else [] for text in (before, after)),
+        f"{name} (before)",
+        f"{name} (now)",
+        lineterm="",
     )
     return "\n".join(line.rstrip("\r") for line in lines)
 
