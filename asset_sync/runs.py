@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from asset_sync.assets import Feed
 from asset_sync.database import Connection, Cursor, query
+from asset_sync.starter import Starter, starter
 
 CALLS_KEPT_DAYS = 30
 RUNS_KEPT_DAYS = 90
@@ -85,6 +86,16 @@ class JobRecord(NamedTuple):
     """Runs of the last hour that waited for a slot."""
 
 
+class LastRun(NamedTuple):
+    """The last run of a command that somebody started."""
+
+    started_by: Starter | None
+    """None of a run before this was recorded."""
+    seconds_ago: float
+    reason_ended: str | None
+    """None while it works, and for ever if it was killed."""
+
+
 class Denials(NamedTuple):
     """What the key may not do, as far as it has been tried."""
 
@@ -102,8 +113,11 @@ def start(db: Connection, command: str) -> int:
     """Note that a run begins; return its id."""
     [(run_id,)] = query(
         db,
-        "insert into asset_sync.runs (command, host, pid) values (%s, %s, %s) returning id",
-        (command, socket.gethostname(), os.getpid()),
+        """
+        insert into asset_sync.runs (command, host, pid, started_by) values (%s, %s, %s, %s)
+        returning id
+        """,
+        (command, socket.gethostname(), os.getpid(), starter().value),
     )
     return int(run_id)
 
@@ -232,6 +246,27 @@ def record_of(db: Connection, command: str) -> JobRecord:
         {"command": command},
     )
     return JobRecord(*row)
+
+
+def last_by_starter(db: Connection, command: str) -> tuple[LastRun, ...]:
+    """Return the last run of the command by each who starts runs on this host, the latest first."""
+    rows = query(
+        db,
+        """
+        select started_by, extract(epoch from clock_timestamp() - started_at)::float8, reason_ended
+        from (
+          select distinct on (started_by) started_by, started_at, reason_ended
+          from asset_sync.runs where command = %s and host = %s
+          order by started_by, started_at desc
+        ) last
+        order by started_at desc
+        """,
+        (command, socket.gethostname()),
+    )
+    return tuple(
+        LastRun(None if who is None else Starter(who), seconds, reason)
+        for who, seconds, reason in rows
+    )
 
 
 def calls_of_last_hour(db: Connection) -> tuple[CallsMade, ...]:

@@ -97,7 +97,7 @@ def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
 
 @pytest.mark.parametrize("noticed", [False, True])
 def test_health_and_doctor_report_it_and_count_no_negative_seconds(
-    db: Connection, clock: ShiftingClock, settings: Settings, noticed: bool
+    db: Connection, clock: ShiftingClock, settings: Settings, *, noticed: bool
 ) -> None:
     sync.run(db, settings, Lane.QUEUE, clock=clock)
     set_back(db, clock)

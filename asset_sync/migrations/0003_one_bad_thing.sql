@@ -124,3 +124,9 @@ alter table asset_sync.limiter add column tables_tried bigint;
 comment on column asset_sync.limiter.tables_tried is
   'Fingerprint of the existing tables, as far as they differ from ours, in which a run has tried '
   'that it can store; they are tried again when they change.';
+
+-- Who started a run.
+
+alter table asset_sync.runs add column started_by text;
+comment on column asset_sync.runs.started_by is
+  'terminal, cron, systemd or other, as the process itself found; null of a run before version 3.';
