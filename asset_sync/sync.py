@@ -34,6 +34,7 @@ from asset_sync.progress import (
     Failed,
     Listener,
     Progress,
+    Recovered,
     Started,
     Synced,
     Waiting,
@@ -210,7 +211,8 @@ class _Run:
         self._enqueued_at = self._started
         self._silent_calls = 0
         self._held: _Held | None = None
-        self._trouble: ServerError | None = None
+        self._failing_since: float | None = None
+        """Since when the database fails; None while it works."""
         self._given = db
         self._provider: Polygon | None = None
         self._limiter: Limiter | None = None
@@ -259,6 +261,7 @@ class _Run:
         runs.prune(self._db)
         self._enqueue(self._job.grace)
         self._hold_place(in_seconds=0)
+        self._database_works()
         if not self._something_to_do():
             return self._nothing_left()
         while self._remaining() > 0:
@@ -386,7 +389,9 @@ class _Run:
         answer = self._ask(held, span)
         made = Exchange(held.items, answer, self._clock.monotonic() - started)
         self._silent_calls = self._silent_calls + 1 if isinstance(answer, Unavailable) else 0
-        self._follow(self._concluded(held.slot, made))
+        outcome = self._concluded(held.slot, made)
+        self._database_works()
+        self._follow(outcome)
         if self._silent_calls >= SILENT_CALLS:
             raise _Stop(
                 Ended.UNAVAILABLE,
@@ -522,9 +527,9 @@ class _Run:
 
     def _connect_again(self, error: ServerError) -> None:
         """Have a connection that works, trying until the run's end; then raise what was wrong."""
-        if error is not self._trouble:
+        if self._failing_since is None:
+            self._failing_since = self._clock.monotonic()
             self._tell(Warned(f"{sentence(error)} Trying again until the run's end."))
-        self._trouble = error
         while self._remaining() > RECONNECT_SECONDS:
             self._clock.sleep(RECONNECT_SECONDS)
             if not self._db.closed:
@@ -532,6 +537,13 @@ class _Run:
             with contextlib.suppress(*SERVER_ERRORS, AssetSyncError):
                 self._connect(within_seconds=self._remaining())
         raise error
+
+    def _database_works(self) -> None:
+        """Report that it works again, once something was written to it."""
+        if self._failing_since is not None:
+            seconds = self._clock.monotonic() - self._failing_since
+            self._failing_since = None
+            self._tell(Recovered("the database", seconds))
 
     def _connect(self, *, within_seconds: float) -> None:
         self._db = connect(self._settings.conninfo, within_seconds=within_seconds)

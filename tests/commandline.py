@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,16 @@ def asset_sync(*arguments: str, environ: Mapping[str, str], directory: Path) -> 
     return Told(int(code), _text(out), _text(err))
 
 
+LOG_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+
+def without_times(err: str) -> str:
+    """The lines of a run's log, each without the time with which it begins."""
+    lines = err.splitlines(keepends=True)
+    assert all(re.match(f"{LOG_TIME} ", line) for line in lines), err
+    return "".join(line.split(" ", 1)[1] for line in lines)
+
+
 def _text(stream: io.TextIOWrapper) -> str:
     stream.seek(0)
     return stream.read()
@@ -51,8 +62,9 @@ def _text(stream: io.TextIOWrapper) -> str:
 
 @contextmanager
 def _signals_as_they_were() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -298,7 +298,7 @@ def test_off_a_terminal_there_is_a_line_per_event_and_no_colour(
         ["run 1", "EURUSD"],
         ["run 1", "BTCUSD"],
     ]
-    assert answer.stdout.startswith("priority: 3 updated, 3 calls, ")
+    assert answer.stdout.startswith("priority: 3 refreshed, 3 calls, ")
     assert "\x1b" not in answer.stderr + answer.stdout
 
 

@@ -25,7 +25,6 @@ _NEXT, _RUNS, _DEAD = 5, 5, 5
 _WATCH_SECONDS = 1.0
 _ENDED = {
     "provider_unavailable": "no_answer",
-    "budget_used_up": "out_of_calls",
     "limit_reached": "limit",
 }
 """Shorter words, where the line would be wider than 80 columns."""
