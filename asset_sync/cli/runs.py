@@ -10,6 +10,7 @@ from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import (
     Config,
     Json,
+    PlainUsage,
     Quiet,
     Verbose,
     answer,
@@ -57,7 +58,7 @@ def runs(
         answer("No run yet: `asset-sync sync priority --dry-run` shows what one would do.")
 
 
-@app.command("show")
+@app.command("show", cls=PlainUsage)
 def runs_show(
     context: typer.Context,
     run_id: Annotated[int, typer.Argument(metavar="ID", help="As `asset-sync runs` lists it.")],

@@ -13,6 +13,7 @@ from asset_sync.cli.options import (
     Common,
     Config,
     Json,
+    PlainUsage,
     Quiet,
     Verbose,
     agreed,
@@ -96,7 +97,7 @@ def queue_retry(
     _show(changed, as_json, "Nothing is dead or delayed; the next run tries all that is due.")
 
 
-@app.command("add")
+@app.command("add", cls=PlainUsage)
 def queue_add(
     context: typer.Context,
     symbols: Symbols,
@@ -118,7 +119,7 @@ def queue_add(
     _show(changed, as_json, "They are in line already.")
 
 
-@app.command("remove")
+@app.command("remove", cls=PlainUsage)
 def queue_remove(
     context: typer.Context,
     symbols: Symbols,
