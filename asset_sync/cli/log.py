@@ -161,7 +161,7 @@ def _fields(progress: Progress) -> dict[str, object]:
 
 def sentence(progress: Progress) -> str:
     """Return an event as one line of text."""
-    from asset_sync.cli.show import duration  # noqa: PLC0415
+    from asset_sync.cli.show import duration, kept_slots  # noqa: PLC0415
 
     match progress:
         case Started():
@@ -178,6 +178,8 @@ def sentence(progress: Progress) -> str:
             text = f"{what[:1].upper()}{what[1:]} works again after {duration(seconds)}."
         case Waiting():
             text = f"waiting {duration(progress.seconds)} for {progress.reason}"
+            if progress.budget is not None and progress.budget.kept:
+                text += f" ({kept_slots(progress.budget)})"
         case Calling():
             text = f"asking for {names(progress.symbols)} ({progress.feed})"
     return text

@@ -140,7 +140,7 @@ def _show_found(options: Common, found: "Found", market: Market) -> None:
         from asset_sync.cli.show import table  # noqa: PLC0415
 
         rows = [[asset.symbol, asset.ticker, _short(asset.name)] for asset in found.new]
-        exactly(table(["symbol", "ticker", "name"], rows))
+        exactly(table(["symbol", "ticker", "name"], rows, spare=["name"]))
     if found.there:
         from asset_sync.cli.log import names  # noqa: PLC0415
 

@@ -125,8 +125,17 @@ def price(value: float | None) -> str:
 
 
 def gauge(budget: Budget) -> str:
-    """Return the budget as dots, one a slot, used ones filled, and in words."""
+    """Return the budget as dots, one a slot (used, free, kept), and in words."""
+    free = budget.free - budget.kept
     dots = ""
     if budget.calls <= _MOST_DOTS:
-        dots = "●" * budget.used + "○" * budget.free + " "
-    return f"{dots}slots: {budget.used} used, {budget.free} free"
+        dots = "●" * budget.used + "○" * free + "◌" * budget.kept + " "
+    kept = f", {kept_slots(budget)}" if budget.kept else ""
+    return f"{dots}slots: {budget.used} used, {free} free{kept}"
+
+
+def kept_slots(budget: Budget) -> str:
+    """Say how many slots are kept for whom, and until when."""
+    seconds = budget.reservation.expected_seconds
+    when = f"in {duration(seconds)}" if seconds > 0 else "now"
+    return f"{budget.kept} kept for sync priority {when}"
