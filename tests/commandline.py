@@ -23,10 +23,18 @@ class Told:
     err: str
 
 
-def asset_sync(*arguments: str, environ: Mapping[str, str], directory: Path) -> Told:
-    """Run one command line with nothing but this environment; any exception but its end escapes."""
+def asset_sync(
+    *arguments: str, environ: Mapping[str, str], directory: Path, columns: int | None = None
+) -> Told:
+    """Run one command line with nothing but this environment; any exception but its end escapes.
+
+    With `columns`, stdout is a terminal so wide, without colours.
+    """
     # As Python opens them: what cannot be encoded is an error on stdout only.
-    out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+    kind = io.TextIOWrapper if columns is None else _Screen
+    out = kind(io.BytesIO(), "utf-8", write_through=True)
+    if columns is not None:
+        environ = {**environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
     with (
         mock.patch.dict(os.environ, environ, clear=True),
@@ -43,6 +51,11 @@ def asset_sync(*arguments: str, environ: Mapping[str, str], directory: Path) -> 
             code = end.code
     assert isinstance(code, int), "it ends with a number for cron"
     return Told(int(code), _text(out), _text(err))
+
+
+class _Screen(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
 
 
 LOG_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"

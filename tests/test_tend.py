@@ -16,7 +16,6 @@ from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.settings import QueueSettings
 from asset_sync.slots import Lane
-from asset_sync.sync import Ended
 
 SETTINGS = QueueSettings(max_attempts=1)
 Told: TypeAlias = tuple[int, str, str]
@@ -350,25 +349,6 @@ def test_the_runs_name_their_hosts_where_there_are_several(db: Connection, tell:
 
     assert "Hosts: new (last 11-01 10:10:00), old (last 11-01 10:00:00)" in tell("runs")[1]
     assert "Hosts:" not in tell("runs", "--limit", "2")[1]
-
-
-def test_after_months_no_line_of_the_runs_is_wider_than_80_columns(
-    db: Connection, tell: Tell
-) -> None:
-    query(
-        db,
-        """
-        insert into asset_sync.runs overriding system value
-        select 150000 + number, 'priority', 'a', 0, now(), now(), reason, 250, 250, 100, 9876, 289.7
-        from unnest(%s::text[]) with ordinality as run (reason, number)
-        """,
-        ([reason.value for reason in Ended],),
-    )
-
-    shown = tell("runs", "--limit", "100")[1]
-
-    assert len(shown.splitlines()) == len(Ended) + 1
-    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_a_run_that_there_is_not_is_a_sentence_and_exit_2(db: Connection, tell: Tell) -> None:

@@ -125,7 +125,7 @@ def _runs(found: "Sequence[Run]") -> str:
         for run in found
     ]
     columns = [">id", "began (UTC)", "command", ">refreshed", ">failed", ">calls", ">bars", ">wait"]
-    return table([*columns, "ended"], rows, spare=[">wait", ">bars", ">calls"])
+    return table([*columns, "ended"], rows, spare=[">wait", ">bars", ">calls", "command"])
 
 
 def _calls(calls: "Sequence[CallMade]") -> str:
