@@ -162,7 +162,7 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
         with Questions(db, settings, within_seconds=0) as questions:
             questions.ask(lambda api: api.ticker_exists(settings.assets[0].ticker))
     except NoCallLeftError as error:
-        text = f"not asked: no call is left for {error.seconds:.0f} s; try again then"
+        text = f"not asked: the budget is used up for {error.seconds:.0f} s; try again then"
         yield Finding(Grade.WARNING, "key", text)
         return
     except ProviderError as error:

@@ -13,7 +13,6 @@ from asset_sync.queue import WORTH_A_WORD, Failing, Freshness, LevelStatus
 from asset_sync.runs import JobRecord
 from asset_sync.settings import Settings
 from asset_sync.slots import Lane
-from asset_sync.sync import Ended
 
 # Cron's runs come once an interval; that one is missing can be chance, two cannot.
 OVERDUE_INTERVALS = 2
@@ -150,7 +149,7 @@ def _of_priority_runs(record: JobRecord, settings: Settings) -> Iterator[Check]:
         record.p95_ms,
         limits.latency_ms,
         Verdict.DEGRADED if slow else Verdict.HEALTHY,
-        "what 95 % of the last hour's priority runs took at most",
+        "what 95 % of the last hour's priority runs took at most, not counting waits for a slot",
     )
     yield Check(
         "api.rate_limit_waits",
@@ -187,16 +186,13 @@ def _failing(failing: Sequence[Failing]) -> Check:
 
 def _refused(records: Mapping[Lane, JobRecord]) -> Check:
     """Tell at once what no later run cures by itself; that nothing is fresh shows much later."""
-    refused = [lane for lane, record in records.items() if record.last_reason in _REFUSALS]
+    refused = [lane for lane, record in records.items() if record.refused]
     about = "jobs that the API refused the last time, for the key or its plan"
     if refused:
         jobs = " and ".join(f"`sync {lane.value}`" for lane in refused)
         about = f"the API refuses {jobs}, for the key or its plan: `asset-sync doctor` says more"
     verdict = Verdict.UNHEALTHY if refused else Verdict.HEALTHY
     return Check("api.refused", len(refused), 0, verdict, about)
-
-
-_REFUSALS = (Ended.KEY_REFUSED, Ended.PLAN_REFUSED)
 
 
 def _lowered(db: Connection, settings: Settings) -> Check:

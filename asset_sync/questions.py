@@ -28,7 +28,7 @@ class NoCallLeftError(AssetSyncError):
     """No slot came free in the time that there was."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"No call is left for {seconds:.0f} s; try again then.")
+        super().__init__(f"The budget is used up for {seconds:.0f} s; try again then.")
         self.seconds = seconds
 
 

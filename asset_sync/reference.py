@@ -183,7 +183,7 @@ class Check:
                 lambda api: api.ticker_exists(asset.ticker)
             )
         except NoCallLeftError as error:
-            none = f"Not asked: no call is left for {error.seconds:.0f} s."
+            none = f"Not asked: the budget is used up for {error.seconds:.0f} s."
             return Checked(asset, Verdict.UNANSWERED, none)
         except ProviderError as error:
             silent = isinstance(error, Unavailable)

@@ -75,13 +75,13 @@ class JobRecord(NamedTuple):
     last_run_at: datetime | None
     seconds_ago: float | None
     """Since the last run began."""
-    last_reason: str | None
-    """Why the last run that has ended did."""
+    refused: bool
+    """Whether the API refused the last run that has ended, and has not accepted the key since."""
     tried: int
     """Assets that the last hour's runs refreshed, or asked for in vain."""
     updated: int
     p95_ms: float | None
-    """What 95 % of the last hour's runs took at most."""
+    """What 95 % of the last hour's runs took at most, not counting waits for a slot."""
     waits: int
     """Runs of the last hour that waited for a slot."""
 
@@ -193,11 +193,22 @@ def prune(db: Connection) -> None:
 
 _RUN = """
   select r.id, r.command, r.host, r.started_at,
-    extract(epoch from r.ended_at - r.started_at)::float8, r.reason_ended, r.updated, r.failed,
+    extract(epoch from r.ended_at - r.started_at)::float8, r.reason_ended,
     -- of a run that has not ended, what is recorded so far
+    case when r.ended_at is null then so_far.updated else r.updated end,
+    case when r.ended_at is null then so_far.failed else r.failed end,
     coalesce(nullif(r.api_calls, 0), made.calls), coalesce(nullif(r.bars_written, 0), made.bars),
     r.waited_seconds
   from asset_sync.runs r
+  cross join lateral (
+    select
+      count(distinct q.symbol) filter (where q.last_success_at >= r.started_at)::int as updated,
+      count(distinct q.symbol) filter (where q.failed_at >= r.started_at)::int as failed
+    from asset_sync.calls c
+    cross join lateral unnest(c.symbols) as called (symbol)
+    join asset_sync.queue q on q.symbol = called.symbol and q.feed = c.feed
+    where r.ended_at is null and c.run_id = r.id
+  ) so_far
   cross join lateral (
     select count(*)::int as calls, coalesce(sum(bars_written), 0)::int as bars
     from asset_sync.calls where run_id = r.id
@@ -233,13 +244,24 @@ def record_of(db: Connection, command: str) -> JobRecord:
         )
         select (select at from last),
           (select greatest(0, extract(epoch from clock_timestamp() - at))::float8 from last),
-          (select reason_ended from asset_sync.runs
-            where command = %(command)s and reason_ended is not null
-            order by started_at desc limit 1),
+          coalesce((
+            select reason_ended = 'plan_refused' or (
+              -- an answer to either command shows that the key is right again
+              reason_ended = 'key_refused' and not exists (
+                select from asset_sync.calls where outcome = 'ok' and at > last_ended.ended_at
+              )
+            )
+            from (
+              select reason_ended, ended_at from asset_sync.runs
+              where command = %(command)s and reason_ended is not null
+              order by started_at desc limit 1
+            ) last_ended
+          ), false),
           coalesce(sum(updated + greatest(failed, in_vain)), 0)::int,
           coalesce(sum(updated), 0)::int,
           percentile_disc(0.95) within group (
-            order by extract(epoch from ended_at - started_at)::float8 * 1000),
+            order by 1000 *
+              greatest(0, extract(epoch from ended_at - started_at)::float8 - waited_seconds)),
           count(*) filter (where waited_seconds > 0)
         from hour
         """,

@@ -258,6 +258,14 @@ class Settings:
     shipped: bool
     """Whether that is the file that comes with the package, because there was no other."""
 
+    switched_off: tuple[Asset, ...] = ()
+    """The assets with `enabled = false`, which nothing but the list of assets shows."""
+
+    @property
+    def named(self) -> tuple[Asset, ...]:
+        """Every asset that the file names, those that are switched off last."""
+        return (*self.assets, *self.switched_off)
+
     @property
     def critical(self) -> tuple[Asset, ...]:
         """The assets of each cycle, first to last; equal positions keep the file's order."""
@@ -299,7 +307,8 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
         monitoring=_monitoring(document.table("monitoring"), environment),
         conninfo=_conninfo(environment),
         redis_url=environment.secret("REDIS_URL", _REDIS_URL),
-        assets=_assets(document),
+        assets=(named := _assets(document))[True],
+        switched_off=named[False],
         source=source,
         shipped=source == SHIPPED_FILE,
     )
@@ -423,20 +432,28 @@ def _batch(table: "_Table") -> BatchSettings:
     )
 
 
-def _assets(document: "_Table") -> tuple[Asset, ...]:
+def _assets(document: "_Table") -> dict[bool, tuple[Asset, ...]]:
+    """Return the assets by whether they are enabled."""
     levels = _choice(
         {level.value: level for level in Level if level is not Level.CRITICAL},
         note=" (critical assets stand under [[priority_assets]])",
     )
-    found: list[Asset | None] = []
+    found: dict[bool, list[Asset]] = {True: [], False: []}
     places: dict[str, str] = {}
+
+    def add(table: "_Table", level: Level, position: int) -> None:
+        asset = _asset(table, level, position, places)
+        enabled = table.read("enabled", _FLAG, default=True)
+        if asset is not None:
+            found[enabled].append(asset)
+
     for number, table in enumerate(document.rows("priority_assets"), start=1):
         position = table.read("priority", _whole(1, 1_000_000), number)
-        found.append(_asset(table, Level.CRITICAL, position, places))
+        add(table, Level.CRITICAL, position)
     for table in document.rows("secondary_assets"):
         level = table.read("priority", levels, Level.MEDIUM)
-        found.append(_asset(table, level, 0, places))
-    return tuple(asset for asset in found if asset is not None)
+        add(table, level, 0)
+    return {enabled: tuple(assets) for enabled, assets in found.items()}
 
 
 def _asset(table: "_Table", level: Level, position: int, places: dict[str, str]) -> Asset | None:

@@ -167,8 +167,15 @@ class Budget(NamedTuple):
 
     @property
     def reserved(self) -> int:
-        """Slots that are kept for a priority run right now."""
+        """Slots that are reserved for a priority run right now."""
         return self.reservation.calls if self.reservation.holds(0) else 0
+
+    @property
+    def kept(self) -> int:
+        """Free slots that only a priority run may take now, by the rule of `take`."""
+        expected = self.reservation.expected_seconds
+        free_by_then = sum(0 < seconds <= expected for seconds in self.free_in_seconds)
+        return min(self.free, max(0, self.reserved - free_by_then))
 
     @property
     def used(self) -> int:

@@ -36,6 +36,7 @@ from asset_sync.progress import (
     Failed,
     Listener,
     Progress,
+    Recovered,
     Started,
     Synced,
     Waiting,
@@ -254,7 +255,8 @@ class _Run:
         self._tried = False
         self._streaks = _Streaks()
         self._held: _Held | None = None
-        self._trouble: ServerError | None = None
+        self._failing_since: float | None = None
+        """Since when the database fails; None while it works."""
         self._given = db
         self._provider: Polygon | None = None
         self._limiter: Limiter | None = None
@@ -315,6 +317,7 @@ class _Run:
         runs.prune(self._db)
         self._enqueue(cycle_seconds=self._settings.batch.interval_seconds)
         self._hold_place(in_seconds=0)
+        self._database_works()
         while True:
             if self._limit is not None and self._report.served >= self._limit:
                 return Ended.LIMIT
@@ -488,6 +491,7 @@ class _Run:
             self._report.api_calls_used -= 1
         made = Exchange(held.items, span, answer, self._called_at - started)
         outcome = self._concluded(held, made)
+        self._database_works()
         self._count(made, outcome)
         self._follow(outcome)
 
@@ -666,9 +670,9 @@ class _Run:
 
     def _connect_again(self, error: ServerError) -> None:
         """Have a connection that works, trying until the run's end; then raise what was wrong."""
-        if error is not self._trouble:
+        if self._failing_since is None:
+            self._failing_since = self._clock.monotonic()
             self._tell(Warned(f"{sentence(error)} Trying again until the run's end."))
-        self._trouble = error
         while self._remaining() > RECONNECT_SECONDS:
             self._clock.sleep(RECONNECT_SECONDS)
             if not self._db.closed:
@@ -676,6 +680,13 @@ class _Run:
             with contextlib.suppress(*SERVER_ERRORS, AssetSyncError):
                 self._connect(within_seconds=self._remaining())
         raise error
+
+    def _database_works(self) -> None:
+        """Report that it works again, once something was written to it."""
+        if self._failing_since is not None:
+            seconds = self._clock.monotonic() - self._failing_since
+            self._failing_since = None
+            self._tell(Recovered("the database", seconds))
 
     def _connect(self, *, within_seconds: float) -> None:
         self._db = connect(self._settings.conninfo, within_seconds=within_seconds)

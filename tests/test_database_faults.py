@@ -21,6 +21,7 @@ from pathlib import Path
 import psycopg2
 import psycopg2.errors
 import pytest
+from commandline import without_times
 from conftest import ShiftingClock
 from proxy import Proxy
 from psycopg2.extensions import make_dsn
@@ -32,7 +33,7 @@ from asset_sync.database import Connection, DatabaseError, Row, query, raw_sessi
 from asset_sync.demo.server import StandIn
 from asset_sync.demo.trial import bars_unlike_the_replay
 from asset_sync.embedded import EmbeddedError
-from asset_sync.progress import Calling, Listener, Progress, Warned
+from asset_sync.progress import Calling, Listener, Progress, Recovered, Warned
 from asset_sync.settings import VARIABLES, Secret, Settings, load
 from asset_sync.slots import Lane
 from asset_sync.sync import Clock, Ended, Report
@@ -90,6 +91,9 @@ class Job:
 
     def warnings(self) -> list[str]:
         return [progress.text for progress in self.heard if isinstance(progress, Warned)]
+
+    def recoveries(self) -> list[Recovered]:
+        return [progress for progress in self.heard if isinstance(progress, Recovered)]
 
     def row(self, sql: str, *parameters: object) -> Row:
         [found] = query(self.watch, sql, parameters)
@@ -227,7 +231,10 @@ def test_a_connection_ended_at_any_step_costs_nothing(
         report = job.run()
 
     job.assert_all_is_well(report)
-    assert len(job.warnings()) == (step != "runs:end")
+    outages = 0 if step == "runs:end" else 1
+    assert len(job.warnings()) == outages
+    assert [one.what for one in job.recoveries()] == ["the database"] * outages, "it is over"
+    assert all(sync.RECONNECT_SECONDS <= one.seconds < 10 for one in job.recoveries())
 
 
 def test_a_connection_ended_at_each_call_costs_nothing(job: Job) -> None:
@@ -568,7 +575,7 @@ def end(process: "subprocess.Popen[str]", seconds: float = 30) -> tuple[int, str
 
 def last_sentence(err: str) -> str:
     """Return what the run ended with, having made sure that the rest are warnings."""
-    *warnings, last = err.splitlines()
+    *warnings, last = without_times(err).splitlines()
     assert all(re.match(r"run \d+: warning: ", line) for line in warnings), err
     assert last.endswith(".")
     return last
@@ -942,7 +949,7 @@ def test_a_table_that_somebody_locks_is_waited_for_with_the_answer(
     hook(monkeypatch, "slots:release", before=once(lock))
     job.assert_all_is_well(job.run())
     assert all("did not get a lock in time" in warning for warning in job.warnings())
-    assert len(job.warnings()) == 2
+    assert (len(job.warnings()), len(job.recoveries())) == (1, 1), "one warning for one outage"
 
 
 def test_one_asset_that_somebody_locks_lets_the_others_pass(

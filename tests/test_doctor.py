@@ -75,7 +75,7 @@ def test_the_call_is_one_of_the_budget(db: Connection, examine: Examine) -> None
 
         assert api.refused == 0
     assert found["key"][0] == "warning"
-    assert "no call is left" in found["key"][1]
+    assert "the budget is used up" in found["key"][1]
 
 
 def test_offline_it_makes_no_call(db: Connection, examine: Examine) -> None:

@@ -356,7 +356,7 @@ def test_a_call_ends_before_its_slot_would_be_free_again(
 
 # --- SIGINT and SIGTERM -----------------------------------------------------------------------
 
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)

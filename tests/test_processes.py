@@ -22,6 +22,7 @@ from asset_sync.settings import SHIPPED_FILE, VARIABLES
 
 WINDOW_SECONDS = 3
 PASSWORD = "never-to-be-shown"
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 OTHER_SYMBOLS = ["ETHUSDT", "GBPUSD", "USDJPY", "XAGUSD"]
 
 ETHER = """
@@ -203,7 +204,7 @@ def test_after_a_kill_in_the_middle_of_a_call_the_next_run_carries_on(
     assert reasons == [(None,), ("done",), ("done",)]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_in_the_middle_of_a_call_ends_the_run_and_gives_the_item_back(
     host: Host, db: Connection, api: StandIn, number: signal.Signals, code: int
 ) -> None:
@@ -220,7 +221,7 @@ def test_a_signal_in_the_middle_of_a_call_ends_the_run_and_gives_the_item_back(
     assert bars_unlike_the_replay(db)[1] == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_while_it_waits_for_a_slot_ends_the_run(
     host: Host, db: Connection, api: StandIn, number: signal.Signals, code: int
 ) -> None:

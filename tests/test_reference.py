@@ -373,7 +373,7 @@ def test_what_there_is_no_time_for_is_not_asked(api: StandIn, ask: Ask) -> None:
         found = list(Check(questions).each(pairs(*"ABCDEFG")))
 
     assert [one.verdict.value for one in found] == ["unknown"] * 5 + ["unanswered"] * 2
-    assert "no call is left" in str(found[-1].why)
+    assert "the budget is used up" in str(found[-1].why)
 
 
 def test_how_long_it_takes_is_known_before(
@@ -605,7 +605,7 @@ def test_with_no_time_to_wait_for_a_call_nothing_is_added(
     told = run("import", "--market", "crypto", "--yes", "--max-runtime", "1")
 
     assert told.code == 1
-    assert "No call is left" in told.err
+    assert "The budget is used up" in told.err
     assert file.read_text() == MINE
     assert (len(server.log), server.refused) == (5, 0)
 

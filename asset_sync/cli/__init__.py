@@ -73,6 +73,8 @@ def root(
 def main() -> NoReturn:
     """Run the command line; whatever happens, the user gets a sentence and cron an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` has it ignored
+        signal.signal(signal.SIGHUP, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see asset_sync.__main__
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _open_streams()

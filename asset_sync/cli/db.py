@@ -112,7 +112,9 @@ def db_serve(
 
     options = common(context, config, quiet, verbose)
     if options.settings().conninfo is not None:
-        complain("asset-sync: a server is configured (DATABASE_URL, DB_… or PG…); it is up to it.")
+        complain(
+            "asset-sync: a server is configured (DATABASE_URL, DB_… or PG…), which runs by itself."
+        )
         raise typer.Exit(ExitCode.USAGE)
     with database.session(None):
         exactly(_embedded_address())

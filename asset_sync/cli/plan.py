@@ -77,7 +77,7 @@ def plan(
         first = len(now.of_level(Level.CRITICAL)) - now.crowded_out
         answer(
             f"A window has calls for {first} priority assets; the other {now.crowded_out} wait for"
-            " another in each cycle, which `health` will call slow (batch.priority.latency_ms)."
+            " another in each cycle, which `health` reports (api.rate_limit_waits)."
         )
     source = "as they did in the last day" if measured else "as no history is at hand"
     options.say(
@@ -131,7 +131,8 @@ def _show(now: "Forecast", plans: "Sequence[Forecast]") -> None:
     exactly("")
     if now.assets:
         columns = ["level", ">assets", ">every", ">calls/day", ">share", ">half", ">95 %", ">worst"]
-        exactly(table(columns, [_group(now, group) for group in _groups(now.assets)]))
+        rows = [_group(now, group) for group in _groups(now.assets)]
+        exactly(table(columns, rows, spare=[">share", ">half", ">calls/day"]))
         exactly("")
     columns = [
         "plan",
@@ -143,7 +144,8 @@ def _show(now: "Forecast", plans: "Sequence[Forecast]") -> None:
         ">left/day",
         "enough",
     ]
-    exactly(table(columns, [_plan(one) for one in plans]))
+    rows = [_plan(one) for one in plans]
+    exactly(table(columns, rows, spare=[">left/day", ">used", ">calls/day"]))
     exactly("")
     answer(
         "half, 95 %, worst: what the data's age does not exceed half of the time, 95 % of it, ever;"
