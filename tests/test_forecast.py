@@ -11,7 +11,7 @@ import pytest
 from conftest import asset
 from hypothesis import given
 from hypothesis import strategies as st
-from simulation import Day, live_through
+from simulation import Api, Day, live_through
 
 from asset_sync.assets import Asset, AssetType, Level
 from asset_sync.forecast import (
@@ -66,7 +66,7 @@ def test_no_order_could_have_kept_the_queue_fresher_by_more_than_5_percent(
     others = several(count, Level.MEDIUM)
     settings = settings_for(*PRIORITY, *others, url=url, QUEUE_MAX_SIZE="2000")
 
-    day = live_through(url, settings, seconds=HOURS * HOUR, call_seconds=CALL_SECONDS)
+    day = live_through(url, settings, Api(CALL_SECONDS), seconds=HOURS * HOUR)
 
     # Whatever the order: an asset that is refreshed λ times a second is younger than x for at
     # most the share λx of the time. All of them together get the calls that are allowed, and none
@@ -126,7 +126,7 @@ CASES = {
 def test_the_forecast_is_what_the_real_loop_does(url: str, name: str) -> None:
     case = CASES[name]
     settings = settings_for(*case.assets, url=url, **case.environ)
-    day = live_through(url, settings, seconds=case.hours * HOUR, call_seconds=CALL_SECONDS)
+    day = live_through(url, settings, Api(CALL_SECONDS), seconds=case.hours * HOUR)
     agree(forecast(settings, CALL_SECONDS), day, after=case.warm_up_hours * HOUR)
 
 
