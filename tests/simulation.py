@@ -9,10 +9,10 @@ shows when something is asked, not what.
 No real time enters, so a day has the same figures on every machine, however busy it is.
 """
 
+import bisect
 import heapq
 import itertools
 import json
-import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -29,8 +30,9 @@ from psycopg2.extensions import make_dsn
 
 from asset_sync import database, sync
 from asset_sync.database import Connection, Cursor, Parameters
-from asset_sync.polygon import _client
+from asset_sync.polygon import Unavailable, _client
 from asset_sync.polygon._http import Reply
+from asset_sync.polygon._parse import REFERENCE_PATH
 from asset_sync.progress import Failed, Progress, PutBack, Synced, Waiting, Warned
 from asset_sync.settings import Secret, Settings
 from asset_sync.slots import Lane
@@ -41,12 +43,20 @@ NOON = datetime.fromisoformat(WEDNESDAY)
 BAR_MS = 300_000
 
 
+class Jump(NamedTuple):
+    """Somebody sets the database's clock."""
+
+    at_seconds: float
+    by_seconds: float
+
+
 class World:
     """Virtual time. One thread works; when it sleeps, whoever wakes first goes on."""
 
-    def __init__(self, start: datetime) -> None:
+    def __init__(self, start: datetime, jumps: Sequence["Jump"] = ()) -> None:
         self.now = 0.0
         self._start = start.timestamp()
+        self._jumps = jumps
         self._sleepers: list[tuple[float, int, threading.Event]] = []
         self._numbers = itertools.count()
         self._over = threading.Event()
@@ -54,8 +64,9 @@ class World:
 
     @property
     def epoch_seconds(self) -> float:
-        """The time of day, as Unix time."""
-        return self._start + self.now
+        """What the database's clock shows, as Unix time."""
+        jumped = sum(jump.by_seconds for jump in self._jumps if jump.at_seconds <= self.now)
+        return self._start + self.now + jumped
 
     def start(self, at: float, work: Callable[[], None]) -> None:
         """Let a thread of its own begin this work then."""
@@ -130,7 +141,7 @@ class Day:
 
     fresh_at: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     calls: list[float] = field(default_factory=list)
-    """When each call reached the provider."""
+    """When the provider read each call, in order."""
     waits: list[float] = field(default_factory=list)
     """How long each priority run waited for slots."""
     failures: Counter[str] = field(default_factory=Counter)
@@ -178,7 +189,18 @@ class Staleness:
         return high
 
 
-WELL = 200
+class Asked(NamedTuple):
+    """One call, as the provider sees it."""
+
+    tickers: Sequence[str]
+    at_seconds: float
+
+
+class Freeze(NamedTuple):
+    """The provider does nothing for so long, and then reads all that it was sent."""
+
+    from_seconds: float
+    until_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +208,15 @@ class Api:
     """The provider, as far as a day needs it."""
 
     call_seconds: float = 0.3
-    status: Callable[[str, float], int] = lambda ticker, at: WELL
-    """The HTTP status for this ticker at this second of the day."""
+    reply: Callable[[Asked, Reply], Reply] = lambda _, right: right
+    """What it answers in place of the right answer."""
+    freezes: Sequence[Freeze] = ()
+
+    def reads_at(self, at_seconds: float) -> float:
+        """Return when it reads what arrives then."""
+        return next(
+            (until for since, until in self.freezes if since <= at_seconds < until), at_seconds
+        )
 
 
 def live_through(
@@ -197,19 +226,18 @@ def live_through(
     *,
     seconds: float = DAY,
     start: datetime = NOON,
+    hosts: int = 1,
+    jumps: Sequence[Jump] = (),
 ) -> Day:
-    """Start both commands as cron does, for so long from then on, and return what came of it.
-
-    Every asset that the API answers well has to become fresh with its first call.
-    """
+    """Start both commands as cron does, for so long from then on, and return what came of it."""
     with database.session(Secret(url)) as db, db.cursor() as cursor:
         cursor.execute(shadowing(_TIME, _TIME))
-    world, day = World(start), Day()
+    world, day = World(start, jumps), Day()
     simulated = Secret(make_dsn(url, options=f"-c search_path={SEARCH_PATH}"))
     with ExitStack() as stack:
         http = partial(_Http, world, day, api)
         stack.enter_context(mock.patch.object(_client, "Http", http))
-        for lane in Lane:
+        for _, lane in itertools.product(range(hosts), Lane):
             db = stack.enter_context(database.raw_session(simulated))
             db.cursor_factory = _cursors(world)
             world.start(0, partial(_cron, world, day, db, settings, lane, seconds))
@@ -269,36 +297,47 @@ class _Http:
     host = "the simulated API"
 
     def __init__(
-        self, world: World, day: Day, api: Api, *, call_timeout_seconds: float, **_: object
+        self,
+        world: World,
+        day: Day,
+        api: Api,
+        *,
+        read_timeout_seconds: float,
+        call_timeout_seconds: float,
+        **_: object,
     ) -> None:
         self._world = world
         self._day = day
         self._api = api
+        self._read_timeout_seconds = read_timeout_seconds
         self.call_timeout_seconds = call_timeout_seconds
 
     def close(self) -> None:
         pass
 
     def get(self, endpoint: str, asked: str) -> Reply:
-        at = self._world.now
-        self._day.calls.append(at)
-        self._world.sleep(self._api.call_seconds)
+        read_at = self._api.reads_at(self._world.now)
+        bisect.insort(self._day.calls, read_at)
+        frozen = read_at - self._world.now
+        if frozen > self._read_timeout_seconds:
+            self._world.sleep(self._read_timeout_seconds)
+            raise Unavailable(f"No answer from {self.host} for {asked}.")
+        self._world.sleep(frozen + self._api.call_seconds)
         tickers, body = self._answer(endpoint)
-        status = max(self._api.status(ticker, at) for ticker in tickers)
-        if status != WELL:
-            body = {"status": "ERROR", "error": "simulated"}
-        return Reply(status, json.dumps(body), None)
+        return self._api.reply(Asked(tickers, read_at), Reply(200, json.dumps(body), None))
 
     def _answer(self, endpoint: str) -> tuple[Sequence[str], dict[str, object]]:
-        bars = re.fullmatch(r"/v2/aggs/ticker/([^/]+)/range/5/minute/\d+/(\d+)\?.*", endpoint)
-        if bars is None:
-            asked = parse_qs(urlsplit(endpoint).query)["ticker.any_of"][0].split(",")
-            return asked, {"status": "OK", "results": [self._quote(ticker) for ticker in asked]}
-        ticker = unquote(bars[1])
-        bar_ms = int(bars[2]) // BAR_MS * BAR_MS
+        address = urlsplit(endpoint)
+        if address.path.startswith("/v3/snapshot"):
+            tickers = parse_qs(address.query)["ticker.any_of"][0].split(",")
+            return tickers, {"status": "OK", "results": [self._quote(one) for one in tickers]}
+        ticker = unquote(address.path.split("/")[4])
+        if address.path.startswith(REFERENCE_PATH):
+            return [ticker], {"status": "OK", "results": {"ticker": ticker}}
+        bar_ms = int(address.path.split("/")[-1]) // BAR_MS * BAR_MS
         row = {"o": 1.0, "h": 1.0, "l": 1.0, "c": 1.0, "v": 1, "t": bar_ms}
-        body = {"status": "DELAYED", "ticker": ticker, "resultsCount": 1, "results": [row]}
-        return [ticker], body
+        bars = {"status": "DELAYED", "ticker": ticker, "resultsCount": 1, "results": [row]}
+        return [ticker], bars
 
     def _quote(self, ticker: str) -> dict[str, object]:
         at_ns = int(self._world.epoch_seconds * 1e9)
