@@ -36,7 +36,7 @@ class Calling:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """An asset is fresh."""
+    """An asset was refreshed."""
 
     symbol: str
     feed: Feed
@@ -46,15 +46,22 @@ class Synced:
     seconds: float
     more: bool = False
     """Whether this was a part, and another call goes on from there."""
+    recovered: bool = False
+    """Whether this ends a series of failures, so that a quiet run reports it, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An asset's own failure."""
+    """An asset that was tried and not refreshed."""
 
     symbol: str
     feed: Feed
     error: str
+    is_news: bool = True
+    """Whether it changes how the asset stands: the first failure, the third, or the last.
+
+    A quiet run reports only these, so that cron does not mail the same failure in each cycle.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +79,15 @@ class Warned:
     text: str
 
 
-Progress: TypeAlias = Started | Waiting | Calling | Synced | Failed | PutBack | Warned
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What the last warning was about works again."""
+
+    what: str
+    """With its article: `the database`."""
+    seconds: float
+    """How long it did not."""
+
+
+Progress: TypeAlias = Started | Waiting | Calling | Synced | Failed | PutBack | Warned | Recovered
 Listener: TypeAlias = Callable[[Progress], None]

@@ -33,6 +33,12 @@ _ENTRY = """
 
 _LEVELS = [level.value for level in Level]
 
+_LIKE = """
+  (%(symbols)s::text[] = '{}' or q.symbol = any(%(symbols)s::text[]))
+  and (%(states)s::text[] = '{}' or q.state = any(%(states)s::text[]))
+  and (%(levels)s::text[] = '{}' or q.level = any(%(levels)s::text[]))
+"""
+
 
 def entries(
     db: Connection,
@@ -46,10 +52,7 @@ def entries(
     rows = query(
         db,
         f"""
-        select {_ENTRY} from asset_sync.queue q
-        where (%(symbols)s::text[] = '{{}}' or q.symbol = any(%(symbols)s::text[]))
-          and (%(states)s::text[] = '{{}}' or q.state = any(%(states)s::text[]))
-          and (%(levels)s::text[] = '{{}}' or q.level = any(%(levels)s::text[]))
+        select {_ENTRY} from asset_sync.queue q where {_LIKE}
         order by array_position(array['dead', 'leased', 'waiting', 'idle'], q.state),
           array_position(%(known)s::text[], q.level), q.sort_at, q.symbol, q.feed
         limit %(most)s
@@ -63,6 +66,35 @@ def entries(
         },
     )
     return tuple(_entry(*row) for row in rows)
+
+
+def count(
+    db: Connection,
+    *,
+    symbols: Sequence[str] = (),
+    states: Sequence[str] = (),
+    levels: Sequence[str] = (),
+) -> int:
+    """Return how many rows of the queue are like that; `entries` returns the first of them."""
+    [(rows,)] = query(
+        db,
+        f"select count(*) from asset_sync.queue q where {_LIKE}",
+        {"symbols": list(symbols), "states": list(states), "levels": list(levels)},
+    )
+    return int(rows)
+
+
+def unseen(db: Connection, symbols: Sequence[str]) -> int:
+    """Return how many of these assets no run has entered into the queue yet."""
+    [(number,)] = query(
+        db,
+        """
+        select count(*) from unnest(%s::text[]) as asset (symbol)
+        where not exists (select from asset_sync.queue q where q.symbol = asset.symbol)
+        """,
+        (list(symbols),),
+    )
+    return int(number)
 
 
 def symbols(db: Connection) -> list[str]:
@@ -81,8 +113,8 @@ def retry(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
         symbols,
         """q.state = 'dead' or (q.state = 'waiting' and q.not_before > clock_timestamp())""",
         # as if it had never failed: a first try asks for data, not whether there is such a ticker
-        """state = 'waiting', attempts = 0, verify_ticker = false, not_before = now(),
-           last_error = null""",
+        """state = 'waiting', attempts = 0, strikes = 0, failed_tickers = '{}',
+           failed_at = '-infinity', verify_ticker = false, not_before = now(), last_error = null""",
     )
 
 

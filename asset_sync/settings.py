@@ -82,10 +82,12 @@ class Secret:
     Not a dataclass, because `dataclasses.asdict` would lay one open.
     """
 
-    __slots__ = ("_value",)
+    __slots__ = ("_value", "source")
 
-    def __init__(self, value: str) -> None:
+    def __init__(self, value: str, source: str = "") -> None:
+        """Hold the value; `source` names the setting or file that it was read from."""
         self._value: Final = value
+        self.source: Final = source
 
     def reveal(self) -> str:
         """Return the value itself, for the one place that has to send it."""
@@ -256,6 +258,14 @@ class Settings:
     shipped: bool
     """Whether that is the file that comes with the package, because there was no other."""
 
+    switched_off: tuple[Asset, ...] = ()
+    """The assets with `enabled = false`, which nothing but the list of assets shows."""
+
+    @property
+    def named(self) -> tuple[Asset, ...]:
+        """Every asset that the file names, those that are switched off last."""
+        return (*self.assets, *self.switched_off)
+
     @property
     def critical(self) -> tuple[Asset, ...]:
         """The assets of each cycle, first to last; equal positions keep the file's order."""
@@ -297,7 +307,8 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
         monitoring=_monitoring(document.table("monitoring"), environment),
         conninfo=_conninfo(environment),
         redis_url=environment.secret("REDIS_URL", _REDIS_URL),
-        assets=_assets(document),
+        assets=(named := _assets(document))[True],
+        switched_off=named[False],
         source=source,
         shipped=source == SHIPPED_FILE,
     )
@@ -421,20 +432,28 @@ def _batch(table: "_Table") -> BatchSettings:
     )
 
 
-def _assets(document: "_Table") -> tuple[Asset, ...]:
+def _assets(document: "_Table") -> dict[bool, tuple[Asset, ...]]:
+    """Return the assets by whether they are enabled."""
     levels = _choice(
         {level.value: level for level in Level if level is not Level.CRITICAL},
         note=" (critical assets stand under [[priority_assets]])",
     )
-    found: list[Asset | None] = []
+    found: dict[bool, list[Asset]] = {True: [], False: []}
     places: dict[str, str] = {}
+
+    def add(table: "_Table", level: Level, position: int) -> None:
+        asset = _asset(table, level, position, places)
+        enabled = table.read("enabled", _FLAG, default=True)
+        if asset is not None:
+            found[enabled].append(asset)
+
     for number, table in enumerate(document.rows("priority_assets"), start=1):
         position = table.read("priority", _whole(1, 1_000_000), number)
-        found.append(_asset(table, Level.CRITICAL, position, places))
+        add(table, Level.CRITICAL, position)
     for table in document.rows("secondary_assets"):
         level = table.read("priority", levels, Level.MEDIUM)
-        found.append(_asset(table, level, 0, places))
-    return tuple(asset for asset in found if asset is not None)
+        add(table, level, 0)
+    return {enabled: tuple(assets) for enabled, assets in found.items()}
 
 
 def _asset(table: "_Table", level: Level, position: int, places: dict[str, str]) -> Asset | None:
@@ -478,10 +497,11 @@ def _conninfo(environment: "_Environment") -> Secret | None:
     }
     ours = " ".join(f"{key}={_libpq_quoted(part)}" for key, part in parts.items() if part)
     if ours:
-        return Secret(ours)
-    if any(environment.text(name) for name in LIBPQ_VARIABLES):
-        return Secret("")
-    return None
+        named = environment.those_set(("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER"))
+        sources = (named, password.source if password is not None else "")
+        return Secret(ours, ", ".join(source for source in sources if source))
+    libpq = environment.those_set(LIBPQ_VARIABLES)
+    return Secret("", libpq) if libpq else None
 
 
 def _libpq_quoted(value: str) -> str:
@@ -653,6 +673,10 @@ class _Environment:
         value = self._verbatim(name)
         return value.strip() if value is not None else None
 
+    def those_set(self, names: Iterable[str]) -> str:
+        """Return the names of the variables that are set, for a sentence."""
+        return ", ".join(name for name in names if self.text(name))
+
     def read(self, name: str, kind: _Kind[_T]) -> _T | None:
         """Return a variable that is a `kind`; None when it is unset or wrong."""
         text = self.text(name)
@@ -666,9 +690,10 @@ class _Environment:
         if value is not None and path is not None:
             self._note(name, f"and {name}_FILE are both set; set only one of them")
             return None
-        origin = name
+        origin = source = name
         if path is not None:
             origin = f"{name}_FILE"
+            source = f"{origin} ({_printable(path)})"
             value = self._content(origin, path)
         if value is None:
             return None
@@ -676,7 +701,7 @@ class _Environment:
         if match is None:
             self._note(origin, shape.otherwise)
             return None
-        return Secret(match[1])
+        return Secret(match[1], source)
 
     def _verbatim(self, name: str) -> str | None:
         value = self.variables.get(name, "")

@@ -9,8 +9,7 @@ import http.client
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
@@ -26,8 +25,10 @@ from urllib3.exceptions import HTTPError
 from urllib3.poolmanager import ProxyManager
 
 from asset_sync import __version__
+from asset_sync.hostclock import monotonic
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, SupportsRead
     from requests.sessions import _Settings
 
 Auth: TypeAlias = Callable[[requests.PreparedRequest], requests.PreparedRequest]
@@ -135,13 +136,17 @@ def _detail(error: BaseException) -> str:
 class Deadline:
     """The end of one call; every connection that the call uses is under its watch."""
 
-    def __init__(self, seconds: float) -> None:
-        self._ends = time.monotonic() + seconds
+    def __init__(self, seconds: float, may_send: Callable[[], bool] = lambda: True) -> None:
+        """Give the call so long; `may_send` is asked immediately before its request is written."""
+        self._ends = monotonic() + seconds
+        self._may_send = may_send
         self._timer = threading.Timer(seconds, self._expire)
         self._timer.daemon = True
         self._lock = threading.Lock()
         self._lines: list[socket.socket] = []
         self.expired = False
+        self.sent_at: float | None = None
+        """When the first byte of the request was about to be written, by `hostclock.monotonic`."""
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -176,7 +181,7 @@ class Deadline:
         opened: Future[socket.socket] = Future()
         threading.Thread(target=_dial_into, args=(opened, dial), daemon=True).start()
         try:
-            sock = opened.result(max(0.0, self._ends - time.monotonic()))
+            sock = opened.result(max(0.0, self._ends - monotonic()))
         except TimeoutError:
             self._expire()
             raise
@@ -188,6 +193,18 @@ class Deadline:
             sock.close()
             raise
         return sock
+
+    def send(self) -> None:
+        """Note that the request is about to be written; raises TimeoutError if it is too late.
+
+        The host may have been suspended since the call began, which no timer notices in time.
+        """
+        if self.sent_at is not None:
+            return
+        if monotonic() >= self._ends or not self._may_send():
+            self._expire()
+            raise TimeoutError
+        self.sent_at = monotonic()
 
     def _expire(self) -> None:
         with self._lock:
@@ -214,6 +231,24 @@ _ongoing: ContextVar[Deadline] = ContextVar("the deadline of the call that is go
 
 
 class _Watched(HTTPConnection):
+    _connecting = False
+
+    def connect(self) -> None:
+        self._connecting = True  # what a proxy is sent now is not the request
+        try:
+            super().connect()
+        finally:
+            self._connecting = False
+
+    def send(
+        self, data: "SupportsRead[bytes] | Iterable[ReadableBuffer] | ReadableBuffer | str"
+    ) -> None:
+        if not self._connecting:
+            if self.sock is None:
+                self.connect()
+            _ongoing.get().send()
+        super().send(data)
+
     def _new_conn(self) -> socket.socket:
         return _ongoing.get().connect(super()._new_conn)
 
@@ -248,6 +283,8 @@ class _DeadlineAdapter(HTTPAdapter):
     def proxy_manager_for(self, proxy: str, **options: object) -> ProxyManager:
         """Return the manager of this proxy; a SOCKS one keeps its own way to connect."""
         manager: ProxyManager = super().proxy_manager_for(proxy, **options)
-        if not proxy.lower().startswith("socks"):
+        if proxy.lower().startswith("socks"):
+            _ongoing.get().send()  # nobody sees when it does
+        else:
             manager.pool_classes_by_scheme = _POOLS
         return manager

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,10 +23,18 @@ class Told:
     err: str
 
 
-def asset_sync(*arguments: str, environ: Mapping[str, str], directory: Path) -> Told:
-    """Run one command line with nothing but this environment; any exception but its end escapes."""
+def asset_sync(
+    *arguments: str, environ: Mapping[str, str], directory: Path, columns: int | None = None
+) -> Told:
+    """Run one command line with nothing but this environment; any exception but its end escapes.
+
+    With `columns`, stdout is a terminal so wide, without colours.
+    """
     # As Python opens them: what cannot be encoded is an error on stdout only.
-    out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+    kind = io.TextIOWrapper if columns is None else _Screen
+    out = kind(io.BytesIO(), "utf-8", write_through=True)
+    if columns is not None:
+        environ = {**environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True)
     with (
         mock.patch.dict(os.environ, environ, clear=True),
@@ -44,6 +53,21 @@ def asset_sync(*arguments: str, environ: Mapping[str, str], directory: Path) -> 
     return Told(int(code), _text(out), _text(err))
 
 
+class _Screen(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+LOG_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+
+def without_times(err: str) -> str:
+    """The lines of a run's log, each without the time with which it begins."""
+    lines = err.splitlines(keepends=True)
+    assert all(re.match(f"{LOG_TIME} ", line) for line in lines), err
+    return "".join(line.split(" ", 1)[1] for line in lines)
+
+
 def _text(stream: io.TextIOWrapper) -> str:
     stream.seek(0)
     return stream.read()
@@ -51,8 +75,9 @@ def _text(stream: io.TextIOWrapper) -> str:
 
 @contextmanager
 def _signals_as_they_were() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

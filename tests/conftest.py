@@ -12,13 +12,16 @@ from typing import Protocol, Self
 
 import psycopg2
 import pytest
+from anytime import WEDNESDAY, Today
 
 from asset_sync import database, embedded, sync
-from asset_sync.assets import Asset, AssetType, Level
+from asset_sync.assets import Asset, AssetType, Feed, Level
 from asset_sync.database import Connection, Row
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
+from asset_sync.queue import Wanted
 from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load
+from asset_sync.slots import Lane
 
 _TEMPLATE = "asset_sync_template"
 _numbers = itertools.count(1)
@@ -71,6 +74,12 @@ def url(pool: "Pool") -> Iterator[str]:
     """The address of a database that has been initialised, and in which nothing has happened."""
     with pool.database() as address:
         yield address
+
+
+@pytest.fixture
+def today(request: pytest.FixtureRequest) -> Today:
+    """The day of a test that depends on it: one of `anytime.DAYS`, else a weekday."""
+    return Today(getattr(request, "param", WEDNESDAY))
 
 
 @pytest.fixture
@@ -193,16 +202,25 @@ class ShiftingClock(sync.Clock):
     """
 
     SHIFTED = (
-        ("slots", "ended_at"),
-        ("slots", "previous_ended_at"),
+        ("slots", "stamped_at"),
+        ("slots", "previous_stamped_at"),
         ("limiter", "blocked_until"),
+        ("limiter", "blocked_at"),
         ("limiter", "reserved_at"),
+        ("limiter", "called_at"),
+        ("limiter", "answered_at"),
+        ("limiter", "lowered_at"),
+        ("limiter", "seen_at"),
+        ("limiter", "mark_at"),
+        ("limiter", "jumped_at"),
         ("queue", "last_success_at"),
         ("queue", "last_attempt_at"),
         ("queue", "added_at"),
         ("queue", "due_at"),
         ("queue", "not_before"),
         ("queue", "lease_until"),
+        ("queue", "failed_at"),
+        ("limiter", "answered_at"),
     )
 
     def __init__(self, db: Connection) -> None:
@@ -211,6 +229,9 @@ class ShiftingClock(sync.Clock):
 
     def monotonic(self) -> float:
         return time.monotonic() + self._shifted
+
+    def steady(self) -> float:
+        return time.monotonic()  # the database's own clock is not moved
 
     def sleep(self, seconds: float) -> None:
         self._shifted += seconds
@@ -277,6 +298,22 @@ def asset(
     """An asset as the settings file would give it."""
     ticker = f"{asset_type.ticker_prefix}{symbol}"
     return Asset(symbol, ticker, asset_type, symbol, level, position, every)
+
+
+def in_line(db: Connection, lane: Lane | None = None) -> list[Wanted]:
+    """All that the queue has, as the line of settings that want it: of one lane, or of both."""
+    levels = {None: "true", Lane.PRIORITY: "level = 'critical'", Lane.QUEUE: "level <> 'critical'"}
+    rows = database.query(
+        db,
+        f"""
+        select symbol, feed, ticker, asset_type, name, level from asset_sync.queue
+        where {levels[lane]}
+        """,
+    )
+    return [
+        Wanted(Asset(symbol, ticker, AssetType(kind), name, Level(level), 0, 300), Feed(feed))
+        for symbol, feed, ticker, kind, name, level in rows
+    ]
 
 
 def an_hour_ago(db: Connection, symbol: str, ticker: str) -> None:

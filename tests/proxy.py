@@ -63,6 +63,11 @@ class Proxy:
             self._listener.close()
             self.cut()
 
+    def revive(self) -> None:
+        """Listen again, on the same port."""
+        with self._lock:
+            self._listener = socket.create_server(("127.0.0.1", self.port))
+
     def lose_the_answer_to(self, words: str) -> None:
         """Let the next message with these words through, but not its answer: hang up instead."""
         with self._lock:

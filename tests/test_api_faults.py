@@ -17,6 +17,7 @@ from typing import Any
 
 import commandline
 import pytest
+from anytime import DAYS, Today
 
 import asset_sync
 from asset_sync.database import Connection, Row, query
@@ -55,6 +56,7 @@ class Host:
     directory: Path
     environ: dict[str, str]
     db: Connection
+    today: Today
     seeded: dict[str, int]
 
     def file(
@@ -92,8 +94,9 @@ class Host:
             update asset_sync.queue set last_success_at = last_success_at - interval '1 h',
               last_attempt_at = last_attempt_at - interval '1 h',
               not_before = not_before - interval '1 h';
-            update asset_sync.slots set ended_at = ended_at - interval '1 h';
-            update asset_sync.limiter set blocked_until = blocked_until - interval '1 h'
+            update asset_sync.slots set stamped_at = stamped_at - interval '1 h';
+            update asset_sync.limiter set blocked_until = blocked_until - interval '1 h',
+              called_at = called_at - interval '1 h'
             """,
         )
 
@@ -152,36 +155,44 @@ class Host:
         assert (held, in_flight, open_runs) == (0, 0, 0)
         [(stamped, slots)] = query(
             self.db,
-            "select count(*) filter (where ended_at > '-infinity'), count(*) from asset_sync.slots",
+            """
+            select count(*) filter (where stamped_at > '-infinity'), count(*) from asset_sync.slots
+            """,
         )
         assert stamped == min(len(self.outcomes()), slots)
         for symbol, since in self.seeded.items():
             stored = self.bars(symbol)
-            now_ms = int(time.time() * 1000)
             first, last = stored[0][0], stored[-1][0]
             assert first <= since
-            assert stored == replay.bars(TICKERS[symbol], first, last, now_ms)
+            assert stored == replay.bars(TICKERS[symbol], first, last, self.today.now_ms)
             price = self.price(symbol)
             if price and price["bid"] is None and self.items("snapshot") == {}:
                 assert price["last_price"] == price["daily_close"] == stored[-1][4]
 
 
 @pytest.fixture
-def api() -> Iterator[StandIn]:
+def url(url: str, today: Today) -> str:
+    """Which bars there are depends on the day."""
+    today.give_to(url)
+    return url
+
+
+@pytest.fixture
+def api(today: Today) -> Iterator[StandIn]:
     """The stand-in never refuses for its own reasons; the faults are what is tried here."""
-    with StandIn("starter", calls=1000, key=KEY) as server:
+    with StandIn("starter", calls=1000, key=KEY, clock=today.time) as server:
         yield server
 
 
 @pytest.fixture
-def host(tmp_path: Path, url: str, db: Connection, api: StandIn) -> Host:
+def host(tmp_path: Path, url: str, db: Connection, api: StandIn, today: Today) -> Host:
     environ = {
         "HOME": str(tmp_path),
         "POLYGON_API_KEY": KEY,
         "POLYGON_BASE_URL": api.base_url,
         "DATABASE_URL": url,
     }
-    now_ms = int(time.time() * 1000)
+    now_ms = today.now_ms
     seeded = {}
     for symbol, ticker in TICKERS.items():
         bar = replay.newest(ticker, now_ms - 7 * DAY_MS, now_ms - 2 * HOUR_MS, now_ms)
@@ -199,7 +210,7 @@ def host(tmp_path: Path, url: str, db: Connection, api: StandIn) -> Host:
             """,
             (symbol, *bar),
         )
-    machine = Host(tmp_path, environ, db, seeded)
+    machine = Host(tmp_path, environ, db, today, seeded)
     machine.file()
     return machine
 
@@ -259,11 +270,12 @@ FATES = {
     "duplicate": HARMLESS,
     # Not even what is stored already: each ticker is looked up, and there.
     "empty": replace(HARMLESS, outcomes=["empty", "ok"] * 3),
+    "five-minutes-empty": replace(HARMLESS, outcomes=["empty", "ok"] * 3),
     # Asked for anew from the last bar on, until no more comes; never followed.
     "endless-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
     "foreign-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
 }
-ON_THEIR_OWN = {"today", "timeframe", "not-entitled", "short-pages"}
+ON_THEIR_OWN = {"today", "timeframe", "end-of-day", "not-entitled", "short-pages"}
 """Those whose fate depends on the time of the day, and those that only snapshots or lists have."""
 
 
@@ -316,6 +328,89 @@ def test_a_key_that_is_revoked_in_the_middle_of_a_run_ends_it_and_what_came_befo
     code, told = host.report()
     assert (code, told["reason_ended"], told["updated"]) == (4, "key_refused", ["BTCUSD"])
     assert host.items() == {"BTCUSD": FRESH, "ETHUSDT": BACK, "EURUSD": BACK}
+    host.assert_in_order()
+
+
+# --- what else is in the table of bars ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("ts", ["2030-01-01", "infinity", "-infinity", "4713-01-01 BC"])
+def test_a_stored_bar_of_an_impossible_time_hides_nothing_and_ends_no_run(
+    host: Host, ts: str
+) -> None:
+    query(
+        host.db,
+        """
+        insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close)
+        select id, %s::timestamptz, 7, 7, 7, 7 from trading.symbols
+        """,
+        (ts,),
+    )
+    now_ms = host.today.now_ms
+
+    code, told = host.report()
+
+    assert (code, told["updated"], told["failed"]) == (0, SYMBOLS, [])
+    query(host.db, "delete from market_data.ohlcv_5m where close = 7")
+    for symbol, ticker in TICKERS.items():
+        expected = replay.bars(ticker, host.seeded[symbol], now_ms, now_ms)
+        assert host.bars(symbol)[-len(expected) :] == expected
+        assert host.price(symbol)["last_price"] == expected[-1].close
+
+
+def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_the_price(
+    host: Host, api: StandIn
+) -> None:
+    now_ms = host.today.now_ms
+    bar = replay.newest("X:BTCUSD", now_ms - DAY_MS, now_ms, now_ms)
+    assert bar is not None
+    query(
+        host.db,
+        """
+        insert into market_data.ohlcv_5m
+        select id, to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s, %s, %s
+        from trading.symbols where symbol = 'BTCUSD'
+        """,
+        tuple(bar),
+    )
+    host.file("BTCUSD")
+    api.set_faults(["nan"])  # the same bar, as a rule
+
+    assert host.report()[0] == 0
+
+    assert host.price("BTCUSD")["last_price"] == host.bars("BTCUSD")[-1][4]
+
+
+# --- any day ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("today", DAYS.values(), ids=DAYS, indirect=True)
+def test_whatever_the_day_broken_bars_are_left_out_and_all_others_are_stored(
+    host: Host, api: StandIn
+) -> None:
+    for fault in ("nan", "infinity", "negative", "high-below-low", "future"):
+        api.set_faults([fault])
+        assert host.report()[0] == 0
+        assert set(host.items().values()) == {FRESH}
+        host.assert_in_order()
+        host.an_hour_later()
+
+
+@pytest.mark.parametrize("today", DAYS.values(), ids=DAYS, indirect=True)
+@pytest.mark.parametrize("fault", ["endless-next-url", "foreign-next-url", "unordered", "empty"])
+def test_whatever_the_day_an_answer_of_many_pages_or_none_leaves_every_asset_fresh(
+    host: Host, api: StandIn, fault: str
+) -> None:
+    api.set_faults([fault])
+    assert host.report()[0] == 0
+    assert set(host.items().values()) == {FRESH}
+    api.set_faults([])
+    host.an_hour_later()
+    assert host.report()[0] == 0
+    for symbol in SYMBOLS:
+        now_ms = host.today.now_ms
+        expected = replay.bars(TICKERS[symbol], host.seeded[symbol], now_ms, now_ms)
+        assert host.bars(symbol)[-len(expected) :] == expected
     host.assert_in_order()
 
 

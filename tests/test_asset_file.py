@@ -1,4 +1,4 @@
-"""Assets come into the settings file by command, and nothing else in it changes."""
+"""Assets come into the settings file and leave it by command, and nothing else in it changes."""
 
 import fcntl
 import json
@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 from commandline import Told, asset_sync
+from conftest import asset as a_queued_asset
 from conftest import nobody
 
-from asset_sync import asset_file
-from asset_sync.settings import SHIPPED_FILE, load
+from asset_sync import asset_file, queue
+from asset_sync.assets import Feed
+from asset_sync.database import Connection
+from asset_sync.settings import SHIPPED_FILE, QueueSettings, load
 
 GOLD = """\
 # My own words,   with  odd   spaces.
@@ -26,6 +29,9 @@ plan = 'free'
 symbol = "XAUUSD"      # gold
 polygon_ticker = "C:XAUUSD"
 asset_type = "forex"
+"""
+INLINE = """\
+secondary_assets = [ { symbol = "XAUUSD", polygon_ticker = "C:XAUUSD", asset_type = "forex" } ]
 """
 EURO = ("EURCHF", "--type", "forex")
 
@@ -40,6 +46,12 @@ def file(tmp_path: Path) -> Path:
 def add(file: Path, *arguments: str) -> Told:
     """Run `assets add` where this is the settings file."""
     return asset_sync("assets", "add", *arguments, environ=home(file.parent), directory=file.parent)
+
+
+def remove(file: Path, *arguments: str) -> Told:
+    """Run `assets remove` where this is the settings file."""
+    environ = home(file.parent) | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+    return asset_sync("assets", "remove", *arguments, environ=environ, directory=file.parent)
 
 
 def home(directory: Path) -> dict[str, str]:
@@ -198,9 +210,8 @@ def test_what_the_settings_could_not_hold_is_a_sentence_and_nothing_is_written(
 
 @pytest.mark.parametrize("level", ["critical", "low"])
 def test_an_inline_array_takes_no_block_and_that_is_said(file: Path, level: str) -> None:
-    row = '{ symbol = "XAUUSD", polygon_ticker = "C:XAUUSD", asset_type = "forex" }'
     array = "priority_assets" if level == "critical" else "secondary_assets"
-    file.write_text(f"{array} = [ {row} ]\n")
+    file.write_text(INLINE.replace("secondary_assets", array))
     before = file.read_text()
 
     told = add(file, *EURO, "--level", level)
@@ -249,6 +260,174 @@ def test_a_read_only_file_or_directory_is_a_sentence(
         directory.chmod(0o700)
     assert told.err.count("\n") == 1
     assert told.err.startswith("asset-sync: assets.toml cannot be changed (Permission denied)")
+
+
+def test_a_symbol_in_lower_case_gets_the_command_that_was_meant(file: Path) -> None:
+    told = add(file, "eurjpy", "--type", "forex")
+
+    words = " ".join(word for word in told.err.replace("│", " ").split() if word)
+    assert told.code == 2
+    assert "asset-sync assets add EURJPY --type forex" in words
+    assert "assets.toml" not in words, "the file is not to blame"
+
+
+def test_quiet_says_nothing_of_what_went_well(file: Path) -> None:
+    told = add(file, *EURO, "-q")
+
+    assert (told.code, told.out, told.err) == (0, "", "")
+    assert symbols(file) == ["XAUUSD", "EURCHF"]
+
+
+# --- what it removes --------------------------------------------------------------------------
+
+THREE = """\
+# Mine.
+
+# Gold, from my uncle.
+[[priority_assets]]
+symbol = "XAUUSD"
+polygon_ticker = "C:XAUUSD"  # spot
+asset_type = "forex"
+# update_frequency_seconds = 60
+
+  [[ secondary_assets ]]  # the second
+symbol = "ETHUSDT"
+polygon_ticker = "X:ETHUSDT"
+asset_type = "crypto"
+
+
+# These two are for the pupils.
+
+[["secondary_assets"]]
+symbol = 'GBPUSD'
+polygon_ticker = "C:GBPUSD"
+asset_type = "forex"
+# The end of pounds.
+"""
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["unix", "windows"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "bom"])
+@pytest.mark.parametrize(
+    ("symbols", "gone"),
+    [
+        (["XAUUSD"], [(3, 10)]),
+        (["ETHUSDT"], [(10, 16)]),
+        (["GBPUSD"], [(17, 23)]),
+        (["ETHUSDT", "XAUUSD"], [(3, 16)]),
+        (["XAUUSD", "ETHUSDT", "GBPUSD"], [(3, 16), (17, 23)]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value[0], str) else "",
+)
+def test_a_block_goes_with_its_comments_and_all_else_stays_byte_for_byte(
+    file: Path, symbols: list[str], gone: list[tuple[int, int]], line_end: str, mark: str
+) -> None:
+    lines = (mark + THREE).replace("\n", line_end).splitlines(keepends=True)
+    file.write_bytes("".join(lines).encode())
+    for start, end in reversed(gone):
+        del lines[start - 1 : end - 1]
+
+    told = remove(file, *symbols)
+
+    assert told.code == 0, told.err
+    assert told.out == f"Removed {', '.join(symbols)} from {file}\n"
+    assert file.read_bytes().decode() == "".join(lines)
+    assert litter(file) == []
+
+
+@pytest.mark.parametrize("level", ["critical", "low"])
+def test_what_was_added_and_is_removed_leaves_the_file_as_it_was(file: Path, level: str) -> None:
+    for before in (GOLD, f"{GOLD}\n", SHIPPED_FILE.read_text(), "# Windows\r\n", ""):
+        file.write_bytes(before.encode())
+        add(file, *EURO, "--level", level)
+
+        assert remove(file, "EURCHF").code == 0
+        assert file.read_bytes().decode().rstrip() == before.rstrip()
+
+
+def test_a_dry_run_of_a_removal_prints_the_block_and_writes_nothing(file: Path) -> None:
+    before = file.stat()
+
+    told = remove(file, "XAUUSD", "--dry-run")
+
+    assert told.code == 0
+    assert tomllib.loads(told.out)["secondary_assets"][0]["symbol"] == "XAUUSD"
+    assert "nothing was written" in told.err
+    assert file.stat() == before
+
+
+def test_a_removal_tells_a_program_what_went(file: Path) -> None:
+    told = json.loads(remove(file, "XAUUSD", "--json").out)
+
+    assert [asset["symbol"] for asset in told["removed"]] == ["XAUUSD"]
+    assert (told["file"], told["written"], told["copied_from_shipped"]) == (str(file), True, False)
+    assert told["left_in_queue"] is None, "the database could not be asked"
+
+
+def test_what_the_queue_still_has_of_it_is_said_with_the_command_that_forgets_it(
+    file: Path, url: str, db: Connection
+) -> None:
+    queue.enqueue(db, [queue.Wanted(a_queued_asset("XAUUSD"), Feed.BARS)], QueueSettings())
+    environ = home(file.parent) | {"DATABASE_URL": url}
+    arguments = ("assets", "remove", "XAUUSD")
+
+    told = asset_sync(*arguments, environ=environ, directory=file.parent)
+
+    assert told.code == 0
+    assert "asset-sync queue remove XAUUSD" in told.err
+
+
+def test_an_asset_of_the_shipped_file_is_removed_from_a_copy(tmp_path: Path) -> None:
+    shipped = SHIPPED_FILE.read_bytes()
+    copy = tmp_path / ".config" / "asset-sync" / "assets.toml"
+
+    told = remove(tmp_path / "assets.toml", "GBPUSD")
+
+    assert told.code == 0
+    assert f"{copy} is a copy of them" in told.err
+    assert SHIPPED_FILE.read_bytes() == shipped
+    assert set(symbols(SHIPPED_FILE)) - set(symbols(copy)) == {"GBPUSD"}
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "sentence"),
+    [
+        (GOLD, ("xauusd",), "Did you mean XAUUSD?"),
+        (GOLD, ("XAUUSD", "NOSUCH"), "'NOSUCH'"),
+        (INLINE, ("XAUUSD",), "remove XAUUSD by hand"),
+        (f'{GOLD}name = """\\\n[x]"""\n', ("XAUUSD",), "remove XAUUSD by hand"),
+    ],
+    ids=["lower case", "one of two", "inline", "a string like a header"],
+)
+def test_what_cannot_be_removed_is_a_sentence_and_nothing_is_written(
+    file: Path, text: str, arguments: tuple[str, ...], sentence: str
+) -> None:
+    file.write_text(text)
+
+    told = remove(file, *arguments)
+
+    assert (told.code, told.out) == (2, "")
+    assert sentence in " ".join(told.err.replace("│", " ").split())
+    assert file.read_text() == text
+
+
+# --- what is switched off ---------------------------------------------------------------------
+
+
+def test_an_asset_that_is_switched_off_is_listed_as_off_and_not_added_again(file: Path) -> None:
+    file.write_text(f"{GOLD}enabled = false\n")
+    environ = home(file.parent) | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+
+    shown = asset_sync("assets", "list", environ=environ, directory=file.parent)
+    as_json = asset_sync("assets", "list", "--json", environ=environ, directory=file.parent)
+    again = add(file, "XAUUSD", "--type", "forex")
+
+    assert shown.out.splitlines()[1].split()[:4] == ["XAUUSD", "C:XAUUSD", "forex", "off"]
+    assert [one["enabled"] for one in json.loads(as_json.out)["assets"]] == [False]
+    assert again.code == 2
+    assert "switched off" in again.err
+    assert remove(file, "XAUUSD").code == 0
+    assert load(file, {}).named == ()
 
 
 # --- the file ---------------------------------------------------------------------------------

@@ -16,9 +16,18 @@ from typing import TypeAlias
 
 import psycopg2
 import pytest
+from commandline import asset_sync, without_times
+from proxy import Proxy
 
+from asset_sync import queue, runs, slots
+from asset_sync.assets import Feed
+from asset_sync.cli.log import sentence
 from asset_sync.cli.options import filled
+from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
+from asset_sync.progress import Waiting
+from asset_sync.settings import SHIPPED_FILE, QueueSettings, load
+from asset_sync.sync import Ended
 
 KEY = "demo-key"
 COMMANDS = (
@@ -37,6 +46,7 @@ COMMANDS = (
     ("runs", "show"),
     ("assets", "list"),
     ("assets", "add"),
+    ("assets", "remove"),
     ("assets", "import"),
     ("assets", "check"),
     ("db", "init"),
@@ -94,6 +104,7 @@ def test_every_command_explains_itself_with_an_example(run: Run, command: tuple[
 
     assert shown.returncode == 0
     assert "Example: " in shown.stdout
+    assert "{" not in next(line for line in shown.stdout.splitlines() if "Usage:" in line)
     assert max(map(len, shown.stdout.splitlines())) <= 80
 
 
@@ -293,12 +304,12 @@ def test_off_a_terminal_there_is_a_line_per_event_and_no_colour(
 ) -> None:
     answer = run("sync", "priority", POLYGON_BASE_URL=stand_in.base_url)
 
-    assert [line.split(": ")[:2] for line in answer.stderr.splitlines()] == [
+    assert [line.split(": ")[:2] for line in without_times(answer.stderr).splitlines()] == [
         ["run 1", "XAUUSD"],
         ["run 1", "EURUSD"],
         ["run 1", "BTCUSD"],
     ]
-    assert answer.stdout.startswith("priority: 3 updated, 3 calls, ")
+    assert answer.stdout.startswith("priority: 3 refreshed, 3 calls, ")
     assert "\x1b" not in answer.stderr + answer.stdout
 
 
@@ -312,14 +323,36 @@ def test_a_revoked_key_is_exit_4_and_is_never_shown(run: Run, stand_in: StandIn)
     assert "s3same" not in answer.stderr + answer.stdout
 
 
+def test_a_revoked_key_is_named_by_the_file_that_it_was_read_from(
+    run: Run, stand_in: StandIn, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("s3same-0pen")
+
+    answer = run(
+        *("sync", "priority"),
+        POLYGON_BASE_URL=stand_in.base_url,
+        POLYGON_API_KEY="",
+        POLYGON_API_KEY_FILE=str(file),
+    )
+
+    assert answer.returncode == 4
+    assert f"check POLYGON_API_KEY_FILE ({file})" in answer.stderr
+    assert "s3same" not in answer.stderr + answer.stdout
+
+
 @pytest.mark.parametrize("command", [("sync", "queue"), ("queue", "status"), ("db", "status")])
 def test_a_database_that_is_down_is_one_sentence_and_exit_3(
     run: Run, command: tuple[str, ...]
 ) -> None:
     answer = run(*command, DATABASE_URL="postgresql://me:s3same@127.0.0.1:1/market")
 
+    said = without_times(answer.stderr) if command[0] == "sync" else answer.stderr
     assert answer.returncode == 3
-    assert answer.stderr.startswith("asset-sync: The database is not reachable: nothing listens")
+    assert said.startswith(
+        'asset-sync: The database "market" at 127.0.0.1:1 is not reachable (from DATABASE_URL): '
+        "nothing listens"
+    )
     assert len(answer.stderr.splitlines()) == 1
     assert "s3same" not in answer.stderr
 
@@ -444,6 +477,43 @@ def test_the_status_can_be_kept_on_the_screen_which_is_left_as_it_was(
     assert "\x1b[?25h" in terminal.text, "with its cursor"
 
 
+def test_the_status_on_the_screen_waits_for_a_database_that_restarts(
+    environ: dict[str, str],
+) -> None:
+    with Proxy(environ["DATABASE_URL"]) as proxy:
+        environ["DATABASE_URL"] = proxy.url
+        with on_a_terminal(environ, "queue", "status", "--watch") as terminal:
+            terminal.read_until("No run yet")
+            proxy.die()
+            terminal.read_until("Trying again")
+            away = terminal.text
+            proxy.revive()
+            for _ in range(30):
+                terminal.text = ""
+                if "Trying again" not in terminal.read_until("No run yet"):
+                    break
+            else:
+                pytest.fail("it does not go on")
+            terminal.process.send_signal(signal.SIGINT)
+            terminal.read_until(None)
+            code = terminal.process.wait(timeout=5)
+
+    assert code == 0
+    assert re.search(r"\d\d:\d\d:\d\d UTC, .* ago: The database", away), "since when"
+
+
+def test_the_status_is_not_kept_on_the_screen_of_a_database_that_was_never_there(
+    environ: dict[str, str],
+) -> None:
+    environ["DATABASE_URL"] = "postgresql://me@127.0.0.1:1/x"
+    with on_a_terminal(environ, "queue", "status", "--watch") as terminal:
+        terminal.read_until(None)
+        code = terminal.process.wait(timeout=5)
+
+    assert code == 3
+    assert "The database is not reachable" in terminal.text
+
+
 def test_the_status_is_kept_on_no_screen_where_there_is_none(run: Run) -> None:
     answer = run("queue", "status", "--watch")
 
@@ -456,6 +526,118 @@ def test_a_terminal_without_our_signs_gets_a_question_mark(run: Run) -> None:
 
     assert answer.returncode == 0
     assert "????? slots: 0 used, 5 free" in answer.stdout
+
+
+@pytest.fixture
+def busy(db: Connection, environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """A user's environment after months: large numbers, a dead asset, one that waits long."""
+    symbols = [asset.symbol for asset in load(SHIPPED_FILE, {}).assets]
+    query(
+        db,
+        """
+        insert into asset_sync.runs overriding system value
+        select 150000 + number, 'priority', 'a', 0, now(), now() + interval '290 s', reason, 250,
+          250, 100, 98765, 289.7
+        from unnest(%s::text[]) with ordinality as run (reason, number);
+        insert into asset_sync.calls (run_id, feed, symbols, outcome, duration_ms, bars_written)
+        values (150001, 'snapshot', %s, 'ticker_unknown', 12345, 98765);
+        insert into asset_sync.queue (symbol, feed, ticker, asset_type, name, level, state,
+          attempts, last_success_at, last_attempt_at, not_before, last_error)
+        select symbol, 'bars', 'C:' || symbol, 'forex', symbol, 'medium',
+          case when symbol = 'XAUUSD' then 'dead' else 'waiting' end, 3,
+          now() - interval '3 days', now(), now() + interval '100 min',
+          symbol || ': the provider has no bars of it within one call''s reach.'
+        from unnest(%s::text[]) as symbol
+        """,
+        ([reason.value for reason in Ended], symbols, symbols),
+    )
+    return environ
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("queue", "status"),
+        ("queue", "list"),
+        ("runs",),
+        ("runs", "show", "150001"),
+        ("assets", "list"),
+        ("health",),
+        ("plan",),
+    ],
+    ids=" ".join,
+)
+def test_a_table_fits_the_terminal_and_breaks_no_number(
+    busy: dict[str, str], tmp_path: Path, command: tuple[str, ...], columns: int
+) -> None:
+    told = asset_sync(*command, environ=busy, directory=tmp_path, columns=columns)
+
+    lines = told.out.splitlines()
+    assert max(map(len, lines)) <= columns, told.out
+    rules = [number for number, line in enumerate(lines) if line.startswith("──")]
+    assert rules, "there is a table"
+    for rule in rules:
+        assert len(lines[rule]) >= max(map(len, (lines[rule - 1], lines[rule + 1])))
+
+
+def test_a_wide_terminal_and_a_program_get_every_column(
+    busy: dict[str, str], tmp_path: Path
+) -> None:
+    def heading(columns: int | None) -> str:
+        shown = asset_sync("runs", environ=busy, directory=tmp_path, columns=columns)
+        return ",".join(re.split(r"  +", shown.out.splitlines()[0].strip()))
+
+    everything = "id,began (UTC),command,refreshed,failed,calls,bars,wait,ended"
+    assert heading(None) == heading(120) == everything
+    assert heading(80) == everything.replace(",wait", "")
+    assert heading(60) == "id,began (UTC),refreshed,failed,ended"
+
+
+def test_assets_that_no_run_has_seen_are_said_to_wait_for_their_first_run(
+    db: Connection, environ: dict[str, str], tmp_path: Path
+) -> None:
+    runs.start(db, "queue")
+    first = load(SHIPPED_FILE, {}).assets[0]
+    queue.enqueue(db, [queue.Wanted(first, Feed.BARS)], QueueSettings())
+
+    shown = asset_sync("queue", "status", environ=environ, directory=tmp_path)
+    told = asset_sync("queue", "status", "--json", environ=environ, directory=tmp_path)
+
+    assert "6 assets wait for their first run." in shown.out
+    assert json.loads(told.out)["waiting_for_first_run"] == 6
+
+
+def test_slots_that_are_free_but_kept_say_for_whom(
+    db: Connection, environ: dict[str, str], tmp_path: Path
+) -> None:
+    rate = slots.Rate(5, 60, 30)
+    slots.prepare(db, rate)
+    slots.reserve(db, 3, 37)
+
+    shown = asset_sync("queue", "status", environ=environ, directory=tmp_path).out
+    waiting = Waiting("a slot", 37, slots.budget(db, rate))
+
+    assert re.search(r"slots: 0 used, 2 free, 3 kept for sync priority in 3\d s", shown)
+    assert re.search(r"for a slot \(3 kept for sync priority in 3\d s\)", sentence(waiting))
+
+
+def test_a_slot_that_comes_free_in_time_need_not_be_kept(db: Connection) -> None:
+    rate = slots.Rate(5, 60, 30)
+    slots.prepare(db, rate)
+    query(
+        db,
+        """
+        update asset_sync.slots set ended_at = now() - interval '40 s'
+        where slot in (select slot from asset_sync.slots limit 2)
+        """,
+    )
+    slots.reserve(db, 3, 37)
+
+    assert (slots.budget(db, rate).free, slots.budget(db, rate).kept) == (3, 1)
+    assert isinstance(slots.take(db, slots.Lane.QUEUE, rate), slots.Slot)
+    assert isinstance(slots.take(db, slots.Lane.QUEUE, rate), slots.Slot)
+    assert isinstance(slots.take(db, slots.Lane.QUEUE, rate), slots.Wait)
 
 
 def test_no_color_is_heeded(run: Run, environ: dict[str, str]) -> None:

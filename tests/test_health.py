@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from commandline import Told, asset_sync
-from conftest import MakeSettings, ShiftingClock
+from conftest import MakeSettings, ShiftingClock, in_line
 
 from asset_sync import health, queue, runs, sync
 from asset_sync.assets import Feed
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.health import Health, Verdict
+from asset_sync.progress import Progress, Synced
 from asset_sync.settings import SHIPPED_FILE, HealthSettings, Secret, Settings, load
 from asset_sync.slots import Lane
 
@@ -31,7 +32,7 @@ def well(db: Connection, settings: Settings) -> Connection:
     wanted = [queue.Wanted(asset, Feed.BARS) for asset in settings.assets]
     queue.enqueue(db, wanted, settings.queue)
     for lane in Lane:
-        while items := queue.claim(db, lane, lease_seconds=60, most=1):
+        while items := queue.claim(db, in_line(db, lane), lease_seconds=60, most=1):
             with transaction(db) as cursor:
                 queue.finish(cursor, items)
     return db
@@ -141,6 +142,20 @@ def test_slow_priority_runs_are_told(well: Connection, settings: Settings) -> No
     }
 
 
+def test_a_priority_run_that_waited_for_slots_was_not_slow(
+    well: Connection, settings: Settings
+) -> None:
+    query(
+        well,
+        """
+        update asset_sync.runs set ended_at = started_at + interval '61 s', waited_seconds = 55
+        where command = 'priority'
+        """,
+    )
+
+    assert verdicts(health.examine(well, settings)) == {}
+
+
 def test_waits_of_the_queue_are_normal_and_those_of_priority_runs_are_told(
     well: Connection, settings: Settings
 ) -> None:
@@ -220,6 +235,23 @@ def test_a_refused_key_is_told_after_the_first_run_that_it_stops(
     clock.sleep(61)
     sync.run(db, settings, lane, clock=clock)
     assert "api.refused" not in verdicts(health.examine(db, settings))
+
+
+def test_a_key_is_known_to_be_right_again_from_the_first_answer_to_any_run(
+    db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(api)
+    sync.run(db, with_key(settings, "revoked"), Lane.PRIORITY, clock=clock)
+    assert "api.refused" in verdicts(health.examine(db, settings))
+
+    def look(progress: Progress) -> None:
+        if isinstance(progress, Synced):
+            seen.append("api.refused" in verdicts(health.examine(db, settings)))
+
+    seen: list[bool] = []
+    sync.run(db, settings, Lane.QUEUE, clock=clock, limit=1, tell=look)
+
+    assert seen == [False], "while the queue's run is still at work"
 
 
 def with_key(settings: Settings, key: str) -> Settings:
@@ -322,7 +354,7 @@ def test_a_database_that_is_down_is_unhealthy_for_a_person(told: Callable[..., T
 
     assert answer.code == 2
     assert answer.out.startswith("unhealthy\n")
-    assert "database: The database is not reachable: nothing listens" in answer.out
+    assert 'database: The database "x" at 127.0.0.1:1 is not reachable' in answer.out
     assert "s3same" not in answer.out + answer.err
 
 

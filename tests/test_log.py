@@ -14,15 +14,17 @@ from typing import TypeAlias
 
 import commandline
 import pytest
+from commandline import without_times
 from conftest import ETHER, TYPO, with_ether
 
 import asset_sync
 from asset_sync.assets import Feed
-from asset_sync.cli.log import sentence
+from asset_sync.cli.log import Log, sentence
+from asset_sync.cli.options import Common, LogFormat
 from asset_sync.cli.sync import summary
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.progress import Synced
+from asset_sync.progress import Failed, Recovered, Synced
 from asset_sync.slots import Lane
 from asset_sync.sync import Report
 
@@ -104,7 +106,7 @@ def test_the_last_line_is_the_report(tell: Tell) -> None:
         key: value for key, value in report.items() if key != "message"
     }
     assert (ended["event"], ended["exit_code"]) == ("ended", 0)
-    assert str(ended["message"]).startswith("queue: 1 updated, 1 call, ")
+    assert str(ended["message"]).startswith("queue: 1 refreshed, 1 call, ")
 
 
 def test_a_failure_is_an_error_and_so_is_the_end(tell: Tell, tmp_path: Path) -> None:
@@ -226,11 +228,56 @@ def test_a_quiet_failure_says_only_what_went_wrong(tell: Tell, tmp_path: Path) -
     assert events(told.err) == ["failed", "ended"]
 
 
+def test_each_line_begins_with_its_time_so_that_a_mail_says_when(
+    tell: Tell, tmp_path: Path
+) -> None:
+    (tmp_path / "assets.toml").write_text(ETHER + TYPO)
+    before = datetime.now(UTC).replace(microsecond=0)
+
+    ran = tell("-q", "sync", "queue")
+    down = tell("-q", "sync", "queue", DATABASE_URL="postgresql://127.0.0.1:1/x")
+    wrong = tell("-q", "sync", "queue", QUEUE_MAX_SIZE="many", POLYGON_TIER="gold")
+
+    assert without_times(ran.err).startswith("run 1: failed: TYPO: ")
+    assert without_times(down.err).startswith("asset-sync: The database is not reachable")
+    assert len(without_times(wrong.err).splitlines()) == 2
+    for line in (ran.err + down.err + wrong.err).splitlines():
+        assert before <= datetime.fromisoformat(line.split()[0]) <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("log_format", LogFormat)
+def test_a_quiet_run_repeats_no_failure_that_is_known_and_says_when_it_is_over(
+    log_format: LogFormat, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quiet = Log(Common(quiet=True), "queue", log_format)
+    talkative = Log(Common(), "queue", log_format)
+    known = Failed("OLD", Feed.BARS, "OLD: as before.", is_news=False)
+    told = (
+        Failed("NEW", Feed.BARS, "NEW: no bars."),
+        known,
+        Synced("WELL", Feed.BARS, 1, None, None, 0.1),
+        Synced("BACK", Feed.BARS, 1, None, None, 0.1, recovered=True),
+        Recovered("the database", 12.0),
+    )
+
+    for one in told:
+        quiet.hear(one)
+    [first, back, over] = capfd.readouterr().err.splitlines()
+    assert "NEW: no bars." in first
+    assert "BACK: works again: 1 new bar, " in back
+    assert "The database works again after 12 s." in over
+    assert sentence(known) in quiet.lines, "who is told of the run's end hears all of it"
+
+    for one in told:
+        talkative.hear(one)
+    assert len(capfd.readouterr().err.splitlines()) == len(told)
+
+
 def test_what_ends_a_run_names_it(tell: Tell) -> None:
     told = tell("sync", "queue", POLYGON_API_KEY="another")
 
     assert told.code == 4
-    assert told.err.startswith("run 1: The API does not accept the key")
+    assert without_times(told.err).startswith("run 1: The API does not accept the key")
 
 
 def test_a_mistyped_format_gets_a_hint(tell: Tell) -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 import commandline
 import pytest
+from commandline import without_times
 from conftest import ETHER, TYPO, with_ether
 
 from asset_sync import monitoring
@@ -146,7 +147,7 @@ def test_a_run_pings_its_start_and_its_success(tell: Tell, service: Service) -> 
     assert service.paths == [f"/{UUID}/start", f"/{UUID}"]
     first, *_, last = service.pings[1].body.splitlines()
     assert first == f"asset-sync sync queue on {socket.gethostname()}: exit code 0, run 1"
-    assert last.startswith("queue: 1 updated, 1 call, ")
+    assert last.startswith("queue: 1 refreshed, 1 call, ")
     assert "\nETHUSDT: " in service.pings[1].body
 
 
@@ -284,7 +285,7 @@ def test_nothing_but_a_run_pings(tell: Tell, service: Service, command: tuple[st
 def only_warning(told: commandline.Told) -> str:
     """The one line that a quiet run which went well has said."""
     assert (told.code, told.out) == (0, "")
-    [line] = told.err.splitlines()
+    [line] = without_times(told.err).splitlines()
     start = "run 1: warning: The ping to monitoring.ping_url (PING_URL) failed: "
     assert line.startswith(start)
     return line.removeprefix(start)

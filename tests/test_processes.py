@@ -22,6 +22,7 @@ from asset_sync.settings import SHIPPED_FILE, VARIABLES
 
 WINDOW_SECONDS = 3
 PASSWORD = "never-to-be-shown"
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 OTHER_SYMBOLS = ["ETHUSDT", "GBPUSD", "USDJPY", "XAGUSD"]
 
 ETHER = """
@@ -186,11 +187,11 @@ def test_after_a_kill_in_the_middle_of_a_call_the_next_run_carries_on(
         db,
         """
         update asset_sync.queue set lease_until = now() where state = 'leased';
-        update asset_sync.slots set ended_at = now() + interval '1 h' where token is null;
-        update asset_sync.slots set ended_at = ended_at - make_interval(secs => %s)
+        update asset_sync.slots set stamped_at = now(), open_seconds = 3600 where token is null;
+        update asset_sync.slots set stamped_at = stamped_at - make_interval(secs => %s)
         where token is not null
         """,
-        (30 + WINDOW_SECONDS,),
+        (30 + 2.5 * WINDOW_SECONDS,),
     )
     code, out, _ = host.run("sync", "queue", "--json", "--max-runtime", "10")
     assert (code, json.loads(out)["updated"]) == (0, OTHER_SYMBOLS[:1])
@@ -203,7 +204,7 @@ def test_after_a_kill_in_the_middle_of_a_call_the_next_run_carries_on(
     assert reasons == [(None,), ("done",), ("done",)]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_in_the_middle_of_a_call_ends_the_run_and_gives_the_item_back(
     host: Host, db: Connection, api: StandIn, number: signal.Signals, code: int
 ) -> None:
@@ -220,7 +221,7 @@ def test_a_signal_in_the_middle_of_a_call_ends_the_run_and_gives_the_item_back(
     assert bars_unlike_the_replay(db)[1] == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_while_it_waits_for_a_slot_ends_the_run(
     host: Host, db: Connection, api: StandIn, number: signal.Signals, code: int
 ) -> None:

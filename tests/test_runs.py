@@ -5,14 +5,19 @@ import socket
 from collections.abc import Callable
 
 import pytest
+from conftest import MakeSettings, ShiftingClock, asset
 
-from asset_sync import runs
+from asset_sync import queue, runs, sync
 from asset_sync.assets import Feed
 from asset_sync.database import Connection, query, transaction
+from asset_sync.demo.server import StandIn
+from asset_sync.progress import Calling, Progress
 from asset_sync.runs import Call, Denials, Run
+from asset_sync.settings import QueueSettings
+from asset_sync.slots import Lane
 
 KEY, OTHER_KEY = "0123456789ab", "ba9876543210"
-NOTHING_DENIED = Denials(today=False, snapshot=False, snapshot_symbols=frozenset())
+NOTHING_DENIED = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
 
 
 def record(db: Connection, run_id: int, call: Call) -> None:
@@ -83,6 +88,41 @@ def test_a_run_counts_its_own_calls_only(db: Connection) -> None:
     latest, earlier = runs.last(db, 5)
     assert (latest.api_calls, latest.bars_written) == (1, 5)
     assert (earlier.api_calls, earlier.bars_written, earlier.reason_ended) == (1, 7, None)
+
+
+def test_a_run_at_work_shows_what_it_has_done_so_far(
+    db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings
+) -> None:
+    seen = []
+
+    def look(progress: Progress) -> None:
+        if isinstance(progress, Calling):
+            run = only_run(db)
+            seen.append((run.reason_ended, run.updated, run.api_calls))
+
+    sync.run(db, make_settings(api), Lane.PRIORITY, clock=clock, tell=look)
+
+    assert seen == [(None, 0, 0), (None, 1, 1), (None, 2, 2)]
+    assert (only_run(db).updated, only_run(db).api_calls) == (3, 3)
+
+
+def test_what_failed_in_a_run_at_work_is_counted_too(db: Connection) -> None:
+    wanted = [queue.Wanted(asset(symbol), Feed.BARS) for symbol in ("BAD", "GOOD", "OTHER")]
+    queue.enqueue(db, wanted, QueueSettings())
+    query(db, "update asset_sync.queue set failed_at = now() - interval '1 hour'")
+    run_id = runs.start(db, "queue")
+    for symbol in ("BAD", "GOOD"):
+        record(db, run_id, Call(Feed.BARS, [symbol], "whatever", 0.1))
+    query(
+        db,
+        """
+        update asset_sync.queue set failed_at = clock_timestamp() where symbol in ('BAD', 'OTHER');
+        update asset_sync.queue set last_success_at = clock_timestamp() where symbol = 'GOOD'
+        """,
+    )
+
+    run = only_run(db)
+    assert (run.updated, run.failed) == (1, 1), "what another run did is not counted"
 
 
 def test_a_call_is_kept_as_it_was(db: Connection) -> None:
@@ -189,11 +229,12 @@ def test_a_key_that_was_never_refused_may_do_everything(db: Connection) -> None:
 @pytest.mark.parametrize(
     ("refuse", "known"),
     [
-        (lambda db: deny(db, "today"), Denials(True, False, frozenset())),  # noqa: FBT003
-        (lambda db: deny(db, "snapshot"), Denials(False, True, frozenset())),  # noqa: FBT003
+        (lambda db: deny(db, "today"), NOTHING_DENIED._replace(today=True)),
+        (lambda db: deny(db, "past"), NOTHING_DENIED._replace(past=True)),
+        (lambda db: deny(db, "snapshot"), NOTHING_DENIED._replace(snapshot=True)),
         (
             lambda db: deny(db, "snapshot", "XAUUSD", "EURUSD"),
-            Denials(False, False, frozenset({"XAUUSD", "EURUSD"})),  # noqa: FBT003
+            NOTHING_DENIED._replace(snapshot_symbols=frozenset({"XAUUSD", "EURUSD"})),
         ),
     ],
 )

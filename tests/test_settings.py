@@ -175,6 +175,34 @@ def test_an_asset_may_leave_out_name_priority_and_frequency(cwd: Path) -> None:
     )
 
 
+def test_an_asset_that_is_switched_off_is_named_but_not_kept_fresh(cwd: Path) -> None:
+    text = (
+        asset_toml("priority_assets", enabled="false")
+        + asset_toml(symbol='"GBPUSD"', polygon_ticker='"C:GBPUSD"', enabled="false")
+        + asset_toml(symbol='"USDJPY"', polygon_ticker='"C:USDJPY"', enabled="true")
+    )
+
+    read = settings_of(cwd, text)
+
+    assert [asset.symbol for asset in read.assets] == ["USDJPY"]
+    assert (read.critical, read.others) == ((), read.assets)
+    assert [asset.symbol for asset in read.switched_off] == ["EURUSD", "GBPUSD"]
+    assert read.named == (*read.assets, *read.switched_off)
+
+
+def test_a_symbol_stands_only_once_even_if_one_of_the_two_is_switched_off(cwd: Path) -> None:
+    [mistake] = mistakes_of(cwd, asset_toml(enabled="false") + asset_toml())
+
+    assert "a symbol may stand only once" in mistake
+
+
+@pytest.mark.parametrize("value", ['"no"', "0", '"false"'])
+def test_an_asset_is_switched_off_by_false_and_nothing_else(cwd: Path, value: str) -> None:
+    [mistake] = mistakes_of(cwd, asset_toml(enabled=value))
+
+    assert "secondary_assets[1].enabled (EURUSD)" in mistake
+
+
 def test_critical_assets_come_by_priority_then_by_their_place_and_others_by_their_place(
     cwd: Path,
 ) -> None:
@@ -655,7 +683,7 @@ NOT_SAFE = (
     " provider.allow_insecure_http must be true"
 )
 NOT_A_NAME = "it must be 1 to 200 characters, none of them a line end or another control character"
-ASSET_KEYS = "symbol, asset_type, polygon_ticker, name, update_frequency_seconds"
+ASSET_KEYS = "symbol, asset_type, polygon_ticker, name, update_frequency_seconds, enabled"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import pytest
-from conftest import MakeSettings, ShiftingClock, asset
+from conftest import MakeSettings, ShiftingClock, asset, in_line
 
 from asset_sync import queue, queue_admin, runs, sync
 from asset_sync.assets import Feed, Level
@@ -16,7 +16,6 @@ from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.settings import QueueSettings
 from asset_sync.slots import Lane
-from asset_sync.sync import Ended
 
 SETTINGS = QueueSettings(max_attempts=1)
 Told: TypeAlias = tuple[int, str, str]
@@ -54,7 +53,7 @@ def stocked(db: Connection) -> Connection:
 
 
 def _claim(db: Connection) -> tuple[queue.Item, ...]:
-    return queue.claim(db, Lane.QUEUE, lease_seconds=60, most=1)
+    return queue.claim(db, in_line(db, Lane.QUEUE), lease_seconds=60, most=1)
 
 
 def states(db: Connection) -> dict[str, str]:
@@ -94,6 +93,33 @@ def test_the_list_can_be_narrowed(
 
     assert code == 0
     assert [item["symbol"] for item in json.loads(out)["items"]] == symbols
+
+
+def test_a_list_that_is_cut_says_how_much_more_there_is(stocked: Connection, tell: Tell) -> None:
+    _, out, err = tell("queue", "list", "--limit", "1")
+    assert len(json.loads(tell("queue", "list", "--limit", "1", "--json")[1])["items"]) == 1
+    assert out.splitlines()[1].split()[0] == "A"
+    assert "3 more are not shown: --limit 4 lists them all." in err
+
+    assert tell("queue", "list", "--limit", "4")[2] == ""
+    assert tell("queue", "list", "--limit", "1", "--state", "dead")[2] == ""
+
+
+def test_a_queue_of_more_than_a_thousand_is_not_cut_without_a_word(
+    db: Connection, tell: Tell
+) -> None:
+    query(
+        db,
+        """
+        insert into asset_sync.queue (symbol, feed, ticker, asset_type, name, level)
+        select 'A' || n, 'bars', 'C:A' || n, 'forex', 'A', 'low' from generate_series(1, 1002) n
+        """,
+    )
+
+    _, out, err = tell("queue", "list")
+
+    assert len(out.splitlines()) == 1001
+    assert "2 more are not shown: --limit 1002" in err
 
 
 def test_the_list_says_why_something_is_dead(stocked: Connection, tell: Tell) -> None:
@@ -184,18 +210,47 @@ def test_what_a_run_holds_is_not_touched(stocked: Connection, tell: Tell) -> Non
     code, out, _ = tell("queue", "add", "D")
 
     assert code == 0
-    assert "in line already" in out
+    assert "D is at work in a run" in out
     assert states(stocked)["D"] == "leased"
+
+
+def test_each_symbol_that_is_put_in_line_gets_an_answer(stocked: Connection, tell: Tell) -> None:
+    code, out, _ = tell("queue", "add", "A", "B", "C", "D", "XAUUSD")
+
+    assert code == 0
+    [_, added, *others] = out.splitlines()
+    assert added.split()[:4] == ["C", "bars", "high", "waiting"]
+    assert others == [
+        "A is dead: `asset-sync queue retry A` tries it again.",
+        "B stands in line already.",
+        "D is at work in a run just now.",
+        "XAUUSD waits for its first run, which refreshes it.",
+    ]
 
 
 # --- remove -----------------------------------------------------------------------------------
 
 
 def test_an_asset_is_forgotten_when_told_yes(stocked: Connection, tell: Tell) -> None:
-    code, _, _ = tell("queue", "remove", "A", "B", "--yes")
+    code, out, err = tell("queue", "remove", "A", "B", "D", "--yes")
 
     assert code == 0
     assert set(states(stocked)) == {"C", "D"}
+    assert out.splitlines() == [
+        "Removed A, B from the queue. Bars and prices stay.",
+        "D is at work in a run just now and was not removed; try again after it.",
+    ]
+    assert err == "", "none of them is in the settings"
+
+
+def test_an_asset_in_the_settings_is_said_to_come_back_when_it_is_forgotten(
+    stocked: Connection, tell: Tell
+) -> None:
+    query(stocked, "update asset_sync.queue set symbol = 'EURUSD' where symbol = 'B'")
+
+    _, _, err = tell("queue", "remove", "EURUSD", "A", "--yes")
+
+    assert err.startswith("EURUSD: still in the settings, so the next run adds it again.")
 
 
 def test_nothing_is_removed_where_nobody_can_be_asked(
@@ -214,7 +269,7 @@ def test_what_a_run_holds_is_not_removed(stocked: Connection, tell: Tell) -> Non
     code, out, _ = tell("queue", "remove", "D", "--yes")
 
     assert code == 0
-    assert "A run holds them" in out
+    assert "was not removed" in out
     assert states(stocked)["D"] == "leased"
 
 
@@ -294,25 +349,6 @@ def test_the_runs_name_their_hosts_where_there_are_several(db: Connection, tell:
 
     assert "Hosts: new (last 11-01 10:10:00), old (last 11-01 10:00:00)" in tell("runs")[1]
     assert "Hosts:" not in tell("runs", "--limit", "2")[1]
-
-
-def test_after_months_no_line_of_the_runs_is_wider_than_80_columns(
-    db: Connection, tell: Tell
-) -> None:
-    query(
-        db,
-        """
-        insert into asset_sync.runs overriding system value
-        select 150000 + number, 'priority', 'a', 0, now(), now(), reason, 250, 250, 100, 9876, 289.7
-        from unnest(%s::text[]) with ordinality as run (reason, number)
-        """,
-        ([reason.value for reason in Ended],),
-    )
-
-    shown = tell("runs", "--limit", "100")[1]
-
-    assert len(shown.splitlines()) == len(Ended) + 1
-    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_a_run_that_there_is_not_is_a_sentence_and_exit_2(db: Connection, tell: Tell) -> None:

@@ -1,7 +1,10 @@
-"""`asset-sync assets list | add`: what is kept fresh, and more of it; `reference` has the rest."""
+"""`asset-sync assets list | add | remove`: what is kept fresh; `reference` has the rest."""
 
 import json
 import os
+import re
+import shlex
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -13,16 +16,16 @@ from asset_sync.cli.options import (
     Common,
     Config,
     Json,
+    PlainUsage,
     Quiet,
     Verbose,
-    answer,
     common,
     complain,
     exactly,
 )
 
 if TYPE_CHECKING:
-    from asset_sync.asset_file import Addition
+    from asset_sync.asset_file import Change
     from asset_sync.database import Connection
     from asset_sync.settings import Settings
 
@@ -34,7 +37,7 @@ LevelOption = Annotated[
 Every = Annotated[
     int, typer.Option("--every", metavar="SECONDS", min=1, help="How old the data may get.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the block, and write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the blocks, and write nothing.")]
 
 
 @app.command("list")
@@ -45,7 +48,7 @@ def assets_list(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """List the assets of the settings file, and when each was last fresh.
+    """List the assets of the settings file, and when each was last refreshed.
 
     Example: asset-sync assets list --json
     """
@@ -60,7 +63,7 @@ def assets_list(
             left = left_the_file(db, settings)
     except (database.DatabaseError, embedded.EmbeddedError) as error:
         # The database need not be there to list what the file says.
-        complain(f"When they were last fresh is not known: {error}")
+        complain(f"When they were last refreshed is not known: {error}")
         fresh = {}
     if as_json:
         told = {"assets": _as_json(settings, fresh), "left_the_file": left}
@@ -74,22 +77,22 @@ def left_the_file(db: "Connection", settings: "Settings") -> list[str]:
     """Return the symbols that the queue has and the settings no longer name."""
     from asset_sync import queue_admin  # noqa: PLC0415
 
-    named = {asset.symbol for asset in settings.assets}
+    named = {asset.symbol for asset in settings.named}
     return [symbol for symbol in queue_admin.symbols(db) if symbol not in named]
 
 
 def tell_left(options: Common, left: Sequence[str]) -> None:
-    """Say which assets nobody asks for any more; they are forgotten only by command."""
+    """Say which assets are left over in the queue; they are forgotten only by command."""
     if left:
         from asset_sync.cli.log import names  # noqa: PLC0415
 
         options.say(
-            f"No longer in the settings, but still in the queue: {names(left)}. To forget:"
-            f" asset-sync queue remove {' '.join(left)}"
+            f"Left over in the queue, not in the settings: {names(left)}. To forget what the queue"
+            f" knows: asset-sync queue remove {' '.join(left)}"
         )
 
 
-@app.command("add")
+@app.command("add", cls=PlainUsage)
 def assets_add(
     context: typer.Context,
     symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="Your name for it: EURCHF.")],
@@ -126,12 +129,85 @@ def assets_add(
     """
     options = common(context, config, quiet, verbose)
     settings = options.settings()
+    _check_symbol(symbol)
     kind, ticker = _guessed(symbol, ticker, asset_type)
     asset = Asset(symbol, ticker, kind, symbol if name is None else name, level, 0, every)
-    twin = next((one for one in settings.assets if one.ticker == ticker), None)
+    twin = next((one for one in settings.named if one.ticker == ticker), None)
     _write(options, settings, [asset], dry_run, as_json)
     if twin is not None:
         options.say(f"{ticker} is kept fresh as {twin.symbol} already; this costs its calls twice.")
+
+
+@app.command("remove", cls=PlainUsage)
+def assets_remove(
+    context: typer.Context,
+    symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Which assets.")],
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Remove assets from the settings file; everything else in it stays as it is.
+
+    Comment lines directly above an asset's block go with it. Bars and prices stay.
+
+    Example: asset-sync assets remove EURCHF
+    """
+    from asset_sync import asset_file  # noqa: PLC0415
+    from asset_sync.cli.symbols import known_symbols  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    settings = options.settings()
+    known = {asset.symbol: asset for asset in settings.named}
+    chosen = known_symbols(symbols, known, "The settings name no asset", "assets list")
+    act = asset_file.preview_removal if dry_run else asset_file.remove
+    removal = act(settings, chosen, os.environ)
+    left = _still_queued(options, settings, chosen)
+    if as_json:
+        told = {
+            **_change_as_json(removal, written=not dry_run),
+            "removed": [_asset_as_json(known[symbol]) for symbol in chosen],
+            "left_in_queue": left,
+        }
+        exactly(json.dumps(told, indent=2))
+        return
+    if dry_run:
+        exactly(removal.blocks.rstrip("\n"))
+        options.say(f"This would be removed from {removal.path}; nothing was written.")
+    else:
+        options.confirm(f"Removed {', '.join(chosen)} from {removal.path}")
+    _tell_copied(options, removal, dry_run)
+    if left and not dry_run:
+        tell_left(options, left)
+
+
+def _still_queued(
+    options: Common, settings: "Settings", symbols: Sequence[str]
+) -> list[str] | None:
+    """Return which of the symbols the queue has; None where the database cannot say."""
+    from asset_sync import database, embedded, queue_admin  # noqa: PLC0415
+
+    try:
+        with database.session(settings.conninfo) as db:
+            queued = queue_admin.symbols(db)
+    except (database.DatabaseError, embedded.EmbeddedError) as error:
+        options.say(f"Whether the queue still has them is not known: {error}")
+        return None
+    return [symbol for symbol in symbols if symbol in queued]
+
+
+def _check_symbol(symbol: str) -> None:
+    """Refuse what cannot be a symbol, with the command that was probably meant."""
+    from asset_sync.settings import SYMBOL_PATTERN  # noqa: PLC0415
+
+    if re.fullmatch(SYMBOL_PATTERN, symbol) or ":" in symbol:  # `_guessed` explains a ticker
+        return
+    rule = "A symbol is 1 to 32 of A-Z 0-9 . _ -, in upper case"
+    if not re.fullmatch(SYMBOL_PATTERN, symbol.upper()):
+        raise typer.BadParameter(f"{rule}; {symbol!r} is not one.")
+    words = [word.upper() if word == symbol else word for word in sys.argv[1:]]
+    raise typer.BadParameter(f"{rule}: asset-sync {shlex.join(words)}")
 
 
 def _guessed(symbol: str, ticker: str | None, kind: AssetType | None) -> tuple[AssetType, str]:
@@ -174,38 +250,45 @@ def _write(
     tell_added(options, addition, assets, dry_run)
 
 
-def tell_added(
-    options: Common, addition: "Addition", assets: Sequence[Asset], dry_run: bool
-) -> None:
+def tell_added(options: Common, addition: "Change", assets: Sequence[Asset], dry_run: bool) -> None:
     """Say what went where, or would."""
     if dry_run:
         options.say(f"This would go to the end of {addition.path}; nothing was written.")
     else:
         one = assets[0]
         added = f"{one.symbol} ({one.ticker}, {one.level})"
-        answer(f"Added {added if len(assets) == 1 else f'{len(assets)} assets'} to {addition.path}")
-    if addition.copied:
-        made = "would be" if dry_run else "is"
+        many = added if len(assets) == 1 else f"{len(assets)} assets"
+        options.confirm(f"Added {many} to {addition.path}")
+    _tell_copied(options, addition, dry_run)
+
+
+def _tell_copied(options: Common, change: "Change", dry_run: bool) -> None:
+    if change.copied:
+        made, holds = ("would be", "would be used") if dry_run else ("is", "is used")
         options.say(
-            "The settings in use came with the program and stay as they are;"
-            f" {addition.path} {made} a copy of them, and is what holds from then on."
+            "The settings in use came with the program and are not changed;"
+            f" {change.path} {made} a copy of them and {holds} from now on."
         )
 
 
 def addition_as_json(
-    addition: "Addition", assets: Sequence[Asset], *, written: bool
+    addition: "Change", assets: Sequence[Asset], *, written: bool
 ) -> dict[str, object]:
     """Return what went where, or would, for a program."""
+    added = [_asset_as_json(asset) for asset in assets]
+    return {**_change_as_json(addition, written=written), "added": added}
+
+
+def _change_as_json(change: "Change", *, written: bool) -> dict[str, object]:
     return {
-        "file": str(addition.path),
+        "file": str(change.path),
         "written": written,
-        "copied_from_shipped": addition.copied,
-        "added": [_asset_as_json(asset) for asset in assets],
+        "copied_from_shipped": change.copied,
     }
 
 
 def show_assets(db: "Connection", settings: "Settings") -> int:
-    """Print the assets and return how many have ever been fresh."""
+    """Print the assets and return how many have ever been refreshed."""
     fresh = _last_success(db, settings)
     _show(settings, fresh)
     return len(fresh)
@@ -214,7 +297,7 @@ def show_assets(db: "Connection", settings: "Settings") -> int:
 def _last_success(db: "Connection", settings: "Settings") -> dict[str, datetime]:
     from asset_sync import queue  # noqa: PLC0415
 
-    return queue.last_success(db, [asset.symbol for asset in settings.assets])
+    return queue.last_success(db, [asset.symbol for asset in settings.named])
 
 
 def _show(settings: "Settings", fresh: dict[str, datetime]) -> None:
@@ -225,24 +308,26 @@ def _show(settings: "Settings", fresh: dict[str, datetime]) -> None:
             asset.symbol,
             asset.ticker,
             asset.asset_type.value,
-            asset.level.value,
+            "off" if asset in settings.switched_off else asset.level.value,
             duration(asset.update_frequency_seconds),
             moment(fresh.get(asset.symbol)),
         ]
-        for asset in settings.assets
+        for asset in settings.named
     ]
-    exactly(table(["symbol", "ticker", "type", "level", ">every", "last fresh (UTC)"], rows))
+    columns = ["symbol", "ticker", "type", "level", ">every", "last refreshed (UTC)"]
+    exactly(table(columns, rows, spare=["type", ">every", "ticker"]))
 
 
 def _as_json(settings: "Settings", fresh: dict[str, datetime]) -> list[dict[str, object]]:
     return [
         {
             **_asset_as_json(asset),
+            "enabled": asset not in settings.switched_off,
             "last_success_at": fresh[asset.symbol].astimezone(UTC).isoformat()
             if asset.symbol in fresh
             else None,
         }
-        for asset in settings.assets
+        for asset in settings.named
     ]
 
 

@@ -68,7 +68,7 @@ def _text(found: "Health") -> str:
     reasons = [f"{one.name}: {one.about}" for one in found.checks if one.verdict != "healthy"]
     parts = [
         paint[found.status](found.status.value),
-        table(["verdict", "check", ">value", ">threshold"], checks),
+        table(["verdict", "check", ">value", ">threshold"], checks, spare=[">threshold"]),
     ]
     if jobs:
         parts.append(table(["job", "last run (UTC)", "next expected", ""], jobs))

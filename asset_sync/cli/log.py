@@ -17,6 +17,7 @@ from asset_sync.progress import (
     Failed,
     Progress,
     PutBack,
+    Recovered,
     Started,
     Synced,
     Waiting,
@@ -39,6 +40,7 @@ _EVENTS: Mapping[type[Progress], tuple[str, _Severity]] = {
     Synced: ("synced", _Severity.INFO),
     PutBack: ("put_back", _Severity.INFO),
     Warned: ("warned", _Severity.WARNING),
+    Recovered: ("recovered", _Severity.WARNING),
     Failed: ("failed", _Severity.ERROR),
 }
 
@@ -69,6 +71,8 @@ class Log:
         if isinstance(progress, Started) and not self.is_json:
             return  # each line has its number
         event, severity = _EVENTS[type(progress)]
+        if self._options.quiet and not _is_news(progress, severity):
+            return
         self._say(severity, event, sentence(progress), _fields(progress))
 
     def note(self, progress: Progress) -> None:
@@ -80,7 +84,8 @@ class Log:
 
     def remark(self, text: str) -> None:
         """Say what holds for the whole run, such as where its settings are from."""
-        self._say(_Severity.INFO, "settings", text, {})
+        if not self._options.quiet:
+            self._say(_Severity.INFO, "settings", text, {})
 
     def warning(self, text: str) -> None:
         """Say what went wrong beside the run."""
@@ -93,18 +98,18 @@ class Log:
         self.lines.extend(text for text in (trouble, summary) if text)
         severity = _Severity.INFO if code is ExitCode.DONE else _Severity.ERROR
         if self.is_json:
+            if self._options.quiet and code is ExitCode.DONE:
+                return
             self._say(severity, "ended", trouble or summary, {"exit_code": code, **(told or {})})
         elif trouble:
             self._complain(trouble, otherwise="asset-sync: ")
 
     def _say(self, severity: _Severity, event: str, text: str, told: Fields) -> None:
-        if severity is _Severity.INFO and self._options.quiet:
-            return
         if not self.is_json:
             self._complain(text)
             return
         line = {
-            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "at": _now().isoformat(timespec="milliseconds"),
             "level": severity,
             "host": socket.gethostname(),
             "command": self._command,
@@ -116,8 +121,28 @@ class Log:
         mutter(json.dumps(line))
 
     def _complain(self, text: str, otherwise: str = "") -> None:
-        known = self.run_id is not None and not sys.stderr.isatty()
-        complain((f"run {self.run_id}: " if known else otherwise) + text)
+        """Print a line; off a terminal with its time and its run, as a log has them."""
+        if sys.stderr.isatty():
+            complain(otherwise + text)
+            return
+        whose = otherwise if self.run_id is None else f"run {self.run_id}: "
+        for line in text.splitlines():
+            complain(f"{_now():%Y-%m-%dT%H:%M:%SZ} {whose}{line}")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _is_news(progress: Progress, severity: _Severity) -> bool:
+    """Whether a quiet run reports it: what went wrong, and when that is over."""
+    match progress:
+        case Failed(is_news=is_news):
+            return is_news
+        case Synced(recovered=recovered):
+            return recovered
+        case _:
+            return severity is not _Severity.INFO
 
 
 def _fields(progress: Progress) -> dict[str, object]:
@@ -136,7 +161,7 @@ def _fields(progress: Progress) -> dict[str, object]:
 
 def sentence(progress: Progress) -> str:
     """Return an event as one line of text."""
-    from asset_sync.cli.show import duration  # noqa: PLC0415
+    from asset_sync.cli.show import duration, kept_slots  # noqa: PLC0415
 
     match progress:
         case Started():
@@ -149,8 +174,12 @@ def sentence(progress: Progress) -> str:
             text = f"put back {names(progress.symbols)}: {progress.reason}"
         case Warned():
             text = f"warning: {progress.text}"
+        case Recovered(what, seconds):
+            text = f"{what[:1].upper()}{what[1:]} works again after {duration(seconds)}."
         case Waiting():
             text = f"waiting {duration(progress.seconds)} for {progress.reason}"
+            if progress.budget is not None and progress.budget.kept:
+                text += f" ({kept_slots(progress.budget)})"
         case Calling():
             text = f"asking for {names(progress.symbols)} ({progress.feed})"
     return text
@@ -164,7 +193,8 @@ def _synced(synced: Synced) -> str:
     if synced.last_price is not None:
         parts.append(f"last price {price(synced.last_price)}")
     parts.append("more to come" if synced.more else duration(synced.seconds))
-    return f"{synced.symbol}: {', '.join(parts)}"
+    recovered = "works again: " if synced.recovered else ""
+    return f"{synced.symbol}: {recovered}{', '.join(parts)}"
 
 
 def names(symbols: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
 import typer
+from typer.core import TyperCommand
 
 from asset_sync.errors import AssetSyncError
 
@@ -44,6 +45,11 @@ class Common:
     quiet: bool = False
     verbose: bool = False
 
+    def confirm(self, text: str) -> None:
+        """Print to stdout what was done, unless asked to be quiet."""
+        if not self.quiet:
+            answer(text)
+
     def say(self, text: str) -> None:
         """Say what is good to know, unless asked to be quiet."""
         if not self.quiet:
@@ -74,6 +80,14 @@ def common(
     """Return the common options, wherever on the command line they stood."""
     before = context.obj if isinstance(context.obj, Common) else Common()
     return Common(config or before.config, quiet or before.quiet, verbose or before.verbose)
+
+
+class PlainUsage(TyperCommand):
+    """A command whose required arguments stand in its usage line without braces."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # of typer's own click
+        """Return what stands behind the command's name."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
 
 class OutputError(AssetSyncError):

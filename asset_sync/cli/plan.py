@@ -57,7 +57,7 @@ def plan(
 
     options = common(context, config, quiet, verbose)
     settings = _with_more(options.settings(), more, level, every)
-    call_seconds, measured = _call_seconds(settings)
+    settings, call_seconds, measured = _as_known(settings)
     plans = forecast.side_by_side(settings, call_seconds)
     now = next(one for one in plans if one.plan is settings.provider.plan)
     advice = forecast.advise(settings, plans, call_seconds)
@@ -77,7 +77,7 @@ def plan(
         first = len(now.of_level(Level.CRITICAL)) - now.crowded_out
         answer(
             f"A window has calls for {first} priority assets; the other {now.crowded_out} wait for"
-            " another in each cycle, which `health` will call slow (batch.priority.latency_ms)."
+            " another in each cycle, which `health` reports (api.rate_limit_waits)."
         )
     source = "as they did in the last day" if measured else "as no history is at hand"
     options.say(
@@ -94,16 +94,26 @@ def _with_more(settings: "Settings", more: int, level: Level, every: int) -> "Se
     return replace(settings, assets=(*settings.assets, *new))
 
 
-def _call_seconds(settings: "Settings") -> tuple[float, bool]:
-    """Return how long a call takes, and whether that was measured; no database is needed."""
-    from asset_sync import database, embedded, forecast, runs  # noqa: PLC0415
+def _as_known(settings: "Settings") -> "tuple[Settings, float, bool]":
+    """Return the settings with the rate that holds, how long a call takes, and if it was measured.
+
+    No database is needed.
+    """
+    from asset_sync import database, embedded, forecast, runs, slots  # noqa: PLC0415
 
     seconds = None
     if settings.conninfo is not None or embedded.data_directory().exists():
         unusable = suppress(database.DatabaseError, embedded.EmbeddedError)
         with unusable, database.session(settings.conninfo) as db:
             seconds = runs.usual_call_seconds(db)
-    return (forecast.CALL_SECONDS, False) if seconds is None else (max(seconds, 0.01), True)
+            rate = slots.effective_rate(db, slots.rate_of(settings))
+            limit = replace(
+                settings.rate_limit, calls=rate.calls, period_seconds=rate.period_seconds
+            )
+            settings = replace(settings, rate_limit=limit)
+    if seconds is None:
+        return settings, forecast.CALL_SECONDS, False
+    return settings, max(seconds, 0.01), True
 
 
 # --- on a screen ------------------------------------------------------------------------------
@@ -121,7 +131,8 @@ def _show(now: "Forecast", plans: "Sequence[Forecast]") -> None:
     exactly("")
     if now.assets:
         columns = ["level", ">assets", ">every", ">calls/day", ">share", ">half", ">95 %", ">worst"]
-        exactly(table(columns, [_group(now, group) for group in _groups(now.assets)]))
+        rows = [_group(now, group) for group in _groups(now.assets)]
+        exactly(table(columns, rows, spare=[">share", ">half", ">calls/day"]))
         exactly("")
     columns = [
         "plan",
@@ -133,7 +144,8 @@ def _show(now: "Forecast", plans: "Sequence[Forecast]") -> None:
         ">left/day",
         "enough",
     ]
-    exactly(table(columns, [_plan(one) for one in plans]))
+    rows = [_plan(one) for one in plans]
+    exactly(table(columns, rows, spare=[">left/day", ">used", ">calls/day"]))
     exactly("")
     answer(
         "half, 95 %, worst: what the data's age does not exceed half of the time, 95 % of it, ever;"

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly, plain, wrapped
+from asset_sync.errors import AssetSyncError
 
 if TYPE_CHECKING:
     from asset_sync.database import Connection
-    from asset_sync.queue import Dead, LevelStatus, Upcoming
+    from asset_sync.queue import Dead, Failing, LevelStatus, Upcoming
     from asset_sync.runs import Run
     from asset_sync.settings import Settings
     from asset_sync.slots import Budget
@@ -25,7 +26,6 @@ _NEXT, _RUNS, _DEAD = 5, 5, 5
 _WATCH_SECONDS = 1.0
 _ENDED = {
     "provider_unavailable": "no_answer",
-    "budget_used_up": "out_of_calls",
     "limit_reached": "limit",
 }
 """Shorter words, where the line would be wider than 80 columns."""
@@ -51,10 +51,10 @@ def queue_status(
     if watch and (as_json or not sys.stdout.isatty()):
         raise typer.BadParameter("--watch is for a terminal; a program asks again with --json.")
     settings = common(context, config, quiet, verbose).settings()
+    if watch:
+        _keep_on_screen(settings)
+        return
     with database.session(settings.conninfo) as db:
-        if watch:
-            _keep_on_screen(lambda: text(look(db, settings)))
-            return
         status = look(db, settings)
     if as_json:
         exactly(json.dumps(_as_json(status), indent=2))
@@ -62,15 +62,50 @@ def queue_status(
         exactly(text(status))
 
 
-def _keep_on_screen(look_again: Callable[[], str]) -> None:
-    """Show it anew every second; Ctrl-C leaves the terminal as it was."""
+def _keep_on_screen(settings: "Settings") -> None:
+    """Show it anew every second, until Ctrl-C, which leaves the terminal as it was."""
     from rich.live import Live  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     with suppress(KeyboardInterrupt), Live(screen=True, auto_refresh=False) as screen:
-        while True:
-            screen.update(Text.from_ansi(look_again(), no_wrap=True), refresh=True)
+        for shown in _again_and_again(settings):
+            screen.update(Text.from_ansi(shown, no_wrap=True), refresh=True)
             time.sleep(_WATCH_SECONDS)
+
+
+def _again_and_again(settings: "Settings") -> Iterator[str]:
+    """Give the status for ever; while the database is away, the last one and since when.
+
+    Raises DatabaseError or EmbeddedError where the database was never there.
+    """
+    from asset_sync.database import DatabaseError, session  # noqa: PLC0415
+    from asset_sync.embedded import EmbeddedError  # noqa: PLC0415
+
+    last, since = "", None
+    while True:
+        try:
+            with session(settings.conninfo) as db:
+                while True:
+                    last, since = text(look(db, settings)), None
+                    yield last
+        except (DatabaseError, EmbeddedError) as error:
+            if not last:
+                raise
+            since = since or datetime.now(UTC)
+            yield f"{_away(error, since)}\n\n{last}"
+
+
+def _away(error: AssetSyncError, since: datetime) -> str:
+    from asset_sync.cli.show import duration, red  # noqa: PLC0415
+
+    seconds = (datetime.now(UTC) - since).total_seconds()
+    return red(
+        wrapped(
+            f"{since:%H:%M:%S} UTC, {duration(seconds)} ago: {error} Trying again; what stands"
+            " below is older.",
+            sys.stdout,
+        )
+    )
 
 
 class Status(NamedTuple):
@@ -79,34 +114,45 @@ class Status(NamedTuple):
     levels: "tuple[LevelStatus, ...]"
     next: "tuple[Upcoming, ...]"
     dead: "tuple[Dead, ...]"
+    failing: "tuple[Failing, ...]"
     budget: "Budget"
     runs: "tuple[Run, ...]"
     last_priority_update: datetime | None
+    waiting_for_first_run: int
+    """Assets of the settings that no run has seen yet."""
 
 
 def look(db: "Connection", settings: "Settings") -> Status:
     """Read how things stand from the database."""
-    from asset_sync import queue, runs, slots  # noqa: PLC0415
+    from asset_sync import queue, queue_admin, runs, slots  # noqa: PLC0415
 
     rate = slots.rate_of(settings)
     fresh = queue.last_success(db, [asset.symbol for asset in settings.critical])
+    symbols = [asset.symbol for asset in settings.assets]
     return Status(
-        queue.levels(db),
-        queue.line(db, _NEXT),
-        queue.dead(db, _DEAD),
+        queue.levels(db, symbols),
+        queue.line(db, symbols, _NEXT),
+        queue.dead(db, symbols, _DEAD),
+        queue.failing(db, symbols),
         slots.budget(db, rate),
         runs.last(db, _RUNS),
         max(fresh.values(), default=None),
+        queue_admin.unseen(db, [asset.symbol for asset in settings.assets]),
     )
 
 
 def text(status: Status) -> str:
-    """Return the status as it looks on a terminal 80 columns wide."""
+    """Return the status as it looks on a terminal."""
     parts = [_levels(status), _budget(status)]
+    if (unseen := status.waiting_for_first_run) and status.runs:
+        waits = "1 asset waits for its" if unseen == 1 else f"{unseen:,} assets wait for their"
+        parts[0] += f"\n{waits} first run."
     if status.next:
         parts.append(_next(status))
     if status.dead:
         parts.append(_dead(status))
+    if status.failing:
+        parts.append(_failing(status))
     if status.runs:
         parts.append(_runs(status))
     else:
@@ -140,10 +186,8 @@ def _budget(status: Status) -> str:
         line += f"\n          {yellow(f'the API refused a call; the next one in {wait}')}"
     elif not budget.free:
         line += f", the next in {duration(budget.next_free_seconds)}"
-    if budget.reserved:
-        line += f", {budget.reserved} kept for the priority run"
     last = moment(status.last_priority_update)
-    return f"{line}\n{bold('priority')}  last fresh {last}{'' if last == 'never' else ' UTC'}"
+    return f"{line}\n{bold('priority')}  last refreshed {last}{'' if last == 'never' else ' UTC'}"
 
 
 def _next(status: Status) -> str:
@@ -159,7 +203,8 @@ def _next(status: Status) -> str:
         ]
         for one in status.next
     ]
-    return table(["next", "feed", "level", "due since (UTC)", ">tried in"], rows)
+    columns = ["next", "feed", "level", "due since (UTC)", ">tried in"]
+    return table(columns, rows, spare=["feed", "level"])
 
 
 def _dead(status: Status) -> str:
@@ -167,6 +212,22 @@ def _dead(status: Status) -> str:
 
     errors = (red(wrapped(one.error, sys.stdout)) for one in status.dead)
     return "\n".join([bold("dead"), *errors])
+
+
+def _failing(status: Status) -> str:
+    from asset_sync.cli.show import bold, duration, yellow  # noqa: PLC0415
+
+    lines = [
+        wrapped(
+            f"{one.symbol} ({one.strikes} times in a row, tried again in "
+            f"{duration(one.wait_seconds)}): {one.error}",
+            sys.stdout,
+        )
+        for one in status.failing[:_DEAD]
+    ]
+    if len(status.failing) > _DEAD:
+        lines.append(f"and {len(status.failing) - _DEAD} more: asset-sync queue list")
+    return "\n".join([bold("failing"), *map(yellow, lines)])
 
 
 def _runs(status: Status) -> str:
@@ -184,8 +245,8 @@ def _runs(status: Status) -> str:
         ]
         for one in status.runs
     ]
-    columns = ["last runs (UTC)", "command", ">updated", ">failed", ">calls", ">took", "ended"]
-    return table(columns, rows)
+    columns = ["last runs (UTC)", "command", ">refreshed", ">failed", ">calls", ">took", "ended"]
+    return table(columns, rows, spare=[">took", ">calls"])
 
 
 def ended(reason: str | None) -> str:
@@ -216,7 +277,9 @@ def _as_json(status: Status) -> dict[str, object]:
         "next_slot_in_seconds": status.budget.next_free_seconds,
         "blocked_seconds": status.budget.blocked_seconds,
         "last_priority_update": last.astimezone(UTC).isoformat() if last else None,
+        "waiting_for_first_run": status.waiting_for_first_run,
         "next": [plain(one) for one in status.next],
         "dead_items": [plain(one) for one in status.dead],
+        "failing_items": [plain(one) for one in status.failing],
         "last_runs": [plain(one) for one in status.runs],
     }

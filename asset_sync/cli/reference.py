@@ -112,7 +112,7 @@ def assets_import(
         found = reference.find(
             reference.pages(questions, kind, search),
             kind,
-            settings.assets,
+            settings.named,
             level=level,
             every_seconds=every,
             most=limit,
@@ -140,7 +140,7 @@ def _show_found(options: Common, found: "Found", market: Market) -> None:
         from asset_sync.cli.show import table  # noqa: PLC0415
 
         rows = [[asset.symbol, asset.ticker, _short(asset.name)] for asset in found.new]
-        exactly(table(["symbol", "ticker", "name"], rows))
+        exactly(table(["symbol", "ticker", "name"], rows, spare=["name"]))
     if found.there:
         from asset_sync.cli.log import names  # noqa: PLC0415
 
@@ -265,9 +265,9 @@ def assets_check(
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
-    known = {asset.symbol: asset for asset in settings.assets}
+    known = {asset.symbol: asset for asset in settings.named}
     names = known_symbols(symbols or (), known, "The settings name no asset", "assets list")
-    assets = [known[name] for name in names or known]
+    assets = [known[name] for name in names] or list(settings.assets)
     checked: list[Checked] = []
 
     def count(progress: "Progress") -> "Progress":
@@ -357,7 +357,7 @@ def _show_checked(
     for asset in (one.asset for one in checked if one.verdict is Verdict.UNKNOWN):
         near = nearest.get(asset.symbol)
         answer(
-            f"{red(asset.symbol)}: the provider knows no ticker {asset.ticker}; mend its"
+            f"{red(asset.symbol)}: the provider knows no ticker {asset.ticker}; correct its"
             f" polygon_ticker in {settings.source}.{f' Did you mean {near}?' if near else ''}"
         )
     for why, some in _by_reason(checked).items():

@@ -10,6 +10,7 @@ from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import (
     Config,
     Json,
+    PlainUsage,
     Quiet,
     Verbose,
     answer,
@@ -57,7 +58,7 @@ def runs(
         answer("No run yet: `asset-sync sync priority --dry-run` shows what one would do.")
 
 
-@app.command("show")
+@app.command("show", cls=PlainUsage)
 def runs_show(
     context: typer.Context,
     run_id: Annotated[int, typer.Argument(metavar="ID", help="As `asset-sync runs` lists it.")],
@@ -107,7 +108,6 @@ def _tell_hosts(found: "Sequence[Run]") -> None:
 
 
 def _runs(found: "Sequence[Run]") -> str:
-    """Return the runs on lines of at most 80 columns, even where their numbers have six digits."""
     from asset_sync.cli.show import red, table  # noqa: PLC0415
 
     rows = [
@@ -124,8 +124,8 @@ def _runs(found: "Sequence[Run]") -> str:
         ]
         for run in found
     ]
-    columns = [">id", "began (UTC)", "command", ">fresh", ">failed", ">calls", ">bars", ">wait"]
-    return table([*columns, "ended"], rows)
+    columns = [">id", "began (UTC)", "command", ">refreshed", ">failed", ">calls", ">bars", ">wait"]
+    return table([*columns, "ended"], rows, spare=[">wait", ">bars", ">calls", "command"])
 
 
 def _calls(calls: "Sequence[CallMade]") -> str:
@@ -142,4 +142,5 @@ def _calls(calls: "Sequence[CallMade]") -> str:
         ]
         for call in calls
     ]
-    return table(["call ended (UTC)", "feed", "assets", "outcome", ">took", ">bars"], rows)
+    columns = ["call ended (UTC)", "feed", "assets", "outcome", ">took", ">bars"]
+    return table(columns, rows, spare=["feed", ">took"])

@@ -4,9 +4,11 @@ The tables are set by hand: rich, which draws the live line and the help, would 
 25 ms of the 95 that it takes.
 """
 
+import math
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from asset_sync.cli.options import width_of
@@ -14,6 +16,7 @@ from asset_sync.slots import Budget
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _MOST_DOTS = 20
+_GAP = "  "
 
 
 def bold(text: str) -> str:
@@ -44,25 +47,45 @@ def _painted(text: str, code: int) -> str:
     return text if plain else f"\x1b[{code}m{text}\x1b[0m"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows under their columns; one whose name starts with `>` is set to the right."""
-    right = [name.startswith(">") for name in columns]
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, spare: Sequence[str] = ()
+) -> str:
+    """Return the rows under their columns; one whose name starts with `>` is set to the right.
+
+    On a terminal that is too narrow for all of them the `spare` columns are left out, the first
+    of these first: a line that is broken in the middle of a number cannot be read.
+    """
     names = [name.lstrip(">") for name in columns]
     widths = [max(map(width_of, column)) for column in zip(names, *rows, strict=True)]
+    kept = list(range(len(columns)))
+    for name in spare:
+        if _total(widths[number] for number in kept) <= _width_to_fill():
+            break
+        kept.remove(columns.index(name))
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            " " * (width - width_of(cell)) + cell
-            if at_right
-            else cell + " " * (width - width_of(cell))
-            for cell, width, at_right in zip(cells, widths, right, strict=True)
+            " " * (widths[number] - width_of(cells[number])) + cells[number]
+            if columns[number].startswith(">")
+            else cells[number] + " " * (widths[number] - width_of(cells[number]))
+            for number in kept
         )
-        return "  ".join(padded).rstrip()
+        return _GAP.join(padded).rstrip()
 
     head = [bold(line(names))]
     if sys.stdout.isatty():
-        head.append(dim("─" * (sum(widths) + 2 * (len(widths) - 1))))
+        head.append(dim("─" * _total(widths[number] for number in kept)))
     return "\n".join([*head, *map(line, rows)])
+
+
+def _total(widths: Iterable[int]) -> int:
+    """Return how many columns of a terminal a line takes."""
+    taken = [width + len(_GAP) for width in widths]
+    return sum(taken) - len(_GAP)
+
+
+def _width_to_fill() -> float:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
 def duration(seconds: float | None) -> str:
@@ -102,8 +125,17 @@ def price(value: float | None) -> str:
 
 
 def gauge(budget: Budget) -> str:
-    """Return the budget as dots, one a slot, used ones filled, and in words."""
+    """Return the budget as dots, one a slot (used, free, kept), and in words."""
+    free = budget.free - budget.kept
     dots = ""
     if budget.calls <= _MOST_DOTS:
-        dots = "●" * budget.used + "○" * budget.free + " "
-    return f"{dots}slots: {budget.used} used, {budget.free} free"
+        dots = "●" * budget.used + "○" * free + "◌" * budget.kept + " "
+    kept = f", {kept_slots(budget)}" if budget.kept else ""
+    return f"{dots}slots: {budget.used} used, {free} free{kept}"
+
+
+def kept_slots(budget: Budget) -> str:
+    """Say how many slots are kept for whom, and until when."""
+    seconds = budget.reservation.expected_seconds
+    when = f"in {duration(seconds)}" if seconds > 0 else "now"
+    return f"{budget.kept} kept for sync priority {when}"

@@ -222,7 +222,7 @@ def summary(report: "Report") -> str:
     calls = "1 call" if report.api_calls_used == 1 else f"{report.api_calls_used} calls"
     bars = "1 bar" if report.bars_written == 1 else f"{report.bars_written:,} bars"
     return (
-        f"{report.lane.value}: {len(report.updated)} updated{failed}, {calls}, "
+        f"{report.lane.value}: {len(report.updated)} refreshed{failed}, {calls}, "
         f"{bars} written{waited}. {_WHY[report.reason_ended.value]}"
     )
 
@@ -230,8 +230,8 @@ def summary(report: "Report") -> str:
 _WHY = {
     "nothing_due": "Nothing was due.",
     "done": "Nothing more is due.",
-    "budget_used_up": "No call was left before the run's end; the next run goes on.",
-    "time_up": "The time is up; the next run goes on.",
+    "budget_used_up": "The budget is used up until after the run's end; the next run continues.",
+    "time_up": "The time is up; the next run continues.",
     "limit_reached": "That was the limit asked for.",
     "disabled": "Priority runs are switched off (PRIORITY_ASSETS_ENABLED).",
     "key_refused": "The API refuses the key.",

@@ -13,6 +13,7 @@ from asset_sync.cli.options import (
     Common,
     Config,
     Json,
+    PlainUsage,
     Quiet,
     Verbose,
     agreed,
@@ -28,6 +29,7 @@ from asset_sync.cli.symbols import known_symbols
 if TYPE_CHECKING:
     from asset_sync.database import Connection
     from asset_sync.queue_admin import Entry
+    from asset_sync.settings import Settings
 
 _STATES = ("waiting", "leased", "dead", "idle")
 
@@ -50,6 +52,7 @@ def queue_list(
     level: Annotated[
         list[Level] | None, typer.Option(help="May be given again.", show_default=False)
     ] = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many.")] = 1000,
     as_json: Json = False,
     config: Config = None,
     quiet: Quiet = False,
@@ -64,14 +67,20 @@ def queue_list(
     unknown = [one for one in state or () if one not in _STATES]
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_STATES)}.")
-    with _database(common(context, config, quiet, verbose)) as db:
+    options = common(context, config, quiet, verbose)
+    levels = [one.value for one in level or ()]
+    with _database(options) as db:
+        chosen = _known(db, symbols or ())
         found = queue_admin.entries(
-            db,
-            symbols=_known(db, symbols or ()),
-            states=state or (),
-            levels=[one.value for one in level or ()],
+            db, symbols=chosen, states=state or (), levels=levels, most=limit
         )
+        more = 0
+        if len(found) == limit:
+            total = queue_admin.count(db, symbols=chosen, states=state or (), levels=levels)
+            more = max(0, total - limit)
     _show(found, as_json, "Nothing in the queue is like that.")
+    if more:
+        options.say(f"{more:,} more are not shown: --limit {limit + more} lists them all.")
 
 
 @app.command("retry")
@@ -96,7 +105,7 @@ def queue_retry(
     _show(changed, as_json, "Nothing is dead or delayed; the next run tries all that is due.")
 
 
-@app.command("add")
+@app.command("add", cls=PlainUsage)
 def queue_add(
     context: typer.Context,
     symbols: Symbols,
@@ -112,13 +121,37 @@ def queue_add(
     """
     from asset_sync import queue_admin  # noqa: PLC0415
 
-    with _database(common(context, config, quiet, verbose)) as db:
-        chosen = _known(db, symbols)
+    options = common(context, config, quiet, verbose)
+    settings = options.settings()
+    with _database(options, settings) as db:
+        there = queue_admin.symbols(db)
+        new = [asset.symbol for asset in settings.assets if asset.symbol not in there]
+        chosen = known_symbols(symbols, {*there, *new}, "The queue has no asset", "queue list")
         changed = _do(db, dry_run, lambda: queue_admin.add(db, chosen))
-    _show(changed, as_json, "They are in line already.")
+        added = {entry.symbol for entry in changed}
+        others = [symbol for symbol in chosen if symbol not in added]
+        entries = queue_admin.entries(db, symbols=others) if others else ()
+    if changed or as_json:
+        _show(changed, as_json, "")
+    if not as_json:
+        states = {entry.symbol: entry.state for entry in reversed(entries)}
+        for symbol in others:
+            answer(_why_not_added(symbol, states.get(symbol)))
 
 
-@app.command("remove")
+def _why_not_added(symbol: str, state: str | None) -> str:
+    match state:
+        case None:
+            return f"{symbol} waits for its first run, which refreshes it."
+        case "leased":
+            return f"{symbol} is at work in a run just now."
+        case "dead":
+            return f"{symbol} is dead: `asset-sync queue retry {symbol}` tries it again."
+        case _:
+            return f"{symbol} stands in line already."
+
+
+@app.command("remove", cls=PlainUsage)
 def queue_remove(
     context: typer.Context,
     symbols: Symbols,
@@ -131,27 +164,43 @@ def queue_remove(
 ) -> None:
     """Forget assets in the queue, such as those that have left the settings. Prices stay.
 
-    An asset that assets.toml still asks for comes back with the next run, as one never synced.
+    An asset that the settings name comes back with the next run, as one never refreshed.
 
     Example: asset-sync queue remove OLDCOIN --yes
     """
     from asset_sync import queue_admin  # noqa: PLC0415
 
-    with _database(common(context, config, quiet, verbose)) as db:
+    options = common(context, config, quiet, verbose)
+    settings = options.settings()
+    with _database(options, settings) as db:
         chosen = _known(db, symbols)
         asked = f"Forget what the queue knows of {', '.join(chosen)}?"
         if not (yes or dry_run or agreed(asked)):
             complain("Nothing was removed; --yes does it without asking.")
             raise typer.Exit(ExitCode.USAGE)
         removed = _do(db, dry_run, lambda: queue_admin.remove(db, chosen))
-    _show(removed, as_json, "A run holds them just now; nothing was removed.")
+    if as_json:
+        _show(removed, as_json, "")
+        return
+    gone = sorted({entry.symbol for entry in removed})
+    if gone:
+        verb = "Would remove" if dry_run else "Removed"
+        options.confirm(f"{verb} {', '.join(gone)} from the queue. Bars and prices stay.")
+    for symbol in sorted(set(chosen) - set(gone)):
+        answer(f"{symbol} is at work in a run just now and was not removed; try again after it.")
+    named = {asset.symbol for asset in settings.assets}
+    if back := [symbol for symbol in gone if symbol in named]:
+        options.say(
+            f"{', '.join(back)}: still in the settings, so the next run adds"
+            f" {'it' if len(back) == 1 else 'them'} again. `asset-sync assets remove` ends that."
+        )
 
 
 @contextmanager
-def _database(options: Common) -> Iterator["Connection"]:
+def _database(options: Common, settings: "Settings | None" = None) -> Iterator["Connection"]:
     from asset_sync import database  # noqa: PLC0415
 
-    with database.session(options.settings().conninfo) as db:
+    with database.session((settings or options.settings()).conninfo) as db:
         yield db
 
 
@@ -203,8 +252,8 @@ def _show(found: "Sequence[Entry]", as_json: bool, nothing: str) -> None:
         ]
         for one in found
     ]
-    columns = ["symbol", "feed", "level", "state", ">delayed", ">tries", "last fresh (UTC)"]
-    exactly(table(columns, rows))
+    columns = ["symbol", "feed", "level", "state", ">delayed", ">tries", "last refreshed (UTC)"]
+    exactly(table(columns, rows, spare=[">tries", "feed", "level", ">delayed"]))
     for one in found:
         if one.last_error:
             answer(f"{red(one.symbol)}: {one.last_error.removeprefix(f'{one.symbol}: ')}")

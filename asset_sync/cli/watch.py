@@ -3,10 +3,21 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from asset_sync.cli.log import Log, names, sentence
-from asset_sync.progress import Calling, Failed, Listener, Progress, Started, Synced, Waiting
+from asset_sync.progress import (
+    Calling,
+    Failed,
+    Listener,
+    Progress,
+    Recovered,
+    Started,
+    Synced,
+    Waiting,
+    Warned,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -61,6 +72,8 @@ def _marked(progress: Progress) -> "Text":
             mark, style = "✓", "green"
         case Failed():
             mark, style = "✗", "red"
+        case Warned() | Recovered():
+            mark, style = f"! {datetime.now(UTC):%H:%M:%S} UTC", "yellow"
         case _:
             mark, style = "!", "yellow"
     return Text.assemble((f"{mark} ", style), sentence(progress).removeprefix("failed: "))
