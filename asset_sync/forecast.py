@@ -170,7 +170,6 @@ class _Line:
         self._limit = settings.rate_limit
         self._aging = settings.queue.aging_seconds
         self._call_seconds = call_seconds
-        self._grace = queue.grace
         # A slot is free again one window after its call's end.
         self._window = self._limit.period_seconds + call_seconds
         self.critical, self.others = _distinct(priority), _distinct(queue)
@@ -238,9 +237,11 @@ class _Line:
         return [crowd * self._in_cycles(asset) for asset in self.critical]
 
     def _in_cycles(self, asset: Asset) -> float:
-        """Return its frequency in whole intervals of cron, since no run looks in between."""
-        after = asset.update_frequency_seconds - self._grace.of(asset)
-        return max(1, math.ceil(after / self._interval)) * self._interval
+        """Return its frequency in whole intervals of cron, since no run looks in between.
+
+        A run refreshes what would not be fresh any more at the start of the next.
+        """
+        return max(1, asset.update_frequency_seconds // self._interval) * self._interval
 
     def _held(self) -> float:
         """Return the rate of calls not made, so that a priority run finds its slots free.
@@ -309,7 +310,7 @@ _NOTHING = 1e-9
 # With so much of the calls needed there is always an asset that waits for one.
 _BUSY = 0.75
 _ALLOWANCES_BELOW = {Level.HIGH: 2, Level.MEDIUM: 1, Level.LOW: 0}
-_NOTHING_DENIED = Denials(today=False, snapshot=False, snapshot_symbols=frozenset())
+_NOTHING_DENIED = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
 
 
 def _of(asset: Asset, asked: float, every: float, cost: float, pause: float) -> AssetForecast:

@@ -5,17 +5,18 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
-from asset_sync import queue, runs, slots
+from asset_sync import clocks, queue, runs, slots
 from asset_sync.assets import Asset, Level
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.embedded import EmbeddedError
-from asset_sync.queue import Freshness, LevelStatus
+from asset_sync.queue import WORTH_A_WORD, Failing, Freshness, LevelStatus
 from asset_sync.runs import JobRecord
 from asset_sync.settings import Settings
 from asset_sync.slots import Lane
 
 # Cron's runs come once an interval; that one is missing can be chance, two cannot.
 OVERDUE_INTERVALS = 2
+JUMP_REPORTED_SECONDS = 3600
 
 
 class Verdict(StrEnum):
@@ -69,8 +70,9 @@ def examine(db: Connection, settings: Settings) -> Health:
     """Look at everything and judge it; reads only."""
     lanes = [lane for lane in Lane if lane is Lane.QUEUE or _has_priority_runs(settings)]
     records = {lane: runs.record_of(db, lane.value) for lane in lanes}
-    levels = queue.levels(db)
-    freshness = queue.freshness(db, [asset.symbol for asset in settings.assets])
+    symbols = [asset.symbol for asset in settings.assets]
+    levels = queue.levels(db, symbols)
+    freshness = queue.freshness(db, symbols)
     critical = [freshness.get(asset.symbol) for asset in settings.critical]
     return Health(
         jobs=tuple(_job(lane, records[lane], settings) for lane in lanes),
@@ -80,7 +82,10 @@ def examine(db: Connection, settings: Settings) -> Health:
             *(_of_priority_runs(records[Lane.PRIORITY], settings) if len(lanes) > 1 else ()),
             _size(levels, settings),
             _dead(levels),
+            _failing(queue.failing(db, symbols)),
             _refused(records),
+            _lowered(db, settings),
+            _jumped(db),
             _stale(settings.assets, freshness, settings),
         ),
         last_priority_update=max(
@@ -168,6 +173,17 @@ def _dead(levels: Sequence[LevelStatus]) -> Check:
     return Check("queue.dead", dead, 0, Verdict.DEGRADED if dead else Verdict.HEALTHY, about)
 
 
+def _failing(failing: Sequence[Failing]) -> Check:
+    about = f"assets that failed {WORTH_A_WORD} times in a row or more"
+    if failing:
+        worst = failing[0]
+        about = f"{about}: {worst.symbol} ({worst.strikes} times): {worst.error}"
+        if len(failing) > 1:
+            about += f" And {len(failing) - 1} more: `asset-sync queue status` names them."
+    verdict = Verdict.DEGRADED if failing else Verdict.HEALTHY
+    return Check("assets.failing", len(failing), 0, verdict, about)
+
+
 def _refused(records: Mapping[Lane, JobRecord]) -> Check:
     """Tell at once what no later run cures by itself; that nothing is fresh shows much later."""
     refused = [lane for lane, record in records.items() if record.refused]
@@ -177,6 +193,23 @@ def _refused(records: Mapping[Lane, JobRecord]) -> Check:
         about = f"the API refuses {jobs}, for the key or its plan: `asset-sync doctor` says more"
     verdict = Verdict.UNHEALTHY if refused else Verdict.HEALTHY
     return Check("api.refused", len(refused), 0, verdict, about)
+
+
+def _lowered(db: Connection, settings: Settings) -> Check:
+    """Report a key that turned out to allow fewer calls than the settings say."""
+    lowered = slots.lowered(db, slots.rate_of(settings))
+    if lowered is None:
+        return Check("api.rate_lowered", 0, 0, Verdict.HEALTHY, "the rate of the settings holds")
+    return Check("api.rate_lowered", 1, 0, Verdict.DEGRADED, str(lowered))
+
+
+def _jumped(db: Connection) -> Check:
+    """Report for an hour that the database's clock has jumped: times before it are wrong."""
+    jump = clocks.last_jump(db)
+    if jump is None or jump.seconds_ago > JUMP_REPORTED_SECONDS:
+        return Check("clock.jumped", 0, 0, Verdict.HEALTHY, "the database's clock has not jumped")
+    about = f"{jump}, noticed {jump.seconds_ago:.0f} s ago: check the time service of its host"
+    return Check("clock.jumped", 1, 0, Verdict.DEGRADED, about)
 
 
 def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: Settings) -> Check:

@@ -7,16 +7,14 @@ from datetime import datetime
 from asset_sync import runs
 from asset_sync.assets import AssetType, Feed, Level
 from asset_sync.database import Connection
-from asset_sync.queue import Grace, Wanted, calls_for
+from asset_sync.queue import Wanted, calls_for
 from asset_sync.reach import Reach, reach
 from asset_sync.settings import Secret, Settings, SettingsError
-from asset_sync.slots import Lane, Rate, rate_of
+from asset_sync.slots import Lane, Rate, effective_rate, rate_of
 
 PRIORITY_SECONDS = 60
 # Cron starts the next run on the minute; this one should be out of its way.
 QUEUE_MARGIN_SECONDS = 10
-# Late in one cycle is in time for the next; started by hand half a cycle later, it is not due.
-_PART_OF_A_CYCLE = 0.4
 NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
@@ -27,6 +25,8 @@ class Job:
     settings: Settings
     lane: Lane
     denials: runs.Denials
+    rate_now: Rate | None = None
+    """The rate that holds where the database knows of another than the settings'."""
 
     @property
     def switched_off(self) -> bool:
@@ -50,14 +50,9 @@ class Job:
         return max(PRIORITY_SECONDS, min(seconds, longest))
 
     @property
-    def grace(self) -> Grace:
-        """How much before its time an asset is due when the run begins."""
-        return Grace(critical_seconds=_PART_OF_A_CYCLE * self.settings.batch.interval_seconds)
-
-    @property
     def rate(self) -> Rate:
         """The budget of calls, and how long one can last."""
-        return rate_of(self.settings)
+        return self.rate_now or rate_of(self.settings)
 
     @property
     def wanted(self) -> tuple[Wanted, ...]:
@@ -97,6 +92,7 @@ class Job:
             history_days=self.settings.provider.plan.history_days,
             backfilled_to=backfilled_to,
             today_denied=self.denials.today,
+            past_denied=self.denials.past,
         )
 
 
@@ -123,4 +119,5 @@ def account(settings: Settings) -> tuple[str, str]:
 
 def job_of(db: Connection, settings: Settings, lane: Lane) -> Job:
     """Return the job of a command, with what the database knows of the key."""
-    return Job(settings, lane, runs.denials(db, *account(settings)))
+    rate = effective_rate(db, rate_of(settings))
+    return Job(settings, lane, runs.denials(db, *account(settings)), rate)

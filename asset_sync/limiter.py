@@ -9,8 +9,9 @@ from pyrate_limiter import Rate as PyrateRate
 from pyrate_limiter.abstracts.algorithm import Decision
 
 from asset_sync import slots
+from asset_sync.clocks import Watch
 from asset_sync.database import Connection
-from asset_sync.slots import Lane, Rate, Slot, Wait
+from asset_sync.slots import CallEnd, Lane, Lowered, Rate, Slot, Wait
 
 
 class SlotBucket(AbstractBucket):
@@ -22,16 +23,17 @@ class SlotBucket(AbstractBucket):
 
     is_async = False
 
-    def __init__(self, db: Connection, rate: Rate) -> None:
+    def __init__(self, db: Connection, rate: Rate, watch: Watch | None = None) -> None:
         slots.prepare(db, rate)
         self._db = db
         self._rate = rate
+        self._watch = watch or Watch()
         self.rates = [PyrateRate(rate.calls, round(rate.period_seconds * 1000))]
         self.answer: Slot | Wait = Wait(0)
 
     def put(self, item: RateItem) -> bool:
         """Take a slot in one round trip."""
-        self.answer = slots.take(self._db, Lane(item.name), self._rate)
+        self.answer = slots.take(self._db, Lane(item.name), self._rate, self._watch)
         if isinstance(self.answer, Slot):
             return self._record(item, Decision())
         wait_ms = round(self.answer.seconds * 1000)
@@ -57,9 +59,10 @@ class SlotBucket(AbstractBucket):
 class Limiter:
     """Hands out the slots of one run."""
 
-    def __init__(self, db: Connection, rate: Rate) -> None:
+    def __init__(self, db: Connection, rate: Rate, watch: Watch | None = None) -> None:
         self._db = db
-        self._bucket = SlotBucket(db, rate)
+        self._rate = rate
+        self._bucket = SlotBucket(db, rate, watch)
         # With a leak schedule a thread would share the connection.
         self._limiter = PyrateLimiter(SingleBucketFactory(self._bucket, schedule_leak=False))
 
@@ -71,14 +74,14 @@ class Limiter:
         self._limiter.try_acquire(lane.value, blocking=False)
         return self._bucket.answer
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: Slot, end: CallEnd, *, sent_seconds_ago: float = 0.0) -> None:
         """Stamp the slot at the end of its call."""
-        slots.release(self._db, slot)
+        slots.release(self._db, slot, end, self._rate, sent_seconds_ago=sent_seconds_ago)
 
     def give_back(self, slot: Slot) -> None:
         """Return a slot with which no call was made."""
         slots.give_back(self._db, slot)
 
-    def block(self, seconds: float) -> None:
-        """After a 429: no call by anyone for so long."""
-        slots.block(self._db, seconds)
+    def refused(self, slot: Slot, retry_after_seconds: float | None) -> Lowered | None:
+        """After a 429: let nobody call for a while; return that the rate was lowered, if so."""
+        return slots.refused(self._db, slot, self._rate, retry_after_seconds)

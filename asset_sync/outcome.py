@@ -1,4 +1,4 @@
-"""What an answer leads to: what it brings is stored; its items end, go on, wait or have failed.
+"""Applies one answer of the provider: stores what it brings and moves its queue items.
 
 All of that happens in the caller's transaction. What has to wait for the commit is handed back, as
 an `Outcome`. Imported once a call is made: the provider's types cost 150 ms.
@@ -6,18 +6,18 @@ an `Outcome`. Imported once a call is made: the provider's types cost 150 ms.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
 from asset_sync import events, queue, runs, store
 from asset_sync.assets import Feed
-from asset_sync.database import Cursor
+from asset_sync.database import Cursor, ServerError, refuses_data, savepoint, servers_words
 from asset_sync.job import NO_SNAPSHOTS, Job, account
 from asset_sync.polygon import (
-    Bar,
     BarsAnswer,
     FeedDenied,
     KeyRefused,
+    NotSent,
     ProviderError,
     Quote,
     RateLimited,
@@ -27,8 +27,8 @@ from asset_sync.polygon import (
     Unavailable,
 )
 from asset_sync.progress import Failed, Progress, PutBack, Synced, Warned
-from asset_sync.queue import Item
-from asset_sync.reach import BAR_LENGTH, Reach
+from asset_sync.queue import Item, Struck
+from asset_sync.reach import BAR_LENGTH, SAFE_HISTORY, Reach
 from asset_sync.runs import Call
 from asset_sync.store import LastPrice
 
@@ -48,8 +48,23 @@ class Exchange(NamedTuple):
     """A call that was made, for these items, and what came back after so many seconds."""
 
     items: Sequence[Item]
+    span: Reach | None
+    """What was asked for, where the call was for bars."""
     answer: Answer
     seconds: float
+
+
+def is_well(answer: Answer) -> bool:
+    """Whether the answer shows that the provider is well: it brought bars or a price.
+
+    So does a ticker that exists. Nothing at all may be what a provider in trouble says.
+    """
+    match answer:
+        case Stretch():
+            return bool(answer.answer.bars)
+        case SnapshotAnswer():
+            return bool(answer.quotes)
+    return answer is True
 
 
 class Outcome(NamedTuple):
@@ -62,6 +77,8 @@ class Outcome(NamedTuple):
     """Those that are new, to be published."""
     denied: bool = False
     """Whether the key may do less than was thought, so that the job is another one now."""
+    not_in_plan: ProviderError | None = None
+    """What the plan does not include for this asset, and maybe for every other."""
     hopeless: ProviderError | None = None
     """What every call of the run would bring again."""
 
@@ -69,6 +86,33 @@ class Outcome(NamedTuple):
 def conclude(cursor: Cursor, job: Job, run_id: int, made: Exchange) -> Outcome:
     """Do with an answer what it asks for, and note its call. Raises LostLeaseError."""
     outcome = _outcome(cursor, job, made)
+    if not isinstance(made.answer, NotSent):  # that was no call
+        runs.record(cursor, run_id, outcome.call)
+    events.notify(cursor, outcome.prices)
+    return outcome
+
+
+def refused_by_database(
+    cursor: Cursor, job: Job, run_id: int, made: Exchange, error: ServerError
+) -> Outcome:
+    """Do what is left where the database refused what the answer brought, and note the call.
+
+    One asset's data is that asset's failure. Of many, each is stored by itself. Raises
+    LostLeaseError.
+    """
+    words = servers_words(error)
+    call = Call(
+        made.items[0].feed,
+        [item.symbol for item in made.items],
+        "refused_by_database",
+        made.seconds,
+        error=words,
+    )
+    if isinstance(made.answer, SnapshotAnswer):
+        outcome = _quotes_one_by_one(cursor, job, made.items, call, made.answer)
+    else:
+        item = made.items[0]
+        outcome = Outcome(call, [_failure(cursor, job, item, f"{item.symbol}: {words}")])
     runs.record(cursor, run_id, outcome.call)
     events.notify(cursor, outcome.prices)
     return outcome
@@ -84,7 +128,7 @@ def _outcome(cursor: Cursor, job: Job, made: Exchange) -> Outcome:
             return _quotes(cursor, job, items, call, answer)
         case ProviderError() as error:
             call = replace(call, outcome=error.kind, error=str(error))
-            return _refused(cursor, job, items, call, error)
+            return _refused(cursor, job, made, call, error)
         case exists:
             return _looked_up(cursor, job, items[0], call, exists=exists)
 
@@ -95,7 +139,7 @@ def _outcome(cursor: Cursor, job: Job, made: Exchange) -> Outcome:
 def _bars(cursor: Cursor, job: Job, item: Item, call: Call, stretch: Stretch) -> Outcome:
     """Store bars, last price and sync status; the item ends, or goes on from there."""
     span, answer = stretch
-    newest, now = store.newest_bar(cursor.connection, item.symbol)
+    newest, _ = store.newest_bar(cursor.connection, item.symbol)
     # The range begins with bars that are stored already: those at least should have come.
     if not answer.bars and (newest is None or span.start <= newest):
         return _no_data(cursor, job, item, call)
@@ -103,12 +147,12 @@ def _bars(cursor: Cursor, job: Job, item: Item, call: Call, stretch: Stretch) ->
     written = store.save_bars(cursor, item.symbol, answer.bars)
     prices: tuple[LastPrice, ...] = ()
     close, advanced = None, False
-    if answer.bars:
-        last = answer.bars[-1]
-        as_of = _as_of(job, item, last, now)
-        price = store.price_of_last_bar(cursor, item.symbol, last, as_of)
+    # The newest bar stored, which need not be of this answer.
+    last, now = store.newest_bar(cursor.connection, item.symbol)
+    if last is not None:
+        price = store.price_of_bar(cursor, item.symbol, last, _as_of(job, item, last, now))
         prices = store.save_prices(cursor, [price])
-        close, advanced = last.close, newest is None or last.start_ms > newest.timestamp() * 1000
+        close, advanced = price.last_price, newest is None or last > newest
     done = span.last and (answer.complete or not advanced)
     if done:
         store.save_status(cursor, [item.symbol])
@@ -117,24 +161,34 @@ def _bars(cursor: Cursor, job: Job, item: Item, call: Call, stretch: Stretch) ->
         queue.go_on(cursor, item, backfilled_to=None if advanced else span.end)
     priced_at = prices[0].timestamp if prices else None
     synced = Synced(item.symbol, item.feed, written, close, priced_at, call.seconds, more=not done)
-    return Outcome(replace(call, bars_written=written), (*_left_out(item, answer), synced), prices)
+    told: list[Progress] = [*_left_out(item, answer), synced]
+    if done:
+        told += _recovered(item)
+    return Outcome(replace(call, bars_written=written), told, prices)
 
 
-def _as_of(job: Job, item: Item, bar: Bar, now: datetime) -> datetime:
-    """Return the moment for which the bar's close is the price: its end, or now.
+def _as_of(job: Job, item: Item, start: datetime, now: datetime) -> datetime:
+    """Return the moment for which the close of the bar is the price: its end, or now.
 
     Where the asset has quotes, too, its start: a quote of the same minutes knows more.
     """
-    start = datetime.fromtimestamp(bar.start_ms / 1000, UTC)
     if job.has_quotes(item.symbol):
         return start
     return min(start + BAR_LENGTH, now)
 
 
-def _left_out(item: Item, answer: BarsAnswer) -> tuple[Warned, ...]:
-    if not answer.dropped:
+def _recovered(item: Item) -> tuple[Warned, ...]:
+    """Say that an asset is well again of which it was said that it was not."""
+    if item.strikes < queue.WORTH_A_WORD:
         return ()
-    return (Warned(f"{item.symbol}: {answer.dropped} bars could not be true and were left out."),)
+    return (Warned(f"{item.symbol}: refreshed again, after {item.strikes} failures."),)
+
+
+def _left_out(item: Item, answer: BarsAnswer) -> tuple[Warned, ...]:
+    if not answer.left_out:
+        return ()
+    reasons = ", ".join(map(str, answer.left_out))
+    return (Warned(f"{item.symbol}: bars that cannot be true were left out: {reasons}."),)
 
 
 # --- no bars: is it a typo, or just silent? ---------------------------------------------------
@@ -151,8 +205,8 @@ def _no_data(cursor: Cursor, job: Job, item: Item, call: Call) -> Outcome:
 def _looked_up(cursor: Cursor, job: Job, item: Item, call: Call, *, exists: bool) -> Outcome:
     if not exists:
         error = (
-            f"{item.symbol}: the provider knows no ticker {item.ticker}; mend its polygon_ticker "
-            "in assets.toml."
+            f"{item.symbol}: the provider knows no ticker {item.ticker}; correct its "
+            "polygon_ticker in assets.toml."
         )
         call = replace(call, outcome=TickerUnknown.kind)
         return _fail(cursor, job, item, call, error, verify_ticker=True)
@@ -190,22 +244,62 @@ def _quotes(
     cursor: Cursor, job: Job, items: Sequence[Item], call: Call, answer: SnapshotAnswer
 ) -> Outcome:
     """Store the quotes of a snapshot; each row is judged by itself."""
-    fresh = [(item, answer.quotes[item.ticker]) for item in items if item.ticker in answer.quotes]
-    symbols = [item.symbol for item, _ in fresh]
-    store.save_symbols(cursor, [_symbol(item) for item, _ in fresh])
-    prices = store.save_prices(cursor, [_price(item, quote) for item, quote in fresh])
-    store.save_status(cursor, symbols)
-    queue.finish(cursor, [item for item, _ in fresh])
-    synced = [
-        Synced(item.symbol, item.feed, 0, quote.last_price, quote.at, call.seconds)
-        for item, quote in fresh
-    ]
-    refused = [
+    found = [(item, answer.quotes[item.ticker]) for item in items if item.ticker in answer.quotes]
+    prices = _store_quotes(cursor, found)
+    return Outcome(
+        call,
+        (
+            *(_quoted(item, quote, call) for item, quote in found),
+            *(text for item, _ in found for text in _recovered(item)),
+            *_rows_refused(cursor, job, items, answer),
+        ),
+        prices,
+    )
+
+
+def _quotes_one_by_one(
+    cursor: Cursor, job: Job, items: Sequence[Item], call: Call, answer: SnapshotAnswer
+) -> Outcome:
+    """Store what the database takes of a snapshot; the rest are failures of their assets."""
+    told: list[Progress] = []
+    prices: list[LastPrice] = []
+    for item in items:
+        quote = answer.quotes.get(item.ticker)
+        if quote is None:
+            continue
+        try:
+            with savepoint(cursor):
+                prices += _store_quotes(cursor, [(item, quote)])
+        except ServerError as error:
+            if not refuses_data(error):
+                raise
+            told.append(_failure(cursor, job, item, f"{item.symbol}: {servers_words(error)}"))
+        else:
+            told += (_quoted(item, quote, call), *_recovered(item))
+    told += _rows_refused(cursor, job, items, answer)
+    return Outcome(call, told, prices)
+
+
+def _store_quotes(cursor: Cursor, found: Sequence[tuple[Item, Quote]]) -> tuple[LastPrice, ...]:
+    store.save_symbols(cursor, [_symbol(item) for item, _ in found])
+    prices = store.save_prices(cursor, [_price(item, quote) for item, quote in found])
+    store.save_status(cursor, [item.symbol for item, _ in found])
+    queue.finish(cursor, [item for item, _ in found])
+    return prices
+
+
+def _quoted(item: Item, quote: Quote, call: Call) -> Synced:
+    return Synced(item.symbol, item.feed, 0, quote.last_price, quote.at, call.seconds)
+
+
+def _rows_refused(
+    cursor: Cursor, job: Job, items: Sequence[Item], answer: SnapshotAnswer
+) -> list[Progress]:
+    return [
         _row_refused(cursor, job, item, answer.refused[item.ticker])
         for item in items
         if item.ticker in answer.refused
     ]
-    return Outcome(call, (*synced, *refused), prices)
 
 
 def _row_refused(cursor: Cursor, job: Job, item: Item, error: ProviderError) -> Progress:
@@ -219,28 +313,72 @@ def _row_refused(cursor: Cursor, job: Job, item: Item, error: ProviderError) -> 
 # --- refusals ---------------------------------------------------------------------------------
 
 
-def _refused(
-    cursor: Cursor, job: Job, items: Sequence[Item], call: Call, error: ProviderError
-) -> Outcome:
+def _refused(cursor: Cursor, job: Job, made: Exchange, call: Call, error: ProviderError) -> Outcome:
     """Do with a call that failed as a whole what its kind of error asks for."""
+    items = made.items
     match error:
-        case RateLimited() | Unavailable():
-            # After a 429 every call waits, and no item need wait besides.
-            wait = queue.TRY_AGAIN_SECONDS if isinstance(error, Unavailable) else 0
+        case RateLimited() | NotSent():
+            # After a 429 every call waits, so that no item need wait besides.
+            wait = queue.TRY_AGAIN_SECONDS if isinstance(error, NotSent) else 0
             queue.put_back(cursor, items, after_seconds=wait, reason=str(error))
             return Outcome(call, [PutBack(call.symbols, str(error))])
-        case TodayDenied() if not job.denials.today:
-            return _without_today(cursor, job, items, call)
-        case FeedDenied() if items[0].feed is Feed.SNAPSHOT:
-            return _without_snapshots(cursor, job, items, call)
-        case KeyRefused() | TodayDenied() | FeedDenied():
+        case Unavailable():
+            return _struck(cursor, job, items, call, error)
+        case KeyRefused():
             queue.put_back(cursor, items, reason=str(error))
             return Outcome(call, hopeless=error)
+        case TodayDenied() | FeedDenied():
+            return _not_entitled(cursor, job, made, call, error)
         case _ if len(items) > 1:  # one of many is at fault, and which is not said
             return _left_to_bars(cursor, job, items, call, error)
-        case _:
-            verify_ticker = isinstance(error, TickerUnknown)
-            return _fail(cursor, job, items[0], call, str(error), verify_ticker=verify_ticker)
+    unknown = isinstance(error, TickerUnknown)
+    return _fail(cursor, job, items[0], call, str(error), verify_ticker=unknown)
+
+
+def _not_entitled(
+    cursor: Cursor, job: Job, made: Exchange, call: Call, error: TodayDenied | FeedDenied
+) -> Outcome:
+    """Ask for less where the plan may have less; otherwise it is this asset that it lacks."""
+    items, about_time = made.items, isinstance(error, TodayDenied)
+    if items[0].feed is Feed.SNAPSHOT and not about_time:
+        return _without_snapshots(cursor, job, items, call)
+    if len(items) > 1:
+        return _left_to_bars(cursor, job, items, call, error)
+    if about_time and made.span is not None:
+        if _is_too_long_ago(cursor, job, made):
+            return _without_past(cursor, job, items, call)
+        if made.span.last and not job.denials.today:
+            return _without_today(cursor, job, items, call)
+    return _fail(cursor, job, items[0], call, str(error))._replace(not_in_plan=error)
+
+
+def _struck(
+    cursor: Cursor, job: Job, items: Sequence[Item], call: Call, error: ProviderError
+) -> Outcome:
+    """Have items wait that got a bad answer or none, the longer the more often that happens."""
+    struck = queue.strike(cursor, items, str(error), job.settings.queue)
+    if len(items) > 1:
+        return Outcome(call, [PutBack(call.symbols, str(error))])
+    item, strikes = items[0], struck[0].strikes
+    _save_error(cursor, item, str(error))
+    is_news = item.strikes < strikes == queue.WORTH_A_WORD
+    return Outcome(call, [Failed(item.symbol, item.feed, str(error), is_news)])
+
+
+def _is_too_long_ago(cursor: Cursor, job: Job, made: Exchange) -> bool:
+    """Whether the call asked for more of the past than the smallest plan has."""
+    if made.span is None or job.denials.past:
+        return False
+    _, now = store.newest_bar(cursor.connection, made.items[0].symbol)
+    return made.span.start < now - SAFE_HISTORY - BAR_LENGTH
+
+
+def _without_past(cursor: Cursor, job: Job, items: Sequence[Item], call: Call) -> Outcome:
+    runs.deny(cursor, *account(job.settings), "past", [])
+    queue.put_back(cursor, items)
+    instead = f"those of the last {SAFE_HISTORY.days} days"
+    why = _not_included(job, "bars of so long ago", instead)
+    return Outcome(call, [why], denied=True)
 
 
 def _without_today(cursor: Cursor, job: Job, items: Sequence[Item], call: Call) -> Outcome:
@@ -284,9 +422,26 @@ def _failure(
     cursor: Cursor, job: Job, item: Item, error: str, *, verify_ticker: bool = False
 ) -> Failed:
     """Count a failure of the asset's own."""
-    queue.fail(cursor, item, error, job.settings.queue, verify_ticker=verify_ticker)
-    store.save_status(cursor, [item.symbol], error)
-    return Failed(item.symbol, item.feed, error)
+    struck = queue.fail(cursor, item, error, job.settings.queue, verify_ticker=verify_ticker)
+    _save_error(cursor, item, error)
+    return Failed(item.symbol, item.feed, error, _is_news(item, struck))
+
+
+def _save_error(cursor: Cursor, item: Item, error: str) -> None:
+    """Write an asset's error for readers, unless it is this very row that the database refuses."""
+    try:
+        with savepoint(cursor):
+            store.save_status(cursor, [item.symbol], error)
+    except ServerError as refusal:
+        if not refuses_data(refusal):
+            raise
+
+
+def _is_news(item: Item, struck: Struck) -> bool:
+    """Whether a failure changes how the asset stands: the first, the third and the last do."""
+    return struck.strikes > item.strikes and (
+        item.strikes == 0 or struck.dead or struck.strikes == queue.WORTH_A_WORD
+    )
 
 
 # --- an item as the store has it --------------------------------------------------------------

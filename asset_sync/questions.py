@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from asset_sync import slots
+from asset_sync.clocks import Watch
 from asset_sync.database import SERVER_ERRORS, Connection, hurry
 from asset_sync.errors import AssetSyncError
 from asset_sync.job import key_of
 from asset_sync.progress import Listener, Waiting, Warned
 from asset_sync.settings import Settings
-from asset_sync.slots import Lane, Slot
+from asset_sync.slots import CallEnd, Lane, Slot
 from asset_sync.sync import INTERRUPTED_SECONDS, POLL_SECONDS, Clock
 
 if TYPE_CHECKING:
@@ -57,8 +59,8 @@ class Questions:
         self._tell = tell
         self._clock = clock or Clock()
         self._deadline = self._clock.monotonic() + within_seconds
-        self._rate = slots.rate_of(settings)
-        self._limiter = Limiter(db, self._rate)
+        self._rate = slots.effective_rate(db, slots.rate_of(settings))
+        self._limiter = Limiter(db, self._rate, Watch(self._clock.steady))
         self._api = Polygon.of(settings.provider, key)
 
     def __enter__(self) -> Self:
@@ -76,32 +78,50 @@ class Questions:
 
         refused = 0
         while True:
+            slot, until = self._taken()
             try:
-                with self._slot() as seconds:
-                    self._api.call_timeout_seconds = seconds
+                with self._stamped(slot):
+                    self._api.call_timeout_seconds = until - self._clock.monotonic()
+                    self._api.send_only_if(partial(self._before, until))
                     return question(self._api)
             except RateLimited as error:
-                wait = error.retry_after_seconds or self._rate.period_seconds
-                self._limiter.block(wait)
+                lowered = self._limiter.refused(slot, error.retry_after_seconds)
+                if lowered is not None:
+                    self._tell(Warned(str(lowered)))
                 refused += 1
-                if refused == _TIMES_REFUSED or wait > self._remaining():
+                blocked = slots.budget(self._db, self._rate).blocked_seconds
+                if refused == _TIMES_REFUSED or blocked > self._remaining():
                     raise
                 self._tell(Warned(str(error)))
 
+    def _before(self, moment: float) -> bool:
+        return self._clock.monotonic() < moment
+
     @contextmanager
-    def _slot(self) -> Iterator[float]:
-        """Hold a slot for one call; give the seconds that this may take."""
-        slot, until = self._taken()
+    def _stamped(self, slot: Slot) -> Iterator[None]:
+        """Stamp the slot at the end of the call that is made in this block."""
+        from asset_sync.polygon import NotSent, ProviderError, Unanswered  # noqa: PLC0415
+
         try:
-            yield until - self._clock.monotonic()
+            yield
         except (KeyboardInterrupt, SystemExit):
             with suppress(*SERVER_ERRORS), hurry(INTERRUPTED_SECONDS):
-                self._limiter.release(slot)
+                self._limiter.release(slot, CallEnd.UNANSWERED)
+            raise
+        except NotSent:
+            self._limiter.give_back(slot)
+            raise
+        except Unanswered as error:
+            ago = error.sent_seconds_ago
+            self._limiter.release(slot, CallEnd.UNANSWERED, sent_seconds_ago=ago)
+            raise
+        except ProviderError:
+            self._limiter.release(slot, CallEnd.ANSWERED)
             raise
         except Exception:
-            self._limiter.release(slot)
+            self._limiter.release(slot, CallEnd.UNANSWERED)
             raise
-        self._limiter.release(slot)
+        self._limiter.release(slot, CallEnd.ANSWERED_WELL)
 
     def _taken(self) -> tuple[Slot, float]:
         """Return a slot, and when its call must be over: then it frees itself."""

@@ -113,8 +113,8 @@ def retry(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
         symbols,
         """q.state = 'dead' or (q.state = 'waiting' and q.not_before > clock_timestamp())""",
         # as if it had never failed: a first try asks for data, not whether there is such a ticker
-        """state = 'waiting', attempts = 0, verify_ticker = false, not_before = now(),
-           last_error = null""",
+        """state = 'waiting', attempts = 0, strikes = 0, failed_tickers = '{}',
+           failed_at = '-infinity', verify_ticker = false, not_before = now(), last_error = null""",
     )
 
 

@@ -14,6 +14,9 @@ BAR_LENGTH = timedelta(minutes=5)
 # The provider repairs its history: equal calls may differ.
 READ_AGAIN = 6 * BAR_LENGTH
 
+SAFE_HISTORY = timedelta(days=720)
+"""How far back every plan goes; a range that starts before a plan's floor is refused (403)."""
+
 REACH = {AssetType.CRYPTO: timedelta(days=34), AssetType.FOREX: timedelta(days=40)}
 
 
@@ -35,12 +38,14 @@ def reach(
     history_days: int,
     backfilled_to: datetime | None = None,
     today_denied: bool = False,
+    past_denied: bool = False,
 ) -> Reach | None:
     """Return what the next call has to ask for, None when there can be nothing new.
 
     From the newest bar stored less a few, or on the first sync as far back as one call reaches,
     to now. `backfilled_to` is how far earlier calls of the same catch-up came, where they found
-    nothing. A key that may not see the running day gets a range that ends with yesterday, UTC.
+    nothing. A key that may not see the running day gets a range that ends with yesterday, UTC; one
+    that may not see more of the past than the smallest plan, a range that starts within that.
     """
     end = now
     if today_denied:
@@ -50,7 +55,9 @@ def reach(
             return None
     longest = REACH[asset_type]
     start = end - longest if newest is None else newest - READ_AGAIN
-    start = max(start, backfilled_to or start, now - timedelta(days=history_days))
+    history = timedelta(days=history_days)
+    floor = now - (min(history, SAFE_HISTORY) if past_denied else history)
+    start = max(start, backfilled_to or start, floor)
     start = _floor(min(start, end))
     if end - start <= longest + BAR_LENGTH:
         return Reach(start, end, last=True)

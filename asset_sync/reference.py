@@ -14,7 +14,6 @@ from asset_sync.database import Connection
 from asset_sync.questions import NoCallLeftError, Questions, why
 from asset_sync.settings import SYMBOL_PATTERN, Settings
 from asset_sync.slots import Lane
-from asset_sync.sync import SILENT_CALLS
 
 if TYPE_CHECKING:
     from asset_sync.polygon import Listed, TickersAnswer
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 # A market has some 1,200 tickers (forex) or 400 (crypto), 1000 a page (the notes in `API.md`).
 PAGES = {AssetType.FOREX: 2, AssetType.CRYPTO: 1}
 _MOST_PAGES = 20
+# After so many calls in a row without an answer the rest is not asked.
+_SILENT_CALLS = 3
 # From how many assets of a market on its whole list costs fewer calls and tells the same.
 _LIST_FROM = 10
 # One letter that is wrong, missing or out of its place leaves a pair's ticker this much alike.
@@ -155,7 +156,7 @@ class Check:
                 continue
             checked = self._one(asset, many[asset.asset_type] > _LIST_FROM)
             yield checked
-            if checked.verdict is Verdict.REFUSED or self._silent_calls == SILENT_CALLS:
+            if checked.verdict is Verdict.REFUSED or self._silent_calls == _SILENT_CALLS:
                 not_asked = "Not asked: it would fail as the calls before it did."
 
     def nearest(self, asset: Asset) -> str | None:
@@ -220,5 +221,5 @@ def calls_to_check(assets: Sequence[Asset]) -> int:
 def seconds_for(db: Connection, settings: Settings, calls: int) -> float:
     """Return in how many seconds the last of so many calls can begin."""
     rate = slots.rate_of(settings)
-    times = slots.free_times(slots.budget(db, rate), Lane.QUEUE, rate)
+    times = slots.free_times(slots.budget(db, rate), Lane.QUEUE)
     return next(islice(times, max(0, calls - 1), None))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from asset_sync.assets import Feed
 from asset_sync.database import Connection, Cursor, query
+from asset_sync.starter import Starter, starter
 
 CALLS_KEPT_DAYS = 30
 RUNS_KEPT_DAYS = 90
@@ -85,11 +86,23 @@ class JobRecord(NamedTuple):
     """Runs of the last hour that waited for a slot."""
 
 
+class LastRun(NamedTuple):
+    """The last run of a command that somebody started."""
+
+    started_by: Starter | None
+    """None of a run before this was recorded."""
+    seconds_ago: float
+    reason_ended: str | None
+    """None while it works, and for ever if it was killed."""
+
+
 class Denials(NamedTuple):
     """What the key may not do, as far as it has been tried."""
 
     today: bool
     """Whether bars of the running day are refused."""
+    past: bool
+    """Whether bars of more than two years ago are refused, whatever the plan in the settings."""
     snapshot: bool
     """Whether the snapshot feed is refused."""
     snapshot_symbols: frozenset[str]
@@ -100,8 +113,11 @@ def start(db: Connection, command: str) -> int:
     """Note that a run begins; return its id."""
     [(run_id,)] = query(
         db,
-        "insert into asset_sync.runs (command, host, pid) values (%s, %s, %s) returning id",
-        (command, socket.gethostname(), os.getpid()),
+        """
+        insert into asset_sync.runs (command, host, pid, started_by) values (%s, %s, %s, %s)
+        returning id
+        """,
+        (command, socket.gethostname(), os.getpid(), starter().value),
     )
     return int(run_id)
 
@@ -144,6 +160,21 @@ def record(cursor: Cursor, run_id: int, call: Call) -> None:
     )
 
 
+def reason_before(db: Connection, run_id: int) -> str | None:
+    """Return why the command's last run before this one that asked anything ended, if any did."""
+    rows = query(
+        db,
+        """
+        select before.reason_ended from asset_sync.runs this
+        join asset_sync.runs before on before.command = this.command and before.id < this.id
+        where this.id = %s and before.reason_ended not in ('nothing_due', 'disabled')
+        order by before.id desc limit 1
+        """,
+        (run_id,),
+    )
+    return str(rows[0][0]) if rows else None
+
+
 def prune(db: Connection) -> None:
     """Forget calls after 30 days and runs after 90, a bounded batch at a time."""
     query(
@@ -172,7 +203,9 @@ _RUN = """
   cross join lateral (
     select
       count(distinct q.symbol) filter (where q.last_success_at >= r.started_at)::int as updated,
-      count(distinct q.symbol) filter (where q.failed_at >= r.started_at)::int as failed
+      count(distinct q.symbol) filter (
+        where q.failed_at >= greatest(r.started_at, q.last_success_at)
+      )::int as failed
     from asset_sync.calls c
     cross join lateral unnest(c.symbols) as called (symbol)
     join asset_sync.queue q on q.symbol = called.symbol and q.feed = c.feed
@@ -212,7 +245,7 @@ def record_of(db: Connection, command: str) -> JobRecord:
           where command = %(command)s and started_at > now() - interval '1 hour'
         )
         select (select at from last),
-          (select extract(epoch from clock_timestamp() - at)::float8 from last),
+          (select greatest(0, extract(epoch from clock_timestamp() - at))::float8 from last),
           coalesce((
             select reason_ended = 'plan_refused' or (
               -- an answer to either command shows that the key is right again
@@ -237,6 +270,27 @@ def record_of(db: Connection, command: str) -> JobRecord:
         {"command": command},
     )
     return JobRecord(*row)
+
+
+def last_by_starter(db: Connection, command: str) -> tuple[LastRun, ...]:
+    """Return the last run of the command by each who starts runs on this host, the latest first."""
+    rows = query(
+        db,
+        """
+        select started_by, extract(epoch from clock_timestamp() - started_at)::float8, reason_ended
+        from (
+          select distinct on (started_by) started_by, started_at, reason_ended
+          from asset_sync.runs where command = %s and host = %s
+          order by started_by, started_at desc
+        ) last
+        order by started_at desc
+        """,
+        (command, socket.gethostname()),
+    )
+    return tuple(
+        LastRun(None if who is None else Starter(who), seconds, reason)
+        for who, seconds, reason in rows
+    )
 
 
 def calls_of_last_hour(db: Connection) -> tuple[CallsMade, ...]:
@@ -309,6 +363,7 @@ def denials(db: Connection, key: str, plan: str) -> Denials:
     )
     return Denials(
         today=("today", "") in rows,
+        past=("past", "") in rows,
         snapshot=("snapshot", "") in rows,
         snapshot_symbols=frozenset(
             symbol for what, symbol in rows if what == "snapshot" and symbol

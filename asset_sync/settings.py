@@ -8,8 +8,10 @@ Only the standard library is imported, and of that only what every start needs: 
 the way of every command.
 """
 
-import os.path
+import os
+import pwd
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,7 +52,7 @@ VARIABLES = (
     "PING_URL",
     "PING_URL_FILE",
 )
-"""Every variable of ours; beside them `HOME`, `XDG_CONFIG_HOME` and libpq's `PG*` are looked at."""
+"""Every variable of ours; also read are `HOME`, `XDG_CONFIG_HOME`, `SUDO_UID` and libpq's `PG*`."""
 
 SECRET_VARIABLES = (
     "POLYGON_API_KEY",
@@ -80,10 +82,12 @@ class Secret:
     Not a dataclass, because `dataclasses.asdict` would lay one open.
     """
 
-    __slots__ = ("_value",)
+    __slots__ = ("_value", "source")
 
-    def __init__(self, value: str) -> None:
+    def __init__(self, value: str, source: str = "") -> None:
+        """Hold the value; `source` names the setting or file that it was read from."""
         self._value: Final = value
+        self.source: Final = source
 
     def reveal(self) -> str:
         """Return the value itself, for the one place that has to send it."""
@@ -277,7 +281,8 @@ class Settings:
 def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = None) -> Settings:
     """Return the settings of the first file found, with the environment over them.
 
-    `config` is what `--config` names; relative paths start at `cwd`. An empty variable counts as
+    `config` is what `--config` names; relative paths start at `cwd`. A file that everybody may
+    write is refused, and one of another account unless it is named. An empty variable counts as
     unset. `POLYGON_API_KEY` wins over `MASSIVE_API_KEY`, and `DATABASE_URL` over `DB_*`, which win
     over libpq's own. Places in a list count from 1: `secondary_assets[2]` is the second.
 
@@ -287,7 +292,7 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
     environment = _Environment(environ, cwd or Path(), mistakes)
     source, named_by = _find(config, environment)
     document = _Table(
-        values=_parsed(source, named_by, mistakes),
+        values=_parsed(source, named_by, environment),
         place=f"{_printable(str(source))}: ",
         environment=environment,
         mistakes=mistakes,
@@ -492,10 +497,11 @@ def _conninfo(environment: "_Environment") -> Secret | None:
     }
     ours = " ".join(f"{key}={_libpq_quoted(part)}" for key, part in parts.items() if part)
     if ours:
-        return Secret(ours)
-    if any(environment.text(name) for name in LIBPQ_VARIABLES):
-        return Secret("")
-    return None
+        named = environment.those_set(("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER"))
+        sources = (named, password.source if password is not None else "")
+        return Secret(ours, ", ".join(source for source in sources if source))
+    libpq = environment.those_set(LIBPQ_VARIABLES)
+    return Secret("", libpq) if libpq else None
 
 
 def _libpq_quoted(value: str) -> str:
@@ -522,9 +528,16 @@ def _find(config: Path | None, environment: "_Environment") -> tuple[Path, str]:
     return next((place for place in places if os.path.lexists(place)), SHIPPED_FILE), ""
 
 
-def _parsed(source: Path, named_by: str, mistakes: list[str]) -> Mapping[str, object]:
+def _parsed(source: Path, named_by: str, environment: "_Environment") -> Mapping[str, object]:
     """Return the file's content, or note why there is none and return an empty one."""
+    mistakes = environment.mistakes
     shown = _printable(str(source)) + named_by
+    try:
+        found_here = not named_by and source.parent == environment.cwd
+        _refuse_what_others_write(source, found_here, environment.variables)
+    except _WrongError as wrong:
+        mistakes.append(f"{shown} {wrong}.")
+        return {}
     try:
         return tomllib.loads(_read_text(source, _FILE_LIMIT_BYTES))
     except _WrongError as wrong:
@@ -537,6 +550,57 @@ def _parsed(source: Path, named_by: str, mistakes: list[str]) -> Mapping[str, ob
     except RecursionError:
         mistakes.append(f"{shown} is not usable: its values are nested too deeply.")
     return {}
+
+
+def _refuse_what_others_write(
+    source: Path,
+    found_here: bool,  # noqa: FBT001
+    variables: Mapping[str, str],
+) -> None:
+    """Raise `_WrongError` with what to do where the settings of this file may be somebody else's.
+
+    They name the server that gets the key, and programs to run. A file that was only found in the
+    current directory may be anybody's; one that is named is somebody's choice, and only one that
+    everybody may write is refused.
+    """
+    try:
+        # The link itself, too: another account may have made it.
+        seen = (source.lstat(), source.stat()) if found_here else (source.stat(),)
+    except (OSError, ValueError):
+        return  # reading it says why
+    *_, file = seen
+    if not stat.S_ISREG(file.st_mode):
+        return
+    shown = _printable(str(source))
+    if file.st_mode & stat.S_IWOTH:
+        raise _WrongError(f"can be changed by every account: run `chmod o-w {shown}`")
+    if not found_here:
+        return
+    trusted = {0, os.geteuid()}
+    caller = variables.get("SUDO_UID", "")
+    if os.geteuid() == 0 and caller.isdecimal():
+        trusted.add(int(caller))
+    choose = f"name it, if you trust it: `--config {shown}`"
+    for owner in (status.st_uid for status in seen):
+        if owner not in trusted:
+            account = _account(owner)
+            name = account.pw_name if account is not None else owner
+            raise _WrongError(
+                f"was only found in the current directory and belongs to another account ({name}): "
+                f"{choose}; or make it yours: `chown -h {os.geteuid()} {shown}`"
+            )
+    owner_account = _account(file.st_uid)
+    # With umask 002 whoever makes a file lets the group write, which is then nobody else's.
+    own_groups = {0} if owner_account is None else {0, owner_account.pw_gid}
+    if file.st_mode & stat.S_IWGRP and file.st_gid not in own_groups:
+        raise _WrongError(f"can be changed by its group: run `chmod g-w {shown}`, or {choose}")
+
+
+def _account(uid: int) -> "pwd.struct_passwd | None":
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        return None
 
 
 def _read_text(path: Path, limit_bytes: int) -> str:
@@ -609,6 +673,10 @@ class _Environment:
         value = self._verbatim(name)
         return value.strip() if value is not None else None
 
+    def those_set(self, names: Iterable[str]) -> str:
+        """Return the names of the variables that are set, for a sentence."""
+        return ", ".join(name for name in names if self.text(name))
+
     def read(self, name: str, kind: _Kind[_T]) -> _T | None:
         """Return a variable that is a `kind`; None when it is unset or wrong."""
         text = self.text(name)
@@ -622,9 +690,10 @@ class _Environment:
         if value is not None and path is not None:
             self._note(name, f"and {name}_FILE are both set; set only one of them")
             return None
-        origin = name
+        origin = source = name
         if path is not None:
             origin = f"{name}_FILE"
+            source = f"{origin} ({_printable(path)})"
             value = self._content(origin, path)
         if value is None:
             return None
@@ -632,7 +701,7 @@ class _Environment:
         if match is None:
             self._note(origin, shape.otherwise)
             return None
-        return Secret(match[1])
+        return Secret(match[1], source)
 
     def _verbatim(self, name: str) -> str | None:
         value = self.variables.get(name, "")

@@ -7,7 +7,7 @@ transaction. No id of a table travels through Python: an existing platform's may
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from asset_sync.database import Connection, Cursor, DatabaseError, query
@@ -76,13 +76,18 @@ def save_symbols(cursor: Cursor, symbols: Sequence[Symbol]) -> None:
 
 
 def newest_bar(db: Connection, symbol: str) -> tuple[datetime | None, datetime]:
-    """Return the start of the asset's newest bar, None if it has none, and the time it is."""
+    """Return the start of the asset's newest bar, None if it has none, and the time it is.
+
+    Bars of the future and from before 1970 do not count: somebody else wrote them, and they must
+    not hide what is missing before them, or be dates that Python does not know.
+    """
     [(newest, now)] = query(
         db,
         """
         select (
           select bar.ts from market_data.ohlcv_5m bar
           where bar.ticker_id = (select s.id from trading.symbols s where s.symbol = %s)
+            and bar.ts >= timestamptz 'epoch' and bar.ts <= now()
           order by bar.ts desc limit 1
         ), clock_timestamp()
         """,
@@ -125,30 +130,28 @@ def save_bars(cursor: Cursor, symbol: str, bars: "Sequence[Bar]") -> int:
     return cursor.rowcount
 
 
-def price_of_last_bar(cursor: Cursor, symbol: str, bar: "Bar", as_of: datetime) -> LastPrice:
-    """Return the price that the newest bar tells: no quote, the day's figures from its bars."""
-    start = datetime.fromtimestamp(bar.start_ms / 1000, UTC)
-    day = start.replace(hour=0, minute=0, second=0, microsecond=0)
+def price_of_bar(cursor: Cursor, symbol: str, start: datetime, as_of: datetime) -> LastPrice:
+    """Return the price of the stored bar that starts then: no quote, the day's figures up to it."""
+    day = start.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     cursor.execute(
         """
         select (array_agg(open order by ts))[1]::float8, max(high)::float8, min(low)::float8,
           (array_agg(close order by ts desc))[1]::float8
         from market_data.ohlcv_5m bar join trading.symbols s on s.id = bar.ticker_id
-        where s.symbol = %s and ts >= %s and ts < %s
+        where s.symbol = %s and ts >= %s and ts <= %s
         """,
-        (symbol, day, day + timedelta(days=1)),
+        (symbol, day, start),
     )
-    [daily] = cursor.fetchall()
-    daily_open, daily_high, daily_low, daily_close = daily
+    [(daily_open, daily_high, daily_low, close)] = cursor.fetchall()
     return LastPrice(
         symbol,
         bid=None,
         ask=None,
-        last_price=bar.close,
+        last_price=close,
         daily_open=daily_open,
         daily_high=daily_high,
         daily_low=daily_low,
-        daily_close=daily_close,
+        daily_close=close,
         timestamp=as_of,
     )
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from asset_sync import events, queue, runs, slots, store
+from asset_sync import clocks, events, existing_tables, hostclock, queue, runs, slots, store
 from asset_sync.assets import Feed
+from asset_sync.clocks import Watch
 from asset_sync.database import (
     SERVER_ERRORS,
     Connection,
@@ -22,6 +23,7 @@ from asset_sync.database import (
     connect,
     hurry,
     may_pass,
+    refuses_data,
     sentence,
     transaction,
     transaction_number,
@@ -40,10 +42,10 @@ from asset_sync.progress import (
     Waiting,
     Warned,
 )
-from asset_sync.queue import TRY_AGAIN_SECONDS, Item
+from asset_sync.queue import LINE_LENGTH, TRY_AGAIN_SECONDS, Item, Wanted
 from asset_sync.reach import Reach
 from asset_sync.settings import Secret, Settings
-from asset_sync.slots import Lane, Slot
+from asset_sync.slots import CallEnd, Lane, Slot
 
 if TYPE_CHECKING:
     # What costs 150 ms to import is imported where a call is about to be made.
@@ -55,8 +57,14 @@ if TYPE_CHECKING:
 # a lease that ends: noticed within this time.
 POLL_SECONDS = 5
 SLICE_SECONDS = 0.5
-# After so many calls in a row without any answer the rest of the budget is better kept.
-SILENT_CALLS = 3
+# After so many requests in a row that could not be sent the run ends.
+UNSENT_CALLS = 3
+# After bad answers to so many different assets in a row, one call each half window asks whether the
+# provider is well again.
+BAD_ANSWERS = 3
+WAIT_FOR_SECOND_TRY = 60
+# What the plan does not include for so many different assets in a row, it includes for none.
+NOT_IN_PLAN = 2
 # The lease covers the call and its transaction.
 LEASE_MARGIN_SECONDS = 30
 LEAST_CALL_SECONDS = 2.0
@@ -86,6 +94,9 @@ class Ended(StrEnum):
     BROKEN = "broken"
 
 
+_NO_WAY_IN = (Ended.KEY_REFUSED, Ended.PLAN_REFUSED, Ended.UNAVAILABLE)
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An asset that could not be refreshed, and why."""
@@ -111,6 +122,8 @@ class Report:
     reason_ended: Ended = Ended.DONE
     message: str = ""
     """The sentence that goes with the reason, where there is one."""
+    is_news: bool = True
+    """Whether the command's last run before this one ended otherwise."""
 
     @property
     def served(self) -> int:
@@ -137,8 +150,12 @@ class Clock:
     """Measures and waits; tests bring one that does not wait. Dates are the database's."""
 
     def monotonic(self) -> float:
-        """Return seconds since some moment."""
-        return time.monotonic()
+        """Return seconds since some moment; those in which the host was suspended count."""
+        return hostclock.monotonic()
+
+    def steady(self) -> float:
+        """Return seconds to compare with the database's clock: all that `sleep` waited for."""
+        return self.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Wait; a signal ends it, in slices, as one that comes just before a sleep does not."""
@@ -155,8 +172,30 @@ class _Held:
     until: float
     """When its call must be over: then the slot frees itself, as if the run had died."""
     items: Sequence[Item] = ()
-    called: bool = False
-    """Whether the provider may have seen the call."""
+    end: CallEnd = CallEnd.NOT_SENT
+    """What became of its call; unanswered while it may be in flight."""
+    sent_seconds_ago: float = 0.0
+
+    @property
+    def called(self) -> bool:
+        """Whether the provider may have seen the call."""
+        return self.end is not CallEnd.NOT_SENT
+
+
+@dataclass(slots=True)
+class _Streaks:
+    """What has gone wrong in a row, since a call last went well."""
+
+    unsent: int = 0
+    """Requests that could not be sent."""
+    bad: set[str] = field(default_factory=set)
+    """Assets that got a bad answer or none."""
+    not_in_plan: dict[str, str] = field(default_factory=dict)
+    """Assets that the plan does not include, and what the provider said of each."""
+    unavailable: str = ""
+    """What the last call said, if it got no answer of the API's."""
+    refused_by_database: tuple[str, str] | None = None
+    """The asset whose data the database refused last, and the SQLSTATE."""
 
 
 class _Stop(Exception):  # noqa: N818  # not an error: how a call ends the loop
@@ -209,13 +248,19 @@ class _Run:
         self._deadline = self._started + (most_seconds or self._job.runtime_seconds)
         self._report = Report(runs.start(db, lane.value), lane)
         self._enqueued_at = self._started
-        self._silent_calls = 0
+        self._line: tuple[Wanted, ...] = ()
+        self._claimed = 0
+        """How many items were claimed since the line was read."""
+        self._called_at = self._started
+        self._tried = False
+        self._streaks = _Streaks()
         self._held: _Held | None = None
         self._failing_since: float | None = None
         """Since when the database fails; None while it works."""
         self._given = db
         self._provider: Polygon | None = None
         self._limiter: Limiter | None = None
+        self._watch = Watch(clock.steady)
         self._redis = events.RedisPublisher(settings.redis_url) if settings.redis_url else None
 
     # --- the loop -----------------------------------------------------------------------------
@@ -227,8 +272,10 @@ class _Run:
         try:
             self._tell(Started(report.run_id))
             report.reason_ended = self._loop_persistently()
+            self._compare_with_run_before()
         except _Stop as stop:
             report.reason_ended, report.message = stop.reason, str(stop)
+            self._compare_with_run_before()
         except (KeyboardInterrupt, SystemExit):
             report.reason_ended = Ended.INTERRUPTED
             raise
@@ -252,6 +299,15 @@ class _Run:
                     raise
                 self._connect_again(error)
 
+    def _compare_with_run_before(self) -> None:
+        """Tell what is news of how the run ended: cron's mail is for what changes."""
+        before = None
+        with contextlib.suppress(*SERVER_ERRORS):
+            before = runs.reason_before(self._db, self._report.run_id)
+        self._report.is_news = before != self._report.reason_ended
+        if before in _NO_WAY_IN and self._report.updated:
+            self._tell(Warned(f"The API serves this key again (the last run: {before})."))
+
     def _progress(self) -> int:
         return self._report.served + self._report.bars_written
 
@@ -259,37 +315,49 @@ class _Run:
         if self._job.switched_off:
             return Ended.DISABLED
         runs.prune(self._db)
-        self._enqueue(self._job.grace)
+        self._enqueue(cycle_seconds=self._settings.batch.interval_seconds)
         self._hold_place(in_seconds=0)
         self._database_works()
-        if not self._something_to_do():
-            return self._nothing_left()
-        while self._remaining() > 0:
+        while True:
             if self._limit is not None and self._report.served >= self._limit:
                 return Ended.LIMIT
             if not self._something_to_do():
                 return self._nothing_left()
+            if self._remaining() <= 0 or not self._bad_answers_waited_out():
+                return self._unless_unavailable(Ended.TIME)
+            if not self._report.api_calls_used:
+                existing_tables.require_usable(self._db, self._settings.assets)
             held = self._take_slot()
             if held is None:
-                return Ended.BUDGET
+                return self._unless_unavailable(Ended.BUDGET)
             with self._holding(held):
                 held.items = self._claim()
                 if held.items:
                     self._serve(held)
                 else:  # another run was quicker
                     self._limits.give_back(held.slot)
-        return Ended.TIME
 
     def _nothing_left(self) -> Ended:
         """Say how the run ends where nothing is left that it can do."""
-        if self._silent_calls:  # the last call got no answer, and its items wait for a later run
-            return Ended.UNAVAILABLE
-        return Ended.DONE if self._report.api_calls_used else Ended.NOTHING_DUE
+        if self._streaks.not_in_plan and not self._report.updated:
+            self._report.message = next(iter(self._streaks.not_in_plan.values()))
+            return Ended.PLAN_REFUSED
+        return self._unless_unavailable(Ended.DONE if self._tried else Ended.NOTHING_DUE)
 
-    def _enqueue(self, grace: queue.Grace = queue.NO_GRACE) -> None:
+    def _unless_unavailable(self, reason: Ended) -> Ended:
+        """Return the reason, or that the provider does not answer, if all the run got was that."""
+        if self._report.updated or not self._streaks.unavailable:
+            return reason
+        self._report.message = self._streaks.unavailable
+        return Ended.UNAVAILABLE
+
+    def _enqueue(self, cycle_seconds: float | None = None) -> None:
         self._enqueued_at = self._clock.monotonic()
+        clocks.look(self._db, self._watch)
         queue.reclaim(self._db, self._settings.queue)
-        entered = queue.enqueue(self._db, self._job.wanted, self._settings.queue, grace=grace)
+        entered = queue.enqueue(
+            self._db, self._job.wanted, self._settings.queue, cycle_seconds=cycle_seconds
+        )
         if entered.left_out and not self._report.left_out:
             self._tell(
                 Warned(
@@ -299,20 +367,47 @@ class _Run:
                 )
             )
         self._report.left_out = entered.left_out
+        self._line, self._claimed = entered.line, 0
 
     def _something_to_do(self) -> bool:
         """Whether an item can be claimed, now or after a wait that this run can afford."""
-        while not queue.waiting(self._db, self._lane):
-            if self._report.api_calls_used == 0:
-                return False  # a run that finds nothing due does not sit and wait for it
-            seconds = queue.next_ready_seconds(
-                self._db, self._lane, self._job.wanted, self._remaining()
-            )
+        while not queue.waiting(self._db, self._line):
+            if self._claimed and len(self._line) >= LINE_LENGTH:  # there may be more behind it
+                self._enqueue()
+                continue
+            seconds = self._next_ready_seconds()
             if seconds is None:
                 return False
             self._tell(Waiting("the next asset to be due", seconds))
             self._clock.sleep(min(max(seconds, 0.05), POLL_SECONDS))
             self._enqueue()
+        return True
+
+    def _next_ready_seconds(self) -> float | None:
+        """Return how long to wait for something to do, None if that is not worth it.
+
+        A run that finds nothing due does not sit and wait for what is not yet; but what was due
+        before a bad answer is back within a minute.
+        """
+        states = ("idle", "waiting") if self._tried else ("waiting",)
+        within = self._remaining() if self._tried else min(self._remaining(), WAIT_FOR_SECOND_TRY)
+        return queue.next_ready_seconds(self._db, self._job.wanted, within, states=states)
+
+    def _bad_answers_waited_out(self) -> bool:
+        """Wait between two calls while the provider answers badly; False if the run is too short.
+
+        An hour of such answers costs no more than two calls a window, and nobody waits longer than
+        half a window once the provider is well.
+        """
+        if len(self._streaks.bad) < BAD_ANSWERS:
+            return True
+        again_at = self._called_at + self._job.rate.period_seconds / 2
+        while (left := again_at - self._clock.monotonic()) > 0:
+            if left > self._remaining():
+                return False
+            self._hold_place(left)
+            self._tell(Waiting("the provider to be well again", left))
+            self._clock.sleep(min(left, POLL_SECONDS))
         return True
 
     def _take_slot(self) -> _Held | None:
@@ -338,7 +433,9 @@ class _Run:
         if self._limit is not None:
             most = min(most, self._limit - self._report.served)
         lease = self._settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
-        return queue.claim(self._db, self._lane, lease_seconds=lease, most=most)
+        items = queue.claim(self._db, self._line, lease_seconds=lease, most=most)
+        self._claimed += len(items)
+        return items
 
     # --- one call -----------------------------------------------------------------------------
 
@@ -380,24 +477,40 @@ class _Run:
     def _call(self, held: _Held, span: Reach | None, budget: slots.Budget) -> None:
         """Make the call, and do with its answer what that asks for."""
         from asset_sync.outcome import Exchange  # noqa: PLC0415
-        from asset_sync.polygon import Unavailable  # noqa: PLC0415
+        from asset_sync.polygon import NotSent  # noqa: PLC0415
 
-        held.called = True
+        held.end = CallEnd.UNANSWERED
+        self._tried = True
         self._tell(Calling([item.symbol for item in held.items], held.items[0].feed, budget))
         started = self._clock.monotonic()
         self._report.api_calls_used += 1
         answer = self._ask(held, span)
-        made = Exchange(held.items, answer, self._clock.monotonic() - started)
-        self._silent_calls = self._silent_calls + 1 if isinstance(answer, Unavailable) else 0
-        outcome = self._concluded(held.slot, made)
+        self._called_at = self._clock.monotonic()
+        held.end, held.sent_seconds_ago = _end_of(answer)
+        if isinstance(answer, NotSent):
+            self._report.api_calls_used -= 1
+        made = Exchange(held.items, span, answer, self._called_at - started)
+        outcome = self._concluded(held, made)
         self._database_works()
+        self._count(made, outcome)
         self._follow(outcome)
-        if self._silent_calls >= SILENT_CALLS:
-            raise _Stop(
-                Ended.UNAVAILABLE,
-                f"{answer} After {SILENT_CALLS} calls without an answer the run ends; the next one "
-                "tries again.",
-            )
+
+    def _count(self, made: "Exchange", outcome: "Outcome") -> None:
+        """Keep account of what goes wrong in a row."""
+        from asset_sync.outcome import is_well  # noqa: PLC0415
+        from asset_sync.polygon import NotSent, ProviderError, RateLimited, Unavailable  # noqa: PLC0415
+
+        streaks, answer = self._streaks, made.answer
+        symbols = [item.symbol for item in made.items]
+        streaks.unsent = streaks.unsent + 1 if isinstance(answer, NotSent) else 0
+        streaks.unavailable = str(answer) if isinstance(answer, Unavailable) else ""
+        if is_well(answer):
+            streaks.bad.clear()
+            streaks.not_in_plan.clear()
+        elif isinstance(answer, ProviderError) and not isinstance(answer, NotSent | RateLimited):
+            streaks.bad.update(symbols)
+        if outcome.not_in_plan is not None:
+            streaks.not_in_plan |= dict.fromkeys(symbols, str(outcome.not_in_plan))
 
     def _ask(self, held: _Held, span: Reach | None) -> "Answer":
         """Make the call; what the provider refuses comes back as a value like any answer."""
@@ -405,6 +518,7 @@ class _Run:
         from asset_sync.polygon import ProviderError  # noqa: PLC0415
 
         api, items = self._api, held.items
+        api.send_only_if(lambda: self._clock.monotonic() < held.until)
         api.call_timeout_seconds = min(
             held.until - self._clock.monotonic(),
             max(self._remaining(), LEAST_CALL_SECONDS),
@@ -418,14 +532,14 @@ class _Run:
         except ProviderError as error:
             return error
 
-    def _concluded(self, slot: Slot, made: "Exchange") -> "Outcome":
+    def _concluded(self, held: _Held, made: "Exchange") -> "Outcome":
         """Stamp the slot and store the answer: on a new connection if need be, it is paid for."""
         from asset_sync.outcome import conclude  # noqa: PLC0415
 
         tries = 1
         while True:
             try:
-                self._stamp(slot, made.answer)
+                self._stamp(held, made.answer)
                 with self._transaction() as cursor:
                     outcome = conclude(cursor, self._job, self._report.run_id, made)
             except SERVER_ERRORS as error:
@@ -433,30 +547,57 @@ class _Run:
                     raise
                 tries += 1
                 self._connect_again(error)
+            except ServerError as error:
+                if not refuses_data(error):
+                    raise
+                return self._refused_by_database(made, error)
             else:
+                self._streaks.refused_by_database = None
                 return outcome
 
-    def _stamp(self, slot: Slot, answer: "Answer") -> None:
+    def _refused_by_database(self, made: "Exchange", error: ServerError) -> "Outcome":
+        """Note the failure of the asset whose data the database refuses.
+
+        Where two different assets in a row are refused in the same way, it is not their data.
+        """
+        from asset_sync.outcome import refused_by_database  # noqa: PLC0415
+
+        with self._transaction() as cursor:
+            outcome = refused_by_database(cursor, self._job, self._report.run_id, made, error)
+        before, symbol = self._streaks.refused_by_database, made.items[0].symbol
+        self._streaks.refused_by_database = (symbol, error.pgcode or "")
+        if before is not None and before[0] != symbol and before[1] == error.pgcode:
+            self._say(outcome.told)
+            raise error
+        return outcome
+
+    def _stamp(self, held: _Held, answer: "Answer") -> None:
         """Say that the call is over, and hold everybody back after a 429."""
         from asset_sync.polygon import RateLimited  # noqa: PLC0415
 
-        self._limits.release(slot)
+        self._limits.release(held.slot, held.end, sent_seconds_ago=held.sent_seconds_ago)
         if isinstance(answer, RateLimited):
-            self._limits.block(answer.retry_after_seconds or self._job.rate.period_seconds)
+            lowered = self._limits.refused(held.slot, answer.retry_after_seconds)
+            if lowered is not None:
+                self._tell(Warned(str(lowered)))
 
     def _follow(self, outcome: "Outcome") -> None:
         """Do what is left once an answer is stored."""
-        from asset_sync.polygon import KeyRefused  # noqa: PLC0415
-
         self._publish(outcome.prices)
         self._say(outcome.told)
         if outcome.denied:  # its items go another way
             self._job = job_of(self._db, self._settings, self._lane)
             self._enqueue()
         if outcome.hopeless is not None:
-            of_the_key = isinstance(outcome.hopeless, KeyRefused)
-            reason = Ended.KEY_REFUSED if of_the_key else Ended.PLAN_REFUSED
-            raise _Stop(reason, str(outcome.hopeless))
+            raise _Stop(Ended.KEY_REFUSED, str(outcome.hopeless))
+        if outcome.not_in_plan is not None and len(self._streaks.not_in_plan) >= NOT_IN_PLAN:
+            raise _Stop(Ended.PLAN_REFUSED, str(outcome.not_in_plan))
+        if self._streaks.unsent >= UNSENT_CALLS:
+            raise _Stop(
+                Ended.UNAVAILABLE,
+                f"{self._streaks.unavailable} After {UNSENT_CALLS} requests that could not be sent "
+                "the run ends; the next one tries again.",
+            )
 
     def _publish(self, prices: Sequence[store.LastPrice]) -> None:
         if self._redis is None or not prices:
@@ -515,7 +656,9 @@ class _Run:
         held = self._held
         if held is None:
             return
-        (slots.release if held.called else slots.give_back)(self._db, held.slot)
+        slots.release(
+            self._db, held.slot, held.end, self._job.rate, sent_seconds_ago=held.sent_seconds_ago
+        )
         with contextlib.suppress(queue.LostLeaseError), transaction(self._db) as cursor:
             wait = after_seconds if held.called else 0
             queue.put_back(
@@ -580,8 +723,12 @@ class _Run:
         calls = 0
         batch = self._settings.batch
         if self._settings.rate_limit.hold_for_priority and batch.priority_assets_enabled:
-            job = self._job
-            calls = queue.due_within(self._db, job.wanted, in_seconds, grace=job.grace)
+            calls = queue.due_within(
+                self._db,
+                self._job.wanted,
+                in_seconds,
+                cycle_seconds=batch.interval_seconds,
+            )
         slots.reserve(self._db, calls, in_seconds)
 
     # --- the end ------------------------------------------------------------------------------
@@ -629,7 +776,7 @@ class _Run:
         if self._limiter is None:
             from asset_sync.limiter import Limiter  # noqa: PLC0415
 
-            self._limiter = Limiter(self._db, self._job.rate)
+            self._limiter = Limiter(self._db, self._job.rate, self._watch)
         return self._limiter
 
     @property
@@ -645,3 +792,15 @@ class _Run:
 
     def _remaining(self) -> float:
         return self._deadline - self._clock.monotonic()
+
+
+def _end_of(answer: "Answer") -> tuple[CallEnd, float]:
+    """Return what became of a call, and how many seconds ago one without an answer was sent."""
+    from asset_sync.outcome import is_well  # noqa: PLC0415
+    from asset_sync.polygon import NotSent, Unanswered  # noqa: PLC0415
+
+    if isinstance(answer, NotSent):
+        return CallEnd.NOT_SENT, 0.0
+    if isinstance(answer, Unanswered):
+        return CallEnd.UNANSWERED, answer.sent_seconds_ago
+    return (CallEnd.ANSWERED_WELL if is_well(answer) else CallEnd.ANSWERED), 0.0

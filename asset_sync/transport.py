@@ -9,12 +9,13 @@ import http.client
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Self, TypeAlias
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Self, TypeAlias
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -24,6 +25,11 @@ from urllib3.exceptions import HTTPError
 from urllib3.poolmanager import ProxyManager
 
 from asset_sync import __version__
+from asset_sync.hostclock import monotonic
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, SupportsRead
+    from requests.sessions import _Settings
 
 Auth: TypeAlias = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
@@ -46,12 +52,43 @@ class Session(requests.Session):
         for scheme in ("http://", "https://"):
             self.mount(scheme, _DeadlineAdapter())
 
+    def merge_environment_settings(
+        self,
+        url: str | bytes | None,
+        proxies: MutableMapping[str, str] | None,
+        stream: bool | None,  # noqa: FBT001
+        verify: bool | str | None,  # noqa: FBT001
+        cert: str | tuple[str, str] | None,
+    ) -> "_Settings":
+        """Return what the environment says; no proxy is asked for this host itself.
+
+        Another host would be sent the key, without TLS, and could not reach this one anyway.
+        """
+        settings = super().merge_environment_settings(url, proxies, stream, verify, cert)
+        host = urlsplit(url.decode() if isinstance(url, bytes) else url or "").hostname
+        if _is_loopback(host or ""):
+            settings["proxies"] = {}
+        return settings
+
     def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
         """Know of no redirect: requests would read its whole body, however large, to prepare one.
 
         That happens even with `allow_redirects=False`.
         """
         return None
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether this name or address is this host's own, however it is written."""
+    if host.rstrip(".").split(".")[-1] == "localhost":
+        return True
+    with suppress(OSError):  # 127.1 and 0x7f.0.0.1 are addresses, too
+        return socket.inet_aton(host)[0] in (0, 127)
+    with suppress(ValueError):
+        address = ip_address(host)
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return address.is_unspecified or (mapped or address).is_loopback
+    return False
 
 
 # The first that fits; a time-out while connecting is both a Timeout and a ConnectionError.
@@ -99,13 +136,17 @@ def _detail(error: BaseException) -> str:
 class Deadline:
     """The end of one call; every connection that the call uses is under its watch."""
 
-    def __init__(self, seconds: float) -> None:
-        self._ends = time.monotonic() + seconds
+    def __init__(self, seconds: float, may_send: Callable[[], bool] = lambda: True) -> None:
+        """Give the call so long; `may_send` is asked immediately before its request is written."""
+        self._ends = monotonic() + seconds
+        self._may_send = may_send
         self._timer = threading.Timer(seconds, self._expire)
         self._timer.daemon = True
         self._lock = threading.Lock()
         self._lines: list[socket.socket] = []
         self.expired = False
+        self.sent_at: float | None = None
+        """When the first byte of the request was about to be written, by `hostclock.monotonic`."""
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -140,7 +181,7 @@ class Deadline:
         opened: Future[socket.socket] = Future()
         threading.Thread(target=_dial_into, args=(opened, dial), daemon=True).start()
         try:
-            sock = opened.result(max(0.0, self._ends - time.monotonic()))
+            sock = opened.result(max(0.0, self._ends - monotonic()))
         except TimeoutError:
             self._expire()
             raise
@@ -152,6 +193,18 @@ class Deadline:
             sock.close()
             raise
         return sock
+
+    def send(self) -> None:
+        """Note that the request is about to be written; raises TimeoutError if it is too late.
+
+        The host may have been suspended since the call began, which no timer notices in time.
+        """
+        if self.sent_at is not None:
+            return
+        if monotonic() >= self._ends or not self._may_send():
+            self._expire()
+            raise TimeoutError
+        self.sent_at = monotonic()
 
     def _expire(self) -> None:
         with self._lock:
@@ -178,6 +231,24 @@ _ongoing: ContextVar[Deadline] = ContextVar("the deadline of the call that is go
 
 
 class _Watched(HTTPConnection):
+    _connecting = False
+
+    def connect(self) -> None:
+        self._connecting = True  # what a proxy is sent now is not the request
+        try:
+            super().connect()
+        finally:
+            self._connecting = False
+
+    def send(
+        self, data: "SupportsRead[bytes] | Iterable[ReadableBuffer] | ReadableBuffer | str"
+    ) -> None:
+        if not self._connecting:
+            if self.sock is None:
+                self.connect()
+            _ongoing.get().send()
+        super().send(data)
+
     def _new_conn(self) -> socket.socket:
         return _ongoing.get().connect(super()._new_conn)
 
@@ -212,6 +283,8 @@ class _DeadlineAdapter(HTTPAdapter):
     def proxy_manager_for(self, proxy: str, **options: object) -> ProxyManager:
         """Return the manager of this proxy; a SOCKS one keeps its own way to connect."""
         manager: ProxyManager = super().proxy_manager_for(proxy, **options)
-        if not proxy.lower().startswith("socks"):
+        if proxy.lower().startswith("socks"):
+            _ongoing.get().send()  # nobody sees when it does
+        else:
             manager.pool_classes_by_scheme = _POOLS
         return manager

@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from asset_sync import embedded, queue, runs, store  # noqa: E402
-from asset_sync.assets import Feed  # noqa: E402
+from asset_sync.assets import Asset, AssetType, Feed, Level  # noqa: E402
 from asset_sync.database import (  # noqa: E402
     Connection,
     Cursor,
@@ -101,7 +101,7 @@ def main() -> int:
             memory(database("memory"), directory),
         ]
     finally:
-        server.cleanup()
+        server.leave()
         shutil.rmtree(directory)
     show(lines)
     return 0 if all(line.ok for line in lines) else 1
@@ -197,7 +197,12 @@ def make_fresh(address: str) -> None:
         queue.enqueue(db, wanted, settings.queue)
         for lane in Lane:
             run_id = runs.start(db, lane.value)
-            while items := queue.claim(db, lane, lease_seconds=60, most=1):
+            line = [
+                one
+                for one in wanted
+                if (one.asset.level is Level.CRITICAL) == (lane is Lane.PRIORITY)
+            ]
+            while items := queue.claim(db, line, lease_seconds=60, most=1):
                 with transaction(db) as cursor:
                     queue.finish(cursor, items)
                     symbols = [item.symbol for item in items]
@@ -252,6 +257,10 @@ def bare(db: Connection) -> None:
         cursor.fetchall()
 
 
+def _crypto(symbol: str) -> Asset:
+    return Asset(symbol, f"X:{symbol}", AssetType.CRYPTO, "A", Level.MEDIUM, 0, 300)
+
+
 def claimed(few: str, many: str) -> Line:
     """Claim items of 100,000 that wait, and of 1,000."""
     with raw_session(Secret(few)) as small, raw_session(Secret(many)) as large:
@@ -269,8 +278,10 @@ def claimed(few: str, many: str) -> Line:
             )
             query(db, "analyze asset_sync.queue")
 
+        line = [Wanted(_crypto(f"A{number}"), Feed.BARS) for number in range(1, queue.LINE_LENGTH)]
+
         def claim(db: Connection) -> Callable[[], float]:
-            return lambda: seconds_of(lambda: queue.claim(db, Lane.QUEUE, lease_seconds=60, most=1))
+            return lambda: seconds_of(lambda: queue.claim(db, line, lease_seconds=60, most=1))
 
         least, most = interleaved(CLAIMS, claim(small), claim(large))
     return Line(

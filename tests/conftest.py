@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pwd
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ import psycopg2
 import pytest
 
 from asset_sync import database, embedded, sync
-from asset_sync.assets import Asset, AssetType, Level
+from asset_sync.assets import Asset, AssetType, Feed, Level
 from asset_sync.database import Connection, Row
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
+from asset_sync.queue import Wanted
 from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load
+from asset_sync.slots import Lane
 
 _TEMPLATE = "asset_sync_template"
 _numbers = itertools.count(1)
@@ -34,12 +37,12 @@ def maintenance_url() -> Iterator[str]:
     # as root the server is such another.
     with tempfile.TemporaryDirectory(prefix="asset-sync-tests-") as base:
         server = embedded.start(Path(base) / "data")
-        url = embedded.address("postgres", server.get_postmaster_info().socket_dir)
+        url = server.address("postgres")
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             _execute(url, f"alter system set {setting} = off")
         _execute(url, "select pg_reload_conf()")
         yield url
-        server.cleanup()
+        server.leave()
 
 
 @pytest.fixture(scope="session")
@@ -192,16 +195,25 @@ class ShiftingClock(sync.Clock):
     """
 
     SHIFTED = (
-        ("slots", "ended_at"),
-        ("slots", "previous_ended_at"),
+        ("slots", "stamped_at"),
+        ("slots", "previous_stamped_at"),
         ("limiter", "blocked_until"),
+        ("limiter", "blocked_at"),
         ("limiter", "reserved_at"),
+        ("limiter", "called_at"),
+        ("limiter", "answered_at"),
+        ("limiter", "lowered_at"),
+        ("limiter", "seen_at"),
+        ("limiter", "mark_at"),
+        ("limiter", "jumped_at"),
         ("queue", "last_success_at"),
         ("queue", "last_attempt_at"),
         ("queue", "added_at"),
         ("queue", "due_at"),
         ("queue", "not_before"),
         ("queue", "lease_until"),
+        ("queue", "failed_at"),
+        ("limiter", "answered_at"),
     )
 
     def __init__(self, db: Connection) -> None:
@@ -210,6 +222,9 @@ class ShiftingClock(sync.Clock):
 
     def monotonic(self) -> float:
         return time.monotonic() + self._shifted
+
+    def steady(self) -> float:
+        return time.monotonic()  # the database's own clock is not moved
 
     def sleep(self, seconds: float) -> None:
         self._shifted += seconds
@@ -278,6 +293,22 @@ def asset(
     return Asset(symbol, ticker, asset_type, symbol, level, position, every)
 
 
+def in_line(db: Connection, lane: Lane | None = None) -> list[Wanted]:
+    """All that the queue has, as the line of settings that want it: of one lane, or of both."""
+    levels = {None: "true", Lane.PRIORITY: "level = 'critical'", Lane.QUEUE: "level <> 'critical'"}
+    rows = database.query(
+        db,
+        f"""
+        select symbol, feed, ticker, asset_type, name, level from asset_sync.queue
+        where {levels[lane]}
+        """,
+    )
+    return [
+        Wanted(Asset(symbol, ticker, AssetType(kind), name, Level(level), 0, 300), Feed(feed))
+        for symbol, feed, ticker, kind, name, level in rows
+    ]
+
+
 def an_hour_ago(db: Connection, symbol: str, ticker: str) -> None:
     """Give an asset one bar, as if it had last run then: the first sync is long."""
     now_ms = int(time.time() * 1000)
@@ -340,6 +371,21 @@ def _execute(url: str, sql: str) -> list[Row]:
             return cursor.fetchall() if cursor.description is not None else []
     finally:
         connection.close()
+
+
+OTHER_ACCOUNT = "asset_sync_other"
+"""A second account of the machine, which `.ci/run` makes."""
+
+
+@pytest.fixture
+def other_account() -> str:
+    """The name of an account that is neither root's, the tests' nor a server's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as another account")
+    try:
+        return pwd.getpwnam(OTHER_ACCOUNT).pw_name
+    except KeyError:
+        pytest.skip(f"there is no second account: useradd --system {OTHER_ACCOUNT}")
 
 
 @contextmanager

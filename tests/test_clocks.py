@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import commandline
@@ -57,7 +57,7 @@ class Host:
             select clock_timestamp(), (select min(started_at) from asset_sync.runs),
               (select min(at) from asset_sync.calls),
               (select min(last_success_at) from asset_sync.queue),
-              (select min(ended_at) from asset_sync.slots where ended_at > '-infinity'),
+              (select min(stamped_at) from asset_sync.slots where stamped_at > '-infinity'),
               (select min(last_sync_timestamp) from data_sources.data_sync_status),
               (select min(updated_at) from data_sources.data_sync_status),
               (select min((metadata -> 'last_update' ->> 'timestamp')::timestamptz)
@@ -391,5 +391,5 @@ def test_in_any_time_zone_the_day_begins_at_midnight_utc(
     ):
         store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
         store.save_bars(cursor, "EURUSD", [before, after])
-        price = store.price_of_last_bar(cursor, "EURUSD", after, midnight)
+        price = store.price_of_bar(cursor, "EURUSD", midnight + timedelta(minutes=5), midnight)
     assert (price.daily_open, price.daily_high, price.daily_low) == (2.0, 2.0, 2.0)

@@ -5,17 +5,19 @@ import re
 import socket
 import struct
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from asset_sync import database, runs, store
+from asset_sync import database, runs, slots, store
 from asset_sync.database import (
     Connection,
     DatabaseError,
@@ -28,7 +30,7 @@ from asset_sync.database import (
     transaction,
 )
 from asset_sync.polygon import Bar
-from asset_sync.settings import Secret
+from asset_sync.settings import Secret, load
 
 PASSWORD = "s3cret-Tr4ding-v4lue"
 USER = "somebody_in_particular"
@@ -90,6 +92,148 @@ def test_two_at_once_do_no_harm(empty_url: str) -> None:
     assert sorted(applied, reverse=True) == [ALL_STEPS, (), (), ()]
 
 
+def until(condition: Callable[[], object]) -> None:
+    """Look again and again; what others do takes some milliseconds."""
+    give_up = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_who_waited_for_another_to_initialise_sees_what_it_made(
+    empty_url: str, empty: Connection
+) -> None:
+    """The session asked for the tables before they were made, and has cached that none is there."""
+    waiting = "select from pg_locks where locktype = 'advisory' and not granted"
+
+    def init() -> tuple[database.Migration, ...]:
+        with raw_session(Secret(empty_url)) as db:
+            query(db, "select to_regclass('asset_sync.migrations')")
+            assert not database.status(db).ready
+            return migrate(db)
+
+    with ThreadPoolExecutor(1) as pool, raw_session(Secret(empty_url)) as first:
+        with transaction(first) as cursor:
+            cursor.execute("select pg_advisory_xact_lock(hashtext('asset-sync migrations'))")
+            late = pool.submit(init)
+            until(lambda: query(empty, waiting))
+            for step in database.migrations():
+                cursor.execute(step.sql)
+            cursor.execute(
+                "insert into asset_sync.migrations select generate_series(1, %s), ''",
+                (len(ALL_STEPS),),
+            )
+        assert late.result() == ()
+    assert database.status(empty).ready
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_many_first_sessions_at_once_all_find_the_schema(
+    empty_url: str, empty: Connection, attempt: int
+) -> None:
+    together = threading.Barrier(6)
+
+    def first_session() -> None:
+        with raw_session(Secret(empty_url)) as db:
+            together.wait()
+            with pytest.raises(NotInitialisedError):
+                require_schema(db)
+            together.wait()
+            migrate(db)
+            require_schema(db)
+
+    with ThreadPoolExecutor(6) as pool:
+        for future in [pool.submit(first_session) for _ in range(6)]:
+            future.result()
+
+
+# --- what a restore has lost --------------------------------------------------------------------
+
+_OWN_ROWS = "truncate asset_sync.migrations, asset_sync.limiter, asset_sync.slots"
+
+
+@pytest.mark.parametrize("version", [step.version for step in database.migrations()][1:])
+def test_a_restore_without_rows_is_initialised_from_any_version(
+    empty: Connection, version: int
+) -> None:
+    for step in database.migrations()[:version]:
+        query(empty, step.sql)
+    query(empty, f"{_OWN_ROWS}; delete from data_sources.api_providers")
+    assert not database.status(empty).ready
+
+    assert tuple(step.name for step in migrate(empty)) == ALL_STEPS[version:]
+
+    assert database.status(empty).ready
+    assert query(empty, "select count(*) from asset_sync.migrations") == [(len(ALL_STEPS),)]
+
+
+def test_after_a_restore_without_rows_no_call_is_made_for_a_window(db: Connection) -> None:
+    """Nobody knows any more which calls were made."""
+    rate = slots.Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
+    query(db, f"{_OWN_ROWS}; delete from data_sources.api_providers")
+
+    migrate(db)
+    slots.prepare(db, rate)
+
+    waiting = slots.take(db, slots.Lane.QUEUE, rate)
+    assert isinstance(waiting, slots.Wait)
+    assert 50 < waiting.seconds <= 60
+
+
+def test_a_new_database_has_its_whole_budget(db: Connection) -> None:
+    rate = slots.Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
+    slots.prepare(db, rate)
+
+    assert slots.budget(db, rate).free == 5
+
+
+@pytest.mark.parametrize(
+    ("loss", "problem"),
+    [
+        ("delete from asset_sync.limiter", "asset_sync.limiter has lost its row"),
+        ("delete from data_sources.api_providers", "has no row with the code 'polygon'"),
+    ],
+)
+def test_a_row_that_is_lost_is_reported_and_comes_back(
+    db: Connection, loss: str, problem: str
+) -> None:
+    query(db, loss)
+
+    [told] = database.status(db).problems
+    assert problem in told
+    migrate(db)
+    assert database.status(db).ready
+
+
+def test_without_the_limiters_row_no_session_begins(url: str, db: Connection) -> None:
+    query(db, "delete from asset_sync.limiter")
+
+    with (
+        pytest.raises(NotInitialisedError, match=r"limiter has lost its row.*`asset-sync db init`"),
+        session(Secret(url)),
+    ):
+        pass
+
+
+def test_a_table_that_has_no_rows_to_restore_is_told_from_a_lost_table(db: Connection) -> None:
+    query(db, "drop table asset_sync.limiter")
+
+    assert database.status(db).missing == ("asset_sync.limiter",)
+    assert database.status(db).problems == ()
+
+
+def test_a_server_that_can_only_be_read_is_a_problem(url: str, db: Connection) -> None:
+    name = db.info.dbname
+    query(db, f'alter database "{name}" set default_transaction_read_only = on')
+    try:
+        with raw_session(Secret(url)) as other:
+            [problem] = database.status(other).problems
+            assert "set to read only" in problem
+    finally:
+        with raw_session(Secret(url)) as other:
+            query(other, f'set transaction read write; alter database "{name}" reset all')
+
+
 def test_what_somebody_removed_of_the_platform_comes_back(db: Connection) -> None:
     query(db, "drop table market_data.ohlcv_5m; delete from data_sources.api_providers")
     assert not database.status(db).ready
@@ -144,7 +288,7 @@ def test_every_schema_and_table_says_what_it_is_for(db: Connection) -> None:
         "asset_sync.calls.outcome",
         "asset_sync.limiter.blocked_until",
         "asset_sync.limiter.reserved_at",
-        "asset_sync.slots.ended_at",
+        "asset_sync.slots.stamped_at",
         "asset_sync.slots.token",
         "asset_sync.entitlements.key_fingerprint",
     ],
@@ -548,7 +692,7 @@ def trouble_with(address: str) -> str:
     told = "".join(traceback.format_exception(caught.value))
     assert "\n" not in sentence
     assert sentence.endswith(".")
-    for hidden in (PASSWORD, "Tr4ding", USER):
+    for hidden in (PASSWORD, "Tr4ding"):
         assert hidden not in told
     return sentence
 
@@ -585,32 +729,85 @@ def server_that_says(sqlstate: str, message: str, *, ssl: bytes = b"N") -> Itera
             thread.join()
 
 
+NOT_LET_IN = f'does not let the role "{USER}" in'
+NOT_REACHABLE = "is not reachable"
+
+
 @pytest.mark.parametrize(
-    ("sqlstate", "message", "meaning"),
+    ("sqlstate", "message", "what", "meaning"),
     [
         (
             "28P01",
             f'password authentication failed for user "{USER}"',
-            "it refuses the user or the password",
+            NOT_LET_IN,
+            "it refuses the role or its password",
         ),
-        ("28000", f'role "{USER}" does not exist', "the database or the role does not exist"),
+        ("28000", f'role "{USER}" does not exist', NOT_LET_IN, "there is no such role"),
+        (
+            "3D000",
+            'database "x" does not exist',
+            NOT_REACHABLE,
+            "there is no such database: `createdb` makes one",
+        ),
         (
             "28000",
             f'no pg_hba.conf entry for host "10.0.0.1", user "{USER}", database "x"',
-            "its pg_hba.conf does not let this host, user and database in",
+            NOT_LET_IN,
+            "its pg_hba.conf does not let this host, role and database in",
         ),
-        ("53300", "sorry, too many clients already", "it has no connection to spare"),
-        ("57P03", "the database system is starting up", "it is just starting up"),
-        ("57P03", "the database system is shutting down", "it is shutting down"),
+        ("53300", "sorry, too many clients already", NOT_REACHABLE, "it has no connection to"),
+        ("57P03", "the database system is starting up", NOT_REACHABLE, "it is just starting up"),
+        ("57P03", "the database system is shutting down", NOT_REACHABLE, "it is shutting down"),
     ],
 )
-def test_what_a_server_refuses_is_a_sentence_of_ours(
-    sqlstate: str, message: str, meaning: str
+def test_what_a_server_refuses_is_a_sentence_that_names_host_port_database_and_role(
+    sqlstate: str, message: str, what: str, meaning: str
 ) -> None:
     with server_that_says(sqlstate, message) as port:
         sentence = trouble_with(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{port}/x?sslmode=prefer")
 
-    assert sentence.startswith(f"The database is not reachable: {meaning}.")
+    assert sentence.startswith(f'The database "x" at 127.0.0.1:{port} {what}: {meaning}')
+
+
+@pytest.mark.parametrize(
+    ("environ", "source"),
+    [
+        ({"DATABASE_URL": "postgresql://me:{0}@127.0.0.1:1/market"}, "DATABASE_URL"),
+        ({"DATABASE_URL_FILE": "{1}"}, "DATABASE_URL_FILE ({1})"),
+        (
+            {
+                "DB_HOST": "127.0.0.1",
+                "DB_PORT": "1",
+                "DB_NAME": "market",
+                "DB_USER": "me",
+                "DB_PASSWORD": PASSWORD,
+            },
+            "DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD",
+        ),
+        (
+            {"PGHOST": "127.0.0.1", "PGPORT": "1", "PGDATABASE": "market", "PGUSER": "me"},
+            "PGHOST, PGDATABASE, PGPORT, PGUSER",
+        ),
+    ],
+)
+def test_the_setting_or_file_that_the_address_came_from_is_named(
+    environ: dict[str, str], source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "address"
+    file.write_text(f"postgresql://me:{PASSWORD}@127.0.0.1:1/market")
+    given = {name: value.format(PASSWORD, file) for name, value in environ.items()}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    conninfo = load(None, given).conninfo
+
+    with pytest.raises(DatabaseError) as caught, raw_session(conninfo):
+        pass
+
+    said = source.format("", file)
+    assert str(caught.value) == (
+        f'The database "market" at 127.0.0.1:1 is not reachable (from {said}): nothing listens at '
+        f"that host and port. Check {said}, and that the server runs."
+    )
 
 
 def test_a_refusal_in_words_we_do_not_know_gives_nothing_away() -> None:
@@ -646,6 +843,7 @@ def test_a_password_with_an_at_sign_is_not_told_as_a_part_of_the_hosts_name() ->
     sentence = trouble_with(f"postgresql://{USER}:a@{PASSWORD}@no-such-host.invalid/x")
 
     assert "the host's name is not known" in sentence
+    assert "%40" in sentence
 
 
 @pytest.mark.parametrize(
@@ -667,7 +865,8 @@ def test_an_address_that_is_none_is_a_sentence(address: str) -> None:
 def test_a_database_that_does_not_exist_is_a_sentence(url: str) -> None:
     sentence = trouble_with(make_dsn(url, dbname="no_such_database", password=PASSWORD))
 
-    assert "the database or the role does not exist" in sentence
+    assert '"no_such_database"' in sentence
+    assert "there is no such database" in sentence
 
 
 def test_of_several_hosts_one_that_is_up_is_enough(url: str, db: Connection) -> None:
@@ -763,33 +962,58 @@ def test_the_connection_is_closed_at_the_end_whatever_happens(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address",
+    ("address", "url"),
     [
-        f"postgresql://me:{PASSWORD}@db.example.test:5433/market?sslmode=require",
-        f"host=db.example.test port=5433 dbname=market user=me sslmode=require password={PASSWORD}",
-        f"postgresql://me@db.example.test:5433/market?sslmode=require&password={PASSWORD}",
-        f"postgresql://me@db.example.test:5433/market?sslmode=require&sslpassword={PASSWORD}",
+        (
+            f"postgresql://me:{PASSWORD}@db.example.test:5433/market?sslmode=require",
+            "postgresql://me@db.example.test:5433/market?sslmode=require",
+        ),
+        (
+            f"host=db.example.test dbname=market user=me sslmode=require password={PASSWORD}",
+            "postgresql://me@db.example.test:5432/market?sslmode=require",
+        ),
+        (
+            f"postgresql://me@[::1]/market?password={PASSWORD}&sslpassword={PASSWORD}",
+            "postgresql://me@[::1]:5432/market",
+        ),
+        (
+            f"host=/run/postgresql port=5433 dbname='my market' user=me@home password={PASSWORD}",
+            "postgresql://me%40home@/my%20market?host=/run/postgresql&port=5433",
+        ),
+        (
+            f"postgresql://me:{PASSWORD}@one:1,two:2/market?target_session_attrs=read-write",
+            "postgresql://me@/market?target_session_attrs=read-write&host=one,two&port=1,2",
+        ),
+        ("dbname=market user=me", "postgresql://me@/market"),
     ],
 )
-def test_the_public_address_is_all_but_the_password(address: str) -> None:
-    public = database.public_address(Secret(address))
+def test_the_url_of_a_server_is_all_but_the_password(address: str, url: str) -> None:
+    made = database.address_of(Secret(address), {}).url()
 
-    assert PASSWORD not in public
-    assert parse_dsn(public) == {
-        "host": "db.example.test",
-        "port": "5433",
-        "dbname": "market",
-        "user": "me",
-        "sslmode": "require",
-    }
+    assert made == url
+    given, read = parse_dsn(address), parse_dsn(made)
+    secrets = {"password", "sslpassword"}
+    assert {**given, "port": given.get("port", "5432")}.items() - {
+        (k, PASSWORD) for k in secrets
+    } == {**read, "port": read.get("port", "5432")}.items()
 
 
-def test_the_public_address_of_an_empty_one_is_empty() -> None:
-    assert database.public_address(Secret("")) == ""
+def test_the_url_has_what_libpq_takes_from_its_own_variables() -> None:
+    environ = {"PGHOST": "db.example.test", "PGDATABASE": "market", "PGUSER": "me"}
+
+    assert (
+        database.address_of(Secret(""), environ).url()
+        == "postgresql://me@db.example.test:5432/market"
+    )
 
 
-def test_an_address_that_is_none_has_no_public_one() -> None:
+def test_the_url_connects(url: str, db: Connection) -> None:
+    with session(Secret(database.address_of(Secret(url)).url())) as connected:
+        assert connected.info.dbname == db.info.dbname
+
+
+def test_an_address_that_is_none_has_no_url() -> None:
     with pytest.raises(DatabaseError, match="DATABASE_URL") as caught:
-        database.public_address(Secret(f"postgresql://me:{PASSWORD}@host:1/x?nonsense=1"))
+        database.address_of(Secret(f"postgresql://me:{PASSWORD}@host:1/x?nonsense=1"))
 
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))

@@ -45,9 +45,13 @@ def commands() -> dict[str, set[str]]:
     for name, group in get_command(app).commands.items():  # type: ignore[attr-defined]
         subcommands = getattr(group, "commands", {})
         if not subcommands or group.invoke_without_command:
-            found[name] = {option for one in group.params for option in one.opts}
+            found[name] = {
+                option for one in group.params for option in (*one.opts, *one.secondary_opts)
+            }
         for sub, command in subcommands.items():
-            found[f"{name} {sub}"] = {option for one in command.params for option in one.opts}
+            found[f"{name} {sub}"] = {
+                option for one in command.params for option in (*one.opts, *one.secondary_opts)
+            }
     return found
 
 
@@ -59,7 +63,9 @@ def test_the_readme_lists_exactly_the_commands_that_there_are() -> None:
 
 def test_every_option_the_readme_names_exists() -> None:
     known = {option for options in commands().values() for option in options}
-    known |= {option for one in get_command(app).params for option in one.opts}
+    known |= {
+        option for one in get_command(app).params for option in (*one.opts, *one.secondary_opts)
+    }
 
     named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", section("See how it stands")))
 

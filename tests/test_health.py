@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commandline import Told, asset_sync
-from conftest import MakeSettings, ShiftingClock
+from conftest import MakeSettings, ShiftingClock, in_line
 
 from asset_sync import health, queue, runs, sync
 from asset_sync.assets import Feed
@@ -32,7 +32,7 @@ def well(db: Connection, settings: Settings) -> Connection:
     wanted = [queue.Wanted(asset, Feed.BARS) for asset in settings.assets]
     queue.enqueue(db, wanted, settings.queue)
     for lane in Lane:
-        while items := queue.claim(db, lane, lease_seconds=60, most=1):
+        while items := queue.claim(db, in_line(db, lane), lease_seconds=60, most=1):
             with transaction(db) as cursor:
                 queue.finish(cursor, items)
     return db
@@ -354,7 +354,7 @@ def test_a_database_that_is_down_is_unhealthy_for_a_person(told: Callable[..., T
 
     assert answer.code == 2
     assert answer.out.startswith("unhealthy\n")
-    assert "database: The database is not reachable: nothing listens" in answer.out
+    assert 'database: The database "x" at 127.0.0.1:1 is not reachable' in answer.out
     assert "s3same" not in answer.out + answer.err
 
 

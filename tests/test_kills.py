@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, repeat
@@ -24,6 +24,7 @@ from asset_sync.database import Connection, query
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
 from asset_sync.polygon import BarsAnswer, Polygon
+from asset_sync.queue import Wanted
 from asset_sync.settings import VARIABLES, Settings, load
 from asset_sync.slots import Lane
 
@@ -317,9 +318,9 @@ def slow_claims(scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: Iterator
     claim = queue.claim
 
     def claim_slowly(
-        db: Connection, lane: Lane, *, lease_seconds: float, most: int
+        db: Connection, line: Sequence[Wanted], *, lease_seconds: float, most: int
     ) -> tuple[queue.Item, ...]:
-        items = claim(db, lane, lease_seconds=lease_seconds, most=most)
+        items = claim(db, line, lease_seconds=lease_seconds, most=most)
         scene.clock.sleep(next(seconds))
         return items
 

@@ -14,7 +14,7 @@ from pyrate_limiter import Limiter as PyrateLimiter
 from asset_sync import limiter, slots
 from asset_sync.database import Connection
 from asset_sync.limiter import SlotBucket
-from asset_sync.slots import Lane, Rate, Slot, Wait
+from asset_sync.slots import CallEnd, Lane, Rate, Slot, Wait
 
 FREE_PLAN = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
 
@@ -90,7 +90,7 @@ def test_an_admission_leaves_no_refusal_behind(
 ) -> None:
     acquire(pyrate, 6)
     assert bucket.failing_rate is not None
-    clock.sleep(91)
+    clock.sleep(181)
     item = RateItem("queue", 0)
     assert bucket.put(item)
     assert bucket.failing_rate is None
@@ -146,9 +146,9 @@ def test_releasing_giving_back_and_blocking_are_one_round_trip_each(
     assert isinstance(first, Slot)
     assert isinstance(second, Slot)
     sent.clear()
-    limits.release(first)
+    limits.release(first, CallEnd.ANSWERED)
     limits.give_back(second)
-    limits.block(30)
+    limits.refused(first, 30)
     assert len(sent) == 3
     assert slots.budget(db, FREE_PLAN).blocked_seconds == pytest.approx(30, abs=0.5)
     assert limiter.SlotBucket(db, FREE_PLAN).count() == 5  # blocked: none is free
@@ -160,7 +160,7 @@ def test_a_slot_given_back_can_be_taken_again_and_a_released_one_cannot(db: Conn
     assert isinstance(taken[0], Slot)
     assert isinstance(taken[1], Slot)
     limits.give_back(taken[0])
-    limits.release(taken[1])
+    limits.release(taken[1], CallEnd.ANSWERED)
     assert isinstance(limits.take(Lane.QUEUE), Slot)
     answer = limits.take(Lane.QUEUE)
     assert isinstance(answer, Wait)

@@ -256,21 +256,29 @@ def test_a_quiet_run_repeats_no_failure_that_is_known_and_says_when_it_is_over(
         Failed("NEW", Feed.BARS, "NEW: no bars."),
         known,
         Synced("WELL", Feed.BARS, 1, None, None, 0.1),
-        Synced("BACK", Feed.BARS, 1, None, None, 0.1, recovered=True),
         Recovered("the database", 12.0),
     )
 
     for one in told:
         quiet.hear(one)
-    [first, back, over] = capfd.readouterr().err.splitlines()
+    [first, over] = capfd.readouterr().err.splitlines()
     assert "NEW: no bars." in first
-    assert "BACK: works again: 1 new bar, " in back
     assert "The database works again after 12 s." in over
     assert sentence(known) in quiet.lines, "who is told of the run's end hears all of it"
 
     for one in told:
         talkative.hear(one)
     assert len(capfd.readouterr().err.splitlines()) == len(told)
+
+
+def test_a_key_that_is_still_refused_is_not_mailed_in_each_cycle(tell: Tell) -> None:
+    told = [tell("-q", "sync", "queue", POLYGON_API_KEY=key) for key in ("bad", "bad", "demo-key")]
+
+    assert [one.code for one in told] == [4, 4, 0]
+    assert "does not accept the key" in told[0].err
+    assert told[1].err == ""
+    assert "The API serves this key again" in told[2].err
+    assert "does not accept the key" in tell("sync", "queue", POLYGON_API_KEY="worse").err
 
 
 def test_what_ends_a_run_names_it(tell: Tell) -> None:

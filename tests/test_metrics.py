@@ -1,7 +1,10 @@
 """What Prometheus gets, read by Prometheus' own parser."""
 
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,55 @@ def test_a_file_is_replaced_whole_and_readable_by_the_collector(
     assert samples(target.read_text())["slots"] == 5
     assert target.stat().st_mode & 0o777 == 0o644
     assert list(tmp_path.iterdir()) == [target], "nothing else is left there"
+
+
+def test_a_pipe_is_written_to_and_stays_one(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        assert run(monkeypatch, url, "--output", str(pipe)) == 0
+        assert samples(read.result())["slots"] == 5
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_device_stays_a_device(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pseudo-terminal is one that every user may make, and break without harm."""
+    controller, terminal = os.openpty()
+    device = Path(os.ttyname(terminal))
+    link = tmp_path / "device"
+    link.symlink_to(device)
+
+    def shown() -> str:
+        text = b""
+        with suppress(OSError):  # once nobody has the terminal open
+            while part := os.read(controller, 4096):
+                text += part
+        return text.decode()
+
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(shown)
+        assert run(monkeypatch, url, "--output", str(link)) == 0
+        assert device.is_char_device()
+        assert link.is_symlink()
+        os.close(terminal)
+        assert samples(read.result().replace("\r", ""))["slots"] == 5
+    os.close(controller)
+
+
+def test_behind_a_link_the_file_is_replaced_and_the_link_stays(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, link = tmp_path / "asset_sync.prom", tmp_path / "link"
+    link.symlink_to(target)
+
+    assert run(monkeypatch, url, "--output", str(link)) == 0
+
+    assert link.is_symlink()
+    assert samples(target.read_text())["slots"] == 5
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(

@@ -22,14 +22,18 @@ import responses
 
 from asset_sync import __version__
 from asset_sync.assets import AssetType
+from asset_sync.demo.server import StandIn
 from asset_sync.errors import AssetSyncError
 from asset_sync.polygon import (
     Bar,
     BarsAnswer,
     Fault,
     FeedDenied,
+    Flaw,
     KeyRefused,
+    LeftOut,
     Listed,
+    NotSent,
     Polygon,
     ProviderError,
     RateLimited,
@@ -45,6 +49,7 @@ from asset_sync.polygon import (
     tickers_endpoint,
 )
 from asset_sync.settings import Secret
+from asset_sync.transport import Session
 
 KEY = "pk_never_to_be_shown_0123456789"
 BASE = "https://api.example.test"
@@ -233,7 +238,6 @@ def test_a_bar_comes_out_as_it_went_in(api: Polygon, server: responses.RequestsM
             Bar(T1, 1.0, 2.0, 1.0, 2.0, 40.0, 1.105, 40),
         ),
         complete=True,
-        dropped=0,
     )
     assert len(server.calls) == 1
 
@@ -258,7 +262,30 @@ def test_no_bars_is_an_answer(
     api: Polygon, server: responses.RequestsMock, empty: dict[str, object]
 ) -> None:
     answers(server, empty)
-    assert bars(api) == BarsAnswer("C:EURUSD", (), complete=True, dropped=0)
+    assert bars(api) == BarsAnswer("C:EURUSD", (), complete=True)
+
+
+@pytest.mark.parametrize(
+    "mute",
+    [
+        {"status": "OK"},
+        {"ticker": "C:EURUSD", "status": "OK"},
+        {"ticker": "C:EURUSD", "resultsCount": 4, "status": "OK"},
+        {"ticker": "C:EURUSD", "resultsCount": 4, "status": "OK", "results": []},
+        {"ticker": "C:EURUSD", "resultsCount": None, "status": "OK", "results": None},
+        {"ticker": "C:EURUSD", "resultsCount": False, "status": "OK"},
+        {"ticker": "C:EURUSD", "resultsCount": "0", "status": "DELAYED", "results": []},
+        {"ticker": "C:EURUSD", "resultsCount": 0, "status": "OK", "results": "moved"},
+    ],
+    ids=str,
+)
+def test_no_bars_without_a_count_of_zero_is_unreadable(
+    api: Polygon, server: responses.RequestsMock, mute: dict[str, object]
+) -> None:
+    answers(server, mute)
+    error = failure(lambda: bars(api))
+    assert type(error) is Unreadable
+    assert "C:EURUSD" in str(error)
 
 
 def test_of_a_start_sent_twice_the_later_bar_stands_and_order_is_made(
@@ -267,7 +294,7 @@ def test_of_a_start_sent_twice_the_later_bar_stands_and_order_is_made(
     answers(server, aggregates(bar(T2), bar(T0, c=1.09), bar(T1), bar(T0, c=1.12)))
     answer = bars(api)
     assert [(b.start_ms, b.close) for b in answer.bars] == [(T0, 1.12), (T1, 1.11), (T2, 1.11)]
-    assert answer.dropped == 0
+    assert answer.left_out == ()
 
 
 def test_vwap_and_trades_may_be_missing_and_volume_may_have_an_exponent(
@@ -305,44 +332,72 @@ def test_a_next_url_is_told_and_never_followed(
 
 
 @pytest.mark.parametrize(
-    "impossible",
+    ("impossible", "flaw"),
     [
-        pytest.param(bar(T1, c=float("nan")), id="NaN"),
-        pytest.param(bar(T1, h=float("inf")), id="infinite"),
-        pytest.param(bar(T1, l=-1.0), id="negative price"),
-        pytest.param(bar(T1, o=0), id="price zero"),
-        pytest.param(bar(T1, h=1.08, l=1.09), id="high below low"),
-        pytest.param(bar(T1, o="1.1"), id="text for a number"),
-        pytest.param(bar(T1, o=True), id="bool for a number"),
-        pytest.param(bar(T1, o=None), id="null"),
-        pytest.param(bar(T1, o=10**400), id="larger than any float"),
-        pytest.param(bar(T1, v=-1), id="negative volume"),
-        pytest.param(bar(T1, v="many"), id="text for a volume"),
-        pytest.param(bar(T0 + 3_600_001), id="after the end"),
-        pytest.param(bar(T0 + 10**15), id="far future"),
-        pytest.param(bar(T0 - 1), id="before the start"),
-        pytest.param(bar("soon"), id="text for a time"),
-        pytest.param(bar(float(T1)), id="float for a time"),
-        pytest.param(bar(True), id="bool for a time"),  # noqa: FBT003
-        pytest.param({"o": 1}, id="no time"),
-        pytest.param({"t": T1}, id="nothing but a time"),
-        pytest.param(17, id="no object"),
-        pytest.param(None, id="null row"),
-        pytest.param([bar(T1)], id="list"),
+        pytest.param(bar(T1, c=float("nan")), Flaw.UNREADABLE, id="NaN"),
+        pytest.param(bar(T1, h=float("inf")), Flaw.UNREADABLE, id="infinite"),
+        pytest.param(bar(T1, o="1.1"), Flaw.UNREADABLE, id="text for a number"),
+        pytest.param(bar(T1, o=True), Flaw.UNREADABLE, id="bool for a number"),
+        pytest.param(bar(T1, o=None), Flaw.UNREADABLE, id="null"),
+        pytest.param(bar(T1, o=10**400), Flaw.UNREADABLE, id="larger than any float"),
+        pytest.param(bar(T1, v=-1), Flaw.UNREADABLE, id="negative volume"),
+        pytest.param(bar(T1, v="many"), Flaw.UNREADABLE, id="text for a volume"),
+        pytest.param(bar("soon"), Flaw.UNREADABLE, id="text for a time"),
+        pytest.param(bar(float(T1)), Flaw.UNREADABLE, id="float for a time"),
+        pytest.param(bar(True), Flaw.UNREADABLE, id="bool for a time"),  # noqa: FBT003
+        pytest.param({"o": 1}, Flaw.UNREADABLE, id="no time"),
+        pytest.param({"t": T1}, Flaw.UNREADABLE, id="nothing but a time"),
+        pytest.param(17, Flaw.UNREADABLE, id="no object"),
+        pytest.param(None, Flaw.UNREADABLE, id="null row"),
+        pytest.param([bar(T1)], Flaw.UNREADABLE, id="list"),
+        pytest.param(bar(T1, l=-1.0), Flaw.PRICE, id="negative price"),
+        pytest.param(bar(T1, o=0), Flaw.PRICE, id="price zero"),
+        pytest.param(bar(T1, o=1e300, h=1e300, l=1e300, c=1e300), Flaw.PRICE, id="1e300"),
+        pytest.param(bar(T1, h=1.01e12), Flaw.PRICE, id="price above 1e12"),
+        pytest.param(bar(T1, l=0.99e-12), Flaw.PRICE, id="price below 1e-12"),
+        pytest.param(bar(T1, h=1.08, l=1.09), Flaw.UPSIDE_DOWN, id="high below low"),
+        pytest.param(bar(T1, c=11.61), Flaw.OPEN_OR_CLOSE, id="close far above the high"),
+        pytest.param(bar(T1, c=0.11), Flaw.OPEN_OR_CLOSE, id="close far below the low"),
+        pytest.param(bar(T1, o=1.1201), Flaw.OPEN_OR_CLOSE, id="open above the high"),
+        pytest.param(bar(T1, o=1.0899), Flaw.OPEN_OR_CLOSE, id="open below the low"),
+        pytest.param(bar(T1 + 60_000), Flaw.OFF_THE_MARK, id="a minute late"),
+        pytest.param(bar(T1 - 1), Flaw.OFF_THE_MARK, id="a millisecond early"),
+        pytest.param(bar(T0 + 3_900_000), Flaw.OUT_OF_RANGE, id="after the end"),
+        pytest.param(bar(T0 + 300_000 * 10**9), Flaw.OUT_OF_RANGE, id="far future"),
+        pytest.param(bar(T0 - 300_000), Flaw.OUT_OF_RANGE, id="before the start"),
     ],
 )
-def test_a_bar_that_cannot_be_true_is_dropped_and_counted_and_the_others_stand(
-    api: Polygon, server: responses.RequestsMock, impossible: object
+def test_a_bar_that_cannot_be_true_is_left_out_with_its_reason_and_the_others_stand(
+    api: Polygon, server: responses.RequestsMock, impossible: object, flaw: Flaw
 ) -> None:
     answers(server, aggregates(bar(T0), impossible, bar(T2)))
     answer = bars(api)
     assert [b.start_ms for b in answer.bars] == [T0, T2]
-    assert answer.dropped == 1
+    assert answer.left_out == (LeftOut(flaw, 1),)
+
+
+def test_each_reason_is_reported_once_with_its_count(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
+    answers(server, aggregates(bar(T0), bar(T1, c=9), bar(T2, o=9), bar(T1 + 1), bar(T2, c=0)))
+    left_out = bars(api).left_out
+    assert [str(one) for one in left_out] == [
+        "1 with a price outside 1e-12 to 1e12",
+        "2 with an open or close outside low to high",
+        "1 with a start that is not on a five-minute mark",
+    ]
+
+
+def test_a_crash_is_stored(api: Polygon, server: responses.RequestsMock) -> None:
+    crash = bar(T1, o=1.1, h=1.1, l=1e-6, c=1e-5, vw=1e-5)
+    answers(server, aggregates(bar(T0), crash, bar(T2, o=1e-5, h=2e-5, l=1e-6, c=2e-5)))
+    answer = bars(api)
+    assert (len(answer.bars), answer.left_out) == (3, ())
 
 
 def test_the_ends_of_the_range_belong_to_it(api: Polygon, server: responses.RequestsMock) -> None:
     answers(server, aggregates(bar(T0), bar(T0 + 3_600_000)))
-    assert bars(api).dropped == 0
+    assert bars(api).left_out == ()
 
 
 def test_the_bar_that_holds_the_start_belongs_to_the_range(
@@ -353,11 +408,12 @@ def test_the_bar_that_holds_the_start_belongs_to_the_range(
     assert [b.start_ms for b in answer.bars] == [T0]
 
 
-def test_rounding_and_misaligned_starts_are_the_providers_and_stay(
+def test_open_and_close_may_leave_the_range_by_the_providers_rounding(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
-    answers(server, aggregates(bar(T0, c=1.1200001), bar(T1 + 60_000, o=1.0899999)))
-    assert bars(api).dropped == 0
+    answers(server, aggregates(bar(T0, c=1.120001), bar(T1, o=1.089999)))
+    answer = bars(api)
+    assert (len(answer.bars), answer.left_out) == (2, ())
 
 
 def test_an_answer_of_nothing_but_impossible_bars_is_unreadable(
@@ -367,6 +423,7 @@ def test_an_answer_of_nothing_but_impossible_bars_is_unreadable(
     error = failure(lambda: bars(api))
     assert type(error) is Unreadable
     assert "None of the 2 bars" in str(error)
+    assert "2 with a price outside 1e-12 to 1e12" in str(error)
     assert "C:EURUSD" in str(error)
 
 
@@ -497,7 +554,11 @@ def test_the_same_refusal_with_http_200_is_the_same_error(
         (429, "", RateLimited),
         (429, "<html>slow down</html>", RateLimited),
         (401, "", KeyRefused),
-        (403, "", FeedDenied),
+        (403, "", Unavailable),
+        (403, "Forbidden", Unavailable),
+        (403, "{}", Unavailable),
+        (403, '{"message":"Forbidden"}', Unavailable),
+        (403, "[]", Unavailable),
         (403, "<html>blocked by the firewall</html>", Unavailable),
         (404, "", Unavailable),
         (404, "<html>nothing here</html>", Unavailable),
@@ -516,6 +577,10 @@ def test_the_same_refusal_with_http_200_is_the_same_error(
         (200, "1" * 5000, Unavailable),
         (200, b"\xff\xfe\x00\x80", Unavailable),
         (400, "[" * 100_000, Rejected),
+        *((status, "", Rejected) for status in (405, 410, 413, 414, 422)),
+        (405, "<html>Method Not Allowed</html>", Rejected),
+        (451, "", Unavailable),
+        (408, "", Unavailable),
     ],
 )
 def test_every_other_answer_has_its_error_too(
@@ -529,6 +594,41 @@ def test_every_other_answer_has_its_error_too(
     error = failure(lambda: bars(api))
     assert type(error) is kind
     assert "<" not in str(error)
+
+
+@pytest.mark.parametrize("status", [200, 400, 405, 422])
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("API Key was not provided", KeyRefused),
+        ("Unknown API Key", KeyRefused),
+        ("You've exceeded the maximum requests per minute", RateLimited),
+        (f"You are not entitled to this data. {UPGRADE}", FeedDenied),
+        ("Attempted to request today's data before end of day.", TodayDenied),
+        ("Your plan doesn't include this data timeframe.", TodayDenied),
+        ("Could not parse the time parameter: 'from'.", Rejected),
+    ],
+)
+def test_the_apis_words_say_what_it_refuses_whatever_the_status(
+    api: Polygon,
+    server: responses.RequestsMock,
+    status: int,
+    words: str,
+    kind: type[ProviderError],
+) -> None:
+    answers(server, ERROR | {"error": words}, status)
+    assert type(failure(lambda: bars(api))) is kind
+
+
+@pytest.mark.parametrize("status", [400, 405, 410, 413, 414, 422])
+def test_what_no_repetition_cures_is_the_assets_failure_in_the_servers_words(
+    api: Polygon, server: responses.RequestsMock, status: int
+) -> None:
+    answers(server, ERROR | {"error": "The ticker is too long"}, status)
+    error = failure(lambda: bars(api))
+    assert type(error) is Rejected
+    assert 'C:EURUSD and says "The ticker is too long"' in str(error)
+    assert "tried again" not in str(error)
 
 
 def test_a_refusal_says_what_to_check(api: Polygon, server: responses.RequestsMock) -> None:
@@ -677,12 +777,14 @@ def test_forex_has_a_quote_and_its_price_is_the_middle(
     assert quote.at.tzinfo is UTC
 
 
-def test_the_middle_of_two_prices_is_one_though_their_sum_is_none(
-    api: Polygon, server: responses.RequestsMock
+@pytest.mark.parametrize("price", [0, -1.0, 1e-13, 1e300, 10**400])
+def test_a_quote_that_no_price_can_be_is_none(
+    api: Polygon, server: responses.RequestsMock, price: float
 ) -> None:
-    last_quote = {"bid": 1.7e308, "ask": 1.7e308, "last_updated": AT_S}
-    answers(server, {"results": [fx_row(last_quote=last_quote)]})
-    assert api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"].last_price == 1.7e308
+    row = fx_row(last_quote={"bid": price, "ask": 1.75, "last_updated": AT_S})
+    answers(server, {"results": [row | {"last_updated": AT_S}]})
+    quote = api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"]
+    assert (quote.bid, quote.ask, quote.last_price) == (None, 1.75, 1.13)
 
 
 def test_a_days_high_below_its_low_is_neither(api: Polygon, server: responses.RequestsMock) -> None:
@@ -1028,7 +1130,7 @@ def failure_on_the_wire(
         error = failure(lambda: bars(api))
         assert time.monotonic() - begun < min(read, call) + 1.0
         assert threading.active_count() == threads
-    assert type(error) is Unavailable
+    assert isinstance(error, Unavailable)
     return error
 
 
@@ -1123,7 +1225,7 @@ def test_a_refused_connection_says_so() -> None:
         port = listener.getsockname()[1]
     with polygon(f"http://127.0.0.1:{port}") as api:
         error = failure(lambda: bars(api))
-    assert type(error) is Unavailable
+    assert type(error) is NotSent
     assert "127.0.0.1" in str(error)
     assert "Connection refused" in str(error)
 
@@ -1148,7 +1250,7 @@ def test_a_resolver_that_hangs_cannot_hold_a_call_either(monkeypatch: pytest.Mon
 )
 def test_a_base_url_that_is_none_is_told(base_url: str) -> None:
     with polygon(base_url) as api:
-        assert type(failure(lambda: bars(api))) is Unavailable
+        assert type(failure(lambda: bars(api))) is NotSent
 
 
 def test_a_proxy_from_the_environment_is_used_and_its_password_is_not_told(
@@ -1163,6 +1265,38 @@ def test_a_proxy_from_the_environment_is_used_and_its_password_is_not_told(
         error = failure(lambda: bars(api))
     assert "HTTPS_PROXY" in str(error)
     assert "proxy-password" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "localhost.", "api.localhost", "127.0.0.1", "127.9.9.9", "127.1"),
+        *("0x7f.0.0.1", "2130706433", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]"),
+    ],
+)
+def test_this_host_is_never_asked_through_a_proxy(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://proxy.test:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Session({}) as session:
+        for scheme in ("http", "https"):
+            url = f"{scheme}://{host}:8080/v3"
+            chosen = session.merge_environment_settings(url, {}, None, None, None)
+            assert chosen["proxies"] == {}
+
+
+def test_a_proxy_never_sees_the_key_meant_for_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy, StandIn("free", key=KEY) as here:
+        proxy.settimeout(0)
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with polygon(here.base_url) as api:
+            bars(api)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 def test_one_connection_serves_many_calls_and_each_is_watched() -> None:

@@ -187,11 +187,11 @@ def test_after_a_kill_in_the_middle_of_a_call_the_next_run_carries_on(
         db,
         """
         update asset_sync.queue set lease_until = now() where state = 'leased';
-        update asset_sync.slots set ended_at = now() + interval '1 h' where token is null;
-        update asset_sync.slots set ended_at = ended_at - make_interval(secs => %s)
+        update asset_sync.slots set stamped_at = now(), open_seconds = 3600 where token is null;
+        update asset_sync.slots set stamped_at = stamped_at - make_interval(secs => %s)
         where token is not null
         """,
-        (30 + WINDOW_SECONDS,),
+        (30 + 2.5 * WINDOW_SECONDS,),
     )
     code, out, _ = host.run("sync", "queue", "--json", "--max-runtime", "10")
     assert (code, json.loads(out)["updated"]) == (0, OTHER_SYMBOLS[:1])

@@ -2,18 +2,19 @@
 
 import itertools
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from threading import Barrier, Thread
 
 import pytest
-from conftest import ShiftingClock, asset
+from conftest import ShiftingClock, asset, in_line
 
 from asset_sync import queue
 from asset_sync.assets import Asset, AssetType, Feed, Level
 from asset_sync.database import Connection, Cursor, Row, query, transaction
-from asset_sync.queue import Enqueued, Item, LostLeaseError, Wanted
+from asset_sync.queue import Item, LostLeaseError, Wanted
 from asset_sync.settings import QueueSettings
 from asset_sync.slots import Lane
 
@@ -26,8 +27,16 @@ def enter(
     *assets: Asset,
     feed: Feed = Feed.BARS,
     settings: QueueSettings = SETTINGS,
-) -> Enqueued:
-    return queue.enqueue(db, wanted(*assets, feed=feed), settings)
+    cycle_seconds: float | None = None,
+) -> tuple[int, int]:
+    """Return how many items entered, and how many found no room."""
+    entered = queue.enqueue(db, wanted(*assets, feed=feed), settings, cycle_seconds=cycle_seconds)
+    return entered.entered, entered.left_out
+
+
+def answered_well(db: Connection) -> None:
+    """Have the provider answer another asset well."""
+    query(db, "update asset_sync.limiter set answered_at = clock_timestamp()")
 
 
 def wanted(*assets: Asset, feed: Feed = Feed.BARS) -> list[Wanted]:
@@ -37,7 +46,7 @@ def wanted(*assets: Asset, feed: Feed = Feed.BARS) -> list[Wanted]:
 def claim(
     db: Connection, lane: Lane = Lane.QUEUE, *, most: int = 250, lease: float = 60
 ) -> tuple[Item, ...]:
-    return queue.claim(db, lane, lease_seconds=lease, most=most)
+    return queue.claim(db, in_line(db, lane), lease_seconds=lease, most=most)
 
 
 def claim_one(db: Connection, lane: Lane = Lane.QUEUE, lease: float = 60) -> Item:
@@ -73,6 +82,10 @@ def kill(db: Connection, clock: ShiftingClock, lane: Lane = Lane.QUEUE) -> None:
     assert queue.reclaim(db, SETTINGS) == 1
 
 
+def names(db: Connection) -> list[str]:
+    return [symbol for (symbol,) in query(db, "select symbol from asset_sync.queue")]
+
+
 def rows(db: Connection) -> list[Row]:
     return query(db, "select * from asset_sync.queue order by symbol, feed")
 
@@ -96,7 +109,7 @@ def delay(db: Connection, symbol: str = "A") -> float:
 
 
 def test_an_asset_never_synced_is_due(db: Connection) -> None:
-    assert enter(db, asset("A")) == Enqueued(entered=1, left_out=0)
+    assert enter(db, asset("A")) == (1, 0)
     assert state(db) == "waiting"
 
 
@@ -107,26 +120,53 @@ def test_an_asset_counts_as_due_since_it_was_added(db: Connection, clock: Shifti
     assert row(db, "due_at = added_at, now() - due_at >= interval '1000 s'") == (True, True)
 
 
-@pytest.mark.parametrize(
-    ("frequency", "grace"), [(300, 30), (3600, 30), (100, 10)], ids=["300s", "1h", "100s"]
-)
-def test_an_asset_is_due_again_when_its_frequency_has_passed_but_for_crons_jitter(
-    db: Connection, clock: ShiftingClock, frequency: int, grace: int
+@pytest.mark.parametrize("frequency", [300, 3600])
+def test_an_asset_is_due_again_when_its_frequency_has_passed(
+    db: Connection, clock: ShiftingClock, frequency: int
 ) -> None:
     enter(db, asset("A", every=frequency))
     serve_all(db)
-    clock.sleep(frequency - grace - 2)
-    assert enter(db, asset("A", every=frequency)).entered == 0
+    clock.sleep(frequency - 2)
+    assert enter(db, asset("A", every=frequency)) == (0, 0)
     clock.sleep(2)
-    assert enter(db, asset("A", every=frequency)).entered == 1
+    assert enter(db, asset("A", every=frequency)) == (1, 0)
     assert row(db, "due_at = last_success_at + make_interval(secs => %d)" % frequency) == (True,)  # noqa: UP031
+
+
+CYCLE = 10**9
+"""Cron's interval, of which the next start is in 2033 however long a test takes."""
+
+
+@pytest.mark.parametrize(("seconds_fresh_at_start", "entered"), [(1000, 0), (-1000, 1)])
+def test_an_asset_is_skipped_only_if_it_will_be_fresh_at_crons_next_start(
+    db: Connection, clock: ShiftingClock, seconds_fresh_at_start: int, entered: int
+) -> None:
+    until_next_start = CYCLE - time.time() % CYCLE
+    one = asset("A", every=round(until_next_start * 1.2))
+    enter(db, one)
+    serve_all(db)
+    clock.sleep(one.update_frequency_seconds - until_next_start - seconds_fresh_at_start)
+    assert enter(db, one, cycle_seconds=CYCLE) == (entered, 0)
+    assert len(queue.preview(db, wanted(one), SETTINGS, 10, cycle_seconds=CYCLE)) == entered
+
+
+def test_an_asset_that_was_just_refreshed_is_not_refreshed_again_before_crons_next_start(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A"))
+    serve_all(db)
+    assert enter(db, asset("A"), cycle_seconds=CYCLE) == (0, 0)
+    clock.sleep(29)
+    assert enter(db, asset("A"), cycle_seconds=CYCLE) == (0, 0)
+    clock.sleep(1)
+    assert enter(db, asset("A"), cycle_seconds=CYCLE) == (1, 0)
 
 
 def test_what_waits_or_is_leased_does_not_enter_again(db: Connection) -> None:
     enter(db, asset("A"), asset("B"))
     claim_one(db)
     before = rows(db)
-    assert enter(db, asset("A"), asset("B")) == Enqueued(0, 0)
+    assert enter(db, asset("A"), asset("B")) == (0, 0)
     assert rows(db) == before
 
 
@@ -150,7 +190,7 @@ def test_eight_at_once_queue_each_asset_once_and_do_not_lock_each_other_out(
             for assets in rounds:
                 mine = chance.sample(assets, len(assets))
                 barrier.wait(timeout=30)
-                entered.append(enter(own, *mine).entered)
+                entered.append(enter(own, *mine)[0])
         except BaseException as error:  # noqa: BLE001  # a thread's failure is the test's
             errors.append(error)
 
@@ -183,7 +223,7 @@ def test_assets_enter_in_one_order_so_that_two_runs_cannot_wait_for_each_other(
             (waiter.info.backend_pid,),
         ):
             assert thread.is_alive(), "it did not wait for M"
-        assert enter(db, *after_m).entered == 20, "they come after M: nobody has them yet"
+        assert enter(db, *after_m)[0] == 20, "they come after M: nobody has them yet"
     thread.join(timeout=30)
     assert sorted(serve_all(db)) == sorted(["M", *(one.symbol for one in after_m)])
 
@@ -195,17 +235,17 @@ def test_entering_waits_for_nobody_who_holds_an_item(
     enter(db, asset("A"), asset("B"), settings=none)
     with transaction(connect()) as cursor:
         cursor.execute("select from asset_sync.queue where symbol = 'A' for update")
-        assert enter(db, asset("A"), asset("B")) == Enqueued(1, 0)
-    assert enter(db, asset("A"), asset("B")) == Enqueued(1, 0)
+        assert enter(db, asset("A"), asset("B")) == (1, 0)
+    assert enter(db, asset("A"), asset("B")) == (1, 0)
 
 
 def test_what_does_not_fit_is_told_stays_due_and_comes_later(db: Connection) -> None:
     assets = [asset(f"A{number}") for number in range(5)]
     small = replace(SETTINGS, max_size=3)
-    assert enter(db, *assets, settings=small) == Enqueued(entered=3, left_out=2)
-    assert enter(db, *assets, settings=small) == Enqueued(entered=0, left_out=2)
+    assert enter(db, *assets, settings=small) == (3, 2)
+    assert enter(db, *assets, settings=small) == (0, 2)
     first = serve_all(db)
-    assert enter(db, *assets, settings=small) == Enqueued(entered=2, left_out=0)
+    assert enter(db, *assets, settings=small) == (2, 0)
     assert sorted(first + serve_all(db)) == ["A0", "A1", "A2", "A3", "A4"]
 
 
@@ -213,9 +253,10 @@ def test_what_is_leased_takes_room_and_what_is_dead_does_not(db: Connection) -> 
     small = replace(SETTINGS, max_size=2, max_attempts=1)
     enter(db, asset("A"), asset("B"), settings=small)
     item = claim_one(db)
-    assert enter(db, asset("C"), settings=small) == Enqueued(0, 1)
+    assets = [asset("A"), asset("B"), asset("C")]
+    assert enter(db, *assets, settings=small) == (0, 1)
     fail(db, item, settings=small)
-    assert enter(db, asset("C"), settings=small) == Enqueued(1, 0)
+    assert enter(db, *assets, settings=small) == (1, 0)
 
 
 def test_a_full_queue_lets_in_first_what_it_would_serve_first(db: Connection) -> None:
@@ -227,15 +268,15 @@ def test_a_full_queue_lets_in_first_what_it_would_serve_first(db: Connection) ->
 def test_a_queue_full_of_others_does_not_keep_a_critical_asset_out(db: Connection) -> None:
     small = replace(SETTINGS, max_size=1)
     enter(db, asset("A"), asset("B"), settings=small)
-    assert enter(db, asset("GOLD", CRITICAL), settings=small) == Enqueued(1, 0)
+    assert enter(db, asset("GOLD", CRITICAL), settings=small) == (1, 0)
     assert serve_all(db, Lane.PRIORITY) == ["GOLD"]
 
 
 def test_an_item_that_waits_already_takes_no_second_place(db: Connection) -> None:
     small = replace(SETTINGS, max_size=2)
     enter(db, asset("A"), settings=small)
-    mended = replace(asset("A"), ticker="C:OTHER")
-    assert enter(db, mended, asset("B"), settings=small) == Enqueued(2, 0)
+    raised = asset("A", HIGH)
+    assert enter(db, raised, asset("B"), settings=small) == (2, 0)
 
 
 # --- the order --------------------------------------------------------------------------------
@@ -348,19 +389,20 @@ def test_many_claimers_at_once_serve_each_item_once(
     assert sorted(served) == sorted(f"A{number}" for number in range(100))
 
 
-_CHANGES: dict[str, Callable[[Cursor, Item], None]] = {
+_CHANGES: dict[str, Callable[[Cursor, Item], object]] = {
     "finish": lambda cursor, item: queue.finish(cursor, [item]),
     "put_back": lambda cursor, item: queue.put_back(cursor, [item], reason="502"),
     "go_on": lambda cursor, item: queue.go_on(cursor, item, backfilled_to=None),
     "look_up": queue.look_up,
     "retire": lambda cursor, item: queue.retire(cursor, [item], "no snapshots"),
     "fail": lambda cursor, item: queue.fail(cursor, item, "404", SETTINGS),
+    "strike": lambda cursor, item: queue.strike(cursor, [item], "500", SETTINGS),
 }
 
 
 @pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES)
 def test_a_run_that_lost_its_lease_changes_nothing(
-    db: Connection, clock: ShiftingClock, change: Callable[[Cursor, Item], None]
+    db: Connection, clock: ShiftingClock, change: Callable[[Cursor, Item], object]
 ) -> None:
     enter(db, asset("A"))
     lost = claim_one(db, lease=60)
@@ -374,7 +416,7 @@ def test_a_run_that_lost_its_lease_changes_nothing(
 
 
 @pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES)
-def test_an_item_is_ended_once(db: Connection, change: Callable[[Cursor, Item], None]) -> None:
+def test_an_item_is_ended_once(db: Connection, change: Callable[[Cursor, Item], object]) -> None:
     enter(db, asset("A"))
     item = claim_one(db)
     with transaction(db) as cursor:
@@ -418,12 +460,26 @@ def test_an_item_that_kills_its_runs_is_dead_after_so_many(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("A"))
-    for _ in range(3):
+    for back_off in (0, 60, 120):
         kill(db, clock)
+        answered_well(db)
+        if state(db) != "dead":
+            assert delay(db) == pytest.approx(back_off, abs=0.5)
+            clock.sleep(back_off)
     assert state(db) == "dead"
-    [dead] = queue.dead(db, 10)
-    assert dead.error == "The run that worked on it ended without a word."
+    [dead] = queue.dead(db, names(db), 10)
+    assert dead.error == "The run that worked on it was killed."
     assert claim(db) == ()
+
+
+def test_an_item_whose_runs_are_killed_while_nobody_is_answered_is_not_given_up(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A"))
+    for _ in range(5):
+        clock.sleep(3600)
+        kill(db, clock)
+    assert state(db) == "waiting"
 
 
 # --- failing ----------------------------------------------------------------------------------
@@ -435,6 +491,7 @@ def test_a_failure_of_its_own_lowers_an_item_and_doubles_its_delay_until_it_is_d
     settings = replace(SETTINGS, max_attempts=4)
     enter(db, asset("A", HIGH))
     for attempt, seconds in [(1, 60), (2, 120), (3, 240)]:
+        answered_well(db)
         fail(db, claim_one(db), f"error {attempt}", settings)
         assert row(db, "state, attempts, level, last_error") == (
             "waiting", attempt, "low", f"error {attempt}",
@@ -442,9 +499,10 @@ def test_a_failure_of_its_own_lowers_an_item_and_doubles_its_delay_until_it_is_d
         assert delay(db) == pytest.approx(seconds, abs=0.5)
         assert claim(db) == ()
         clock.sleep(seconds)
+    answered_well(db)
     fail(db, claim_one(db), "error 4", settings)
     assert state(db) == "dead"
-    assert queue.dead(db, 10) == (queue.Dead("A", Feed.BARS, "error 4"),)
+    assert queue.dead(db, names(db), 10) == (queue.Dead("A", Feed.BARS, "error 4"),)
 
 
 def test_an_item_that_failed_stands_behind_the_others_as_a_low_one(
@@ -476,35 +534,170 @@ def test_a_dead_item_is_not_tried_again_by_itself(db: Connection, clock: Shiftin
     enter(db, asset("A"), settings=settings)
     fail(db, claim_one(db), settings=settings)
     clock.sleep(10**6)
-    assert enter(db, asset("A"), settings=settings) == Enqueued(0, 0)
+    assert enter(db, asset("A"), settings=settings) == (0, 0)
 
 
-def test_a_critical_asset_is_tried_again_each_cycle_even_when_dead(
+def test_a_critical_asset_is_never_given_up_but_tried_less_and_less_often(
     db: Connection, clock: ShiftingClock
 ) -> None:
-    gold = asset("GOLD", CRITICAL, position=1)
-    enter(db, gold)
-    for cycle in range(5):
-        item = claim_one(db, Lane.PRIORITY)
-        assert item.attempts == min(cycle + 1, 3)
-        fail(db, item)
-        assert enter(db, gold).entered == 0, "at most once a cycle"
-        clock.sleep(300)
-        assert enter(db, gold).entered == 1
-    assert row(db, "state, level", "GOLD") == ("waiting", "critical")
+    enter(db, asset("GOLD", CRITICAL, position=1))
+    for seconds in (60, 120, 240, 480, 960, 1920, 3600, 3600):
+        fail(db, claim_one(db, Lane.PRIORITY))
+        assert row(db, "state, level", "GOLD") == ("waiting", "critical")
+        assert delay(db, "GOLD") == pytest.approx(seconds, abs=0.5)
+        answered_well(db)
+        clock.sleep(seconds)
 
 
-def test_a_critical_asset_that_killed_its_runs_is_tried_again_too(
+def test_a_critical_asset_that_failed_stands_behind_the_other_critical_ones(
     db: Connection, clock: ShiftingClock
 ) -> None:
-    gold = asset("GOLD", CRITICAL, position=1)
-    enter(db, gold)
-    for _ in range(3):
+    gold, euro = asset("GOLD", CRITICAL, position=1), asset("EURO", CRITICAL, position=2)
+    enter(db, gold, euro)
+    fail(db, claim_one(db, Lane.PRIORITY))
+    clock.sleep(61)
+    assert serve_all(db, Lane.PRIORITY) == ["EURO", "GOLD"]
+
+
+def test_a_critical_asset_that_killed_its_runs_is_tried_again(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("GOLD", CRITICAL, position=1))
+    for _ in range(5):
         kill(db, clock, Lane.PRIORITY)
-    assert state(db, "GOLD") == "dead"
-    clock.sleep(300)
-    enter(db, gold)
+        answered_well(db)
+        clock.sleep(3600)
     assert claim_one(db, Lane.PRIORITY).symbol == "GOLD"
+
+
+# --- strikes by evidence ----------------------------------------------------------------------
+
+
+def strike(db: Connection, *items: Item, error: str = "500") -> tuple[queue.Struck, ...]:
+    with transaction(db) as cursor:
+        return queue.strike(cursor, items, error, SETTINGS)
+
+
+def test_a_bad_answer_makes_an_item_back_off_up_to_an_hour_and_never_kills_it(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A", HIGH))
+    for strikes, seconds in enumerate([60, 120, 240, 480, 960, 1920, 3600, 3600], start=1):
+        answered_well(db)
+        [struck] = strike(db, claim_one(db))
+        assert struck == (strikes, False)
+        assert row(db, "state, attempts, level, last_error") == ("waiting", 0, "high", "500")
+        assert delay(db) == pytest.approx(seconds, abs=0.5)
+        clock.sleep(seconds)
+
+
+@pytest.mark.parametrize("fail_one", [strike, fail], ids=["bad answers", "failures of its own"])
+def test_without_an_asset_that_was_answered_well_since_no_back_off_grows_and_nothing_dies(
+    db: Connection, clock: ShiftingClock, fail_one: Callable[[Connection, Item], object]
+) -> None:
+    enter(db, asset("A"))
+    answered_well(db)
+    for _ in range(10):
+        fail_one(db, claim_one(db))
+        assert (state(db), row(db, "strikes")) == ("waiting", (1,))
+        assert delay(db) == pytest.approx(60, abs=0.5)
+        clock.sleep(60)
+
+
+def test_an_item_with_strikes_stands_in_line_from_the_end_of_its_back_off_on(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("BAD", HIGH))
+    strike(db, claim_one(db))
+    clock.sleep(30)
+    enter(db, asset("GOOD", HIGH))
+    clock.sleep(31)
+    enter(db, asset("LATER", HIGH))
+    assert serve_all(db) == ["GOOD", "BAD", "LATER"]
+
+
+def test_a_success_ends_the_strikes(db: Connection, clock: ShiftingClock) -> None:
+    enter(db, asset("A"))
+    strike(db, claim_one(db))
+    clock.sleep(61)
+    serve_all(db)
+    assert row(db, "state, strikes, failed_tickers") == ("idle", 0, [])
+
+
+def test_an_asset_with_three_strikes_is_named_with_its_error(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    enter(db, asset("A"), asset("B"))
+    for _ in range(3):
+        assert queue.failing(db, ["A", "B"]) == ()
+        answered_well(db)
+        [item] = queue.claim(db, wanted(asset("A")), lease_seconds=60, most=1)
+        strike(db, item, error="500 for A")
+        clock.sleep(3600)
+    assert queue.failing(db, ["A", "B"]) == (queue.Failing("A", Feed.BARS, 3, 0.0, "500 for A"),)
+    assert queue.failing(db, ["B"]) == ()
+
+
+# --- settings that differ ---------------------------------------------------------------------
+
+
+def test_what_the_settings_do_not_want_is_not_claimed(db: Connection) -> None:
+    enter(db, asset("THEIRS"), asset("OURS"))
+    entered = queue.enqueue(db, wanted(asset("OURS")), SETTINGS)
+    assert entered.line == tuple(wanted(asset("OURS")))
+    [item] = queue.claim(db, entered.line, lease_seconds=60, most=250)
+    assert item.symbol == "OURS"
+    assert queue.claim(db, entered.line, lease_seconds=60, most=250) == ()
+    assert state(db, "THEIRS") == "waiting"
+
+
+def test_what_the_settings_do_not_want_takes_no_room(db: Connection) -> None:
+    small = replace(SETTINGS, max_size=1)
+    enter(db, asset("THEIRS"))
+    assert enter(db, asset("OURS"), settings=small) == (1, 0)
+
+
+def test_the_claimers_ticker_holds(db: Connection) -> None:
+    enter(db, asset("A"))
+    own = wanted(replace(asset("A"), ticker="C:OTHER"))
+    assert queue.enqueue(db, own, SETTINGS).entered == 0
+    [item] = queue.claim(db, own, lease_seconds=60, most=1)
+    assert (item.ticker, row(db, "ticker")) == ("C:OTHER", ("C:OTHER",))
+
+
+def test_the_higher_of_two_levels_holds_and_nothing_moves_to_and_fro(db: Connection) -> None:
+    enter(db, asset("A", LOW))
+    enter(db, asset("A", HIGH))
+    assert row(db, "level") == ("high",)
+    before = rows(db)
+    for level in (LOW, HIGH, MEDIUM, LOW):
+        assert enter(db, asset("A", level)) == (0, 0)
+    assert rows(db) == before
+
+
+def test_two_wrong_tickers_of_two_hosts_do_not_correct_each_other_for_ever(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    hosts = [wanted(replace(asset("A"), ticker=ticker)) for ticker in ("C:WRONG", "C:BAD")]
+    calls = 0
+    for own in itertools.islice(itertools.cycle(hosts), 20):
+        answered_well(db)
+        line = queue.enqueue(db, own, SETTINGS).line
+        for item in queue.claim(db, line, lease_seconds=60, most=1):
+            fail(db, item)
+            calls += 1
+        clock.sleep(300)
+    assert state(db) == "dead"
+    assert calls <= 2 * SETTINGS.max_attempts
+
+
+def test_a_line_has_the_first_of_each_feed_and_in_order(db: Connection) -> None:
+    many = [asset(f"A{number:03}") for number in range(queue.LINE_LENGTH + 5)]
+    everything = wanted(*many) + wanted(*many, feed=Feed.SNAPSHOT)
+    line = queue.enqueue(db, everything, SETTINGS).line
+    bars = [one.asset.symbol for one in line if one.feed is Feed.BARS]
+    quotes = [one.asset.symbol for one in line if one.feed is Feed.SNAPSHOT]
+    assert bars == quotes == [one.symbol for one in many[: queue.LINE_LENGTH]]
 
 
 def test_a_mended_ticker_revives_a_dead_item_as_if_new(db: Connection) -> None:
@@ -513,7 +706,7 @@ def test_a_mended_ticker_revives_a_dead_item_as_if_new(db: Connection) -> None:
     fail(db, claim_one(db), settings=settings)
     assert state(db) == "dead"
     mended = replace(asset("A", HIGH), ticker="C:RIGHT")
-    assert enter(db, mended) == Enqueued(1, 0)
+    assert enter(db, mended) == (1, 0)
     item = claim_one(db)
     assert (item.ticker, item.level, item.attempts) == ("C:RIGHT", HIGH, 1)
 
@@ -532,11 +725,13 @@ def test_a_waiting_asset_that_is_made_critical_changes_its_lane(db: Connection) 
     assert claim_one(db, Lane.PRIORITY).level is CRITICAL
 
 
-def test_a_waiting_asset_that_is_critical_no_more_changes_its_lane(db: Connection) -> None:
+def test_a_waiting_asset_that_is_critical_no_more_is_claimed_by_the_queues_run(
+    db: Connection,
+) -> None:
     enter(db, asset("A", CRITICAL, position=1))
-    enter(db, asset("A", HIGH))
-    assert claim(db, Lane.PRIORITY) == ()
-    assert claim_one(db, Lane.QUEUE).level is HIGH
+    line = queue.enqueue(db, wanted(asset("A", HIGH)), SETTINGS).line
+    [item] = queue.claim(db, line, lease_seconds=60, most=1)
+    assert item.level is HIGH
 
 
 # --- going on ---------------------------------------------------------------------------------
@@ -651,19 +846,19 @@ def test_nothing_is_ready_where_nothing_falls_due_in_time(
     enter(db, asset("A", every=300))
     serve_all(db)
     own = wanted(asset("A", every=300))
-    assert queue.next_ready_seconds(db, Lane.QUEUE, own, 299) is None
-    assert queue.next_ready_seconds(db, Lane.QUEUE, own, 301) == pytest.approx(300, abs=0.5)
+    assert queue.next_ready_seconds(db, own, 299) is None
+    assert queue.next_ready_seconds(db, own, 301) == pytest.approx(300, abs=0.5)
     clock.sleep(100)
-    assert queue.next_ready_seconds(db, Lane.QUEUE, own, 201) == pytest.approx(200, abs=0.5)
+    assert queue.next_ready_seconds(db, own, 201) == pytest.approx(200, abs=0.5)
 
 
 def test_when_an_asset_is_told_ready_it_enters(db: Connection, clock: ShiftingClock) -> None:
     enter(db, asset("A"))
     serve_all(db)
-    seconds = queue.next_ready_seconds(db, Lane.QUEUE, wanted(asset("A")), 600)
+    seconds = queue.next_ready_seconds(db, wanted(asset("A")), 600)
     assert seconds is not None
     clock.sleep(seconds)
-    assert enter(db, asset("A")).entered == 1
+    assert enter(db, asset("A"))[0] == 1
 
 
 def test_an_item_put_back_is_ready_after_its_delay_and_one_that_failed_is_the_next_runs(
@@ -672,11 +867,12 @@ def test_an_item_put_back_is_ready_after_its_delay_and_one_that_failed_is_the_ne
     enter(db, asset("A"))
     with transaction(db) as cursor:
         queue.put_back(cursor, [claim_one(db)], after_seconds=30)
-    assert queue.next_ready_seconds(db, Lane.QUEUE, [], 60) == pytest.approx(30, abs=0.5)
-    assert queue.next_ready_seconds(db, Lane.QUEUE, [], 20) is None
-    assert queue.next_ready_seconds(db, Lane.PRIORITY, [], 60) is None
+    own = wanted(asset("A"))
+    assert queue.next_ready_seconds(db, own, 60) == pytest.approx(30, abs=0.5)
+    assert queue.next_ready_seconds(db, own, 20) is None
+    assert queue.next_ready_seconds(db, wanted(asset("B")), 60) is None
     query(db, "update asset_sync.queue set attempts = 1")
-    assert queue.next_ready_seconds(db, Lane.QUEUE, [], 60) is None
+    assert queue.next_ready_seconds(db, own, 60) is None
 
 
 def test_due_within_counts_the_calls_that_will_be_needed(
@@ -688,35 +884,36 @@ def test_due_within_counts_the_calls_that_will_be_needed(
     enter(db, held)
     claim_one(db)
     everything = wanted(new, fresh, held)
-    assert queue.due_within(db, everything, 200) == 2
-    assert queue.due_within(db, everything, 300) == 3
+    assert queue.due_within(db, everything, 200, cycle_seconds=1) == 2
+    assert queue.due_within(db, everything, 300, cycle_seconds=1) == 3
 
 
 def test_due_within_counts_one_call_for_as_many_snapshots_as_it_serves(db: Connection) -> None:
     many = [asset(f"A{number}") for number in range(251)]
-    assert queue.due_within(db, wanted(*many[:250], feed=Feed.SNAPSHOT), 0) == 1
-    assert queue.due_within(db, wanted(*many, feed=Feed.SNAPSHOT), 0) == 2
-    assert queue.due_within(db, wanted(*many[:3]) + wanted(*many, feed=Feed.SNAPSHOT), 0) == 5
+    assert queue.due_within(db, wanted(*many[:250], feed=Feed.SNAPSHOT), 0, cycle_seconds=300) == 1
+    assert queue.due_within(db, wanted(*many, feed=Feed.SNAPSHOT), 0, cycle_seconds=300) == 2
+    both = wanted(*many[:3]) + wanted(*many, feed=Feed.SNAPSHOT)
+    assert queue.due_within(db, both, 0, cycle_seconds=300) == 5
 
 
 def test_due_within_leaves_out_what_is_dead(db: Connection) -> None:
     enter(db, asset("A"))
     fail(db, claim_one(db), settings=replace(SETTINGS, max_attempts=1))
-    assert queue.due_within(db, wanted(asset("A")), 10**6) == 0
+    assert queue.due_within(db, wanted(asset("A")), 10**6, cycle_seconds=300) == 0
 
 
 def test_waiting_says_whether_something_can_be_claimed_now(
     db: Connection, clock: ShiftingClock
 ) -> None:
-    assert not queue.waiting(db, Lane.QUEUE)
+    assert not queue.waiting(db, in_line(db, Lane.QUEUE))
     enter(db, asset("A"))
-    assert queue.waiting(db, Lane.QUEUE)
-    assert not queue.waiting(db, Lane.PRIORITY)
+    assert queue.waiting(db, in_line(db, Lane.QUEUE))
+    assert not queue.waiting(db, in_line(db, Lane.PRIORITY))
     with transaction(db) as cursor:
         queue.put_back(cursor, [claim_one(db)], after_seconds=30)
-    assert not queue.waiting(db, Lane.QUEUE)
+    assert not queue.waiting(db, in_line(db, Lane.QUEUE))
     clock.sleep(30)
-    assert queue.waiting(db, Lane.QUEUE)
+    assert queue.waiting(db, in_line(db, Lane.QUEUE))
 
 
 def test_a_preview_changes_nothing_and_is_what_claims_then_serve(
@@ -731,16 +928,16 @@ def test_a_preview_changes_nothing_and_is_what_claims_then_serve(
         if chance.random() < 0.6:
             serve_all(db)
     before = rows(db)
-    seen = queue.preview(db, Lane.QUEUE, wanted(*assets), SETTINGS, 100)
+    seen = queue.preview(db, wanted(*assets), SETTINGS, 100, cycle_seconds=300)
     assert rows(db) == before
-    enter(db, *assets)
+    enter(db, *assets, cycle_seconds=300)
     assert [one.symbol for one in seen] == serve_all(db)
     assert len(seen) > 10
 
 
 def test_a_preview_before_the_first_run_is_what_the_first_run_serves(db: Connection) -> None:
     assets = [asset("C2", CRITICAL, position=2), asset("C1", CRITICAL, position=1)]
-    seen = queue.preview(db, Lane.PRIORITY, wanted(*assets), SETTINGS, 10)
+    seen = queue.preview(db, wanted(*assets), SETTINGS, 10, cycle_seconds=300)
     assert rows(db) == []
     enter(db, *assets)
     assert [one.symbol for one in seen] == ["C1", "C2"] == serve_all(db, Lane.PRIORITY)
@@ -755,7 +952,7 @@ def test_a_preview_of_a_full_queue_begins_with_what_is_let_in(
     clock.sleep(600)  # older, yet not by the two allowances of a low one
     enter(db, asset("YOUNG", HIGH), settings=none)
     assets = [asset("OLD", LOW), asset("YOUNG", HIGH)]
-    [seen] = queue.preview(db, Lane.QUEUE, wanted(*assets), small, 1)
+    [seen] = queue.preview(db, wanted(*assets), small, 1, cycle_seconds=300)
     enter(db, *assets, settings=small)
     assert [seen.symbol] == serve_all(db)
 
@@ -763,7 +960,7 @@ def test_a_preview_of_a_full_queue_begins_with_what_is_let_in(
 def test_a_preview_tells_the_delay_of_an_item_that_failed(db: Connection) -> None:
     enter(db, asset("A"))
     fail(db, claim_one(db))
-    [seen] = queue.preview(db, Lane.QUEUE, wanted(asset("A")), SETTINGS, 10)
+    [seen] = queue.preview(db, wanted(asset("A")), SETTINGS, 10, cycle_seconds=300)
     assert seen.wait_seconds == pytest.approx(60, abs=0.5)
 
 
@@ -778,7 +975,7 @@ def test_levels_say_how_many_wait_are_leased_and_are_dead(
     enter(db, asset("C", HIGH), asset("D", CRITICAL, position=1))
     claim_one(db, Lane.PRIORITY)
     fail(db, claim_one(db), settings=replace(SETTINGS, max_attempts=1))  # A, now low
-    levels = queue.levels(db)
+    levels = queue.levels(db, names(db))
     assert [(one.level, one.waiting, one.leased, one.dead) for one in levels] == [
         (CRITICAL, 0, 1, 0),
         (HIGH, 1, 0, 0),
@@ -796,8 +993,8 @@ def test_levels_say_how_many_wait_are_leased_and_are_dead(
 
 def test_the_line_is_the_order_of_service_critical_first(db: Connection) -> None:
     enter(db, asset("A", LOW), asset("B", HIGH), asset("C", CRITICAL, position=1))
-    assert [one.symbol for one in queue.line(db, 10)] == ["C", "B", "A"]
-    assert [one.symbol for one in queue.line(db, 2)] == ["C", "B"]
+    assert [one.symbol for one in queue.line(db, names(db), 10)] == ["C", "B", "A"]
+    assert [one.symbol for one in queue.line(db, names(db), 2)] == ["C", "B"]
 
 
 def test_the_dead_are_told_the_latest_first(db: Connection, clock: ShiftingClock) -> None:
@@ -805,8 +1002,8 @@ def test_the_dead_are_told_the_latest_first(db: Connection, clock: ShiftingClock
         enter(db, asset(symbol))
         fail(db, claim_one(db), settings=replace(SETTINGS, max_attempts=1))
         clock.sleep(10)
-    assert [one.symbol for one in queue.dead(db, 10)] == ["B", "A"]
-    assert [one.symbol for one in queue.dead(db, 1)] == ["B"]
+    assert [one.symbol for one in queue.dead(db, names(db), 10)] == ["B", "A"]
+    assert [one.symbol for one in queue.dead(db, names(db), 1)] == ["B"]
 
 
 def test_the_last_success_is_the_newest_of_any_feed(db: Connection, clock: ShiftingClock) -> None:
@@ -835,8 +1032,8 @@ def test_the_last_success_is_the_newest_of_any_feed(db: Connection, clock: Shift
 )
 def test_a_hostile_symbol_is_a_symbol_like_any_other(db: Connection, symbol: str) -> None:
     enter(db, asset(symbol))
-    assert [one.symbol for one in queue.line(db, 10)] == [symbol]
+    assert [one.symbol for one in queue.line(db, names(db), 10)] == [symbol]
     item = claim_one(db)
     assert (item.symbol, item.ticker, item.name) == (symbol, f"C:{symbol}", symbol)
     fail(db, item, error=symbol, settings=replace(SETTINGS, max_attempts=1))
-    assert queue.dead(db, 1) == (queue.Dead(symbol, Feed.BARS, symbol),)
+    assert queue.dead(db, names(db), 1) == (queue.Dead(symbol, Feed.BARS, symbol),)

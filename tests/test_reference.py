@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import pytest
 from commandline import Told, asset_sync
-from conftest import MakeSettings, ShiftingClock, asset, nobody
+from conftest import MakeSettings, ShiftingClock, asset, in_line, nobody
 
 from asset_sync import queue, reference, slots
 from asset_sync.assets import Asset, AssetType, Feed, Level
@@ -23,7 +23,6 @@ from asset_sync.progress import Progress, Waiting
 from asset_sync.questions import NoCallLeftError, Questions
 from asset_sync.reference import Check, Checked, Verdict
 from asset_sync.settings import SHIPPED_FILE, QueueSettings, Settings, SettingsError, load
-from asset_sync.slots import Lane
 
 FOREX = ["C:EURUSD", "C:GBPUSD", "C:USDJPY", "C:XAGUSD", "C:XAUUSD"]
 Ask: TypeAlias = Callable[..., Questions]
@@ -115,7 +114,7 @@ def test_a_429_is_waited_out_and_holds_everybody_back(
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_whatever_ends_a_question_its_slot_is_stamped_and_free_after_a_window(
+def test_whatever_ends_a_question_its_slot_is_stamped(
     db: Connection, api: StandIn, settings: Settings, ask: Ask, end: type[BaseException]
 ) -> None:
     def interrupted(api: Polygon) -> bool:
@@ -135,7 +134,7 @@ def test_a_slot_whose_time_went_by_on_the_way_is_given_back(
     """The host slept, say: in the database's eyes the slot is soon another's."""
 
     class Sleeper(ShiftingClock):
-        asleep = iter([0, 0, 20, 20, 20, 20, 20])
+        asleep = iter([0, 0, 20, 20, 20, 20, 20, 20, 20])
 
         def monotonic(self) -> float:
             return next(self.asleep)
@@ -729,7 +728,7 @@ def test_what_left_the_file_is_told_with_what_forgets_it_and_kept(
     assert json.loads(as_json.out)["left_the_file"] == ["OLD", "OLDER"]
     assert "OLD" not in as_json.err + quiet.err
     assert query(db, "select count(*) from asset_sync.queue") == [(3,)]
-    assert queue.claim(db, Lane.QUEUE, lease_seconds=1, most=1), "nothing was touched"
+    assert queue.claim(db, in_line(db), lease_seconds=1, most=1), "nothing was touched"
 
 
 def test_where_the_database_is_down_nothing_is_said_of_what_left(run: Run, file: Path) -> None:

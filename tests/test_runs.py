@@ -17,7 +17,7 @@ from asset_sync.settings import QueueSettings
 from asset_sync.slots import Lane
 
 KEY, OTHER_KEY = "0123456789ab", "ba9876543210"
-NOTHING_DENIED = Denials(today=False, snapshot=False, snapshot_symbols=frozenset())
+NOTHING_DENIED = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
 
 
 def record(db: Connection, run_id: int, call: Call) -> None:
@@ -117,7 +117,9 @@ def test_what_failed_in_a_run_at_work_is_counted_too(db: Connection) -> None:
         db,
         """
         update asset_sync.queue set failed_at = clock_timestamp() where symbol in ('BAD', 'OTHER');
-        update asset_sync.queue set last_success_at = clock_timestamp() where symbol = 'GOOD'
+        update asset_sync.queue
+        set failed_at = clock_timestamp(), last_success_at = clock_timestamp() + interval '1 us'
+        where symbol = 'GOOD'
         """,
     )
 
@@ -229,11 +231,12 @@ def test_a_key_that_was_never_refused_may_do_everything(db: Connection) -> None:
 @pytest.mark.parametrize(
     ("refuse", "known"),
     [
-        (lambda db: deny(db, "today"), Denials(True, False, frozenset())),  # noqa: FBT003
-        (lambda db: deny(db, "snapshot"), Denials(False, True, frozenset())),  # noqa: FBT003
+        (lambda db: deny(db, "today"), NOTHING_DENIED._replace(today=True)),
+        (lambda db: deny(db, "past"), NOTHING_DENIED._replace(past=True)),
+        (lambda db: deny(db, "snapshot"), NOTHING_DENIED._replace(snapshot=True)),
         (
             lambda db: deny(db, "snapshot", "XAUUSD", "EURUSD"),
-            Denials(False, False, frozenset({"XAUUSD", "EURUSD"})),  # noqa: FBT003
+            NOTHING_DENIED._replace(snapshot_symbols=frozenset({"XAUUSD", "EURUSD"})),
         ),
     ],
 )

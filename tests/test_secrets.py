@@ -22,7 +22,9 @@ from asset_sync.demo.server import StandIn
 
 KEY = "zq7key-Kx9vTn2"
 PASSWORD = "zq7pass-Wm4rLp8"
-USER = "zq7user"
+PROXY_USER = "zq7user"
+USER = "asset_sync_test_role"
+"""No secret, as the database's host, port and name are none."""
 REDIS_PASSWORD = "zq7redis-Bd6yHc3"
 REDIS_USER = "zq7reader"
 PING_UUID = "zq7ping-0d338dcc-a054"
@@ -110,7 +112,7 @@ def host(tmp_path: Path, url: str, db: Connection, role: str) -> Host:
         "DATABASE_URL": make_dsn(url, user=role, password=PASSWORD),
         "REDIS_URL": f"redis://{REDIS_USER}:{REDIS_PASSWORD}@127.0.0.1:1/0",
         "PING_URL": f"http://127.0.0.1:1/{PING_UUID}",
-        "HTTPS_PROXY": f"http://{USER}:{PASSWORD}@127.0.0.1:1",
+        "HTTPS_PROXY": f"http://{PROXY_USER}:{PASSWORD}@127.0.0.1:1",
     }
     # With bars of an hour ago a call brings a dozen instead of ten thousand.
     query(
@@ -271,7 +273,7 @@ def test_a_redis_that_does_not_take_it_keeps_its_password(host: Host, address: s
         f"https://nosuch.invalid:99999/{PING_UUID}",
         f"https://a..b/{PING_UUID}",
         f"http://nosuch.invalid/{PING_UUID}",
-        f"https://{USER}:{PASSWORD}@127.0.0.1/{PING_UUID}",
+        f"https://{PROXY_USER}:{PASSWORD}@127.0.0.1/{PING_UUID}",
     ],
 )
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -357,7 +359,7 @@ def test_a_database_that_refuses_tells_no_secret(host: Host, trouble: str) -> No
 
 def test_a_missing_database_and_an_empty_one_tell_no_secret(host: Host, empty_url: str) -> None:
     empty = make_dsn(empty_url, user=USER, password=PASSWORD)
-    missing = make_dsn(empty, dbname="zq7_there_is_none")
+    missing = make_dsn(empty, dbname="there_is_none")
     for address in (empty, missing):
         for command in COMMANDS[:6]:
             host.tell(*command, DATABASE_URL=address)

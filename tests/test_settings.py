@@ -4,8 +4,11 @@ import dataclasses
 import errno
 import hashlib
 import os
+import pwd
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -334,7 +337,7 @@ def test_the_list_of_variables_is_complete() -> None:
         load(Path("/does/not/exist"), recorder)
     load(None, recorder, cwd=SHIPPED_FILE.parent)
 
-    others = {"HOME", "XDG_CONFIG_HOME", *settings.LIBPQ_VARIABLES}
+    others = {"HOME", "SUDO_UID", "XDG_CONFIG_HOME", *settings.LIBPQ_VARIABLES}
     assert recorder.asked == set(VARIABLES) | others
 
 
@@ -1168,6 +1171,113 @@ def test_a_path_that_no_file_can_have_is_a_mistake_and_not_a_traceback(cwd: Path
     with pytest.raises(SettingsError) as caught:
         load(Path("a\0\x1b"), {}, cwd=cwd)
     assert str(caught.value).startswith(f"{cwd}/a\\x00\\x1b (--config) is no path that can exist;")
+
+
+# --- Whose file ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file() -> Iterator[Path]:
+    """A settings file in a current directory that, unlike pytest's own, others can enter."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        path = Path(directory) / "assets.toml"
+        path.write_text("queue.max_size = 8", encoding="utf-8")
+        path.chmod(0o644)
+        yield path
+
+
+@pytest.fixture
+def theirs(file: Path, other_account: str) -> Path:
+    """The same, of another account."""
+    shutil.chown(file, other_account, other_account)
+    return file
+
+
+def refusal(path: Path, config: Path | None = None, **environ: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(config, environ, cwd=path.parent)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("config", [None, Path("assets.toml")])
+def test_a_file_that_everybody_may_write_is_refused(file: Path, config: Path | None) -> None:
+    file.chmod(0o666)
+
+    sentence = refusal(file, config)
+
+    assert f"can be changed by every account: run `chmod o-w {file}`." in sentence
+
+
+def test_another_accounts_file_that_was_only_found_is_refused(theirs: Path) -> None:
+    assert refusal(theirs) == (
+        f"{theirs} was only found in the current directory and belongs to another account "
+        f"(asset_sync_other): name it, if you trust it: `--config {theirs}`; or make it yours: "
+        f"`chown -h 0 {theirs}`."
+    )
+
+
+def test_a_link_that_another_account_put_in_the_current_directory_is_refused(
+    cwd: Path, tmp_path: Path, other_account: str
+) -> None:
+    (tmp_path / "mine.toml").write_text("", encoding="utf-8")
+    link = cwd / "assets.toml"
+    link.symlink_to(tmp_path / "mine.toml")
+    os.chown(link, pwd.getpwnam(other_account).pw_uid, -1, follow_symlinks=False)
+
+    assert "belongs to another account" in refusal(link)
+
+
+def test_a_file_that_a_foreign_group_may_write_is_refused_if_only_found(
+    file: Path, other_account: str
+) -> None:
+    shutil.chown(file, group=other_account)
+    file.chmod(0o664)
+
+    assert f"can be changed by its group: run `chmod g-w {file}`" in refusal(file)
+    assert load(file, {}, cwd=file.parent).queue.max_size == 8
+
+
+def test_a_containers_named_file_may_belong_to_any_account(theirs: Path) -> None:
+    assert load(theirs, {}).queue.max_size == 8
+    assert load(None, {"ASSET_SYNC_CONFIG": str(theirs)}).queue.max_size == 8
+
+
+@pytest.mark.parametrize("config", [None, Path("assets.toml")])
+def test_a_configmap_of_links_is_read(cwd: Path, config: Path | None) -> None:
+    """Kubernetes mounts a file as a link into `..data`, a link to a directory with a date."""
+    (cwd / "..2026_11_21").mkdir()
+    (cwd / "..2026_11_21" / "assets.toml").write_text("queue.max_size = 8", encoding="utf-8")
+    (cwd / "..data").symlink_to("..2026_11_21")
+    (cwd / "assets.toml").symlink_to("..data/assets.toml")
+
+    assert load(config, {}, cwd=cwd).queue.max_size == 8
+
+
+def test_umask_002_with_the_users_own_group_is_no_mistake(theirs: Path, other_account: str) -> None:
+    theirs.chmod(0o664)
+    os.seteuid(pwd.getpwnam(other_account).pw_uid)
+    try:
+        assert load(None, {}, cwd=theirs.parent).queue.max_size == 8
+    finally:
+        os.seteuid(0)
+
+
+def test_sudo_at_home_reads_the_file_of_the_one_who_called_it(
+    theirs: Path, other_account: str
+) -> None:
+    caller = str(pwd.getpwnam(other_account).pw_uid)
+
+    assert load(None, {"SUDO_UID": caller}, cwd=theirs.parent).queue.max_size == 8
+    assert "belongs to another account" in refusal(theirs, SUDO_UID="12345")
+
+
+def test_roots_file_is_read_by_everybody(file: Path, other_account: str) -> None:
+    os.seteuid(pwd.getpwnam(other_account).pw_uid)
+    try:
+        assert load(None, {}, cwd=file.parent).queue.max_size == 8
+    finally:
+        os.seteuid(0)
 
 
 # --- The file that is shipped --------------------------------------------------------------------

@@ -5,6 +5,7 @@ import gzip
 import http.client
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from socket import create_connection
+from socket import SO_LINGER, SOL_SOCKET, create_connection
+from struct import pack
 from typing import TypeAlias, TypedDict
 
 import pytest
@@ -88,7 +90,9 @@ class Seen:
 
     @property
     def next_path(self) -> str:
-        return str(self.document["next_url"]).removeprefix("https://api.massive.com")
+        scheme, _, host, path = str(self.document["next_url"]).split("/", 3)
+        assert (scheme, host.partition(":")[0]) == ("http:", "127.0.0.1")
+        return f"/{path}"
 
 
 def connect(api: StandIn, timeout: float = 10.0) -> http.client.HTTPConnection:
@@ -110,6 +114,14 @@ def ask(
         connection.request("GET" if post is None else "POST", target, post, headers)
         answer = connection.getresponse()
         return Seen(answer.status, answer.read(), dict(answer.getheaders()))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread is about to do."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
 
 
 # ---------------------------------------------------------------------- replay
@@ -230,6 +242,7 @@ def test_the_room_imports_nothing_of_the_rest_of_the_house() -> None:
         "asset_sync.demo",
         "asset_sync.demo.answers",
         "asset_sync.demo.faults",
+        "asset_sync.demo.minutes",
         "asset_sync.demo.replay",
         "asset_sync.demo.server",
         "asset_sync.errors",
@@ -320,7 +333,36 @@ def test_limit_is_5000_unless_said_and_50000_at_most(query: str, most: int) -> N
     with standin() as api:
         seen = ask(api, f"/v2/aggs/ticker/X:BTCUSD/range/5/minute/2026-09-01/{TODAY}{query}")
     assert len(seen.rows) == most
-    assert str(seen.document["next_url"]).startswith("https://api.massive.com/v2/aggs/ticker/")
+    assert seen.next_path.startswith("/v2/aggs/ticker/X:BTCUSD/range/5/minute/")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost", "standin.test:443", "[::1]:80"])
+@pytest.mark.parametrize("path", [EURO_BARS, "/v3/reference/tickers", "/v3/snapshot"])
+def test_the_next_page_is_where_the_client_asked(host: str, path: str) -> None:
+    headers = {"Authorization": "Bearer demo-key", "Host": host}
+    with standin() as api, closing(connect(api)) as connection:
+        connection.request("GET", f"{path}?limit=5", None, headers)
+        document = json.loads(connection.getresponse().read())
+    assert document["next_url"].startswith(f"http://{host}{path[:10]}")
+
+
+def test_a_client_that_names_no_host_is_led_to_the_address() -> None:
+    with standin() as api, closing(connect(api)) as connection:
+        connection.putrequest("GET", "/v3/reference/tickers?limit=1", skip_host=True)
+        connection.putheader("Authorization", "Bearer demo-key")
+        connection.endheaders()
+        document = json.loads(connection.getresponse().read())
+        assert document["next_url"].startswith(f"{api.base_url}/v3/reference/tickers?cursor=")
+
+
+def test_a_cursor_has_no_padding_and_is_read_with_and_without_it() -> None:
+    with standin() as api:
+        for limit in (1, 10, 100):  # of each length modulo three
+            seen = ask(api, f"/v3/reference/tickers?limit=1&x={limit}")
+            assert "=" not in seen.next_path.partition("cursor=")[2]
+            rest = ask(api, seen.next_path)
+            assert rest.names("ticker") == ["C:GBPUSD"]
+            assert ask(api, f"{seen.next_path}==").rows == rest.rows
 
 
 @pytest.mark.parametrize(
@@ -360,9 +402,55 @@ def test_nonsense_is_a_400_with_the_sentence(bounds: str, sentence: str) -> None
     assert seen.document["error"] == sentence
 
 
+@pytest.mark.parametrize("ticker", INSTRUMENTS)
+def test_the_minutes_of_a_bar_are_together_the_bar(ticker: str) -> None:
+    day = f"/v2/aggs/ticker/{ticker}/range/{{}}/minute/{YESTERDAY}/{YESTERDAY}?limit=50000"
+    with standin() as api:
+        bars, minutes = ask(api, day.format(5)).rows, ask(api, day.format(1)).rows
+    assert len(minutes) > 4 * len(bars)
+    parts: dict[float, list[Row]] = {bar["t"]: [] for bar in bars}
+    for minute in minutes:
+        assert minute["t"] % 60_000 == 0
+        assert 0 < minute["l"] <= min(minute["o"], minute["c"])
+        assert max(minute["o"], minute["c"]) <= minute["h"]
+        assert minute["l"] <= minute["vw"] <= minute["h"]
+        assert minute["n"] >= 1
+        parts[minute["t"] // BAR_MS * BAR_MS].append(minute)
+    for bar in bars:
+        of_it = parts[bar["t"]]
+        assert of_it[0]["t"] == bar["t"]
+        assert {
+            "t": bar["t"],
+            "o": of_it[0]["o"],
+            "h": max(minute["h"] for minute in of_it),
+            "l": min(minute["l"] for minute in of_it),
+            "c": of_it[-1]["c"],
+            "v": sum(minute["v"] for minute in of_it),
+            "n": sum(minute["n"] for minute in of_it),
+            "vw": bar["vw"],
+        } == bar
+
+
+@pytest.mark.parametrize("sort", ["asc", "desc"])
+def test_minutes_are_paged_and_cut_to_the_minute(sort: str) -> None:
+    first, last = ms("2026-11-18T11:52:30"), ms("2026-11-18T12:10:00")
+    asked: str | None = (
+        f"/v2/aggs/ticker/X:BTCUSD/range/1/minute/{first}/{last}?sort={sort}&limit=4"
+    )
+    starts: list[float] = []
+    with standin() as api:
+        while asked:
+            seen = ask(api, asked)
+            starts += [row["t"] for row in seen.rows]
+            asked = seen.next_path if "next_url" in seen.document else None
+    expected = [ms(f"2026-11-18T11:{minute}:00") for minute in range(53, 60)]
+    expected += [ms(f"2026-11-18T12:0{minute}:00") for minute in range(3)]
+    assert starts == (expected if sort == "asc" else expected[::-1])
+
+
 def test_bars_that_the_recordings_cannot_make_are_refused() -> None:
     with standin() as api:
-        for span in ("1/minute", "7/minute", "1/week", "0/minute"):
+        for span in ("2/minute", "7/minute", "1/week", "0/minute"):
             seen = ask(api, f"/v2/aggs/ticker/C:EURUSD/range/{span}/{YESTERDAY}/{TODAY}")
             assert seen.status == 400
 
@@ -519,6 +607,49 @@ def test_the_list_of_tickers_filters_and_pages() -> None:
     assert "next_url" not in second.document
     assert found.names("ticker") == ["X:BTCUSD"]
     assert gone.rows == []
+
+
+@pytest.mark.parametrize(
+    ("query", "tickers"),
+    [
+        ("ticker=X:BTCUSD", ["X:BTCUSD"]),
+        ("ticker=C%3AEURUSD&market=fx", ["C:EURUSD"]),
+        ("ticker=C:EURUSD&market=crypto", []),
+        ("ticker=C:TYPO", []),
+        ("ticker=&market=crypto", ["X:BTCUSD", "X:ETHUSDT"]),
+        ("market=stocks", []),
+        ("type=CS", []),
+        ("type=&market=crypto", ["X:BTCUSD", "X:ETHUSDT"]),
+        ("search=GOLD", ["C:XAUUSD"]),
+        ("search=tether&ticker=X:BTCUSD", []),
+        ("ticker.gte=C:XAGUSD&ticker.lt=X:ETHUSDT", ["C:XAGUSD", "C:XAUUSD", "X:BTCUSD"]),
+        ("ticker.gt=C:XAGUSD&ticker.lte=C:XAUUSD", ["C:XAUUSD"]),
+        ("market=crypto&order=desc", ["X:ETHUSDT", "X:BTCUSD"]),
+        ("market=crypto&sort=name&order=asc", ["X:BTCUSD", "X:ETHUSDT"]),
+        ("sort=base_currency_symbol&limit=2", ["X:BTCUSD", "X:ETHUSDT"]),
+        ("sort=base_currency_symbol&order=desc&limit=1", ["C:XAUUSD"]),
+        ("active=true&market=crypto&limit=1", ["X:BTCUSD"]),
+        ("active=false", []),
+    ],
+)
+def test_the_list_of_tickers_obeys_its_filters(query: str, tickers: list[str]) -> None:
+    with standin() as api:
+        assert ask(api, f"/v3/reference/tickers?{query}").names("ticker") == tickers
+
+
+@pytest.mark.parametrize("query", ["sort=price", "order=up", "limit=0"])
+def test_a_filter_that_there_is_not_is_a_400(query: str) -> None:
+    with standin() as api:
+        assert ask(api, f"/v3/reference/tickers?{query}").status == 400
+
+
+def test_pages_of_the_list_keep_filters_and_order() -> None:
+    with standin() as api:
+        first = ask(api, "/v3/reference/tickers?market=fx&sort=ticker&order=desc&limit=3")
+        second = ask(api, first.next_path)
+    assert first.names("ticker") + second.names("ticker") == [
+        "C:XAUUSD", "C:XAGUSD", "C:USDJPY", "C:GBPUSD", "C:EURUSD"
+    ]  # fmt: skip
 
 
 def test_market_status_has_the_shape_of_the_specification() -> None:
@@ -774,6 +905,96 @@ def test_other_processes_set_the_faults() -> None:
         assert ask(api, EURO_BARS, post="[]").status == 404
 
 
+# ---------------------------------------------------------------------- a plan that changes
+
+
+def test_a_subscription_that_lapses_is_a_key_of_the_free_plan() -> None:
+    with StandIn("starter", clock=Clock(WEDNESDAY / 1000), monotonic=Clock(0.0)) as api:
+        assert [ask(api, SNAPSHOT).status for _ in range(3)] == [200] * 3
+        assert ask(api, "/_standin/plan", post='"free"', authorization=None).status == 200
+        assert ask(api, SNAPSHOT).status == 403  # the fourth of five calls in the window
+        assert ask(api, EURO_BARS).document["status"] == "DELAYED"
+        refused = ask(api, EURO_BARS)
+        assert ask(api, "/_standin/plan", post='"platinum"').status == 400
+        assert ask(api, "/_standin/plan", post="[]").status == 400
+    assert refused.status == 429
+    assert "Retry-After" not in refused.headers
+
+
+def test_a_plan_that_changes_may_have_a_window_of_its_own() -> None:
+    clock = Clock(0.0)
+    with StandIn("starter", calls=3, period_seconds=10, monotonic=clock) as api:
+        assert ask(api, EURO_BARS).status == 200
+        api.set_plan("free", calls=1, period_seconds=6)
+        assert ask(api, EURO_BARS).status == 429
+        clock.seconds = 6.5
+        assert ask(api, EURO_BARS).status == 200
+        assert api.most_in_a_window() == 2
+
+
+# ---------------------------------------------------------------------- an API that freezes
+
+
+def test_a_frozen_api_reads_counts_and_answers_all_it_was_sent_once_it_thaws() -> None:
+    clock = Clock(100.0)
+    with StandIn("free", calls=5, period_seconds=6, monotonic=clock) as api:
+        api.freeze(8.5)
+        with closing(connect(api, timeout=0.1)) as gone:
+            gone.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+            with pytest.raises(TimeoutError):
+                gone.getresponse()
+        with closing(connect(api)) as patient:
+            patient.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+            assert api.log == []
+            clock.seconds = 108.4
+            assert api.log == []
+            clock.seconds = 108.5
+            assert patient.getresponse().status == 200
+        wait_for(lambda: len(api.log) == 2)
+        assert {arrival.at_seconds for arrival in api.log} == {108.5}
+        assert api.most_in_a_window() == 2
+
+
+def test_a_connection_that_was_reset_while_it_was_frozen_counts_too() -> None:
+    clock = Clock(0.0)
+    was_read = threading.Event()
+
+    def latency(_: random.Random) -> float:
+        was_read.set()
+        return 0.0
+
+    with StandIn("free", monotonic=clock, latency=latency) as api:
+        api.freeze(1)
+        port = int(api.base_url.rsplit(":")[-1])
+        with create_connection(("127.0.0.1", port)) as connection:
+            head = f"GET {EURO_BARS} HTTP/1.1\r\nAuthorization: Bearer demo-key\r\n\r\n"
+            connection.sendall(head.encode())
+            assert was_read.wait(5)
+            connection.setsockopt(SOL_SOCKET, SO_LINGER, pack("ii", 1, 0))
+        assert api.log == []
+        clock.seconds = 1
+        wait_for(lambda: len(api.log) == 1)
+
+
+def test_other_processes_freeze_it_and_it_can_be_stopped_meanwhile() -> None:
+    with standin() as api:
+        assert ask(api, "/_standin/freeze", post="60", authorization=None).status == 200
+        for bad in ('"long"', "-1", "Infinity", "NaN", "[]"):
+            assert ask(api, "/_standin/freeze", post=bad).status == 400
+        with closing(connect(api)) as connection:
+            connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+            began = time.monotonic()
+            api.stop()
+            assert time.monotonic() - began < 1
+
+
+def test_a_call_that_was_sent_counts_though_its_client_left_before_it_arrived() -> None:
+    with standin("free", latency=0.4) as api:
+        with closing(connect(api)) as connection:
+            connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
+        wait_for(lambda: len(api.log) == 1)
+
+
 # ---------------------------------------------------------------------- faults
 
 REFUSALS = {
@@ -906,6 +1127,24 @@ def test_an_empty_answer_is_the_api_s_own() -> None:
         document = ask(api, EURO_BARS).document
     assert "results" not in document
     assert document["resultsCount"] == document["queryCount"] == document["count"] == 0
+
+
+def test_bars_that_end_yesterday() -> None:
+    with standin("free", "end-of-day") as api:
+        rows = ask(api, EURO_BARS).rows
+        today = ask(api, EURO_BARS.replace(YESTERDAY, TODAY)).document
+        (before,) = ask(api, "/v2/aggs/ticker/C:EURUSD/prev").rows
+    assert rows[-1]["t"] == ms(TODAY) - BAR_MS
+    assert "results" not in today
+    assert today["resultsCount"] == 0
+    assert before["t"] == ms(TODAY) - 1
+
+
+def test_an_asset_whose_five_minute_bars_are_empty_while_its_minute_bars_are_not() -> None:
+    with standin("free", "five-minutes-empty@C:EURUSD") as api:
+        assert ask(api, EURO_BARS).document["resultsCount"] == 0
+        assert ask(api, EURO_BARS.replace("/5/", "/1/")).rows
+        assert ask(api, EURO_BARS.replace("C:EURUSD", "C:GBPUSD")).rows
 
 
 def test_only_a_snapshot_has_rows_that_the_plan_does_not_hold() -> None:
@@ -1044,7 +1283,7 @@ def test_every_fault_is_described_and_has_its_test() -> None:
     elsewhere = {
         "unordered", "duplicate", "other-ticker", "empty", "bad-json", "truncated", "reset",
         "stall", "drip", "huge", "gzip-bomb", "endless-next-url", "foreign-next-url",
-        "short-pages", "not-entitled", "wrong-shape",
+        "short-pages", "not-entitled", "wrong-shape", "end-of-day", "five-minutes-empty",
     }  # fmt: skip
     assert set(FAULTS) == set(REFUSALS) | set(FIGURES) | elsewhere
     assert all(fault.about for fault in FAULTS.values())

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg2
 import pytest
+from conftest import in_line
 
 from asset_sync import events, queue, runs, store
 from asset_sync.assets import Asset, AssetType, Feed, Level
@@ -24,7 +25,6 @@ from asset_sync.database import (
 from asset_sync.polygon import Bar
 from asset_sync.queue import Wanted
 from asset_sync.settings import QueueSettings, Secret
-from asset_sync.slots import Lane
 from asset_sync.store import LastPrice, Symbol
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -47,6 +47,10 @@ def bar(
     """Return the bar that starts so many bars after noon."""
     start_ms = NOON_MS + number * FIVE_MINUTES_MS
     return Bar(start_ms, 1.0865, high, low, close, 321.0, vwap, trades)
+
+
+def start_of(one: Bar) -> datetime:
+    return datetime.fromtimestamp(one.start_ms / 1000, UTC)
 
 
 def price(
@@ -228,13 +232,72 @@ def test_an_asset_without_bars_or_row_has_no_newest_bar(db: Connection) -> None:
     assert now.tzinfo is not None
 
 
+def store_bar_of(db: Connection, ts: str) -> None:
+    """Store a bar of EURUSD as somebody else might have."""
+    query(
+        db,
+        """
+        insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close)
+        select id, %s::timestamptz, 9, 9, 9, 9 from trading.symbols where symbol = 'EURUSD'
+        """,
+        (ts,),
+    )
+
+
+IMPOSSIBLE_TIMES = [
+    "2030-01-01 00:00:00+00",
+    "9999-12-31 23:59:59+00",
+    "10000-01-01 00:00:00+00",
+    "294276-12-31 23:59:59+00",
+    "infinity",
+    "-infinity",
+    "4713-01-01 00:00:00+00 BC",
+    "0001-01-01 00:00:00+00 BC",
+    "0001-01-01 00:00:00+00",
+]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+def test_a_bar_of_an_impossible_time_is_not_the_newest(db: Connection, zone: str) -> None:
+    query(db, "select set_config('timezone', %s, false)", (zone,))
+    save_bars(db, [bar(0), bar(1)])
+    for ts in IMPOSSIBLE_TIMES:
+        store_bar_of(db, ts)
+
+    assert store.newest_bar(db, "EURUSD")[0] == NOON + timedelta(minutes=5)
+
+
+@pytest.mark.parametrize("ts", IMPOSSIBLE_TIMES)
+def test_an_asset_with_nothing_but_a_bar_of_an_impossible_time_has_no_bars(
+    db: Connection, ts: str
+) -> None:
+    with transaction(db) as cursor:
+        store.save_symbols(cursor, [EURUSD])
+    store_bar_of(db, ts)
+
+    assert store.newest_bar(db, "EURUSD")[0] is None
+
+
+def test_the_bar_that_starts_now_is_the_newest(db: Connection) -> None:
+    with transaction(db) as cursor:
+        store.save_symbols(cursor, [EURUSD])
+        cursor.execute(
+            """
+            insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close)
+            select id, now(), 9, 9, 9, 9 from trading.symbols returning ts
+            """
+        )
+        [(ts,)] = cursor.fetchall()
+        assert store.newest_bar(db, "EURUSD")[0] == ts
+
+
 # --- the last price of bars ---------------------------------------------------------------------
 
 
 def price_of(db: Connection, bars: Sequence[Bar], now: datetime = LATER) -> LastPrice:
     save_bars(db, bars)
     with transaction(db) as cursor:
-        return store.price_of_last_bar(cursor, "EURUSD", bars[-1], now)
+        return store.price_of_bar(cursor, "EURUSD", start_of(bars[-1]), now)
 
 
 def test_the_last_bar_tells_a_price_and_no_quote(db: Connection) -> None:
@@ -255,6 +318,14 @@ def test_the_days_figures_count_bars_stored_before_this_answer(db: Connection) -
     save_bars(db, [bar(-3, high=1.5)])
 
     assert price_of(db, [bar(0)]).daily_high == 1.5
+
+
+def test_the_days_figures_end_with_the_bar_that_has_the_price(db: Connection) -> None:
+    save_bars(db, [bar(3, close=9.0, high=9.0)])
+
+    told = price_of(db, [bar(0)])
+
+    assert (told.last_price, told.daily_high, told.daily_close) == (1.0869, 1.09, 1.0869)
 
 
 def test_the_day_begins_at_midnight_utc_whatever_the_sessions_time_zone(db: Connection) -> None:
@@ -381,6 +452,10 @@ def test_a_timestamp_that_others_wrote_is_compared_as_the_moment_it_means(
         {"last_update": {"timestamp": 1772452800}},
         {"last_update": {"timestamp": None}},
         {"last_update": {"timestamp": "0001-01-01T00:00:00+14:00"}},
+        {"last_update": {"timestamp": "10000-01-01T00:00:00+00:00"}},
+        {"last_update": {"timestamp": "4713-01-01T00:00:00+00:00 BC"}},
+        {"last_update": {"timestamp": "infinity"}},
+        {"last_update": {"timestamp": "-infinity"}},
         {"last_update": {"timestamp": {"at": "noon"}}},
         {"last_update": "none"},
         {"last_update": None},
@@ -476,6 +551,24 @@ def test_a_failure_is_noted_and_leaves_the_time_of_the_last_success(db: Connecti
     save_status(db, "the ticker is unknown")
 
     assert status_of(db) == (at, "error", "the ticker is unknown")
+
+
+@pytest.mark.parametrize("at", ["infinity", "-infinity", "4713-01-01 BC", "10000-01-01"])
+def test_whatever_time_others_noted_a_success_has_that_of_now(db: Connection, at: str) -> None:
+    save_status(db)
+    query(db, "update data_sources.data_sync_status set last_sync_timestamp = %s", (at,))
+
+    save_status(db, "no such ticker")
+    save_status(db)
+
+    [(recent,)] = query(
+        db,
+        """
+        select last_sync_timestamp between now() - interval '1 minute' and now()
+        from data_sources.data_sync_status
+        """,
+    )
+    assert recent
 
 
 def test_a_failure_before_any_success_has_no_time(db: Connection) -> None:
@@ -576,7 +669,7 @@ def test_an_answer_is_stored_in_a_platforms_own_tables_whatever_their_types(
     with transaction(theirs) as cursor:
         store.save_symbols(cursor, [EURUSD, Symbol("GBPUSD", "Pound", "forex")])
         assert store.save_bars(cursor, "EURUSD", sent) == 2
-        told = store.price_of_last_bar(cursor, "EURUSD", sent[-1], LATER)
+        told = store.price_of_bar(cursor, "EURUSD", start_of(sent[-1]), LATER)
         assert store.save_prices(cursor, [told]) == (told,)
         store.save_status(cursor, ["EURUSD", "GBPUSD"])
         events.notify(cursor, [told])
@@ -632,14 +725,14 @@ class Answer:
         self._db = db
         asset = Asset("EURUSD", "C:EURUSD", AssetType.FOREX, "Euro", Level.LOW, 0, 300)
         queue.enqueue(db, [Wanted(asset, Feed.BARS)], QueueSettings())
-        [self._item] = queue.claim(db, Lane.QUEUE, lease_seconds=60, most=1)
+        [self._item] = queue.claim(db, in_line(db), lease_seconds=60, most=1)
         self._run_id = runs.start(db, "queue")
 
     def store(self, last_words: Callable[[], None]) -> None:
         with transaction(self._db) as cursor:
             store.save_symbols(cursor, [EURUSD])
             store.save_bars(cursor, "EURUSD", [bar()])
-            told = store.price_of_last_bar(cursor, "EURUSD", bar(), LATER)
+            told = store.price_of_bar(cursor, "EURUSD", NOON, LATER)
             prices = store.save_prices(cursor, [told])
             store.save_status(cursor, ["EURUSD"])
             queue.finish(cursor, [self._item])

@@ -23,7 +23,6 @@ from asset_sync.progress import (
     Failed,
     Listener,
     Progress,
-    PutBack,
     Started,
     Synced,
     Waiting,
@@ -109,7 +108,7 @@ class Job:
         """How many slots are stamped within the window, and how many are in flight."""
         return self.row(
             """
-            select count(*) filter (where ended_at > now() - make_interval(secs => %s)),
+            select count(*) filter (where stamped_at > now() - make_interval(secs => %s)),
               count(token)
             from asset_sync.slots
             """,
@@ -380,7 +379,7 @@ def test_a_silence_longer_than_a_calls_reach_is_crossed(job: Job, silent: str, c
 def test_a_catch_up_that_is_cut_short_goes_on_in_the_next_run(job: Job) -> None:
     job.serve(COIN)
     leave_a_gap(job, COIN, 200)
-    report = job.run(seconds=10)
+    report = job.run(seconds=30)
     assert (report.updated, report.reason_ended) == ([], Ended.BUDGET)
     assert job.item("BTCUSD") == ("waiting", 0, "medium")
     job.clock.sleep(60)
@@ -445,15 +444,20 @@ def test_a_call_may_not_take_longer_than_the_run(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults(["stall"])
     report = job.run(seconds=0.5)
-    [put_back] = [progress for progress in job.heard if isinstance(progress, PutBack)]
-    assert f"longer than {sync.LEAST_CALL_SECONDS:g} s in all" in put_back.reason
-    assert report.reason_ended is Ended.TIME
+    [failed] = report.failed
+    assert f"longer than {sync.LEAST_CALL_SECONDS:g} s in all" in failed.error
+    assert report.reason_ended is Ended.UNAVAILABLE
+
+
+def all_fresh_now(job: Job) -> None:
+    query(job.db, "update asset_sync.queue set last_success_at = clock_timestamp()")
 
 
 @pytest.mark.parametrize("lane", list(Lane))
 def test_with_nothing_due_no_call_is_made(job: Job, lane: Lane) -> None:
     job.run(Lane.PRIORITY)
     job.run(Lane.QUEUE)
+    all_fresh_now(job)
     job.heard.clear()
     report = job.run(lane)
     assert report.reason_ended is Ended.NOTHING_DUE
@@ -543,15 +547,40 @@ def test_more_priority_assets_than_a_window_has_calls_are_all_served_in_one_run(
     assert job.run(Lane.PRIORITY).updated == symbols
 
 
-def test_a_priority_asset_that_came_late_in_one_cycle_is_served_in_the_next(job: Job) -> None:
-    job.serve(GOLD, history_days=2)
+def until_next_start(job: Job) -> float:
+    """Seconds until cron's next start, by the database's clock."""
+    [(seconds,)] = query(job.db, "select extract(epoch from clock_timestamp())::float8")
+    return 300 - float(seconds) % 300
+
+
+def refreshed(job: Job, seconds_ago: float) -> None:
+    query(
+        job.db,
+        """
+        update asset_sync.queue
+        set last_success_at = clock_timestamp() - make_interval(secs => %s)
+        """,
+        (seconds_ago,),
+    )
+
+
+def test_an_asset_that_will_not_be_fresh_at_crons_next_start_is_refreshed_now(job: Job) -> None:
+    gold = replace(GOLD, update_frequency_seconds=600)
+    job.serve(gold, history_days=2)
     job.run(Lane.PRIORITY)
-    job.clock.sleep(150)
-    assert job.run(Lane.PRIORITY).reason_ended is Ended.NOTHING_DUE, "half a cycle is too early"
-    job.clock.sleep(60)
+    refreshed(job, 600 - until_next_start(job) + 5)  # stale five seconds before
     foretold = dry_run.plan(job.db, job.settings, Lane.PRIORITY)
     assert job.run(Lane.PRIORITY).updated == ["XAUUSD"]
     assert [call.symbols for call in foretold] == [("XAUUSD",)]
+
+
+def test_an_asset_that_will_be_fresh_at_crons_next_start_is_left_to_it(job: Job) -> None:
+    gold = replace(GOLD, update_frequency_seconds=600)
+    job.serve(gold, history_days=2)
+    job.run(Lane.PRIORITY)
+    refreshed(job, 600 - until_next_start(job) - 5)  # fresh for five seconds more
+    assert dry_run.plan(job.db, job.settings, Lane.PRIORITY) == ()
+    assert job.run(Lane.PRIORITY).reason_ended is Ended.NOTHING_DUE
 
 
 def test_the_slot_that_a_priority_run_waits_for_is_kept_from_the_queue(job: Job) -> None:
@@ -632,11 +661,14 @@ def test_what_becomes_due_while_others_wait_takes_its_place_before_them(job: Job
         if one.symbol != "ETHUSDT"
     ]
     first = replace(ETHER, level=Level.HIGH)
+    first = replace(first, update_frequency_seconds=3600)
     job.serve(first, history_days=2)
     job.run()
-    job.clock.sleep(250)
+    refreshed(job, 3600 - until_next_start(job) - 30)  # due after the start, within the run
     job.serve(first, *others, history_days=2)
-    assert job.run().updated.index("ETHUSDT") == 5, "five slots go to those who are due already"
+    in_order = job.run(seconds=600).updated
+    assert in_order.index("ETHUSDT") >= 5, "five slots go to those who are due already"
+    assert in_order.index("ETHUSDT") < len(in_order) - 1
 
 
 # --- whatever the provider does: nobody's fault -----------------------------------------------
@@ -665,7 +697,9 @@ def be_quick(job: Job) -> None:
 
 
 @pytest.mark.parametrize("fault", NOBODYS)
-def test_no_answer_is_nobodys_fault_and_the_item_is_tried_again(job: Job, fault: str) -> None:
+def test_a_bad_answer_or_none_makes_the_item_wait_and_counts_for_nothing_more(
+    job: Job, fault: str
+) -> None:
     job.serve(COIN, ETHER, history_days=2)
     be_quick(job)
     if fault == "drip":
@@ -673,14 +707,15 @@ def test_no_answer_is_nobodys_fault_and_the_item_is_tried_again(job: Job, fault:
         job.settings = replace(job.settings, provider=provider)
     job.api.set_faults([f"{fault}@X:BTCUSD"])
     report = job.run(seconds=10)
-    assert (report.updated, report.failed) == (["ETHUSDT"], [])
+    assert report.updated == ["ETHUSDT"]
+    assert [failure.symbol for failure in report.failed] == ["BTCUSD"]
     assert report.reason_ended is Ended.DONE
-    assert job.outcomes() == ["unavailable", "ok"]
+    assert job.outcomes()[0] in {"unavailable", "unanswered"}
+    assert job.outcomes()[1:] == ["ok"]
     assert job.item("BTCUSD") == ("waiting", 0, "medium")
-    assert job.slots() == (2, 0)
     assert job.bars("BTCUSD") == []
     job.api.set_faults([])
-    job.clock.sleep(queue.TRY_AGAIN_SECONDS)
+    job.clock.sleep(60)
     assert job.run(seconds=30).updated == ["BTCUSD"]
     assert_as_replayed(job, COIN, days=2)
 
@@ -693,28 +728,65 @@ def test_within_the_same_run_too(job: Job) -> None:
     assert_as_replayed(job, COIN, days=2)
 
 
-@pytest.mark.parametrize("fault", ["server-error", "reset", "html"])
-def test_three_calls_in_a_row_without_an_answer_end_the_run(job: Job, fault: str) -> None:
+@pytest.mark.parametrize("lane", list(Lane))
+@pytest.mark.parametrize("fault", ["server-error", "html", "not-found", "other-ticker"])
+def test_three_assets_that_always_fail_keep_no_other_from_being_fresh(
+    job: Job, fault: str, lane: Lane
+) -> None:
+    level = Level.CRITICAL if lane is Lane.PRIORITY else Level.MEDIUM
+    seven = [
+        replace(one, level=level, position=place)
+        for place, one in enumerate(job.settings.assets, start=1)
+    ]
+    bad, good = [one.symbol for one in seven[:3]], [one.symbol for one in seven[3:]]
+    job.serve(*seven, history_days=2)
+    job.api.set_faults([f"{fault}@{one.ticker}" for one in seven[:3]])
+    report = job.run(lane)
+    assert sorted(report.updated) == sorted(good)
+    assert {failure.symbol for failure in report.failed} <= set(bad)
+    assert report.reason_ended is not Ended.UNAVAILABLE
+
+
+@pytest.mark.parametrize("fault", ["server-error", "html", "not-found", "wrong-shape"])
+def test_when_all_is_odd_for_a_while_nothing_dies_and_all_is_fresh_soon_after(
+    job: Job, fault: str
+) -> None:
+    job.serve(*job.settings.assets, history_days=2)
     job.api.set_faults([fault])
+    for _ in range(6):
+        for lane in Lane:
+            job.run(lane, seconds=150)
+    assert len(job.api.log) <= 3 * 12 + 30 * 60 / 30, "from the third on two calls a window"
+    assert query(job.db, "select max(strikes) from asset_sync.queue") == [(1,)]
+    job.api.set_faults([])
+    updated = {symbol for lane in (*Lane, *Lane) for symbol in job.run(lane).updated}
+    assert updated == {one.symbol for one in job.settings.assets}, "within two cycles"
+
+
+def test_three_requests_in_a_row_that_could_not_be_sent_end_the_run(job: Job) -> None:
+    nowhere = replace(job.settings.provider, base_url="http://127.0.0.1:9")
+    job.settings = replace(job.settings, provider=nowhere)
     report = job.run(Lane.QUEUE)
     assert report.reason_ended is Ended.UNAVAILABLE
-    assert report.api_calls_used == sync.SILENT_CALLS == 3
-    assert "the next one tries again" in report.message
-    assert (report.updated, report.failed) == ([], [])
+    assert "3 requests that could not be sent" in report.message
+    assert (report.api_calls_used, report.updated, report.failed) == (0, [], [])
     for symbol in OTHER_SYMBOLS:
         assert job.item(symbol) == ("waiting", 0, "medium")
+    assert job.row("select count(*) from asset_sync.calls") == (0,)
+
+
+def test_an_outage_is_news_once_and_so_is_its_end(job: Job) -> None:
+    job.serve(COIN, history_days=2)
+    job.api.set_faults(["server-error"])
+    reports = [job.run(seconds=50) for _ in range(3)]
+    assert [one.reason_ended for one in reports] == [Ended.UNAVAILABLE] * 3
+    assert [one.is_news for one in reports] == [True, False, False]
     job.api.set_faults([])
     job.clock.sleep(60)
-    assert sorted(job.run(Lane.QUEUE).updated) == OTHER_SYMBOLS
-
-
-def test_an_answer_in_between_begins_the_count_anew(job: Job) -> None:
-    job.serve(COIN, ETHER, history_days=2)
-    job.api.set_faults(["reset:3@X:BTCUSD", "not-found:1@X:ETHUSDT"])
-    report = job.run(seconds=290)
-    assert report.reason_ended in {Ended.UNAVAILABLE, Ended.DONE}
-    assert job.outcomes()[:2] == ["unavailable", "ticker_unknown"]
-    assert job.outcomes().count("unavailable") == 3
+    assert job.run().is_news
+    assert (
+        Warned("The API serves this key again (the last run: provider_unavailable).") in job.heard
+    )
 
 
 @pytest.mark.parametrize("fault", ["rate-limit", "rate-limit-empty", "rate-limit-retry-after"])
@@ -765,20 +837,27 @@ def test_an_answer_that_is_the_assets_fault_counts_and_lowers_it(
         Failed("BTCUSD", Feed.BARS, failure.error)
     ]
     job.clock.sleep(job.settings.queue.retry_delay_seconds)
-    assert job.run(seconds=30).updated == ["BTCUSD"]
+    assert "BTCUSD" in job.run(seconds=30).updated
     assert job.item("BTCUSD")[:2] == ("idle", 0)
     assert_as_replayed(job, COIN, days=2)
+
+
+def another_answered_well(job: Job) -> None:
+    """Have the provider answer another asset well: evidence that the failing one is to blame."""
+    query(job.db, "update asset_sync.limiter set answered_at = clock_timestamp()")
 
 
 def test_an_assets_own_failures_are_tried_later_and_later_and_end(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults(["other-ticker"])
     for attempt, delay in ((1, 60), (2, 120)):
+        another_answered_well(job)
         assert len(job.run(seconds=30).failed) == 1
         assert job.item("BTCUSD") == ("waiting", attempt, "low")
         job.clock.sleep(delay - 10)
         assert job.run(seconds=5).api_calls_used == 0
         job.clock.sleep(10)
+    another_answered_well(job)
     assert len(job.run(seconds=30).failed) == 1
     assert job.item("BTCUSD") == ("dead", 3, "low")
     job.clock.sleep(3600)
@@ -801,15 +880,24 @@ def test_an_asset_that_fails_and_then_comes_is_reported_as_updated(job: Job) -> 
     assert (sorted(report.updated), report.failed) == (["BTCUSD", "ETHUSDT"], [])
 
 
-@pytest.mark.parametrize("fault", ["nan", "infinity", "negative", "high-below-low", "future"])
-def test_a_bar_that_cannot_be_true_is_left_out_and_told_and_comes_later(
-    job: Job, fault: str
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("nan", "a figure that is missing or no number"),
+        ("infinity", "a figure that is missing or no number"),
+        ("negative", "a price outside 1e-12 to 1e12"),
+        ("high-below-low", "a high below the low"),
+        ("future", "a start outside the time asked for"),
+    ],
+)
+def test_a_bar_that_cannot_be_true_is_left_out_and_reported_and_comes_later(
+    job: Job, fault: str, reason: str
 ) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults([f"{fault}:1"])
     report = job.run()
     assert (report.updated, report.failed, report.api_calls_used) == (["BTCUSD"], [], 1)
-    assert job.warnings() == ["BTCUSD: 1 bars could not be true and were left out."]
+    assert job.warnings() == [f"BTCUSD: bars that cannot be true were left out: 1 with {reason}."]
     stored = job.bars("BTCUSD")
     expected = replayed("X:BTCUSD", datetime.fromtimestamp(stored[0][0] / 1000, UTC))
     assert stored == expected[: len(stored)]
@@ -838,7 +926,7 @@ def test_a_mistyped_ticker_costs_one_look_up_and_then_one_call_a_try(job: Job) -
     assert report.failed == [
         Failure(
             "TYPO",
-            "TYPO: the provider knows no ticker X:TYPO; mend its polygon_ticker in assets.toml.",
+            "TYPO: the provider knows no ticker X:TYPO; correct its polygon_ticker in assets.toml.",
         )
     ]
     assert job.outcomes() == ["empty", "ticker_unknown"]
@@ -846,6 +934,7 @@ def test_a_mistyped_ticker_costs_one_look_up_and_then_one_call_a_try(job: Job) -
     assert job.item("TYPO") == ("waiting", 1, "low")
     for attempt, state in ((2, "waiting"), (3, "dead")):
         job.clock.sleep(600)
+        another_answered_well(job)
         assert job.run(seconds=30).api_calls_used == 1
         assert job.item("TYPO") == (state, attempt, "low")
     assert job.row("select count(*) from market_data.ohlcv_5m") == (0,)
@@ -871,7 +960,7 @@ def test_a_ticker_that_is_mistyped_once_there_are_bars_fails_too(job: Job) -> No
     report = job.run()
     assert report.updated == []
     assert [failure.error for failure in report.failed] == [
-        "BTCUSD: the provider knows no ticker X:TYPO; mend its polygon_ticker in assets.toml."
+        "BTCUSD: the provider knows no ticker X:TYPO; correct its polygon_ticker in assets.toml."
     ]
 
 
@@ -923,9 +1012,18 @@ def test_a_key_revoked_in_the_middle_keeps_what_came_before(job: Job) -> None:
 def test_a_plan_without_bars_ends_the_run(job: Job) -> None:
     job.api.set_faults(["forbidden"])
     report = job.run(Lane.PRIORITY)
-    assert (report.reason_ended, report.api_calls_used) == (Ended.PLAN_REFUSED, 1)
+    assert (report.reason_ended, report.api_calls_used) == (Ended.PLAN_REFUSED, sync.NOT_IN_PLAN)
     assert "plan" in report.message
-    assert job.item("XAUUSD") == ("waiting", 0, "critical")
+    assert job.item("XAUUSD") == ("waiting", 1, "critical")
+
+
+def test_an_asset_that_the_plan_lacks_keeps_no_other_from_being_fresh(job: Job) -> None:
+    job.serve(COIN, ETHER, history_days=2)
+    job.api.set_faults(["forbidden@X:BTCUSD"])
+    report = job.run(seconds=30)
+    assert report.updated == ["ETHUSDT"]
+    assert [failure.symbol for failure in report.failed] == ["BTCUSD"]
+    assert report.reason_ended is Ended.DONE
 
 
 def test_a_plan_without_today_gets_bars_until_yesterday_and_it_is_remembered(job: Job) -> None:
@@ -962,9 +1060,22 @@ def test_history_beyond_the_plan_ends_the_run(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults(["timeframe"])
     report = job.run()
-    assert (report.reason_ended, report.failed) == (Ended.PLAN_REFUSED, [])
+    assert report.reason_ended is Ended.PLAN_REFUSED
+    assert [failure.symbol for failure in report.failed] == ["BTCUSD"]
     assert report.api_calls_used == 2
-    assert job.item("BTCUSD") == ("waiting", 0, "medium")
+    assert job.item("BTCUSD") == ("waiting", 1, "low")
+
+
+def test_an_asset_two_years_behind_asks_for_less_and_denies_nobody_today(job: Job) -> None:
+    job.serve(COIN, ETHER, history_days=2)
+    leave_a_gap(job, COIN, 800)
+    plan = replace(job.settings.provider.plan, history_days=3650)
+    job.settings = replace(job.settings, provider=replace(job.settings.provider, plan=plan))
+    job.api.set_faults(["timeframe:1@X:BTCUSD"])
+    report = job.run(seconds=290)
+    assert report.failed == []
+    assert "ETHUSDT" in report.updated
+    assert job.row("select array_agg(capability) from asset_sync.entitlements") == (["past"],)
 
 
 # --- plans with snapshots ---------------------------------------------------------------------
@@ -1146,7 +1257,11 @@ def test_an_item_that_breaks_its_run_keeps_the_attempt(
             job.run()
         assert job.item("BTCUSD") == ("leased", attempt, "medium")
         assert job.slots()[1] == 0
+        another_answered_well(job)
         job.clock.sleep(60)
+        queue.reclaim(job.db, job.settings.queue)
+        another_answered_well(job)
+        job.clock.sleep(120)
     assert job.run().reason_ended is Ended.NOTHING_DUE
     assert job.item("BTCUSD")[0] == "dead"
     assert job.row("select reason_ended from asset_sync.runs order by id limit 1") == ("broken",)

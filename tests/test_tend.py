@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import pytest
-from conftest import MakeSettings, ShiftingClock, asset
+from conftest import MakeSettings, ShiftingClock, asset, in_line
 
 from asset_sync import queue, queue_admin, runs, sync
 from asset_sync.assets import Feed, Level
@@ -53,7 +53,7 @@ def stocked(db: Connection) -> Connection:
 
 
 def _claim(db: Connection) -> tuple[queue.Item, ...]:
-    return queue.claim(db, Lane.QUEUE, lease_seconds=60, most=1)
+    return queue.claim(db, in_line(db, Lane.QUEUE), lease_seconds=60, most=1)
 
 
 def states(db: Connection) -> dict[str, str]:

@@ -62,7 +62,7 @@ def test_a_unit_lets_the_longest_run_end_by_itself_and_tell_of_it(job: str) -> N
     """A priority run of many assets takes a window for each of the plan's calls, too."""
     settings = load(SHIPPED_FILE, {})
     many = tuple(replace(settings.critical[0], symbol=f"A{number}") for number in range(100))
-    nothing = Denials(today=False, snapshot=False, snapshot_symbols=frozenset())
+    nothing = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
     run = Job(replace(settings, assets=many), Lane(job), nothing)
     told = monitoring.START_SECONDS + monitoring.END_SECONDS + monitoring.COMMAND_SECONDS
 

@@ -10,7 +10,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from asset_sync import __version__
-from asset_sync.cli import assets, db, demo, doctor, health, metrics, plan, queue, runs, sync
+from asset_sync.cli import (
+    assets,
+    db,
+    demo,
+    doctor,
+    health,
+    metrics,
+    plan,
+    queue,
+    runs,
+    schedule,
+    sync,
+)
 from asset_sync.cli import reference as reference  # gives `assets` the rest of its commands
 from asset_sync.cli import tend as tend  # gives `queue` the rest of its commands
 from asset_sync.cli.exits import ExitCode, explain
@@ -33,6 +45,7 @@ app.command("plan")(plan.plan)
 app.add_typer(runs.app, name="runs")
 app.add_typer(assets.app, name="assets")
 app.add_typer(db.app, name="db")
+app.add_typer(schedule.app, name="schedule")
 app.add_typer(demo.app, name="demo")
 
 

@@ -28,16 +28,26 @@ def db_init(
 
     Example: DATABASE_URL=postgresql://me@localhost/market asset-sync db init
     """
-    from asset_sync import database  # noqa: PLC0415
+    from asset_sync import database, existing_tables  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
     with database.raw_session(settings.conninfo) as db:
-        applied = database.migrate(db)
-        version = database.status(db).version
+        applied = database.migrate(db, window_seconds=settings.rate_limit.period_seconds)
+        status = existing_tables.status(db, settings.assets)
     for step in applied:
         options.say(f"Applied {step.version:04} {step.name}.")
-    options.say(f"The schema is at version {version}; nothing is missing.")
+    if status.missing:
+        raise database.NotInitialisedError(
+            f"{', '.join(status.missing)} cannot be made anew beside what is there: restore it from"
+            " a backup, or `drop schema asset_sync cascade` and run this again; that forgets queue "
+            "and history, and keeps bars and prices."
+        )
+    if status.problems:
+        raise database.NotInitialisedError("\n".join(status.problems))
+    for note in status.notes:
+        options.say(f"Note: {note}")
+    options.say(f"The schema is at version {status.version}; nothing is missing.")
 
 
 @app.command("status")
@@ -52,13 +62,13 @@ def db_status(
 
     Example: asset-sync db status --json
     """
-    from asset_sync import database  # noqa: PLC0415
+    from asset_sync import database, existing_tables  # noqa: PLC0415
 
     settings = common(context, config, quiet, verbose).settings()
     with database.raw_session(settings.conninfo) as db:
         if settings.conninfo is None:
             database.migrate(db)
-        status = database.status(db)
+        status = existing_tables.status(db, settings.assets)
     where = "embedded" if settings.conninfo is None else "server"
     if as_json:
         exactly(json.dumps({"database": where, "ready": status.ready, **asdict(status)}, indent=2))
@@ -81,7 +91,10 @@ def _show(status: "SchemaStatus", where: str) -> None:
         answer(f"missing: {name}")
     for problem in status.problems:
         answer(f"problem: {problem}")
-    answer("Ready." if status.ready else "Not ready: run `asset-sync db init`.")
+    for note in status.notes:
+        answer(f"note: {note}")
+    cure = "" if status.complete else ": run `asset-sync db init`"
+    answer("Ready." if status.ready else f"Not ready{cure}.")
 
 
 @app.command("serve")
@@ -118,7 +131,7 @@ def db_url(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Print the database's address, for psql and the like; a server's without its password.
+    """Print the database's URL, for psql, SQLAlchemy and the like; a server's has no password.
 
     Example: psql "$(asset-sync db url)"
     """
@@ -127,10 +140,10 @@ def db_url(
     options = common(context, config, quiet, verbose)
     settings = options.settings()
     if settings.conninfo is not None:
-        exactly(database.public_address(settings.conninfo))
+        exactly(database.address_of(settings.conninfo).url())
         return
     exactly(_embedded_address())
-    if embedded.socket_directory(embedded.data_directory()) is None:
+    if not embedded.is_up(embedded.data_directory()):
         options.say("It is not up: start `asset-sync db serve` first.")
 
 
@@ -138,5 +151,4 @@ def _embedded_address() -> str:
     from asset_sync import embedded  # noqa: PLC0415
     from asset_sync.database import EMBEDDED_DATABASE  # noqa: PLC0415
 
-    directory = embedded.data_directory()
-    return embedded.address(EMBEDDED_DATABASE, embedded.socket_directory(directory) or directory)
+    return embedded.address(embedded.data_directory(), EMBEDDED_DATABASE)

@@ -57,7 +57,13 @@ def doctor(
 
 def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
     """Go from what everything rests on to what rests on it; end where nothing more can be seen."""
-    from asset_sync import database, doctor  # noqa: PLC0415
+    from asset_sync import (  # noqa: PLC0415
+        database,
+        doctor,
+        doctor_jobs,
+        existing_tables,
+        scheduled,
+    )
     from asset_sync.embedded import EmbeddedError  # noqa: PLC0415
     from asset_sync.settings import SettingsError  # noqa: PLC0415
 
@@ -68,19 +74,25 @@ def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
             yield doctor.Finding(doctor.Grade.ERROR, "settings", mistake)
         return
     yield from doctor.examine_settings(settings, os.environ)
+    jobs = scheduled.jobs()
+    sights = doctor_jobs.look(jobs, settings, os.environ)
+    yield from doctor_jobs.examine(sights)
+    yield from doctor_jobs.examine_monitoring(sights, settings)
     try:
         with database.raw_session(settings.conninfo) as db:
             if settings.conninfo is None:
                 database.migrate(db)
-            status = database.status(db)
+            status = existing_tables.status(db, settings.assets)
             yield from doctor.examine_database(db, settings, status)
             if status.ready:
                 if not offline:
-                    question = doctor.question_to_the_api(settings)
+                    # The jobs' key is the one that matters.
+                    asked = next((one.settings for one in sights if one.settings), settings)
+                    question = doctor.question_to_the_api(asked)
                     if question is not None:
                         options.say(f"Asking the API, which takes one call: GET {question}")
-                    yield from doctor.examine_key(db, settings)
-                yield from doctor.examine_cron(db, settings)
+                    yield from doctor.examine_key(db, asked)
+                yield from doctor.examine_runs(db, settings, jobs)
     except (database.DatabaseError, EmbeddedError) as error:
         yield doctor.Finding(doctor.Grade.ERROR, "database", str(error))
     yield from doctor.examine_redis(settings)

@@ -92,16 +92,25 @@ class Log:
         self.hear(Warned(text))
 
     def end(
-        self, code: ExitCode, trouble: str, summary: str = "", told: Fields | None = None
+        self,
+        code: ExitCode,
+        trouble: str,
+        summary: str = "",
+        told: Fields | None = None,
+        *,
+        is_news: bool = True,
     ) -> None:
-        """Say why it ended, if that is worth a word on stderr: JSON has a last line always."""
+        """Say why it ended, if that is worth a word on stderr: JSON has a last line always.
+
+        What was the end of the last run, too, is no news, and a quiet run does not repeat it.
+        """
         self.lines.extend(text for text in (trouble, summary) if text)
         severity = _Severity.INFO if code is ExitCode.DONE else _Severity.ERROR
         if self.is_json:
             if self._options.quiet and code is ExitCode.DONE:
                 return
             self._say(severity, "ended", trouble or summary, {"exit_code": code, **(told or {})})
-        elif trouble:
+        elif trouble and (is_news or not self._options.quiet):
             self._complain(trouble, otherwise="asset-sync: ")
 
     def _say(self, severity: _Severity, event: str, text: str, told: Fields) -> None:
@@ -139,8 +148,6 @@ def _is_news(progress: Progress, severity: _Severity) -> bool:
     match progress:
         case Failed(is_news=is_news):
             return is_news
-        case Synced(recovered=recovered):
-            return recovered
         case _:
             return severity is not _Severity.INFO
 
@@ -193,8 +200,7 @@ def _synced(synced: Synced) -> str:
     if synced.last_price is not None:
         parts.append(f"last price {price(synced.last_price)}")
     parts.append("more to come" if synced.more else duration(synced.seconds))
-    recovered = "works again: " if synced.recovered else ""
-    return f"{synced.symbol}: {recovered}{', '.join(parts)}"
+    return f"{synced.symbol}: {', '.join(parts)}"
 
 
 def names(symbols: Sequence[str]) -> str:

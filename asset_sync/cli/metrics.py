@@ -43,25 +43,34 @@ def metrics(
     if output is None:
         exactly(text.rstrip())
     else:
-        _write_whole(output, text)
+        _write(output, text)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Replace the file in one step: whoever reads it never sees half of it."""
-    import tempfile  # noqa: PLC0415  # it brings random along
-
+def _write(path: Path, text: str) -> None:
+    """Write the file, or into the device or pipe that is there; behind a link, what it names."""
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w") as file:
+        if not path.exists() or path.is_file():
+            _replace(path.resolve(), text)
+        else:
+            with path.open("w") as file:
                 file.write(text)
-            Path(temporary).chmod(0o644)  # the collector is another user
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise AssetSyncError(
             f"{path} cannot be written ({error.strerror}): give --output a file in a directory "
             "that this user may write to."
         ) from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace the file in one step: whoever reads it never sees half of it."""
+    import tempfile  # noqa: PLC0415  # it brings random along
+
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)  # the collector is another user
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

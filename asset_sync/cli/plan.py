@@ -57,7 +57,7 @@ def plan(
 
     options = common(context, config, quiet, verbose)
     settings = _with_more(options.settings(), more, level, every)
-    call_seconds, measured = _call_seconds(settings)
+    settings, call_seconds, measured = _as_known(settings)
     plans = forecast.side_by_side(settings, call_seconds)
     now = next(one for one in plans if one.plan is settings.provider.plan)
     advice = forecast.advise(settings, plans, call_seconds)
@@ -94,16 +94,26 @@ def _with_more(settings: "Settings", more: int, level: Level, every: int) -> "Se
     return replace(settings, assets=(*settings.assets, *new))
 
 
-def _call_seconds(settings: "Settings") -> tuple[float, bool]:
-    """Return how long a call takes, and whether that was measured; no database is needed."""
-    from asset_sync import database, embedded, forecast, runs  # noqa: PLC0415
+def _as_known(settings: "Settings") -> "tuple[Settings, float, bool]":
+    """Return the settings with the rate that holds, how long a call takes, and if it was measured.
+
+    No database is needed.
+    """
+    from asset_sync import database, embedded, forecast, runs, slots  # noqa: PLC0415
 
     seconds = None
     if settings.conninfo is not None or embedded.data_directory().exists():
         unusable = suppress(database.DatabaseError, embedded.EmbeddedError)
         with unusable, database.session(settings.conninfo) as db:
             seconds = runs.usual_call_seconds(db)
-    return (forecast.CALL_SECONDS, False) if seconds is None else (max(seconds, 0.01), True)
+            rate = slots.effective_rate(db, slots.rate_of(settings))
+            limit = replace(
+                settings.rate_limit, calls=rate.calls, period_seconds=rate.period_seconds
+            )
+            settings = replace(settings, rate_limit=limit)
+    if seconds is None:
+        return settings, forecast.CALL_SECONDS, False
+    return settings, max(seconds, 0.01), True
 
 
 # --- on a screen ------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from asset_sync.errors import AssetSyncError
 
 if TYPE_CHECKING:
     from asset_sync.database import Connection
-    from asset_sync.queue import Dead, LevelStatus, Upcoming
+    from asset_sync.queue import Dead, Failing, LevelStatus, Upcoming
     from asset_sync.runs import Run
     from asset_sync.settings import Settings
     from asset_sync.slots import Budget
@@ -114,6 +114,7 @@ class Status(NamedTuple):
     levels: "tuple[LevelStatus, ...]"
     next: "tuple[Upcoming, ...]"
     dead: "tuple[Dead, ...]"
+    failing: "tuple[Failing, ...]"
     budget: "Budget"
     runs: "tuple[Run, ...]"
     last_priority_update: datetime | None
@@ -127,10 +128,12 @@ def look(db: "Connection", settings: "Settings") -> Status:
 
     rate = slots.rate_of(settings)
     fresh = queue.last_success(db, [asset.symbol for asset in settings.critical])
+    symbols = [asset.symbol for asset in settings.assets]
     return Status(
-        queue.levels(db),
-        queue.line(db, _NEXT),
-        queue.dead(db, _DEAD),
+        queue.levels(db, symbols),
+        queue.line(db, symbols, _NEXT),
+        queue.dead(db, symbols, _DEAD),
+        queue.failing(db, symbols),
         slots.budget(db, rate),
         runs.last(db, _RUNS),
         max(fresh.values(), default=None),
@@ -148,6 +151,8 @@ def text(status: Status) -> str:
         parts.append(_next(status))
     if status.dead:
         parts.append(_dead(status))
+    if status.failing:
+        parts.append(_failing(status))
     if status.runs:
         parts.append(_runs(status))
     else:
@@ -209,6 +214,22 @@ def _dead(status: Status) -> str:
     return "\n".join([bold("dead"), *errors])
 
 
+def _failing(status: Status) -> str:
+    from asset_sync.cli.show import bold, duration, yellow  # noqa: PLC0415
+
+    lines = [
+        wrapped(
+            f"{one.symbol} ({one.strikes} times in a row, tried again in "
+            f"{duration(one.wait_seconds)}): {one.error}",
+            sys.stdout,
+        )
+        for one in status.failing[:_DEAD]
+    ]
+    if len(status.failing) > _DEAD:
+        lines.append(f"and {len(status.failing) - _DEAD} more: asset-sync queue list")
+    return "\n".join([bold("failing"), *map(yellow, lines)])
+
+
 def _runs(status: Status) -> str:
     from asset_sync.cli.show import duration, red, short_moment, table  # noqa: PLC0415
 
@@ -259,5 +280,6 @@ def _as_json(status: Status) -> dict[str, object]:
         "waiting_for_first_run": status.waiting_for_first_run,
         "next": [plain(one) for one in status.next],
         "dead_items": [plain(one) for one in status.dead],
+        "failing_items": [plain(one) for one in status.failing],
         "last_runs": [plain(one) for one in status.runs],
     }

@@ -4,17 +4,16 @@ The shapes are those of the vendor's specification; the bars are those of `asset
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TypeAlias
 
-from asset_sync.demo import faults, replay
+from asset_sync.demo import faults, minutes, replay
 from asset_sync.demo.faults import Call, Document, Json, Reply
+from asset_sync.demo.minutes import MINUTE_MS
 from asset_sync.demo.replay import BAR_MS, DAY_MS, HOUR_MS, INSTRUMENTS, Bar, Instrument, Market
-
-_MINUTE_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +60,12 @@ def _aggregates(call: Call, plan: Plan) -> Reply:
     if plan.history_days is not None and start_ms < call.now_ms - plan.history_days * DAY_MS:
         return faults.outside_timeframe()
     length_ms = _length_ms(call)
-    base_bars = length_ms // (DAY_MS if length_ms >= DAY_MS else _MINUTE_MS)
+    base_bars = length_ms // (DAY_MS if length_ms >= DAY_MS else MINUTE_MS)
     limit = min(_count(call, "limit", 5_000), 50_000)
     size = max(1, limit // base_bars)
     newest_first = call.query.get("sort") == "desc"
-    walk = replay.walk(
-        call.parts["ticker"],
-        start_ms,
-        end_ms,
-        call.now_ms,
-        length_ms=length_ms,
-        newest_first=newest_first,
-    )
-    found = list(islice(walk, size + 1))
+    bars = _walk(call, start_ms, end_ms, length_ms, newest_first=newest_first)
+    found = list(islice(bars, size + 1))
     reply = _bars_reply(call, plan, [_bar_row(bar) for bar in found[:size]], base_bars)
     if len(found) <= size:
         return reply
@@ -82,6 +74,15 @@ def _aggregates(call: Call, plan: Plan) -> Reply:
         {**call.parts, **edge}
     )
     return reply.with_keys(next_url=call.page(rest))
+
+
+def _walk(
+    call: Call, start_ms: int, end_ms: int, length_ms: int, *, newest_first: bool
+) -> Iterator[Bar]:
+    span = (call.parts["ticker"], start_ms, end_ms, call.now_ms)
+    if length_ms == MINUTE_MS:
+        return minutes.walk(*span, newest_first=newest_first)
+    return replay.walk(*span, length_ms=length_ms, newest_first=newest_first)
 
 
 def _previous_day(call: Call, plan: Plan) -> Reply:
@@ -221,17 +222,54 @@ def _ticker_details(call: Call, _: Plan) -> Reply:
 
 
 def _ticker_list(call: Call, _: Plan) -> Reply:
-    """Answer with a page of what trades; all that there is does."""
-    market, search = call.query.get("market"), call.query.get("search", "").lower()
-    rows: list[Json] = [
-        _reference_row(instrument, call.now_ms)
-        for instrument in INSTRUMENTS.values()
-        if market in (None, instrument.market)
-        and call.query.get("active", "true") == "true"
-        and search in f"{instrument.ticker} {instrument.name}".lower()
+    """Answer with a page of what trades and passes every filter; all that there is trades."""
+    query = call.query
+    sort, order = query.get("sort", "ticker"), query.get("order", "asc")
+    if sort not in _SORTABLE or order not in {"asc", "desc"}:
+        sentence = f"The list is not sorted by '{sort}' in the order '{order}'"
+        return faults.bad_request(sentence)
+    rows = [_reference_row(one, call.now_ms) for one in INSTRUMENTS.values()]
+    found: list[Json] = [
+        *sorted(
+            (row for row in rows if _passes(row, query)),
+            key=lambda row: str(row.get(sort, "")),
+            reverse=order == "desc",
+        )
     ]
-    reply = _list_reply(call, rows, min(_count(call, "limit", 100), 1_000))
+    reply = _list_reply(call, found, min(_count(call, "limit", 100), 1_000))
     return reply.with_keys(count=len(reply.rows()))
+
+
+# As the vendor's page lists them, less what only stocks have.
+_SORTABLE = {
+    "ticker",
+    "name",
+    "market",
+    "locale",
+    "type",
+    "currency_symbol",
+    "currency_name",
+    "base_currency_symbol",
+    "base_currency_name",
+    "last_updated_utc",
+}
+
+
+_ONLY_OF_STOCKS = ("type", "exchange", "cusip", "cik")
+
+
+def _passes(row: Document, query: Mapping[str, str]) -> bool:
+    """Whether a row is asked for; an empty filter is none."""
+    ticker = str(row["ticker"])
+    return (
+        all((query.get(name) or row[name]) == row[name] for name in ("ticker", "market"))
+        and query.get("active", "true") == "true"
+        and not any(query.get(name) for name in _ONLY_OF_STOCKS)
+        and query.get("search", "").lower() in f"{ticker} {row['name']}".lower()
+        and query.get("ticker.gte", ticker) <= ticker <= query.get("ticker.lte", ticker)
+        and ("ticker.gt" not in query or ticker > query["ticker.gt"])
+        and ("ticker.lt" not in query or ticker < query["ticker.lt"])
+    )
 
 
 def _reference_row(instrument: Instrument, now_ms: int) -> Document:
@@ -336,14 +374,17 @@ def _count(call: Call, name: str, default: int, *, least: int = 1) -> int:
     return int(text)
 
 
-_SPANS_MS = {"minute": _MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS}
+_SPANS_MS = {"minute": MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS}
 
 
 def _length_ms(call: Call) -> int:
     """Return the length of the bars asked for; refuse what the recordings cannot make."""
     length_ms = int(call.parts["mult"]) * _SPANS_MS.get(call.parts["span"], 0)
-    if not length_ms or length_ms % BAR_MS or DAY_MS % length_ms:
-        sentence = "The stand-in has bars of 5 minutes and of what divides a day into such"
+    of_whole_bars = length_ms and not length_ms % BAR_MS and not DAY_MS % length_ms
+    if length_ms != MINUTE_MS and not of_whole_bars:
+        sentence = (
+            "The stand-in has bars of 1 minute, 5 minutes and of what divides a day into such"
+        )
         raise _RefusedError(faults.bad_request(sentence))
     return length_ms
 

@@ -24,9 +24,6 @@ from asset_sync.errors import AssetSyncError
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Document: TypeAlias = dict[str, Json]
 
-API_HOST = "https://api.massive.com"
-"""What the API's own `next_url` names, whichever host was asked."""
-
 FOREIGN_HOST = "https://stand-in.invalid"
 """Nobody's host (RFC 6761): a client that sends its key there has been caught."""
 
@@ -61,10 +58,17 @@ class Call:
     now_ms: int
     period_seconds: float
 
-    def page(self, path: str | None = None, host: str = API_HOST, **changes: str) -> str:
-        """Make a `next_url`: this call, some parameters changed, hidden in a cursor, no key."""
+    address: str
+    """What the client calls this server: `http://127.0.0.1:8765`."""
+
+    def page(self, path: str | None = None, address: str | None = None, **changes: str) -> str:
+        """Make a `next_url`: this call, some parameters changed, hidden in a cursor, no key.
+
+        It leads to this server under the name that the client used: some clients follow it with
+        their key. The API's own names its public host. The cursor has no padding, like the API's.
+        """
         cursor = urlsafe_b64encode(urlencode({**self.query, **changes}).encode()).decode()
-        return f"{host}{path or self.path}?cursor={cursor}"
+        return f"{address or self.address}{path or self.path}?cursor={cursor.rstrip('=')}"
 
 
 class Wire(Protocol):
@@ -318,6 +322,35 @@ def _redirect(call: Call, _: Reply) -> Reply:
     return Reply(302, b"", HTML, (("Location", f"{FOREIGN_HOST}{call.path}"),))
 
 
+def _is_five_minutes(call: Call) -> bool:
+    return (call.parts.get("mult"), call.parts.get("span")) == ("5", "minute")
+
+
+@_fault("five-minutes-empty", applies=_is_five_minutes)
+def _five_minutes_empty(call: Call, right: Reply) -> Reply:
+    """Answer without rows where five-minute bars are asked for; minute bars come."""
+    return _empty(call, right)
+
+
+@_fault("end-of-day")
+def _end_of_day(call: Call, right: Reply) -> Reply:
+    """Send bars up to the end of yesterday (UTC) only, as to a key with end-of-day data."""
+    midnight_ms = call.now_ms - call.now_ms % DAY_MS
+    rows = right.rows()
+    kept = [row for row in rows if not _starts_from(row, midnight_ms)]
+    if len(kept) == len(rows):
+        return right
+    if not kept:
+        return _empty(call, right)
+    counts: Document = {"resultsCount": len(kept), "count": len(kept)}
+    return right.with_rows(kept).with_keys(**counts)
+
+
+def _starts_from(row: Json, at_ms: int) -> bool:
+    start_ms = row.get("t") if isinstance(row, dict) else None
+    return isinstance(start_ms, int) and start_ms >= at_ms
+
+
 @_fault("bad-json")
 def _bad_json(_: Call, right: Reply) -> Reply:
     """Answer 200, with JSON that stops in the middle."""
@@ -438,7 +471,7 @@ def _endless_next_url(call: Call, right: Reply) -> Reply:
 @_fault("foreign-next-url", applies=lambda call: "page" not in call.query)
 def _foreign_next_url(call: Call, right: Reply) -> Reply:
     """Say that the next page is on another host; there is one and no more."""
-    return right.with_keys(next_url=call.page(host=FOREIGN_HOST, page="2"))
+    return right.with_keys(next_url=call.page(address=FOREIGN_HOST, page="2"))
 
 
 _SHORT_PAGE = 2

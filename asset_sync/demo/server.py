@@ -12,6 +12,7 @@ has yet seen them refused for currencies; the fault `today` refuses them.
 """
 
 import json
+import math
 import random
 import secrets
 import sys
@@ -92,13 +93,12 @@ class StandIn:
         port: 0 takes a free one.
         clock: Unix seconds, decides which bars there are; monotonic: seconds, stamps arrivals.
         """
-        if plan not in PLANS:
-            raise StandInError(f"“{plan}” is no plan: it is one of {', '.join(PLANS)}.")
-        self._plan = PLANS[plan]
+        self._plan = _plan(plan)
         self._window = _Window(
             self._plan.calls if calls is None else calls,
             self._plan.period_seconds if period_seconds is None else period_seconds,
         )
+        self._thaws_at = -math.inf
         self._faults = FaultPlan(faults)
         self._latency = latency
         self._random = random.Random(20140501)  # noqa: S311 - the same delays in every run
@@ -183,6 +183,24 @@ class StandIn:
         with self._lock:
             self._faults = plan
 
+    def set_plan(
+        self, plan: str, *, calls: int | None = None, period_seconds: float | None = None
+    ) -> None:
+        """Change what the key may do, as when a subscription lapses.
+
+        The arguments are those of the constructor. Calls of before count in the new window.
+        """
+        changed = _plan(plan)
+        window = _Window(
+            changed.calls if calls is None else calls,
+            changed.period_seconds if period_seconds is None else period_seconds,
+        )
+        with self._lock:
+            for arrival in sorted(self._arrivals, key=lambda arrival: arrival.at_seconds):
+                if arrival.key_ok:
+                    window.add(arrival.at_seconds)
+            self._plan, self._window = changed, window
+
     # -------------------------------------------------------------- what the handler asks for
 
     def draw_latency(self) -> float:
@@ -192,14 +210,31 @@ class StandIn:
                 return self._latency(self._random)
             return self._random.uniform(*self._latency)
 
-    def answer(self, target: str, authorization: str | None) -> Reply:
-        """Stamp a GET request as arrived now, judge it, and log it with its answer."""
-        now_ms = int(self._clock() * 1000)
-        route, call, key = _read(target, authorization, now_ms, self._window.period_seconds)
+    def freeze(self, seconds: float) -> None:
+        """Do nothing for so long, then read, count and answer all that has come meanwhile.
+
+        That a client has gone in the meantime changes nothing: its request was sent.
+        """
         with self._lock:
+            self._thaws_at = self._monotonic() + seconds
+
+    def frozen_seconds(self) -> float:
+        """How long it still does nothing; 0 or less as a rule."""
+        with self._lock:
+            return self._thaws_at - self._monotonic()
+
+    def answer(self, target: str, authorization: str | None, address: str) -> Reply:
+        """Stamp a GET request as arrived now, judge it, and log it with its answer.
+
+        `address` is what the client calls this server.
+        """
+        now_ms = int(self._clock() * 1000)
+        with self._lock:
+            plan, period_seconds = self._plan, self._window.period_seconds
+            route, call, key = _read(target, authorization, now_ms, period_seconds, address)
             at_seconds = self._monotonic()
             verdict = self._judge(call, key, at_seconds)
-        reply = verdict.refusal or answers.right_answer(route, call, self._plan)
+        reply = verdict.refusal or answers.right_answer(route, call, plan)
         if verdict.fault is not None:
             reply = verdict.fault.answer(call, reply)
         asked = f"GET {call.path}" + (f"?{urlencode(call.query, safe=':,')}" if call.query else "")
@@ -226,16 +261,22 @@ class StandIn:
         """Answer other processes, which need no key here and whose calls count for nothing."""
         if path == _LOG_PATH:
             return Reply(200, self._log_document())
-        if path != _FAULTS_PATH:
+        if path not in _POSTED:
             return faults.unknown_path()
         try:
-            specs = json.loads(body)
-            if not isinstance(specs, list) or not all(isinstance(spec, str) for spec in specs):
-                return faults.bad_request('The body is a JSON list of faults, such as ["stall:1"]')
-            self.set_faults(specs)
+            wanted = json.loads(body)
+            match path, wanted:
+                case "/_standin/faults", list() if all(isinstance(one, str) for one in wanted):
+                    self.set_faults(wanted)
+                case "/_standin/freeze", int() | float() if 0 <= wanted < math.inf:
+                    self.freeze(wanted)
+                case "/_standin/plan", str():
+                    self.set_plan(wanted)
+                case _:
+                    return faults.bad_request(f"The body is JSON, such as {_POSTED[path]}")
         except (ValueError, StandInError) as error:
             return faults.bad_request(str(error))
-        return Reply(200, {"faults": specs})
+        return Reply(200, {path.removeprefix(_CONTROL): wanted})
 
     def _log_document(self) -> Document:
         by_ticker: Document = dict(self.calls_by_ticker())
@@ -248,7 +289,19 @@ class StandIn:
 
 
 _CONTROL = "/_standin/"
-_LOG_PATH, _FAULTS_PATH = f"{_CONTROL}log", f"{_CONTROL}faults"
+_LOG_PATH = f"{_CONTROL}log"
+_POSTED = {
+    f"{_CONTROL}faults": '["stall:1"]',
+    f"{_CONTROL}freeze": "8.5, in seconds",
+    f"{_CONTROL}plan": '"free"',
+}
+"""What other processes may set, and how."""
+
+
+def _plan(name: str) -> Plan:
+    if name not in PLANS:
+        raise StandInError(f"“{name}” is no plan: it is one of {', '.join(PLANS)}.")
+    return PLANS[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +337,12 @@ class _Window:
 
 
 def _read(
-    target: str, authorization: str | None, now_ms: int, period_seconds: float
+    target: str, authorization: str | None, now_ms: int, period_seconds: float, address: str
 ) -> tuple[Endpoint, Call, str | None]:
     """Read what is asked for, with what, and by which key; nonsense too."""
-    address = urlsplit(target)
-    path = unquote(address.path)
-    query = dict(parse_qsl(address.query, keep_blank_values=True))
+    asked = urlsplit(target)
+    path = unquote(asked.path)
+    query = dict(parse_qsl(asked.query, keep_blank_values=True))
     key_in_url = query.pop("apiKey", None)
     scheme, _, token = (authorization or "").partition(" ")
     key = token.strip() if scheme.lower() == "bearer" else key_in_url
@@ -305,6 +358,7 @@ def _read(
         until_ms=answers.read_moment(until, end_of_day=True),
         now_ms=now_ms,
         period_seconds=period_seconds,
+        address=address,
     )
     return endpoint, call, key or None
 
@@ -312,7 +366,8 @@ def _read(
 def _inside(cursor: str) -> dict[str, str]:
     """Return the parameters in a cursor; one that was not made here stays what it is."""
     try:
-        return dict(parse_qsl(urlsafe_b64decode(cursor).decode(), keep_blank_values=True))
+        padded = cursor + "=" * (-len(cursor) % 4)
+        return dict(parse_qsl(urlsafe_b64decode(padded).decode(), keep_blank_values=True))
     except ValueError:
         return {"cursor": cursor}
 
@@ -333,22 +388,29 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # headers and body in one packet
 
     def do_GET(self) -> None:
-        """Answer a call, its latency around the moment at which it counts as arrived."""
+        """Answer a call, its latency around the moment at which it counts as arrived.
+
+        What was sent arrives, whether or not the client still waits for the answer.
+        """
         api = self.server.api
         if self.path.startswith(_CONTROL):
             return self._send(api.control(self.path, b"[]") if self.path == _LOG_PATH else None)
         half_seconds = api.draw_latency() / 2
-        if self.give_up(half_seconds):
+        stopped = self.server.stopping.wait(half_seconds)
+        while not stopped and api.frozen_seconds() > 0:
+            stopped = self.server.stopping.wait(_POLL_SECONDS)
+        if stopped:
             return self.hang_up()
-        reply = api.answer(self.path, self.headers.get("Authorization"))
+        host = self.headers.get("Host") or f"127.0.0.1:{self.server.server_port}"
+        reply = api.answer(self.path, self.headers.get("Authorization"), f"http://{host}")
         if self.give_up(half_seconds):
             return self.hang_up()
         return self._send(reply)
 
     def do_POST(self) -> None:
-        """Set the faults; the API itself has nothing to post to."""
+        """Set the faults, the plan or a freeze; the API itself has nothing to post to."""
         length = self.headers.get("Content-Length", "")
-        if self.path != _FAULTS_PATH or not length.isdecimal() or int(length) > _MOST_POSTED_BYTES:
+        if self.path not in _POSTED or not length.isdecimal() or int(length) > _MOST_POSTED_BYTES:
             self.hang_up()  # with a body unread, the next request could not be found
             return self._send(None)
         return self._send(self.server.api.control(self.path, self.rfile.read(int(length))))

@@ -12,6 +12,17 @@ alter table asset_sync.queue
   add column failed_at timestamptz not null default '-infinity',
   add column failed_tickers text[] not null default '{}';
 
+-- How the levels stand is counted for the settings' own assets, by their keys.
+drop index asset_sync.queue_live_idx;
+drop index asset_sync.queue_oldest_idx;
+
+-- What has failed before goes on as it was.
+update asset_sync.queue
+set strikes = 1, failed_at = coalesce(last_attempt_at, now()), failed_tickers = array[ticker]
+where state = 'dead' or attempts > 0;
+update asset_sync.queue set state = 'waiting', not_before = now()
+where state = 'dead' and level = 'critical';
+
 comment on column asset_sync.queue.sort_at is
   'The order of service: due_at plus an allowance per level, so that low items are late but never '
   'starve; critical items stand in the order of the settings file, counted from the epoch.';
@@ -45,3 +56,77 @@ alter table asset_sync.limiter
   add column answered_at timestamptz not null default '-infinity';
 comment on column asset_sync.limiter.answered_at is
   'When the provider last answered any asset well: evidence that a failing asset is to blame.';
+
+-- The slots, each stamped and open for as long as the provider may still count its call.
+
+alter table asset_sync.slots rename column ended_at to stamped_at;
+alter table asset_sync.slots rename column previous_ended_at to previous_stamped_at;
+alter table asset_sync.slots
+  add column open_seconds double precision not null default 0,
+  add column previous_open_seconds double precision not null default 0,
+  add column last_token uuid;
+-- What lay in the future was a call in flight, or, without a token, left by a clock that went back.
+update asset_sync.slots s
+set stamped_at = m.now,
+  open_seconds = case when token is null then 0
+    else least(extract(epoch from stamped_at - m.now), 600) end
+from (select clock_timestamp() as now) m
+where stamped_at > m.now;
+comment on table asset_sync.slots is
+  'As many rows as the plan allows calls in a window, or more where it once allowed more: then the '
+  'busiest count. A slot is free one window after stamped_at plus open_seconds.';
+comment on column asset_sync.slots.stamped_at is
+  'When its last call ended, or was begun if it is in flight. Never in the future, so that a later '
+  'time proves that the clock was set back.';
+comment on column asset_sync.slots.open_seconds is
+  'For how long after stamped_at the provider may still count the call: 0 once it is answered.';
+comment on column asset_sync.slots.last_token is 'Whose call ended last.';
+
+-- The limiter, continued: calls without an answer, refusals, and the clock.
+
+alter table asset_sync.limiter
+  add column blocked_at timestamptz not null default '-infinity',
+  add column called_at timestamptz not null default '-infinity',
+  add column unanswered integer not null default 0,
+  add column refused_key text not null default '',
+  add column refusals integer not null default 0,
+  add column lowered_at timestamptz not null default '-infinity',
+  add column lowered_seconds integer not null default 0,
+  add column seen_at timestamptz not null default '-infinity',
+  add column mark_at timestamptz not null default '-infinity',
+  add column jumps integer not null default 0,
+  add column jumped_at timestamptz not null default '-infinity',
+  add column jumped_seconds double precision not null default 0;
+update asset_sync.limiter set blocked_at = clock_timestamp() where blocked_until > clock_timestamp();
+comment on column asset_sync.limiter.blocked_at is 'When blocked_until was set.';
+comment on column asset_sync.limiter.called_at is 'When a slot was last taken.';
+comment on column asset_sync.limiter.unanswered is
+  'Calls in a row that got no answer. From two on there is one call at a time.';
+comment on column asset_sync.limiter.refused_key is
+  'Fingerprint of the key that the refusals and the lowered rate belong to.';
+comment on column asset_sync.limiter.refusals is
+  'Refusals (429) in a row, each after a full wait and with calls to spare by the settings.';
+comment on column asset_sync.limiter.lowered_at is
+  'Since when the key is used at the free plan''s rate, because it turned out to allow no more.';
+comment on column asset_sync.limiter.lowered_seconds is
+  'For how long; then the rate of the settings is tried again.';
+comment on column asset_sync.limiter.seen_at is
+  'The highest time seen since the clock last jumped; an earlier time proves that it was set back.';
+comment on column asset_sync.limiter.mark_at is
+  'The highest time seen before the clock was set back, until the clock reaches it again.';
+comment on column asset_sync.limiter.jumps is 'How many jumps of the clock were recognised.';
+comment on column asset_sync.limiter.jumped_at is 'When the clock last jumped by a second or more.';
+comment on column asset_sync.limiter.jumped_seconds is 'How far: above 0 forward, below 0 back.';
+
+-- Platform tables that differ from ours.
+
+alter table asset_sync.limiter add column tables_tried bigint;
+comment on column asset_sync.limiter.tables_tried is
+  'Fingerprint of the existing tables, as far as they differ from ours, in which a run has tried '
+  'that it can store; they are tried again when they change.';
+
+-- Who started a run.
+
+alter table asset_sync.runs add column started_by text;
+comment on column asset_sync.runs.started_by is
+  'terminal, cron, systemd or other, as the process itself found; null of a run before version 3.';

@@ -30,6 +30,8 @@ from asset_sync.polygon._errors import (
 from asset_sync.polygon._parse import (
     Bar,
     BarsAnswer,
+    Flaw,
+    LeftOut,
     Listed,
     Quote,
     SnapshotAnswer,
@@ -42,7 +44,9 @@ __all__ = [
     "BarsAnswer",
     "Fault",
     "FeedDenied",
+    "Flaw",
     "KeyRefused",
+    "LeftOut",
     "Listed",
     "NotSent",
     "Polygon",

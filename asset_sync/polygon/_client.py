@@ -1,6 +1,6 @@
 """The calls, each of which is one HTTP request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Self
 from urllib.parse import quote
@@ -119,6 +119,10 @@ class Polygon:
     @call_timeout_seconds.setter
     def call_timeout_seconds(self, seconds: float) -> None:
         self._http.call_timeout_seconds = seconds
+
+    def send_only_if(self, may_send: Callable[[], bool]) -> None:
+        """Ask this immediately before each request is written; if not, `NotSent` is raised."""
+        self._http.may_send = may_send
 
     def close(self) -> None:
         """Close the connection; a later call opens another."""

@@ -69,23 +69,28 @@ class Unanswered(Unavailable):
 
     kind = "unanswered"
 
+    def __init__(self, message: str, sent_seconds_ago: float = 0.0) -> None:
+        super().__init__(message)
+        self.sent_seconds_ago = sent_seconds_ago
+        """How long before this was raised the request was written, at least."""
+
 
 class KeyRefused(ProviderError):
-    """401: the API does not know the key."""
+    """401, or any refusal that speaks of the API key: the API does not know the key."""
 
     fault = Fault.ACCOUNT
     kind = "key_refused"
 
 
 class TodayDenied(ProviderError):
-    """403: the plan has the data, but not for the time asked (today, or too long ago)."""
+    """403 or status ERROR: the plan has the data, but not of today, or not of so long ago."""
 
     fault = Fault.ACCOUNT
     kind = "today_denied"
 
 
 class FeedDenied(ProviderError):
-    """403, or a NOT_ENTITLED row: the plan does not have this kind of data."""
+    """403 or status ERROR, or a NOT_ENTITLED row: the plan does not have this kind of data."""
 
     fault = Fault.ACCOUNT
     kind = "feed_denied"
@@ -106,7 +111,7 @@ class Unreadable(ProviderError):
 
 
 class Rejected(ProviderError):
-    """400: the API says that the question is wrong."""
+    """400, 405, 414, 422 and others that the same question would bring again."""
 
     fault = Fault.ASSET
     kind = "rejected"

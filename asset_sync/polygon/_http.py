@@ -1,6 +1,7 @@
 """One GET and its whole answer, or the sentence that says why there is none."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -9,7 +10,8 @@ from urllib.parse import urlsplit
 import requests
 from requests.auth import AuthBase
 
-from asset_sync.polygon._errors import Unavailable
+from asset_sync.hostclock import monotonic
+from asset_sync.polygon._errors import NotSent, Unanswered, Unavailable
 from asset_sync.settings import Secret
 from asset_sync.transport import FAILURES, Deadline, Session, reason
 
@@ -36,6 +38,16 @@ class Reply:
     retry_after_seconds: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """Why there is no answer to read."""
+
+    why: str
+
+    arrived: bool = False
+    """Whether an answer came that cannot be used, so that the API has counted the call."""
+
+
 class Http:
     """The one session, which holds the key, follows nothing and repeats nothing."""
 
@@ -52,6 +64,7 @@ class Http:
         self.host = _host(base_url)
         self._timeouts = (connect_timeout_seconds, read_timeout_seconds)
         self.call_timeout_seconds = call_timeout_seconds
+        self.may_send: Callable[[], bool] = lambda: True
         self._session = Session(
             {"Accept": "application/json", "Accept-Encoding": "gzip"}, _Bearer(api_key)
         )
@@ -62,22 +75,27 @@ class Http:
     def get(self, endpoint: str, asked: str) -> Reply:
         """Return the answer to one GET of `endpoint`, whatever its status.
 
-        `asked` names the tickers in the sentence of the `Unavailable` that is raised when no
-        whole answer arrives in time and size.
+        `asked` names the tickers in the sentence of what is raised when no whole answer arrives in
+        time and size: `NotSent`, `Unanswered`, or `Unavailable` for one that cannot be used.
         """
-        with Deadline(self.call_timeout_seconds) as deadline:
+        with Deadline(self.call_timeout_seconds, self.may_send) as deadline:
             outcome = self._exchange(endpoint)
         # Raised out here, where no exception is being handled: one that came along as context
         # would hold the request, whose headers hold the key.
         if deadline.expired:
-            why = f"it took longer than {self.call_timeout_seconds:.3g} s in all"
+            broken = _Broken(f"it took longer than {self.call_timeout_seconds:.3g} s in all")
         elif isinstance(outcome, Reply):
             return outcome
         else:
-            why = outcome
-        raise Unavailable(f"No answer from {self.host} for {asked}: {why}; it is tried again.")
+            broken = outcome
+        sentence = f"No answer from {self.host} for {asked}: {broken.why}; it is tried again."
+        if broken.arrived:
+            raise Unavailable(sentence)
+        if deadline.sent_at is None:
+            raise NotSent(sentence)
+        raise Unanswered(sentence, monotonic() - deadline.sent_at)
 
-    def _exchange(self, endpoint: str) -> Reply | str:
+    def _exchange(self, endpoint: str) -> Reply | _Broken:
         """Return the reply, or why there is none."""
         try:
             with self._session.get(
@@ -86,13 +104,14 @@ class Http:
                 allow_redirects=False,  # another host would be sent the key
                 stream=True,
             ) as response:
-                text, broken = _read(response)
-                status = response.status_code
-                if broken and status == requests.codes.ok:
-                    return broken
-                return Reply(status, text, _retry_after_seconds(response))
+                text = _read(response)
+                if isinstance(text, _Broken):
+                    if response.status_code == requests.codes.ok:
+                        return text
+                    text = ""
+                return Reply(response.status_code, text, _retry_after_seconds(response))
         except FAILURES as error:
-            return reason(error, setting=_SETTING)
+            return _Broken(reason(error, setting=_SETTING))
 
 
 class _Bearer(AuthBase):
@@ -106,22 +125,25 @@ class _Bearer(AuthBase):
         return request
 
 
-def _read(response: requests.Response) -> tuple[str, str]:
-    """Return the whole body, or "" and why it is not to be had."""
+def _read(response: requests.Response) -> str | _Broken:
+    """Return the whole body, or why it is not to be had."""
     # Nothing else was offered; a chain of encodings multiplies what a small body can grow to.
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
-        return "", "its answer is compressed in a way that was not asked for"
+        return _Broken("its answer is compressed in a way that was not asked for", arrived=True)
     body = bytearray()
     try:
         for chunk in response.iter_content(_CHUNK_BYTES):
             body += chunk
             if len(body) > MAX_BODY_BYTES:
-                return "", f"its answer is larger than {MAX_BODY_BYTES >> 20} MiB"
+                return _Broken(
+                    f"its answer is larger than {MAX_BODY_BYTES >> 20} MiB", arrived=True
+                )
     except FAILURES as error:
-        return "", reason(error, setting=_SETTING)
+        arrived = isinstance(error, requests.exceptions.ContentDecodingError)
+        return _Broken(reason(error, setting=_SETTING), arrived=arrived)
     # Text from here on: 7 MB of bytes beside it would count in the memory that a run may take.
-    return body.decode("utf-8-sig", errors="replace"), ""
+    return body.decode("utf-8-sig", errors="replace")
 
 
 def _retry_after_seconds(response: requests.Response) -> float | None:

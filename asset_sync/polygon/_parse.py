@@ -3,9 +3,11 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from itertools import pairwise
 from operator import itemgetter
 from typing import NamedTuple
@@ -34,6 +36,10 @@ REFERENCE_PATH = "/v3/reference/tickers"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TRADES = 2**31 - 1
 _MAX_TICKER = 64
+# Wider than any pair of currencies: a bitcoin in the weakest one, a token in dollars.
+_LEAST_PRICE, _MOST_PRICE = 1e-12, 1e12
+# The provider rounds each price for itself, so open and close may leave low..high by this part.
+_ROUNDING = 1e-6
 # A cursor has some 200 characters; servers refuse addresses of more than about this.
 _MAX_QUERY = 8000
 
@@ -60,6 +66,28 @@ class Bar(NamedTuple):
     """For forex again the number of quotes."""
 
 
+class Flaw(StrEnum):
+    """Why a bar cannot be true. No reason compares it with earlier bars: crashes are real."""
+
+    UNREADABLE = "a figure that is missing or no number"
+    PRICE = "a price outside 1e-12 to 1e12"
+    UPSIDE_DOWN = "a high below the low"
+    OPEN_OR_CLOSE = "an open or close outside low to high"
+    OFF_THE_MARK = "a start that is not on a five-minute mark"
+    OUT_OF_RANGE = "a start outside the time asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How many bars of an answer were left out for one reason."""
+
+    flaw: Flaw
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.count} with {self.flaw}"
+
+
 @dataclass(frozen=True, slots=True)
 class BarsAnswer:
     """The bars of one ticker that one call brought."""
@@ -72,8 +100,8 @@ class BarsAnswer:
     complete: bool
     """False when the provider has more of the range: ask again from the last bar on."""
 
-    dropped: int
-    """How many bars could not be true (see `read_bars`) and are left out."""
+    left_out: tuple[LeftOut, ...] = ()
+    """The bars that cannot be true and are therefore not in `bars`; each reason once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +151,11 @@ class TickersAnswer:
 
 
 def read_bars(reply: Reply, call: Call, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
-    """Return the bars of `ticker` that start in the range asked for.
+    """Return the bars of `ticker` that start in the range asked for and that can be true.
 
-    Dropped is what has a wrong type, a price that is not positive and finite, a high below the
-    low, a volume below zero, or a start outside the range. A high or low that misses open or
-    close by the provider's rounding stays. Raises `Unreadable` when nothing is left of
-    something, or when the bars are another ticker's.
+    A bar that cannot be true is left out, with its `Flaw`. Raises `Unreadable` when no bar is left
+    of those sent, when the bars are another ticker's, and when an answer without bars does not say
+    `resultsCount` 0, as every recorded empty answer does.
     """
     body = _answer(reply, call, hook=_bar_or_object)
     rows = _results(body, call)
@@ -138,20 +165,34 @@ def read_bars(reply: Reply, call: Call, ticker: str, start: datetime, end: datet
             f"The API answered with bars of another ticker than {ticker}, which are not stored;"
             " check the ticker in assets.toml."
         )
+    if not rows and not _says_empty(body):
+        raise Unreadable(
+            f"The API answered for {ticker} without bars but does not say that there are none"
+            " (resultsCount 0), so nothing was stored."
+        )
     # The provider widens a range to whole bars, so the bar that holds the start belongs to it.
     first = unix_ms(start) // BAR_MS * BAR_MS
     last = unix_ms(end)
-    bars = [row for row in rows if isinstance(row, Bar) and first <= row.start_ms <= last]
+    bars: list[Bar] = []
+    flaws: Counter[Flaw] = Counter()
+    for row in rows:
+        if not isinstance(row, Bar):
+            flaws[row if isinstance(row, Flaw) else Flaw.UNREADABLE] += 1
+        elif not first <= row.start_ms <= last:
+            flaws[Flaw.OUT_OF_RANGE] += 1
+        else:
+            bars.append(row)
+    left_out = tuple(LeftOut(flaw, flaws[flaw]) for flaw in Flaw if flaw in flaws)
     if rows and not bars:
         raise Unreadable(
             f"None of the {len(rows)} bars that the API sent for {ticker} can be true"
-            " (prices, types or times); check the ticker in assets.toml."
+            f" ({', '.join(map(str, left_out))}); check the ticker in assets.toml."
         )
     return BarsAnswer(
         ticker=ticker,
         bars=_ascending(bars),
         complete=not body.get("next_url"),
-        dropped=len(rows) - len(bars),
+        left_out=left_out,
     )
 
 
@@ -301,13 +342,21 @@ def _wrong_shape(call: Call) -> Unreadable:
     )
 
 
+def _says_empty(body: dict[str, object]) -> bool:
+    count = body.get("resultsCount")
+    return type(count) is int and count == 0
+
+
 def _bar_or_object(row: dict[str, object]) -> object:
-    """Turn the dict of a bar into a `Bar` as soon as it is read: 50,000 dicts are 30 MB."""
+    """Turn the dict of a bar into a `Bar`, or a `Flaw`, as soon as it is read.
+
+    50,000 dicts are 30 MB.
+    """
     if "t" not in row:
         return row
     start = row["t"]
-    open_, high = _price(row.get("o")), _price(row.get("h"))
-    low, close = _price(row.get("l")), _price(row.get("c"))
+    open_, high = _number(row.get("o")), _number(row.get("h"))
+    low, close = _number(row.get("l")), _number(row.get("c"))
     volume = _number(row.get("v"))
     if (
         type(start) is not int
@@ -316,11 +365,24 @@ def _bar_or_object(row: dict[str, object]) -> object:
         or low is None
         or close is None
         or volume is None
-        or high < low
         or volume < 0
     ):
-        return None
+        return Flaw.UNREADABLE
+    flaw = _flaw(start, open_, high, low, close)
+    if flaw is not None:
+        return flaw
     return Bar(start, open_, high, low, close, volume, _price(row.get("vw")), _count(row.get("n")))
+
+
+def _flaw(start_ms: int, open_: float, high: float, low: float, close: float) -> Flaw | None:
+    """Return what is impossible about the figures of one bar, if anything is."""
+    if high < low:
+        return Flaw.UPSIDE_DOWN
+    if min(low, open_, close) < _LEAST_PRICE or max(high, open_, close) > _MOST_PRICE:
+        return Flaw.PRICE
+    if min(open_, close) < low * (1 - _ROUNDING) or max(open_, close) > high * (1 + _ROUNDING):
+        return Flaw.OPEN_OR_CLOSE
+    return Flaw.OFF_THE_MARK if start_ms % BAR_MS else None
 
 
 def _ascending(bars: list[Bar]) -> tuple[Bar, ...]:
@@ -358,11 +420,8 @@ def _quote(row: dict[str, object], ticker: str) -> Quote | Unreadable:
 
 
 def _middle(bid: float, ask: float) -> float:
-    """Return the price between the two, without the digits that only halving adds.
-
-    Halved first: the sum of two finite prices need not be finite.
-    """
-    return float(f"{bid / 2 + ask / 2:.12g}")
+    """Return the price between the two, without the digits that only halving adds."""
+    return float(f"{(bid + ask) / 2:.12g}")
 
 
 def _no_price(ticker: str) -> Unreadable:
@@ -407,9 +466,9 @@ def _number(value: object) -> float | None:
 
 
 def _price(value: object) -> float | None:
-    """Return a positive number; the provider's zero means that there is none yet."""
+    """Return a number that a price can be; the provider's zero means that there is none yet."""
     number = _number(value)
-    return number if number is not None and number > 0 else None
+    return number if number is not None and _LEAST_PRICE <= number <= _MOST_PRICE else None
 
 
 def _count(value: object) -> int | None:

@@ -11,12 +11,20 @@ from asset_sync.polygon._errors import (
     Rejected,
     TickerUnknown,
     TodayDenied,
+    Unanswered,
     Unavailable,
 )
 from asset_sync.polygon._http import Reply
 from asset_sync.settings import Secret
 
 _MAX_WORDS = 200
+
+# What a proxy or Cloudflare says of an API that does not answer it, and may read the request later.
+_UNANSWERED = {504, 522, 523, 524}
+# The same request brings the same answer again: bad request, method not allowed, not acceptable,
+# gone, length required, content too large, URI too long, unsupported media type, expectation
+# failed, unprocessable content, header fields too large (RFC 9110 and 6585).
+_NOT_TO_BE_REPEATED = frozenset({400, 405, 406, 410, 411, 413, 414, 415, 417, 422, 431})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +43,44 @@ class Call:
 def refusal(reply: Reply, call: Call) -> ProviderError:
     """Return the error that a status other than 200 stands for."""
     body = _object(reply.text)
+    said = _said(body)
     match reply.status:
         case 429:
             return RateLimited(reply.retry_after_seconds, call.asked)
         case 401:
-            return _key_refused(call.asked)
-        # A company's proxy and a firewall answer 403 as well, with a page.
-        case 403 if body is not None or not _is_page(reply.text):
-            return _denied(_said(body), call.asked)
+            return _key_refused(call)
+        # Proxies and firewalls answer 403 as well, with a page, with plain text or with nothing.
+        case 403 if body is not None and "status" in body:
+            return _denied(said, call.asked)
         case 404 if body is not None:
             return unknown(call.asked)
-        case 400:
-            return _rejected(_said(body), call.asked, call.key)
+        case status if status in _NOT_TO_BE_REPEATED:
+            return _by_its_words(said, call) or _rejected(said, call.asked, call.key, status)
     return _not_the_api(reply.status, call)
 
 
 def refusal_in_answer(body: dict[str, object], call: Call) -> ProviderError | None:
     """Return the error that an answer with HTTP 200 carries in its `status`, if any."""
-    asked = call.asked
     said = _said(body)
     match body.get("status"):
         case "NOT_AUTHORIZED":
-            return _denied(said, asked)
+            return _denied(said, call.asked)
         case "NOT_FOUND":
-            return unknown(asked)
-        case "ERROR" if "api key" in said.lower():
-            return _key_refused(asked)
-        case "ERROR" if "exceeded the maximum requests" in said.lower():
-            return RateLimited(None, asked)
+            return unknown(call.asked)
         case "ERROR":
-            return _rejected(said, asked, call.key)
+            return _by_its_words(said, call) or _rejected(said, call.asked, call.key)
+    return None
+
+
+def _by_its_words(said: str, call: Call) -> ProviderError | None:
+    """Return the error that the API's words name, whatever status they came with."""
+    words_said = said.lower()
+    if "api key" in words_said:
+        return _key_refused(call)
+    if "exceeded the maximum requests" in words_said:
+        return RateLimited(None, call.asked)
+    if any(hint in words_said for hint in ("not entitled", *_TIME_DENIED)):
+        return _denied(said, call.asked)
     return None
 
 
@@ -89,7 +105,8 @@ def _not_the_api(status: int, call: Call) -> Unavailable:
             f"{did}, a redirect, which is not followed since the key would go with it;"
             " check POLYGON_BASE_URL."
         )
-    return Unavailable(f"{did}; it is tried again.")
+    kind = Unanswered if status in _UNANSWERED else Unavailable
+    return kind(f"{did}; it is tried again.")
 
 
 def unknown(asked: str) -> TickerUnknown:
@@ -97,18 +114,27 @@ def unknown(asked: str) -> TickerUnknown:
     return TickerUnknown(f"The API does not know {asked}; check the ticker in assets.toml.")
 
 
-def _rejected(said: str, asked: str, key: Secret) -> Rejected:
+def _rejected(said: str, asked: str, key: Secret, status: int = 400) -> Rejected:
     reason = words(said, key)
     quoted = f' and says "{reason}"' if reason else " and does not say why"
-    return Rejected(f"The API rejects the question for {asked}{quoted}; check its ticker.")
+    if status == 400:  # noqa: PLR2004
+        return Rejected(f"The API rejects the question for {asked}{quoted}; check its ticker.")
+    return Rejected(
+        f"The API answers {status} to the question for {asked}{quoted};"
+        " check its ticker, and POLYGON_BASE_URL."
+    )
 
 
-def _key_refused(asked: str) -> KeyRefused:
-    return KeyRefused(f"The API does not accept the key, asked for {asked}; check POLYGON_API_KEY.")
+def _key_refused(call: Call) -> KeyRefused:
+    source = call.key.source or "POLYGON_API_KEY"
+    return KeyRefused(f"The API does not accept the key, asked for {call.asked}; check {source}.")
+
+
+_TIME_DENIED = ("before end of day", "timeframe")
 
 
 def _denied(said: str, asked: str) -> ProviderError:
-    if any(hint in said.lower() for hint in ("before end of day", "timeframe")):
+    if any(hint in said.lower() for hint in _TIME_DENIED):
         return TodayDenied(
             f"The plan of this key does not include the time asked for {asked}: today before its"
             " end, or too long ago; ask up to yesterday (UTC), or change the plan."
@@ -125,10 +151,6 @@ def _object(text: str) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _is_page(text: str) -> bool:
-    return text.lstrip().startswith("<")
 
 
 def _said(body: dict[str, object] | None) -> str:

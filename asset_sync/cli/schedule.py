@@ -1,0 +1,189 @@
+"""`asset-sync schedule cron | systemd`: have the jobs started, here, as this shell would."""
+
+import os
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asset_sync.cli.exits import ExitCode
+from asset_sync.cli.options import (
+    Common,
+    Config,
+    Quiet,
+    Verbose,
+    common,
+    complain,
+    exactly,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from asset_sync.schedule import File, Installation
+    from asset_sync.scheduled import Job
+
+app = typer.Typer(help="Have cron or systemd start the jobs.", no_args_is_help=True)
+
+Install = Annotated[
+    bool, typer.Option("--install", help="Show the difference, and then put it in place.")
+]
+Remove = Annotated[bool, typer.Option("--remove", help="Take out what --install put in place.")]
+Users = Annotated[
+    bool | None,
+    typer.Option(
+        "--user/--system",
+        help="Units of this user or of the system: root's default is the system.",
+        show_default=False,
+    ),
+]
+
+
+@app.command("cron")
+def schedule_cron(
+    context: typer.Context,
+    install: Install = False,
+    remove: Remove = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print the crontab's lines for this installation; --install adds them to your crontab.
+
+    Only asset-sync's own block changes, all else in the table stays byte for byte.
+
+    Example: asset-sync schedule cron --install
+    """
+    from asset_sync import schedule, scheduled  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    _ensure_one(install, remove)
+    if remove:
+        difference = schedule.remove_from_cron()
+        _show(difference)
+        options.say(_removed("The crontab", difference))
+        return
+    this = _installation(options, install)
+    block = schedule.cron_block(this)
+    if not install:
+        exactly(block.rstrip("\n"))
+        return
+    _ensure_free(scheduled.jobs_of_systemd(), "systemd", "asset-sync schedule systemd --remove")
+    _ensure_free(scheduled.jobs_outside_the_block(), "cron", "crontab -e")
+    difference = schedule.install_in_cron(block)
+    _show(difference)
+    options.say(_installed("The crontab", difference))
+
+
+@app.command("systemd")
+def schedule_systemd(
+    context: typer.Context,
+    install: Install = False,
+    remove: Remove = False,
+    users: Users = None,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print systemd's units for this installation; --install writes and starts them.
+
+    Example: asset-sync schedule systemd --user
+    """
+    from asset_sync import schedule, scheduled  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    _ensure_one(install, remove)
+    for_user = os.geteuid() != 0 if users is None else users
+    directory = schedule.user_units_directory(os.environ) if for_user else schedule.SYSTEM_UNITS
+    scope = ["--user"] if for_user else []
+    if remove:
+        _remove_units(options, directory, scope)
+        return
+    this = _installation(options, install)
+    make = schedule.user_units if for_user else schedule.system_units
+    files = make(this, directory)
+    if not install:
+        exactly("\n".join(f"# {file.path}\n{file.text}" for file in files).rstrip("\n"))
+        return
+    in_cron = [job for job in scheduled.jobs() if job.scheduler is scheduled.Scheduler.CRON]
+    _ensure_free(tuple(in_cron), "cron", "asset-sync schedule cron --remove, or crontab -e")
+    _install_units(options, files, scope)
+    if for_user:
+        options.say("So that they run while you are not logged in: loginctl enable-linger")
+
+
+def _ensure_one(install: bool, remove: bool) -> None:
+    if install and remove:
+        raise typer.BadParameter("--install and --remove exclude each other.")
+
+
+def _installation(options: Common, install: bool) -> "Installation":
+    """Return what is to be scheduled; where a step is to be done first, nothing is installed."""
+    from asset_sync import schedule  # noqa: PLC0415
+
+    this = schedule.installation(options.settings(), os.environ)
+    if this.steps:
+        complain("The jobs do not have this shell's variables. First put the secrets into files:")
+        for step in this.steps:
+            complain(f"  {step}")
+    if this.steps and install:
+        raise schedule.ScheduleError("Nothing was installed; run that, then this again.")
+    return this
+
+
+def _ensure_free(found: "tuple[Job, ...]", scheduler: str, cure: str) -> None:
+    """Refuse to have a job started twice."""
+    from asset_sync.schedule import ScheduleError  # noqa: PLC0415
+
+    if found:
+        where = "; ".join(f"sync {job.lane.value} ({job.where})" for job in found)
+        raise ScheduleError(
+            f"{scheduler} already starts {where}. Each job needs one starter: take that out first"
+            f" ({cure}). Nothing was changed."
+        )
+
+
+def _install_units(options: Common, files: "tuple[File, ...]", scope: list[str]) -> None:
+    from asset_sync import schedule  # noqa: PLC0415
+
+    difference = schedule.install_units(files)
+    _show(difference)
+    commands = [[*scope, "daemon-reload"], [*scope, "enable", "--now", *schedule.TIMERS]]
+    for command in commands:
+        why_not = schedule.systemctl(*command)
+        if why_not:
+            complain(f"The units are written, but nothing starts them yet: {why_not}. Run:")
+            for one in commands:
+                complain(f"  systemctl {shlex.join(one)}")
+            raise typer.Exit(ExitCode.SOME_FAILED)
+    options.say(_installed("systemd", difference))
+
+
+def _remove_units(options: Common, directory: "Path", scope: list[str]) -> None:
+    from asset_sync import schedule  # noqa: PLC0415
+
+    schedule.systemctl(*scope, "disable", "--now", *schedule.TIMERS)
+    removed = schedule.remove_units(directory)
+    schedule.systemctl(*scope, "daemon-reload")
+    for path in removed:
+        exactly(f"removed {path}")
+    options.say(_removed("systemd", "".join(map(str, removed))))
+
+
+def _show(difference: str) -> None:
+    if difference:
+        exactly(difference)
+
+
+def _installed(where: str, difference: str) -> str:
+    if difference:
+        return (
+            f"{where} starts the jobs from now on; `asset-sync doctor` looks whether all is well."
+        )
+    return f"{where} was as it should be; nothing was changed."
+
+
+def _removed(where: str, difference: str) -> str:
+    if difference:
+        return f"{where} starts the jobs no more."
+    return f"{where} has no jobs of `asset-sync schedule`; nothing was changed."

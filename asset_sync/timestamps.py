@@ -1,0 +1,35 @@
+"""Timestamps of the database that Python does not know, read as the nearest that it does.
+
+PostgreSQL's reach from 4713 BC to the year 294276, and to infinity both ways; Python's `datetime`
+from the year 1 to 9999. psycopg2 raises for what lies between, so that one such row, which
+somebody else may have written, would end a command.
+"""
+
+from datetime import UTC, datetime
+
+from psycopg2.extensions import PYDATETIMETZ, connection, cursor, new_type, register_type
+
+_OID = 1184  # of `timestamptz`, in every PostgreSQL
+# A year from Python's own limits, so that there is room to add, and to convert to a time zone.
+EARLIEST = datetime(2, 1, 1, tzinfo=UTC)
+LATEST = datetime(9998, 12, 31, tzinfo=UTC)
+
+
+def read_any(db: connection) -> None:
+    """Have the connection return a datetime for every `timestamptz`."""
+    register_type(_ANY, db)
+
+
+def _read(value: str | bytes | None, rows: cursor) -> datetime | None:
+    if value is None:
+        return None
+    text = value.decode() if isinstance(value, bytes) else value
+    if text == "-infinity" or text.endswith("BC"):
+        return EARLIEST
+    if text == "infinity" or text.index("-") > len("9999"):
+        return LATEST
+    at: datetime = PYDATETIMETZ(text, rows)
+    return min(max(at, EARLIEST), LATEST)
+
+
+_ANY = new_type((_OID,), "timestamptz", _read)

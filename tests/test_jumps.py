@@ -1,0 +1,143 @@
+"""What else is corrected once the database's clock was set back, and who reports it.
+
+A clock that goes back an hour is all that is stored going an hour forward.
+"""
+
+import pytest
+from conftest import MakeSettings, ShiftingClock
+
+from asset_sync import clocks, doctor, health, slots, sync
+from asset_sync.clocks import Watch
+from asset_sync.database import Connection, query, status
+from asset_sync.demo.server import StandIn
+from asset_sync.health import Verdict
+from asset_sync.progress import Progress, Warned
+from asset_sync.settings import Settings
+from asset_sync.slots import Lane
+
+ONE = """
+[[secondary_assets]]
+symbol = "BTCUSD"
+polygon_ticker = "X:BTCUSD"
+asset_type = "crypto"
+"""
+HOUR = 3600
+
+
+@pytest.fixture
+def settings(api: StandIn, make_settings: MakeSettings) -> Settings:
+    return make_settings(api, toml=ONE)
+
+
+def set_back(db: Connection, clock: ShiftingClock) -> None:
+    clock.sleep(-HOUR)
+    query(
+        db,
+        """
+        update asset_sync.runs set started_at = started_at + interval '1 h',
+          ended_at = ended_at + interval '1 h';
+        update asset_sync.calls set at = at + interval '1 h'
+        """,
+    )
+
+
+def test_after_the_clock_was_set_back_an_hour_assets_are_refreshed_in_their_next_cycle(
+    db: Connection, clock: ShiftingClock, settings: Settings
+) -> None:
+    assert sync.run(db, settings, Lane.QUEUE, clock=clock).updated == ["BTCUSD"]
+    set_back(db, clock)
+    sync.run(db, settings, Lane.QUEUE, clock=clock, max_runtime_seconds=1)
+    clock.sleep(300)
+    assert sync.run(db, settings, Lane.QUEUE, clock=clock).updated == ["BTCUSD"]
+    found = query(
+        db,
+        """
+        select greatest(max(last_success_at), max(due_at), max(added_at)) <= clock_timestamp(),
+          (select max(greatest(started_at, ended_at)) <= clock_timestamp() from asset_sync.runs),
+          (select max(at) <= clock_timestamp() and count(*) = 2 from asset_sync.calls)
+        from asset_sync.queue
+        """,
+    )
+    assert found == [(True, True, True)]
+
+
+def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
+    db: Connection, clock: ShiftingClock, settings: Settings
+) -> None:
+    sync.run(db, settings, Lane.QUEUE, clock=clock)
+    query(
+        db,
+        """
+        update asset_sync.queue set state = 'leased', lease_token = gen_random_uuid(),
+          last_attempt_at = now(), lease_until = now() + interval '60 s',
+          not_before = now() + interval '120 s', failed_at = now(),
+          due_at = now(), sort_at = now() + interval '600 s', last_success_at = null;
+        update asset_sync.limiter
+        set blocked_at = now(), blocked_until = now() + interval '90 s',
+          reserved_at = now() + interval '200 s'
+        """,
+    )
+    query(db, "update asset_sync.queue set failed_at = failed_at + interval '1 h'")
+    set_back(db, clock)
+    clocks.look(db, Watch(clock.steady))
+    [ahead] = query(
+        db,
+        """
+        select extract(epoch from lease_until - now())::float8,
+          extract(epoch from not_before - now())::float8,
+          extract(epoch from sort_at - now())::float8,
+          extract(epoch from blocked_until - now())::float8,
+          extract(epoch from reserved_at - now())::float8, failed_at <= now()
+        from asset_sync.queue, asset_sync.limiter
+        """,
+    )
+    assert ahead[:5] == pytest.approx((60, 120, 600, 90, 200), abs=5)
+    assert ahead[5]
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+def test_health_and_doctor_report_it_and_count_no_negative_seconds(
+    db: Connection, clock: ShiftingClock, settings: Settings, *, noticed: bool
+) -> None:
+    sync.run(db, settings, Lane.QUEUE, clock=clock)
+    set_back(db, clock)
+    if noticed:
+        clocks.look(db, Watch(clock.steady))
+    found = health.examine(db, settings)
+    checks = {check.name: check for check in found.checks}
+    assert checks["clock.jumped"].verdict is Verdict.DEGRADED
+    assert "went back by 3,6" in checks["clock.jumped"].about
+    assert all(check.value is None or check.value >= 0 for check in found.checks)
+    findings = list(doctor.examine_database(db, settings, status(db)))
+    assert any("went back by 3,6" in finding.text for finding in findings)
+
+
+def test_a_jump_is_reported_for_an_hour(
+    db: Connection, clock: ShiftingClock, settings: Settings
+) -> None:
+    sync.run(db, settings, Lane.QUEUE, clock=clock)
+    set_back(db, clock)
+    clocks.look(db, Watch(clock.steady))
+    clock.sleep(HOUR + 60)
+    checks = {check.name: check.verdict for check in health.examine(db, settings).checks}
+    assert checks["clock.jumped"] is Verdict.HEALTHY
+
+
+# --- a plan in the settings above the key's -------------------------------------------------------
+
+
+def test_a_plan_above_the_keys_is_noticed_reported_and_left_for_the_free_plans_rate(
+    db: Connection, clock: ShiftingClock, api: StandIn, make_settings: MakeSettings
+) -> None:
+    assets = "".join(ONE.replace("BTCUSD", f"BTC{n}", 1) for n in range(30))
+    settings = make_settings(api, plan="starter", toml=assets)
+    told: list[Progress] = []
+
+    sync.run(db, settings, Lane.QUEUE, clock=clock, tell=told.append)
+
+    assert api.refused <= 5
+    assert api.most_in_a_window() <= 8, "a few are refused until it is noticed"
+    assert any("POLYGON_TIER" in one.text for one in told if isinstance(one, Warned))
+    checks = {check.name: check for check in health.examine(db, settings).checks}
+    assert checks["api.rate_lowered"].verdict is Verdict.DEGRADED
+    assert slots.budget(db, slots.rate_of(settings)).calls == 5

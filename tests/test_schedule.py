@@ -1,0 +1,502 @@
+"""Cron and systemd start the jobs as the user's shell would, and nothing of others' changes."""
+
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from commandline import Told, asset_sync
+
+from asset_sync import schedule, scheduled
+from asset_sync.crontab import BEGIN, END
+from asset_sync.settings import SHIPPED_FILE
+from asset_sync.slots import Lane
+
+KEY = "s3same-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A user's home, with a `crontab` and a `systemctl` of the test's own."""
+
+    home: Path
+
+    @property
+    def table(self) -> Path:
+        return self.home / "table"
+
+    @property
+    def settings(self) -> Path:
+        return self.home / "assets.toml"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.home),
+            "PATH": f"{self.home / 'bin'}:/usr/bin:/bin",
+            "POLYGON_API_KEY_FILE": str(self.home / "polygon.key"),
+        }
+
+    def program(self, name: str, script: str) -> None:
+        path = self.home / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def run(self, *arguments: str, **environ: str) -> Told:
+        return asset_sync(
+            "schedule", *arguments, environ=self.environ | environ, directory=self.home
+        )
+
+    def jobs(self) -> dict[Lane, str]:
+        """The command of each job in the table, as cron hands it to the shell."""
+        text = self.table.read_text(errors="replace")
+        lines = [line for line in text.splitlines() if "asset-sync sync" in line]
+        # cron ends a command at a % without a backslash
+        kept = [re.split(r"(?<!\\)%", line.split(None, 5)[5])[0] for line in lines]
+        commands = [command.replace(r"\%", "%") for command in kept]
+        return {lane: next(one for one in commands if lane.value in one) for lane in Lane}
+
+
+CRONTAB = """
+case "$*" in
+  -l) cat {table} 2>/dev/null || { echo "no crontab for me" >&2; exit 1; } ;;
+  -) cat >{table}.new
+     if [ -s {table}.new ] && [ -n "$(tail -c1 {table}.new)" ]; then
+       echo "new crontab file is missing newline before EOF, can't install." >&2; exit 1
+     fi
+     mv {table}.new {table} ;;
+  *) exit 2 ;;
+esac
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine(tmp_path)
+    made.program("crontab", CRONTAB.replace("{table}", str(made.table)))
+    made.program("systemctl", "exit 0")
+    made.settings.write_text(SHIPPED_FILE.read_text())
+    (tmp_path / "polygon.key").write_text(KEY)
+    monkeypatch.setattr(scheduled, "SYSTEM_CRONTABS", tmp_path / "cron.d")
+    monkeypatch.setattr(scheduled, "SYSTEM_CRONTAB", tmp_path / "etc-crontab")
+    monkeypatch.setattr(schedule, "SYSTEM_UNITS", tmp_path / "units")
+    return made
+
+
+# --- cron --------------------------------------------------------------------------------------
+
+
+def test_the_block_holds_for_this_installation_whatever_the_jobs_environment(
+    machine: Machine,
+) -> None:
+    told = machine.run("cron", POLYGON_TIER="starter", PGSSLMODE="require")
+
+    begin, *jobs, end = told.out.splitlines()
+    assert (told.code, told.err) == (0, "")
+    assert begin.startswith(BEGIN)
+    assert end == END
+    for job, lane in zip(jobs, Lane, strict=True):
+        *times, command = job.split(None, 5)
+        assert times == ["*/5", "*", "*", "*", "*"]
+        words = shlex.split(command)
+        assert words[0] == "env"
+        assert set(words[1:-4]) == {
+            f"ASSET_SYNC_CONFIG={machine.settings}",
+            f"POLYGON_API_KEY_FILE={machine.home / 'polygon.key'}",
+            f"XDG_DATA_HOME={machine.home / '.local/share'}",
+            "POLYGON_TIER=starter",
+            "PGSSLMODE=require",
+        }
+        assert words[-4:] == [str(Path(sys.executable).parent / "asset-sync"), "sync", lane, "-q"]
+    assert not machine.table.exists(), "it only prints"
+
+
+def test_what_is_installed_starts_the_job_from_an_empty_environment(machine: Machine) -> None:
+    """A path with blanks, a quote and a percent sign arrives as it is."""
+    machine.run("cron", "--install", POLYGON_API_KEY_FILE=odd_key(machine))
+
+    [job] = [job for lane, job in machine.jobs().items() if lane is Lane.QUEUE]
+    ran = subprocess.run(
+        ["/bin/sh", "-c", f"{job} --dry-run --log-format=json -v"],
+        env={"PATH": "/usr/bin:/bin", "DATABASE_URL": "postgresql://127.0.0.1:1/none"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 3, "it read settings and key, and found no database"
+    assert str(machine.settings) in ran.stderr
+
+
+def odd_key(machine: Machine) -> str:
+    path = machine.home / "a 100% 'odd' path" / "polygon.key"
+    path.parent.mkdir()
+    path.write_text(KEY)
+    return str(path)
+
+
+TABLES = {
+    "none": None,
+    "empty": b"",
+    "others": b"# my jobs\nMAILTO=me@example.org\n0 4 * * *  backup\n",
+    "no final newline": b"0 4 * * *  backup",
+    "not UTF-8": b"# f\xfcr die Kurse\n0 4 * * *  backup\n",
+    "CRLF": b"# from Windows\r\n0 4 * * *  backup\r\n",
+}
+
+
+@pytest.mark.parametrize("before", TABLES.values(), ids=TABLES)
+def test_all_else_in_the_table_stays_byte_for_byte(machine: Machine, before: bytes | None) -> None:
+    if before is not None:
+        machine.table.write_bytes(before)
+    others = (before or b"") + (b"\n" if before and not before.endswith(b"\n") else b"")
+
+    installed = machine.run("cron", "--install")
+    table = machine.table.read_bytes()
+
+    assert installed.code == 0, installed.err
+    assert table.startswith(others)
+    assert table[len(others) :].decode() == machine.run("cron").out
+    assert set(machine.jobs()) == set(Lane)
+
+    assert machine.run("cron", "--remove").code == 0
+    assert machine.table.read_bytes() == others
+
+
+def test_it_shows_the_difference(machine: Machine) -> None:
+    machine.table.write_text("0 4 * * *  backup\n")
+
+    told = machine.run("cron", "--install")
+
+    assert told.out.startswith("--- crontab (before)\n+++ crontab (now)\n")
+    assert " 0 4 * * *  backup\n" in told.out
+    assert told.out.endswith(f"\n+{END}\n")
+    assert "starts the jobs from now on" in told.err
+
+
+def test_no_line_that_would_change_others_jobs_is_written(machine: Machine) -> None:
+    machine.run("cron", "--install", POLYGON_TIER="starter")
+
+    lines = machine.table.read_text().splitlines()
+
+    assert [line for line in lines if not line.startswith(("#", "*/5 "))] == []
+
+
+def test_the_earlier_block_is_replaced_where_it_stands(machine: Machine) -> None:
+    machine.table.write_text("A=1\n")
+    machine.run("cron", "--install")
+    machine.table.write_text(machine.table.read_text() + "B=2\n0 4 * * *  backup\n")
+
+    again = machine.run("cron", "--install", BATCH_INTERVAL_MINUTES="15")
+
+    table = machine.table.read_text()
+    assert again.code == 0
+    assert table.count(BEGIN) == table.count(END) == 1
+    assert table.startswith("A=1\n# BEGIN")
+    assert table.endswith("# END asset-sync\nB=2\n0 4 * * *  backup\n")
+    assert table.count("*/15 * * * *") == 2
+    assert "*/5" not in table
+
+
+def test_installing_the_same_again_changes_nothing(machine: Machine) -> None:
+    machine.run("cron", "--install")
+
+    told = machine.run("cron", "--install")
+
+    assert (told.code, told.out) == (0, "")
+    assert "nothing was changed" in told.err
+
+
+def test_removing_what_is_not_there_changes_nothing(machine: Machine) -> None:
+    told = machine.run("cron", "--remove")
+
+    assert (told.code, told.out) == (0, "")
+    assert "nothing was changed" in told.err
+    assert not machine.table.exists()
+
+
+@pytest.mark.parametrize("table", [f"{BEGIN}\n*/5 * * * *  x\n", f"{END}\n{BEGIN}\n"])
+def test_marks_that_are_no_pair_are_left_alone(machine: Machine, table: str) -> None:
+    machine.table.write_text(table)
+
+    for action in ("--install", "--remove"):
+        told = machine.run("cron", action)
+        assert told.code == 2
+        assert "crontab -e" in told.err
+    assert machine.table.read_text() == table
+
+
+def test_a_crontab_that_does_not_work_is_a_sentence(machine: Machine) -> None:
+    machine.program("crontab", "echo 'You (me) are not allowed to use this program' >&2; exit 1")
+
+    told = machine.run("cron", "--install")
+
+    assert told.code == 2
+    assert "You (me) are not allowed to use this program" in told.err
+    assert "Traceback" not in told.err
+
+
+def test_a_machine_without_cron_is_told_what_to_do(machine: Machine) -> None:
+    told = machine.run("cron", "--install", PATH="/nowhere")
+
+    assert told.code == 2
+    assert "install cron" in told.err
+    assert "asset-sync schedule systemd" in told.err
+
+
+def test_a_table_that_cron_refuses_is_a_sentence(machine: Machine) -> None:
+    machine.program("crontab", '[ "$1" = -l ] || { echo "bad minute" >&2; exit 1; }')
+
+    told = machine.run("cron", "--install")
+
+    assert told.code == 2
+    assert "bad minute" in told.err
+
+
+# --- secrets -----------------------------------------------------------------------------------
+
+
+def test_a_secret_that_is_only_a_variable_is_written_nowhere_and_its_file_is_named(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "_secrets_directory", lambda _: machine.home / "secrets")
+    environ = {"POLYGON_API_KEY_FILE": "", "POLYGON_API_KEY": KEY}
+
+    refused = machine.run("cron", "--install", **environ)
+
+    assert refused.code == 2
+    assert not machine.table.exists()
+    assert KEY not in refused.out + refused.err
+    [step] = [line for line in refused.err.splitlines() if line.startswith("  ")]
+    subprocess.run(["/bin/sh", "-c", step], env=machine.environ | environ, check=True)
+    file = machine.home / "secrets" / "polygon.key"
+    assert file.read_text().strip() == KEY
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+    installed = machine.run("cron", "--install", **environ)
+    assert installed.code == 0, installed.err
+    assert f"POLYGON_API_KEY_FILE={file}" in machine.table.read_text()
+    assert KEY not in installed.out + machine.table.read_text()
+
+
+def test_without_a_key_nothing_is_scheduled(machine: Machine) -> None:
+    told = machine.run("cron", POLYGON_API_KEY_FILE="")
+
+    assert (told.code, told.out) == (2, "")
+    assert "POLYGON_API_KEY_FILE" in told.err
+
+
+@pytest.mark.parametrize(
+    "environ", [{"PGPASSWORD": "s3same"}, {"HTTPS_PROXY": "http://me:s3same@proxy:3128"}]
+)
+def test_a_password_of_others_is_not_written(machine: Machine, environ: dict[str, str]) -> None:
+    told = machine.run("cron", **environ)
+
+    assert told.code == 2
+    assert next(iter(environ)) in told.err
+    assert "s3same" not in told.out + told.err
+
+
+def test_crontab_and_systemctl_get_no_secret(machine: Machine) -> None:
+    seen = machine.home / "seen"
+    machine.program("systemctl", f"env >>{seen}")
+    machine.program("crontab", f"env >>{seen}; cat >/dev/null")
+
+    machine.run("cron", "--install", REDIS_URL="redis://:s3same@r", POLYGON_API_KEY_FILE="")
+    machine.run("cron", "--remove", POLYGON_API_KEY=KEY, DATABASE_URL="postgresql://s3same@h/d")
+
+    assert "PATH=" in seen.read_text()
+    assert "s3same" not in seen.read_text()
+
+
+# --- one starter -------------------------------------------------------------------------------
+
+
+def test_jobs_that_systemd_starts_are_not_given_to_cron(machine: Machine) -> None:
+    machine.program("systemctl", 'case "$*" in list-timers*) echo asset-sync-queue.timer ;; esac')
+
+    told = machine.run("cron", "--install")
+
+    assert told.code == 2
+    assert "systemd already starts sync queue (asset-sync-queue.timer)" in told.err
+    assert not machine.table.exists()
+
+
+def test_jobs_that_cron_starts_are_not_given_to_systemd(machine: Machine) -> None:
+    machine.run("cron", "--install")
+
+    told = machine.run("systemd", "--user", "--install")
+
+    assert told.code == 2
+    assert "cron already starts sync priority" in told.err
+    assert not (machine.home / ".config").exists()
+
+
+def test_jobs_written_into_the_table_by_hand_are_not_started_twice(machine: Machine) -> None:
+    machine.table.write_text("# mine\n*/5 * * * *  asset-sync sync queue -q\n")
+
+    told = machine.run("cron", "--install")
+
+    assert told.code == 2
+    assert "line 2" in told.err
+    assert BEGIN not in machine.table.read_text()
+
+
+def test_jobs_in_the_systems_crontabs_are_not_started_twice(machine: Machine) -> None:
+    (machine.home / "cron.d").mkdir()
+    (machine.home / "cron.d" / "market").write_text("*/5 * * * * root asset-sync sync queue\n")
+
+    told = machine.run("cron", "--install")
+
+    assert told.code == 2
+    assert str(machine.home / "cron.d" / "market") in told.err
+
+
+# --- intervals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("minutes", "cron", "systemd"),
+    [
+        ("1", "* * * * *", "*:0/1"),
+        ("20", "*/20 * * * *", "*:0/20"),
+        ("60", "0 * * * *", "0/1:00"),
+        ("360", "0 */6 * * *", "0/6:00"),
+        ("1440", "0 0 * * *", "0:00"),
+    ],
+)
+def test_the_interval_is_that_of_the_settings(
+    machine: Machine, minutes: str, cron: str, systemd: str
+) -> None:
+    lines = machine.run("cron", BATCH_INTERVAL_MINUTES=minutes).out.splitlines()[1:-1]
+    units = machine.run("systemd", "--user", BATCH_INTERVAL_MINUTES=minutes).out
+
+    assert [line.split("  ")[0] for line in lines] == [cron, cron]
+    assert units.count(f"OnCalendar={systemd}\n") == 2
+
+
+@pytest.mark.parametrize("minutes", ["7", "0.5", "90", "1000"])
+@pytest.mark.parametrize("scheduler", ["cron", "systemd"])
+def test_an_interval_that_would_not_be_even_is_refused(
+    machine: Machine, minutes: str, scheduler: str
+) -> None:
+    users = ["--user"] if scheduler == "systemd" else []
+
+    told = machine.run(scheduler, *users, BATCH_INTERVAL_MINUTES=minutes)
+
+    assert (told.code, told.out) == (2, "")
+    assert "batch.interval_minutes" in told.err
+
+
+def test_a_command_that_is_too_long_for_cron_is_refused(machine: Machine) -> None:
+    told = machine.run("cron", NO_PROXY="h," * 500)
+
+    assert told.code == 2
+    assert "cron takes at most" in told.err
+
+
+# --- systemd -----------------------------------------------------------------------------------
+
+
+def test_the_users_units_are_written_and_started(machine: Machine) -> None:
+    machine.program("systemctl", f'echo "$@" >>{machine.home}/asked')
+    directory = machine.home / ".config" / "systemd" / "user"
+
+    told = machine.run("systemd", "--user", "--install")
+
+    assert told.code == 0, told.err
+    assert {path.name for path in directory.iterdir()} == UNITS
+    assert (machine.home / "asked").read_text().splitlines()[-2:] == [
+        "--user daemon-reload",
+        "--user enable --now asset-sync-priority.timer asset-sync-queue.timer",
+    ]
+    assert "loginctl enable-linger" in told.err
+    assert f"+ExecStart={Path(sys.executable).parent}/asset-sync sync queue" in told.out
+    assert machine.run("systemd", "--user", "--install").out == "", "nothing is left to change"
+
+    removed = machine.run("systemd", "--user", "--remove")
+
+    assert removed.code == 0
+    assert list(directory.iterdir()) == []
+
+
+UNITS = {f"asset-sync-{lane.value}.{kind}" for lane in Lane for kind in ("service", "timer")}
+
+
+def test_where_systemd_does_not_run_the_commands_for_later_are_named(machine: Machine) -> None:
+    machine.program("systemctl", "echo 'System has not been booted with systemd' >&2; exit 1")
+
+    told = machine.run("systemd", "--user", "--install")
+
+    assert told.code == 1
+    assert "System has not been booted with systemd" in told.err
+    assert "\n  systemctl --user enable --now asset-sync-priority.timer" in told.err
+
+
+@pytest.fixture
+def server_installation() -> schedule.Installation:
+    etc = Path("/etc/asset-sync")
+    return schedule.Installation(
+        program=("/opt/asset-sync/bin/asset-sync",),
+        interval_minutes=5,
+        environment=(("ASSET_SYNC_CONFIG", f"{etc}/assets.toml"),),
+        secrets=(("POLYGON_API_KEY", etc / "polygon.key"), ("DATABASE_URL", etc / "database.url")),
+        settings_file=etc / "assets.toml",
+        embedded=False,
+    )
+
+
+def test_the_units_in_the_repository_are_those_that_are_printed(
+    server_installation: schedule.Installation,
+) -> None:
+    directory = Path(__file__).parent.parent / "systemd"
+
+    units = schedule.system_units(server_installation, directory)
+
+    assert {file.path for file in units} == set(directory.iterdir())
+    for file in units:
+        assert file.path.read_text() == file.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embedded": True},
+        {"program": ("/home/me/bin/asset-sync",)},
+        {"settings_file": Path("/root/assets.toml")},
+    ],
+)
+def test_units_of_the_system_that_could_not_work_are_refused(
+    server_installation: schedule.Installation, change: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(schedule.ScheduleError):
+        schedule.system_units(replace(server_installation, **change), tmp_path)  # type: ignore[arg-type]
+
+
+def test_systemd_takes_the_users_units(machine: Machine, tmp_path: Path) -> None:
+    told = machine.run("systemd", "--user", "--install", POLYGON_TIER="starter")
+    directory = tmp_path / ".config" / "systemd" / "user"
+
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, sorted(directory.iterdir()))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert told.code == 0
+    assert verified.returncode == 0, verified.stderr
+    assert str(directory) not in verified.stderr
+
+
+def test_what_no_unit_can_hold_is_refused(machine: Machine) -> None:
+    told = machine.run("systemd", "--user", POLYGON_API_KEY_FILE=odd_key(machine))
+
+    assert (told.code, told.out) == (2, "")
+    assert "blank" in told.err

@@ -1,0 +1,64 @@
+"""A run knows who started it."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asset_sync.starter import Starter
+
+ASK = "from asset_sync.starter import starter; print(starter().value)"
+
+
+def asked(*command: str, **environ: str) -> str:
+    """What a process without a terminal says that is started so."""
+    return subprocess.run(
+        command,
+        env={"PATH": os.environ["PATH"], **environ},
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def test_what_cron_starts_through_a_shell_is_crons(tmp_path: Path) -> None:
+    cron = tmp_path / "cron"
+    cron.symlink_to("/bin/bash")
+
+    command = f"/bin/sh -c '{sys.executable} -c \"{ASK}\"; true'; true"
+
+    assert asked(str(cron), "-c", command) == Starter.CRON
+    assert asked(str(cron), "-c", command, INVOCATION_ID="0" * 32) == Starter.CRON
+
+
+def test_what_systemd_starts_is_systemds(tmp_path: Path) -> None:
+    systemd = tmp_path / "systemd"
+    systemd.symlink_to("/bin/bash")
+    command = f"{sys.executable} -c '{ASK}'; true"
+
+    assert asked(str(systemd), "-c", command, INVOCATION_ID="0" * 32) == Starter.SYSTEMD
+    assert asked(str(systemd), "-c", command) == Starter.OTHER, "as what a login left behind"
+
+
+def test_what_a_person_starts_at_a_terminal_is_theirs_though_its_output_goes_elsewhere(
+    tmp_path: Path,
+) -> None:
+    answer = tmp_path / "answer"
+    command = f"{sys.executable} -c '{ASK}' </dev/null >{answer} 2>&1"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv("/bin/sh", ["/bin/sh", "-c", command])
+
+    os.waitpid(pid, 0)
+    os.close(terminal)
+
+    assert answer.read_text().strip() == Starter.TERMINAL
+
+
+@pytest.mark.parametrize("environ", [{}, {"INVOCATION_ID": "0" * 32}])
+def test_what_nobody_known_starts_is_nobodys(environ: dict[str, str]) -> None:
+    assert asked(sys.executable, "-c", ASK, **environ) == Starter.OTHER
