@@ -15,7 +15,7 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses=2 --dist=worksteal
+	$(BIN)/coverage run -m pytest --numprocesses=2 --dist=worksteal --durations=10
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

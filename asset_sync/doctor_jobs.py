@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from asset_sync.database import DatabaseError, public_address
+from asset_sync.database import DatabaseError, address_of
 from asset_sync.doctor import Finding, Grade
 from asset_sync.embedded import EmbeddedError, data_directory
 from asset_sync.scheduled import Job, Scheduler
@@ -153,14 +153,9 @@ def _database(settings: Settings, environ: Mapping[str, str]) -> str:
     try:
         if settings.conninfo is None:
             return f"the embedded PostgreSQL in {data_directory(environ)}"
-        address = public_address(settings.conninfo)
+        return f"the database {address_of(settings.conninfo, environ)}"
     except (DatabaseError, EmbeddedError):
         return "a database whose address cannot be read"
-    libpq = (f"{name}={environ[name]}" for name in _LIBPQ if environ.get(name))
-    return " ".join(filter(None, ["the server", address, *libpq]))
-
-
-_LIBPQ = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT", "PGUSER")
 
 
 # --- whom a failure reaches --------------------------------------------------------------------

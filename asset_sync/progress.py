@@ -56,7 +56,7 @@ class Failed:
     feed: Feed
     error: str
     is_news: bool = True
-    """Whether the asset's state changed: its first failure, or the one at which it is given up.
+    """Whether it changes how the asset stands: the first failure, the third, or the last.
 
     A quiet run reports only these, so that cron does not mail the same failure in each cycle.
     """

@@ -289,12 +289,8 @@ def _write(before: bytes, after: bytes) -> str:
 
 def difference(name: str, before: str, after: str) -> str:
     """Return what changes, as `diff -u` shows it."""
-    lines = difflib.unified_diff(
-        *(text.removesuffix("\n").split("\n") if text else [] for text in (before, after)),
-        f"{name} (before)",
-        f"{name} (now)",
-        lineterm="",
-    )
+    old, new = (text.removesuffix("\n").split("\n") if text else [] for text in (before, after))
+    lines = difflib.unified_diff(old, new, f"{name} (before)", f"{name} (now)", lineterm="")
     return "\n".join(line.rstrip("\r") for line in lines)
 
 

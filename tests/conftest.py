@@ -12,6 +12,7 @@ from typing import Protocol, Self
 
 import psycopg2
 import pytest
+from anytime import WEDNESDAY, Today
 
 from asset_sync import database, embedded, sync
 from asset_sync.assets import Asset, AssetType, Feed, Level
@@ -73,6 +74,12 @@ def url(pool: "Pool") -> Iterator[str]:
     """The address of a database that has been initialised, and in which nothing has happened."""
     with pool.database() as address:
         yield address
+
+
+@pytest.fixture
+def today(request: pytest.FixtureRequest) -> Today:
+    """The day of a test that depends on it: one of `anytime.DAYS`, else a weekday."""
+    return Today(getattr(request, "param", WEDNESDAY))
 
 
 @pytest.fixture

@@ -1,60 +1,72 @@
 """A day of cron in seconds: the real loop, the real SQL, and time that passes only when all sleep.
 
-Each command is a thread that works while the other sleeps. The database takes its time from the
-world, too: functions of ours stand before PostgreSQL's `now()` and `clock_timestamp()` in the
-search path. The provider's answers come from `responses`, after as many seconds of the world as a
-call takes, and with one bar each: what is asked is when, not what.
+Each command is a thread that works while the others sleep. The database takes its time from the
+world, too: each statement brings it along, for functions that stand before PostgreSQL's `now()`
+and `clock_timestamp()` in the search path. The provider's answers come from here, without a
+network, after as many seconds of the world as a call takes, and with one bar each: the simulation
+shows when something is asked, not what.
+
+No real time enters, so a day has the same figures on every machine, however busy it is.
 """
 
+import bisect
 import heapq
 import itertools
 import json
-import os
-import re
 import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import requests
-import responses
+import psycopg2.extensions
+from anytime import SEARCH_PATH, WEDNESDAY, shadowing
 from psycopg2.extensions import make_dsn
 
 from asset_sync import database, sync
-from asset_sync.database import Connection, query
-from asset_sync.progress import Failed, Progress, PutBack, Synced, Warned
+from asset_sync.database import Connection, Cursor, Parameters
+from asset_sync.polygon import Unavailable, _client
+from asset_sync.polygon._http import Reply
+from asset_sync.polygon._parse import REFERENCE_PATH
+from asset_sync.progress import Failed, Progress, PutBack, Synced, Waiting, Warned
 from asset_sync.settings import Secret, Settings
 from asset_sync.slots import Lane
 
 DAY = 86_400.0
-# Columns take their defaults, such as the time at which an asset was added, from the real time.
-START = time.time()
+NOON = datetime.fromisoformat(WEDNESDAY)
+"""Cron's intervals count from the epoch, and all of them begin here."""
 BAR_MS = 300_000
 
-_TIME = """
-create schema world;
-create function world.clock_timestamp() returns timestamptz language sql stable
-  as $$select to_timestamp(current_setting('world.now')::float8)$$;
-create function world.now() returns timestamptz language sql stable
-  as $$select to_timestamp(current_setting('world.now')::float8)$$;
-update asset_sync.limiter set blocked_until = '-infinity', reserved_at = '-infinity';
-"""
+
+class Jump(NamedTuple):
+    """Somebody sets the database's clock."""
+
+    at_seconds: float
+    by_seconds: float
 
 
 class World:
     """Virtual time. One thread works; when it sleeps, whoever wakes first goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: datetime, jumps: Sequence["Jump"] = ()) -> None:
         self.now = 0.0
+        self._start = start.timestamp()
+        self._jumps = jumps
         self._sleepers: list[tuple[float, int, threading.Event]] = []
         self._numbers = itertools.count()
-        self._idle = threading.Event()
-        self.errors: list[BaseException] = []
+        self._over = threading.Event()
+        self._errors: list[BaseException] = []
+
+    @property
+    def epoch_seconds(self) -> float:
+        """What the database's clock shows, as Unix time."""
+        jumped = sum(jump.by_seconds for jump in self._jumps if jump.at_seconds <= self.now)
+        return self._start + self.now + jumped
 
     def start(self, at: float, work: Callable[[], None]) -> None:
         """Let a thread of its own begin this work then."""
@@ -64,52 +76,63 @@ class World:
             awake.wait()
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001  # the test is to see it
-                self.errors.append(error)
-            self._idle.set()
+            except BaseException as error:  # noqa: BLE001  # raised again in the test's own thread
+                self._errors.append(error)
+                self._over.set()
+            else:
+                self._wake_the_next()
 
         threading.Thread(target=live, daemon=True).start()
 
-    def sleep(self, seconds: float) -> None:
-        """Let the others work until so much time has passed."""
+    def sleep(self, seconds: float) -> bool:
+        """Let the others work until so much time has passed; return whether nobody did."""
         awake = self._sleeper(self.now + max(0.0, seconds))
-        self._idle.set()
+        alone = self._wake_the_next() is awake
         awake.wait()
+        return alone
 
-    def go_on(self) -> None:
+    def pass_by(self) -> None:
         """Let time pass until nobody sleeps any more."""
-        while self._sleepers and not self.errors:
-            self.now, _, awake = heapq.heappop(self._sleepers)
-            self._idle.clear()
-            awake.set()
-            self._idle.wait()
-        if self.errors:
-            raise self.errors[0]
+        self._wake_the_next()
+        self._over.wait()
+        if self._errors:
+            raise self._errors[0]
 
     def _sleeper(self, until: float) -> threading.Event:
         awake = threading.Event()
         heapq.heappush(self._sleepers, (until, next(self._numbers), awake))
         return awake
 
+    def _wake_the_next(self) -> threading.Event:
+        awake = self._over
+        if self._sleepers:
+            self.now, _, awake = heapq.heappop(self._sleepers)
+        awake.set()
+        return awake
+
 
 class WorldClock(sync.Clock):
-    """The clock of one run: the world's, of which its database connection is told."""
+    """The world's time, as a run measures it.
 
-    def __init__(self, world: World, db: Connection) -> None:
+    A run that waits looks every few seconds whether somebody has changed something. Where nobody
+    else has worked meanwhile it would find what it found before, so it sleeps on.
+    """
+
+    def __init__(self, world: World) -> None:
         self._world = world
-        self._db = db
-        self.tell()
+        self.announced_seconds = 0.0
+        """How long the run has said that it will wait, unless something changes."""
 
     def monotonic(self) -> float:
         return self._world.now
 
     def sleep(self, seconds: float) -> None:
-        self._world.sleep(seconds)
-        self.tell()
-
-    def tell(self) -> None:
-        now = str(START + self._world.now)
-        query(self._db, "select set_config('world.now', %s, false)", (now,))
+        alone = self._world.sleep(seconds)
+        left, self.announced_seconds = self.announced_seconds - seconds, 0.0
+        while alone and left > 0:
+            pause = min(left, sync.POLL_SECONDS)
+            alone = self._world.sleep(pause)
+            left -= pause
 
 
 @dataclass
@@ -118,9 +141,12 @@ class Day:
 
     fresh_at: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     calls: list[float] = field(default_factory=list)
-    """When each call reached the provider."""
+    """When the provider read each call, in order."""
     waits: list[float] = field(default_factory=list)
     """How long each priority run waited for slots."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """How many calls for each asset failed."""
+    warnings: list[str] = field(default_factory=list)
 
     def staleness(self, symbols: Sequence[str], after: float = 0) -> "Staleness":
         """Return how stale these assets were, from then on and from their first refresh."""
@@ -163,34 +189,79 @@ class Staleness:
         return high
 
 
+class Asked(NamedTuple):
+    """One call, as the provider sees it."""
+
+    tickers: Sequence[str]
+    at_seconds: float
+
+
+class Freeze(NamedTuple):
+    """The provider does nothing for so long, and then reads all that it was sent."""
+
+    from_seconds: float
+    until_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The provider, as far as a day needs it."""
+
+    call_seconds: float = 0.3
+    reply: Callable[[Asked, Reply], Reply] = lambda _, right: right
+    """What it answers in place of the right answer."""
+    freezes: Sequence[Freeze] = ()
+
+    def reads_at(self, at_seconds: float) -> float:
+        """Return when it reads what arrives then."""
+        return next(
+            (until for since, until in self.freezes if since <= at_seconds < until), at_seconds
+        )
+
+
 def live_through(
-    url: str, settings: Settings, *, seconds: float = DAY, call_seconds: float = 0.3
+    url: str,
+    settings: Settings,
+    api: Api,
+    *,
+    seconds: float = DAY,
+    start: datetime = NOON,
+    hosts: int = 1,
+    jumps: Sequence[Jump] = (),
 ) -> Day:
-    """Start both commands as cron does, for so long, and return what came of it."""
-    with database.session(Secret(url)) as db:
-        query(db, _TIME)
-    simulated = Secret(make_dsn(url, options="-c search_path=world,pg_catalog"))
-    world, day = World(), Day()
+    """Start both commands as cron does, for so long from then on, and return what came of it."""
+    with database.session(Secret(url)) as db, db.cursor() as cursor:
+        cursor.execute(shadowing(_TIME, _TIME))
+    world, day = World(start, jumps), Day()
+    simulated = Secret(make_dsn(url, options=f"-c search_path={SEARCH_PATH}"))
     with ExitStack() as stack:
-        # requests looks through all of it for proxies, at each call
-        stack.enter_context(mock.patch.dict(os.environ, clear=True))
-        stack.enter_context(_provider(world, day, call_seconds))
-        for lane in Lane:
+        http = partial(_Http, world, day, api)
+        stack.enter_context(mock.patch.object(_client, "Http", http))
+        for _, lane in itertools.product(range(hosts), Lane):
             db = stack.enter_context(database.raw_session(simulated))
+            db.cursor_factory = _cursors(world)
             world.start(0, partial(_cron, world, day, db, settings, lane, seconds))
-        world.go_on()
+        world.pass_by()
     return day
 
 
 def _cron(
     world: World, day: Day, db: Connection, settings: Settings, lane: Lane, seconds: float
 ) -> None:
-    clock = _of_this_run.clock = WorldClock(world, db)
+    clock = WorldClock(world)
 
     def listen(progress: Progress) -> None:
-        assert not isinstance(progress, Failed | PutBack | Warned), progress
-        if isinstance(progress, Synced):
-            day.fresh_at[progress.symbol].append(world.now)
+        match progress:
+            case Waiting(seconds=announced):
+                clock.announced_seconds = announced
+            case Synced(symbol=symbol):
+                day.fresh_at[symbol].append(world.now)
+            case Failed(symbol=symbol):
+                day.failures[symbol] += 1
+            case PutBack(symbols=symbols):
+                day.failures.update(symbols)
+            case Warned(text=text):
+                day.warnings.append(text)
 
     while world.now < seconds:
         started = world.now
@@ -200,37 +271,79 @@ def _cron(
         clock.sleep(started + settings.batch.interval_seconds - world.now)
 
 
-_of_this_run = threading.local()
+# --- the database's clock -------------------------------------------------------------------------
+
+_TIME = "to_timestamp(current_setting('world.now')::float8)"
 
 
-@contextmanager
-def _provider(world: World, day: Day, call_seconds: float) -> Iterator[None]:
-    def answer(request: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
-        day.calls.append(world.now)
-        _of_this_run.clock.sleep(call_seconds)
-        [(ticker, end_ms)] = re.findall(r"/ticker/([^/]+)/.*/(\d+)\?", str(request.url))
-        bar_ms = int(end_ms) // BAR_MS * BAR_MS
+def _cursors(world: World) -> type[Cursor]:
+    """Return cursors whose every statement brings the world's time along."""
+
+    class Timed(psycopg2.extensions.cursor):
+        def execute(self, sql: str | bytes, parameters: Parameters | None = None) -> None:  # type: ignore[override]
+            if sql not in {"commit", "rollback"}:
+                sql = f"set local world.now = '{world.epoch_seconds!r}'; {sql!s}"
+            super().execute(sql, parameters)
+
+    return Timed
+
+
+# --- the provider ---------------------------------------------------------------------------------
+
+
+class _Http:
+    """Answers from the world instead of a network; takes what the real one does."""
+
+    host = "the simulated API"
+
+    def __init__(
+        self,
+        world: World,
+        day: Day,
+        api: Api,
+        *,
+        read_timeout_seconds: float,
+        call_timeout_seconds: float,
+        **_: object,
+    ) -> None:
+        self._world = world
+        self._day = day
+        self._api = api
+        self._read_timeout_seconds = read_timeout_seconds
+        self.call_timeout_seconds = call_timeout_seconds
+
+    def close(self) -> None:
+        pass
+
+    def get(self, endpoint: str, asked: str) -> Reply:
+        read_at = self._api.reads_at(self._world.now)
+        bisect.insort(self._day.calls, read_at)
+        frozen = read_at - self._world.now
+        if frozen > self._read_timeout_seconds:
+            self._world.sleep(self._read_timeout_seconds)
+            raise Unavailable(f"No answer from {self.host} for {asked}.")
+        self._world.sleep(frozen + self._api.call_seconds)
+        tickers, body = self._answer(endpoint)
+        return self._api.reply(Asked(tickers, read_at), Reply(200, json.dumps(body), None))
+
+    def _answer(self, endpoint: str) -> tuple[Sequence[str], dict[str, object]]:
+        address = urlsplit(endpoint)
+        if address.path.startswith("/v3/snapshot"):
+            tickers = parse_qs(address.query)["ticker.any_of"][0].split(",")
+            return tickers, {"status": "OK", "results": [self._quote(one) for one in tickers]}
+        ticker = unquote(address.path.split("/")[4])
+        if address.path.startswith(REFERENCE_PATH):
+            return [ticker], {"status": "OK", "results": {"ticker": ticker}}
+        bar_ms = int(address.path.split("/")[-1]) // BAR_MS * BAR_MS
         row = {"o": 1.0, "h": 1.0, "l": 1.0, "c": 1.0, "v": 1, "t": bar_ms}
-        body = {"status": "DELAYED", "ticker": unquote(ticker), "resultsCount": 1, "results": [row]}
-        return 200, {}, json.dumps(body)
+        bars = {"status": "DELAYED", "ticker": ticker, "resultsCount": 1, "results": [row]}
+        return [ticker], bars
 
-    def quotes(request: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
-        day.calls.append(world.now)
-        _of_this_run.clock.sleep(call_seconds)
-        asked = parse_qs(urlsplit(str(request.url)).query)["ticker.any_of"][0].split(",")
-        at_ns = int((START + world.now) * 1e9)
-        rows = [
-            {
-                "ticker": ticker,
-                "type": "fx",
-                "last_quote": {"ask": 1.1, "bid": 1.0, "last_updated": at_ns},
-                "session": {},
-            }
-            for ticker in asked
-        ]
-        return 200, {}, json.dumps({"status": "OK", "results": rows})
-
-    with responses.RequestsMock(assert_all_requests_are_fired=False) as answers:
-        answers.add_callback(responses.GET, re.compile(r".*/v2/aggs/.*"), callback=answer)
-        answers.add_callback(responses.GET, re.compile(r".*/v3/snapshot.*"), callback=quotes)
-        yield
+    def _quote(self, ticker: str) -> dict[str, object]:
+        at_ns = int(self._world.epoch_seconds * 1e9)
+        return {
+            "ticker": ticker,
+            "type": "fx",
+            "last_quote": {"ask": 1.1, "bid": 1.0, "last_updated": at_ns},
+            "session": {},
+        }

@@ -17,6 +17,7 @@ from typing import Any
 
 import commandline
 import pytest
+from anytime import DAYS, Today
 
 import asset_sync
 from asset_sync.database import Connection, Row, query
@@ -55,6 +56,7 @@ class Host:
     directory: Path
     environ: dict[str, str]
     db: Connection
+    today: Today
     seeded: dict[str, int]
 
     def file(
@@ -160,31 +162,37 @@ class Host:
         assert stamped == min(len(self.outcomes()), slots)
         for symbol, since in self.seeded.items():
             stored = self.bars(symbol)
-            now_ms = int(time.time() * 1000)
             first, last = stored[0][0], stored[-1][0]
             assert first <= since
-            assert stored == replay.bars(TICKERS[symbol], first, last, now_ms)
+            assert stored == replay.bars(TICKERS[symbol], first, last, self.today.now_ms)
             price = self.price(symbol)
             if price and price["bid"] is None and self.items("snapshot") == {}:
                 assert price["last_price"] == price["daily_close"] == stored[-1][4]
 
 
 @pytest.fixture
-def api() -> Iterator[StandIn]:
+def url(url: str, today: Today) -> str:
+    """Which bars there are depends on the day."""
+    today.give_to(url)
+    return url
+
+
+@pytest.fixture
+def api(today: Today) -> Iterator[StandIn]:
     """The stand-in never refuses for its own reasons; the faults are what is tried here."""
-    with StandIn("starter", calls=1000, key=KEY) as server:
+    with StandIn("starter", calls=1000, key=KEY, clock=today.time) as server:
         yield server
 
 
 @pytest.fixture
-def host(tmp_path: Path, url: str, db: Connection, api: StandIn) -> Host:
+def host(tmp_path: Path, url: str, db: Connection, api: StandIn, today: Today) -> Host:
     environ = {
         "HOME": str(tmp_path),
         "POLYGON_API_KEY": KEY,
         "POLYGON_BASE_URL": api.base_url,
         "DATABASE_URL": url,
     }
-    now_ms = int(time.time() * 1000)
+    now_ms = today.now_ms
     seeded = {}
     for symbol, ticker in TICKERS.items():
         bar = replay.newest(ticker, now_ms - 7 * DAY_MS, now_ms - 2 * HOUR_MS, now_ms)
@@ -202,7 +210,7 @@ def host(tmp_path: Path, url: str, db: Connection, api: StandIn) -> Host:
             """,
             (symbol, *bar),
         )
-    machine = Host(tmp_path, environ, db, seeded)
+    machine = Host(tmp_path, environ, db, today, seeded)
     machine.file()
     return machine
 
@@ -338,7 +346,7 @@ def test_a_stored_bar_of_an_impossible_time_hides_nothing_and_ends_no_run(
         """,
         (ts,),
     )
-    now_ms = int(time.time() * 1000)
+    now_ms = host.today.now_ms
 
     code, told = host.report()
 
@@ -353,7 +361,7 @@ def test_a_stored_bar_of_an_impossible_time_hides_nothing_and_ends_no_run(
 def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_the_price(
     host: Host, api: StandIn
 ) -> None:
-    now_ms = int(time.time() * 1000)
+    now_ms = host.today.now_ms
     bar = replay.newest("X:BTCUSD", now_ms - DAY_MS, now_ms, now_ms)
     assert bar is not None
     query(
@@ -371,6 +379,39 @@ def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_t
     assert host.report()[0] == 0
 
     assert host.price("BTCUSD")["last_price"] == host.bars("BTCUSD")[-1][4]
+
+
+# --- any day ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("today", DAYS.values(), ids=DAYS, indirect=True)
+def test_whatever_the_day_broken_bars_are_left_out_and_all_others_are_stored(
+    host: Host, api: StandIn
+) -> None:
+    for fault in ("nan", "infinity", "negative", "high-below-low", "future"):
+        api.set_faults([fault])
+        assert host.report()[0] == 0
+        assert set(host.items().values()) == {FRESH}
+        host.assert_in_order()
+        host.an_hour_later()
+
+
+@pytest.mark.parametrize("today", DAYS.values(), ids=DAYS, indirect=True)
+@pytest.mark.parametrize("fault", ["endless-next-url", "foreign-next-url", "unordered", "empty"])
+def test_whatever_the_day_an_answer_of_many_pages_or_none_leaves_every_asset_fresh(
+    host: Host, api: StandIn, fault: str
+) -> None:
+    api.set_faults([fault])
+    assert host.report()[0] == 0
+    assert set(host.items().values()) == {FRESH}
+    api.set_faults([])
+    host.an_hour_later()
+    assert host.report()[0] == 0
+    for symbol in SYMBOLS:
+        now_ms = host.today.now_ms
+        expected = replay.bars(TICKERS[symbol], host.seeded[symbol], now_ms, now_ms)
+        assert host.bars(symbol)[-len(expected) :] == expected
+    host.assert_in_order()
 
 
 # --- no connection ------------------------------------------------------------------------------

@@ -1,17 +1,20 @@
 """The forecast of `plan`, held against a day of the real loop; and promise 2, measured there."""
 
 import os
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
 from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
-from conftest import asset
+from conftest import Pool, asset
 from hypothesis import given
 from hypothesis import strategies as st
-from simulation import Day, live_through
+from simulation import Api, Day, live_through
 
 from asset_sync.assets import Asset, AssetType, Level
 from asset_sync.forecast import (
@@ -66,7 +69,7 @@ def test_no_order_could_have_kept_the_queue_fresher_by_more_than_5_percent(
     others = several(count, Level.MEDIUM)
     settings = settings_for(*PRIORITY, *others, url=url, QUEUE_MAX_SIZE="2000")
 
-    day = live_through(url, settings, seconds=HOURS * HOUR, call_seconds=CALL_SECONDS)
+    day = live_through(url, settings, Api(CALL_SECONDS), seconds=HOURS * HOUR)
 
     # Whatever the order: an asset that is refreshed λ times a second is younger than x for at
     # most the share λx of the time. All of them together get the calls that are allowed, and none
@@ -78,6 +81,27 @@ def test_no_order_could_have_kept_the_queue_fresher_by_more_than_5_percent(
     assert day.most_in(60) == 5
     assert max(day.waits) == 0, "no priority run ever waited"
     agree(forecast(settings, CALL_SECONDS), day)
+
+
+def test_a_simulated_day_has_the_same_figures_however_busy_the_machine_is(pool: Pool) -> None:
+    days = []
+    for loops in (0, 2):
+        with pool.database() as url, busy(loops):
+            settings = settings_for(*PRIORITY, *several(50, Level.MEDIUM), url=url)
+            days.append(live_through(url, settings, Api(CALL_SECONDS), seconds=HOUR / 2))
+    assert days[0] == days[1]
+
+
+@contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """Let so many processes keep the machine from other work until the end of the block."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 class Case(NamedTuple):
@@ -126,7 +150,7 @@ CASES = {
 def test_the_forecast_is_what_the_real_loop_does(url: str, name: str) -> None:
     case = CASES[name]
     settings = settings_for(*case.assets, url=url, **case.environ)
-    day = live_through(url, settings, seconds=case.hours * HOUR, call_seconds=CALL_SECONDS)
+    day = live_through(url, settings, Api(CALL_SECONDS), seconds=case.hours * HOUR)
     agree(forecast(settings, CALL_SECONDS), day, after=case.warm_up_hours * HOUR)
 
 
