@@ -46,8 +46,6 @@ class Synced:
     seconds: float
     more: bool = False
     """Whether this was a part, and another call goes on from there."""
-    recovered: bool = False
-    """Whether this ends a series of failures, so that a quiet run reports it, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,9 @@ _RUN = """
   cross join lateral (
     select
       count(distinct q.symbol) filter (where q.last_success_at >= r.started_at)::int as updated,
-      count(distinct q.symbol) filter (where q.failed_at >= r.started_at)::int as failed
+      count(distinct q.symbol) filter (
+        where q.failed_at >= greatest(r.started_at, q.last_success_at)
+      )::int as failed
     from asset_sync.calls c
     cross join lateral unnest(c.symbols) as called (symbol)
     join asset_sync.queue q on q.symbol = called.symbol and q.feed = c.feed

@@ -150,8 +150,6 @@ def _is_news(progress: Progress, severity: _Severity) -> bool:
     match progress:
         case Failed(is_news=is_news):
             return is_news
-        case Synced(recovered=recovered):
-            return recovered
         case _:
             return severity is not _Severity.INFO
 
@@ -204,8 +202,7 @@ def _synced(synced: Synced) -> str:
     if synced.last_price is not None:
         parts.append(f"last price {price(synced.last_price)}")
     parts.append("more to come" if synced.more else duration(synced.seconds))
-    recovered = "works again: " if synced.recovered else ""
-    return f"{synced.symbol}: {recovered}{', '.join(parts)}"
+    return f"{synced.symbol}: {', '.join(parts)}"
 
 
 def names(symbols: Sequence[str]) -> str:
