@@ -77,7 +77,6 @@ def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
           reserved_at = now() + interval '200 s'
         """,
     )
-    query(db, "update asset_sync.queue set failed_at = failed_at + interval '1 h'")
     set_back(db, clock)
     clocks.look(db, Watch(clock.steady))
     [ahead] = query(
