@@ -46,6 +46,8 @@ class Synced:
     seconds: float
     more: bool = False
     """Whether this was a part, and another call goes on from there."""
+    recovered: bool = False
+    """Whether it was reported as failing before; a quiet run reports that this is over."""
 
 
 @dataclass(frozen=True, slots=True)
