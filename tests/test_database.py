@@ -865,7 +865,7 @@ def test_an_address_that_is_none_is_a_sentence(address: str) -> None:
 
 
 def test_a_database_that_does_not_exist_is_a_sentence(url: str) -> None:
-    sentence = trouble_with(make_dsn(url, dbname="no_such_database", password=PASSWORD))
+    sentence = trouble_with(make_dsn(url, dbname="no_such_database"))
 
     assert '"no_such_database"' in sentence
     assert "there is no such database" in sentence
