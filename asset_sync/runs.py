@@ -245,7 +245,8 @@ def record_of(db: Connection, command: str) -> JobRecord:
           where command = %(command)s and started_at > now() - interval '1 hour'
         )
         select (select at from last),
-          (select greatest(0, extract(epoch from clock_timestamp() - at))::float8 from last),
+          (select greatest(0, extract(epoch from clock_timestamp() - at))::float8 from last
+            where at is not null),
           coalesce((
             select reason_ended = 'plan_refused' or (
               -- an answer to either command shows that the key is right again
@@ -259,7 +260,9 @@ def record_of(db: Connection, command: str) -> JobRecord:
               order by started_at desc limit 1
             ) last_ended
           ), false),
-          coalesce(sum(updated + greatest(failed, in_vain)), 0)::int,
+          coalesce(sum(updated + greatest(
+            failed, in_vain, case reason_ended when 'provider_unavailable' then 1 else 0 end
+          )), 0)::int,
           coalesce(sum(updated), 0)::int,
           percentile_disc(0.95) within group (
             order by 1000 *
