@@ -46,6 +46,8 @@ class Synced:
     seconds: float
     more: bool = False
     """Whether this was a part, and another call goes on from there."""
+    recovered: bool = False
+    """Whether this ends a series of failures that was reported; a quiet run reports it, too."""
 
 
 @dataclass(frozen=True, slots=True)

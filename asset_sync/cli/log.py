@@ -150,6 +150,8 @@ def _is_news(progress: Progress, severity: _Severity) -> bool:
     match progress:
         case Failed(is_news=is_news):
             return is_news
+        case Synced(recovered=recovered):
+            return recovered
         case _:
             return severity is not _Severity.INFO
 
@@ -202,7 +204,8 @@ def _synced(synced: Synced) -> str:
     if synced.last_price is not None:
         parts.append(f"last price {price(synced.last_price)}")
     parts.append("more to come" if synced.more else duration(synced.seconds))
-    return f"{synced.symbol}: {', '.join(parts)}"
+    recovered = "works again: " if synced.recovered else ""
+    return f"{synced.symbol}: {recovered}{', '.join(parts)}"
 
 
 def names(symbols: Sequence[str]) -> str:
