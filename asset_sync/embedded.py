@@ -192,6 +192,8 @@ class Server:
             _locked(_beside(self.directory, "lock")),
         ):
             fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._account is not None:  # someone may have closed a directory meanwhile
+                _let_account_pass(self.directory, self._programs)
             self._end()
         os.close(self._use)
         self._use = None
