@@ -245,8 +245,8 @@ def record_of(db: Connection, command: str) -> JobRecord:
           where command = %(command)s and started_at > now() - interval '1 hour'
         )
         select (select at from last),
-          (select greatest(0, extract(epoch from clock_timestamp() - at))::float8 from last
-            where at is not null),
+          (select case when at is not null
+            then greatest(0, extract(epoch from clock_timestamp() - at))::float8 end from last),
           coalesce((
             select reason_ended = 'plan_refused' or (
               -- an answer to either command shows that the key is right again

@@ -530,7 +530,7 @@ def test_the_status_is_not_kept_on_the_screen_of_a_database_that_was_never_there
         code = terminal.process.wait(timeout=5)
 
     assert code == 3
-    assert "The database is not reachable" in terminal.text
+    assert 'The database "x" at 127.0.0.1:1 is not reachable' in terminal.text
 
 
 def test_the_status_is_kept_on_no_screen_where_there_is_none(run: Run) -> None:
@@ -649,7 +649,7 @@ def test_a_slot_that_comes_free_in_time_need_not_be_kept(db: Connection) -> None
     query(
         db,
         """
-        update asset_sync.slots set ended_at = now() - interval '40 s'
+        update asset_sync.slots set stamped_at = now() - interval '40 s'
         where slot in (select slot from asset_sync.slots limit 2)
         """,
     )

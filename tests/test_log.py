@@ -256,13 +256,15 @@ def test_a_quiet_run_repeats_no_failure_that_is_known_and_says_when_it_is_over(
         Failed("NEW", Feed.BARS, "NEW: no bars."),
         known,
         Synced("WELL", Feed.BARS, 1, None, None, 0.1),
+        Synced("BACK", Feed.BARS, 1, None, None, 0.1, recovered=True),
         Recovered("the database", 12.0),
     )
 
     for one in told:
         quiet.hear(one)
-    [first, over] = capfd.readouterr().err.splitlines()
+    [first, back, over] = capfd.readouterr().err.splitlines()
     assert "NEW: no bars." in first
+    assert "BACK: works again: 1 new bar, " in back
     assert "The database works again after 12 s." in over
     assert sentence(known) in quiet.lines, "who is told of the run's end hears all of it"
 
