@@ -780,6 +780,14 @@ def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
     return f"{which} {what}{origin}{f': {meaning}' if meaning else ''}. {advice}"
 
 
+def name_of(conninfo: Secret | None) -> str:
+    """Return which database it is, and which setting or file says so."""
+    if conninfo is None:
+        return "the embedded PostgreSQL"
+    address = _address_to_tell(conninfo)
+    return f"{address or 'a server'} (from {conninfo.source})"
+
+
 def _address_to_tell(conninfo: Secret) -> Address | None:
     """Return the address, None where a part of the password may have got into another part.
 

@@ -357,6 +357,13 @@ def test_a_database_that_is_down_is_one_sentence_and_exit_3(
     assert "s3same" not in answer.stderr
 
 
+def test_verbose_names_the_database_and_where_its_address_was_read(run: Run) -> None:
+    answer = run("-v", "queue", "status", DATABASE_URL="postgresql://me:s3same@127.0.0.1:1/market")
+
+    assert 'Database: "market" at 127.0.0.1:1 (from DATABASE_URL).' in answer.stderr
+    assert "s3same" not in answer.stderr
+
+
 def test_a_database_that_was_not_initialised_says_how_to(run: Run, empty_url: str) -> None:
     refused = run("sync", "queue", DATABASE_URL=empty_url)
     made = run("db", "init", DATABASE_URL=empty_url)
