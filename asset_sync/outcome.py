@@ -361,7 +361,10 @@ def _not_entitled(
             return _without_past(cursor, job, items, call)
         if made.span.last and not job.denials.today:
             return _without_today(cursor, job, items, call)
-    return _fail(cursor, job, items[0], call, str(error))._replace(not_in_plan=error)
+    outcome = _fail(cursor, job, items[0], call, str(error))
+    # One may be the first of all, of which the run's end tells.
+    told = [replace(one, is_news=False) for one in outcome.told if isinstance(one, Failed)]
+    return outcome._replace(told=told, not_in_plan=error)
 
 
 def _struck(
