@@ -65,8 +65,8 @@ class Jump(NamedTuple):
     seconds_ago: float
 
     def __str__(self) -> str:
-        way = "forward" if self.seconds > 0 else "back"
-        return f"the database's clock went {way} by {abs(self.seconds):,.0f} s"
+        way = "forward by" if self.seconds > 0 else "back by at least"
+        return f"the database's clock went {way} {abs(self.seconds):,.0f} s"
 
 
 def look(db: Connection, watch: Watch) -> None:
@@ -122,13 +122,16 @@ def settle(db: Connection, jumps: int, deviation: float) -> None:
         ),
         items as (
           update asset_sync.queue q
+          -- `least` would make a time of null
           set due_at = least(due_at, now), added_at = least(added_at, now),
-            failed_at = least(failed_at, now), last_attempt_at = least(last_attempt_at, now),
-            last_success_at = least(last_success_at, now),
+            failed_at = least(failed_at, now),
+            last_attempt_at = case when last_attempt_at > now then now else last_attempt_at end,
+            last_success_at = case when last_success_at > now then now else last_success_at end,
             not_before = least(not_before, now
               + greatest(not_before - coalesce(last_attempt_at, not_before), interval '0')),
-            lease_until = least(lease_until, now
-              + greatest(lease_until - coalesce(last_attempt_at, lease_until), interval '0')),
+            lease_until = case when lease_until > now then least(lease_until, now
+              + greatest(lease_until - coalesce(last_attempt_at, lease_until), interval '0'))
+              else lease_until end,
             sort_at = case when level = 'critical' then sort_at else
               least(sort_at, now + greatest(sort_at - greatest(due_at, failed_at), interval '0'))
             end
@@ -140,7 +143,8 @@ def settle(db: Connection, jumps: int, deviation: float) -> None:
         ),
         runs as (
           update asset_sync.runs
-          set started_at = least(started_at, now), ended_at = least(ended_at, now)
+          set started_at = least(started_at, now),
+            ended_at = case when ended_at > now then now else ended_at end
           from moment where ours and greatest(started_at, ended_at) > now
         ),
         -- the rights do not include changing calls

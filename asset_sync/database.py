@@ -308,7 +308,7 @@ def migrations() -> tuple[Migration, ...]:
     )
 
 
-def migrate(db: Connection, *, window_seconds: float = 60) -> tuple[Migration, ...]:
+def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...]:
     """Bring the schema up to date in one transaction and return the migrations applied.
 
     Several at once do no harm: each waits for the one before it and finds nothing left to do.
@@ -316,7 +316,8 @@ def migrate(db: Connection, *, window_seconds: float = 60) -> tuple[Migration, .
     fit, or a newer program has been here, with nothing changed.
 
     What a restore without rows has lost comes back: the record of the migrations, the provider,
-    the limiter's row. Then nobody knows which calls were made, so none is made for a window.
+    the limiter's row. Then nobody knows which calls were made, so none is made for `hold_seconds`:
+    a window and the longest time of a call.
     """
     known = migrations()
     with transaction(db) as cursor:
@@ -342,10 +343,10 @@ def migrate(db: Connection, *, window_seconds: float = 60) -> tuple[Migration, .
         if _exists(db, "asset_sync.limiter") and not _has_limiter(db):
             cursor.execute(
                 """
-                insert into asset_sync.limiter (blocked_until)
-                values (clock_timestamp() + make_interval(secs => %s))
+                insert into asset_sync.limiter (blocked_at, blocked_until)
+                select now, now + make_interval(secs => %s) from clock_timestamp() as now
                 """,
-                (window_seconds,),
+                (hold_seconds,),
             )
     return pending
 
@@ -777,6 +778,14 @@ def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
     if address is None:
         advice = f"Check {source}: @ : / and % in a password are written as %40 %3A %2F %25."
     return f"{which} {what}{origin}{f': {meaning}' if meaning else ''}. {advice}"
+
+
+def name_of(conninfo: Secret | None) -> str:
+    """Return which database it is, and which setting or file says so."""
+    if conninfo is None:
+        return "the embedded PostgreSQL"
+    address = _address_to_tell(conninfo)
+    return f"{address or 'a server'} (from {conninfo.source})"
 
 
 def _address_to_tell(conninfo: Secret) -> Address | None:

@@ -1,6 +1,8 @@
 """The calls that a run would make: `sync … --dry-run`. Nothing is called and nothing written."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from asset_sync import queue, slots, store
@@ -41,9 +43,11 @@ def plan(
         db, job.wanted, settings.queue, most, cycle_seconds=settings.batch.interval_seconds
     )
     times = slots.free_times(slots.budget(db, job.rate), lane)
+    asked = [one.symbol for one in upcoming if one.feed is Feed.BARS]
+    newest, now = store.newest_bars(db, asked)
     calls = []
     for batch in _batches(upcoming):
-        endpoint = _endpoint(db, job, batch)
+        endpoint = _endpoint(job, batch, newest.get(batch[0].symbol), now)
         if endpoint is not None:
             at = max(next(times), batch[0].wait_seconds)
             symbols = tuple(one.symbol for one in batch)
@@ -54,21 +58,21 @@ def plan(
 
 def _batches(upcoming: Sequence[Upcoming]) -> Iterator[list[Upcoming]]:
     """Put together what one call serves, as claims do."""
-    left = list(upcoming)
-    while left:
-        feed = left[0].feed
-        batch = [one for one in left if one.feed is feed][: queue.BULK[feed]]
-        left = [one for one in left if one not in batch]
-        yield batch
+    left = {feed: deque(one for one in upcoming if one.feed is feed) for feed in Feed}
+    for one in upcoming:
+        same = left[one.feed]
+        if same and same[0] is one:  # else an earlier call serves it
+            yield [same.popleft() for _ in range(min(len(same), queue.BULK[one.feed]))]
 
 
-def _endpoint(db: Connection, job: Job, batch: Sequence[Upcoming]) -> str | None:
+def _endpoint(
+    job: Job, batch: Sequence[Upcoming], newest: datetime | None, now: datetime
+) -> str | None:
     """Return what the call would ask for, None where it can bring nothing new."""
     first = batch[0]
     if first.verify_ticker:
         return reference_endpoint(first.ticker)
     if first.feed is Feed.SNAPSHOT:
         return snapshot_endpoint([one.ticker for one in batch])
-    newest, now = store.newest_bar(db, first.symbol)
     span = job.reach(first.asset_type, newest, now)
     return None if span is None else bars_endpoint(first.ticker, span.start, span.end)

@@ -24,8 +24,8 @@ from asset_sync.database import (
     NotInitialisedError,
     SchemaStatus,
     lacking_rights,
-    may_pass,
     query,
+    refuses_data,
     transaction,
 )
 
@@ -357,7 +357,7 @@ class _Trial:
                 raise
             cursor.execute("rollback to savepoint step")
             said = error.diag.message_primary or "no reason given"
-            if error.pgcode == "42501" or may_pass(error):
+            if not _for_good(error):
                 self.notes.append(f"{_NOT_TRIED}: {what} in {table} ({said}).")
             else:
                 cure = self._cure(table, f"{said} {error.diag.constraint_name or ''}")
@@ -386,6 +386,12 @@ class _Trial:
         differs = ", ".join(str(one) for one in which)
         cures = "; or ".join(dict.fromkeys(one.cure for one in which))
         return f"There {differs}; what helps: {cures}."
+
+
+def _for_good(error: psycopg2.Error) -> bool:
+    """Whether the tables themselves refuse it: not a lock, a full disk, or this role's rights."""
+    code = error.pgcode or ""
+    return refuses_data(error) or (code[:2] in {"0A", "42"} and code != "42501")
 
 
 def _names(said: str, name: str) -> bool:

@@ -160,10 +160,17 @@ def _bars(cursor: Cursor, job: Job, item: Item, call: Call, stretch: Stretch) ->
     else:
         queue.go_on(cursor, item, backfilled_to=None if advanced else span.end)
     priced_at = prices[0].timestamp if prices else None
-    synced = Synced(item.symbol, item.feed, written, close, priced_at, call.seconds, more=not done)
-    told: list[Progress] = [*_left_out(item, answer), synced]
-    if done:
-        told += _recovered(item)
+    synced = Synced(
+        item.symbol,
+        item.feed,
+        written,
+        close,
+        priced_at,
+        call.seconds,
+        more=not done,
+        recovered=done and _had_failed(item),
+    )
+    told: tuple[Progress, ...] = (*_left_out(item, answer), synced)
     return Outcome(replace(call, bars_written=written), told, prices)
 
 
@@ -177,11 +184,9 @@ def _as_of(job: Job, item: Item, start: datetime, now: datetime) -> datetime:
     return min(start + BAR_LENGTH, now)
 
 
-def _recovered(item: Item) -> tuple[Warned, ...]:
-    """Say that an asset is well again of which it was said that it was not."""
-    if item.strikes < queue.WORTH_A_WORD:
-        return ()
-    return (Warned(f"{item.symbol}: refreshed again, after {item.strikes} failures."),)
+def _had_failed(item: Item) -> bool:
+    """Whether it was reported that the asset fails, so that its recovery is worth a word."""
+    return item.attempts > 1 or item.strikes >= queue.WORTH_A_WORD
 
 
 def _left_out(item: Item, answer: BarsAnswer) -> tuple[Warned, ...]:
@@ -250,7 +255,6 @@ def _quotes(
         call,
         (
             *(_quoted(item, quote, call) for item, quote in found),
-            *(text for item, _ in found for text in _recovered(item)),
             *_rows_refused(cursor, job, items, answer),
         ),
         prices,
@@ -275,7 +279,7 @@ def _quotes_one_by_one(
                 raise
             told.append(_failure(cursor, job, item, f"{item.symbol}: {servers_words(error)}"))
         else:
-            told += (_quoted(item, quote, call), *_recovered(item))
+            told.append(_quoted(item, quote, call))
     told += _rows_refused(cursor, job, items, answer)
     return Outcome(call, told, prices)
 
@@ -289,7 +293,15 @@ def _store_quotes(cursor: Cursor, found: Sequence[tuple[Item, Quote]]) -> tuple[
 
 
 def _quoted(item: Item, quote: Quote, call: Call) -> Synced:
-    return Synced(item.symbol, item.feed, 0, quote.last_price, quote.at, call.seconds)
+    return Synced(
+        item.symbol,
+        item.feed,
+        0,
+        quote.last_price,
+        quote.at,
+        call.seconds,
+        recovered=_had_failed(item),
+    )
 
 
 def _rows_refused(
@@ -349,7 +361,10 @@ def _not_entitled(
             return _without_past(cursor, job, items, call)
         if made.span.last and not job.denials.today:
             return _without_today(cursor, job, items, call)
-    return _fail(cursor, job, items[0], call, str(error))._replace(not_in_plan=error)
+    outcome = _fail(cursor, job, items[0], call, str(error))
+    # One may be the first of all, of which the run's end tells.
+    told = [replace(one, is_news=False) for one in outcome.told if isinstance(one, Failed)]
+    return outcome._replace(told=told, not_in_plan=error)
 
 
 def _struck(

@@ -47,7 +47,7 @@ class Synced:
     more: bool = False
     """Whether this was a part, and another call goes on from there."""
     recovered: bool = False
-    """Whether this ends a series of failures, so that a quiet run reports it, too."""
+    """Whether it was reported as failing before; a quiet run reports that this is over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,9 @@ _RUN = """
   cross join lateral (
     select
       count(distinct q.symbol) filter (where q.last_success_at >= r.started_at)::int as updated,
-      count(distinct q.symbol) filter (where q.failed_at >= r.started_at)::int as failed
+      count(distinct q.symbol) filter (
+        where q.failed_at >= greatest(r.started_at, q.last_success_at)
+      )::int as failed
     from asset_sync.calls c
     cross join lateral unnest(c.symbols) as called (symbol)
     join asset_sync.queue q on q.symbol = called.symbol and q.feed = c.feed
@@ -243,7 +245,8 @@ def record_of(db: Connection, command: str) -> JobRecord:
           where command = %(command)s and started_at > now() - interval '1 hour'
         )
         select (select at from last),
-          (select greatest(0, extract(epoch from clock_timestamp() - at))::float8 from last),
+          (select case when at is not null
+            then greatest(0, extract(epoch from clock_timestamp() - at))::float8 end from last),
           coalesce((
             select reason_ended = 'plan_refused' or (
               -- an answer to either command shows that the key is right again
@@ -257,7 +260,9 @@ def record_of(db: Connection, command: str) -> JobRecord:
               order by started_at desc limit 1
             ) last_ended
           ), false),
-          coalesce(sum(updated + greatest(failed, in_vain)), 0)::int,
+          coalesce(sum(updated + greatest(
+            failed, in_vain, case reason_ended when 'provider_unavailable' then 1 else 0 end
+          )), 0)::int,
           coalesce(sum(updated), 0)::int,
           percentile_disc(0.95) within group (
             order by 1000 *

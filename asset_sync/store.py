@@ -76,24 +76,33 @@ def save_symbols(cursor: Cursor, symbols: Sequence[Symbol]) -> None:
 
 
 def newest_bar(db: Connection, symbol: str) -> tuple[datetime | None, datetime]:
-    """Return the start of the asset's newest bar, None if it has none, and the time it is.
+    """Return the start of the asset's newest bar, None if it has none, and the time it is."""
+    newest, now = newest_bars(db, [symbol])
+    return newest.get(symbol), now
+
+
+def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datetime], datetime]:
+    """Return the start of the newest bar of each asset that has one, and the time it is.
 
     Bars of the future and from before 1970 do not count: somebody else wrote them, and they must
     not hide what is missing before them, or be dates that Python does not know.
     """
-    [(newest, now)] = query(
+    rows = query(
         db,
         """
-        select (
+        select asked.symbol, newest.ts, moment.now
+        from (select clock_timestamp() as now) as moment
+        left join unnest(%s::text[]) as asked (symbol) on true
+        left join trading.symbols s on s.symbol = asked.symbol
+        left join lateral (
           select bar.ts from market_data.ohlcv_5m bar
-          where bar.ticker_id = (select s.id from trading.symbols s where s.symbol = %s)
-            and bar.ts >= timestamptz 'epoch' and bar.ts <= now()
+          where bar.ticker_id = s.id and bar.ts >= timestamptz 'epoch' and bar.ts <= now()
           order by bar.ts desc limit 1
-        ), clock_timestamp()
+        ) as newest on true
         """,
-        (symbol,),
+        (list(symbols),),
     )
-    return newest, now
+    return {symbol: ts for symbol, ts, _ in rows if ts is not None}, rows[0][2]
 
 
 def save_bars(cursor: Cursor, symbol: str, bars: "Sequence[Bar]") -> int:

@@ -672,7 +672,11 @@ class _Run:
         """Have a connection that works, trying until the run's end; then raise what was wrong."""
         if self._failing_since is None:
             self._failing_since = self._clock.monotonic()
-            self._tell(Warned(f"{sentence(error)} Trying again until the run's end."))
+            self._tell(
+                Warned(
+                    f"{sentence(error, self._settings.conninfo)} Trying again until the run's end."
+                )
+            )
         while self._remaining() > RECONNECT_SECONDS:
             self._clock.sleep(RECONNECT_SECONDS)
             if not self._db.closed:

@@ -439,7 +439,7 @@ def test_mode_and_owner_stay(file: Path) -> None:
         os.chown(file, 65534, 12345)
     before = file.stat()
 
-    assert add(file, *EURO).code == 0
+    assert add(file, *EURO, "--config", str(file)).code == 0  # named, as it is not ours
 
     after = file.stat()
     assert stat.S_IMODE(after.st_mode) == 0o640

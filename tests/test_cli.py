@@ -357,6 +357,13 @@ def test_a_database_that_is_down_is_one_sentence_and_exit_3(
     assert "s3same" not in answer.stderr
 
 
+def test_verbose_names_the_database_and_where_its_address_was_read(run: Run) -> None:
+    answer = run("-v", "queue", "status", DATABASE_URL="postgresql://me:s3same@127.0.0.1:1/market")
+
+    assert 'Database: "market" at 127.0.0.1:1 (from DATABASE_URL).' in answer.stderr
+    assert "s3same" not in answer.stderr
+
+
 def test_a_database_that_was_not_initialised_says_how_to(run: Run, empty_url: str) -> None:
     refused = run("sync", "queue", DATABASE_URL=empty_url)
     made = run("db", "init", DATABASE_URL=empty_url)
@@ -385,12 +392,14 @@ def test_db_status_names_what_is_missing_with_exit_3(run: Run, empty_url: str) -
 
 
 @contextmanager
-def on_a_terminal(environ: Mapping[str, str], *arguments: str) -> Iterator["Terminal"]:
-    """Run a command on a terminal 80 columns wide."""
+def on_a_terminal(
+    environ: Mapping[str, str], *arguments: str, columns: str = "80"
+) -> Iterator["Terminal"]:
+    """Run a command on a terminal."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "asset_sync", *arguments],
-        env={**environ, "COLUMNS": "80", "TERM": "xterm-256color"},
+        env={**environ, "COLUMNS": columns, "TERM": "xterm-256color"},
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -443,6 +452,23 @@ def test_a_run_shows_what_it_waits_for_and_ctrl_c_ends_it_cleanly(
     assert "Traceback" not in terminal.text
     told = json.loads(run("queue", "status", "--json").stdout)
     assert told["leased"] == 0
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
+def test_a_run_that_may_not_take_the_free_slots_shows_for_whom_they_are_kept(
+    environ: dict[str, str], db: Connection, stand_in: StandIn, columns: str
+) -> None:
+    environ |= {"POLYGON_BASE_URL": stand_in.base_url}
+    slots.prepare(db, slots.Rate(5, 60, 30))
+    slots.reserve(db, 5, 50)
+
+    with on_a_terminal(environ, "sync", "queue", columns=columns) as terminal:
+        shown = terminal.read_until("for sync priority in ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read_until(None)
+
+    assert "waiting for a slot" in shown
+    assert "5 kept for sync priority in " in shown
 
 
 def test_no_line_of_the_status_is_wider_than_80_columns(run: Run, environ: dict[str, str]) -> None:
@@ -511,7 +537,7 @@ def test_the_status_is_not_kept_on_the_screen_of_a_database_that_was_never_there
         code = terminal.process.wait(timeout=5)
 
     assert code == 3
-    assert "The database is not reachable" in terminal.text
+    assert 'The database "x" at 127.0.0.1:1 is not reachable' in terminal.text
 
 
 def test_the_status_is_kept_on_no_screen_where_there_is_none(run: Run) -> None:
@@ -618,6 +644,8 @@ def test_slots_that_are_free_but_kept_say_for_whom(
     shown = asset_sync("queue", "status", environ=environ, directory=tmp_path).out
     waiting = Waiting("a slot", 37, slots.budget(db, rate))
 
+    assert "●" not in shown
+    assert "○○◌◌◌" in shown
     assert re.search(r"slots: 0 used, 2 free, 3 kept for sync priority in 3\d s", shown)
     assert re.search(r"for a slot \(3 kept for sync priority in 3\d s\)", sentence(waiting))
 
@@ -628,7 +656,7 @@ def test_a_slot_that_comes_free_in_time_need_not_be_kept(db: Connection) -> None
     query(
         db,
         """
-        update asset_sync.slots set ended_at = now() - interval '40 s'
+        update asset_sync.slots set stamped_at = now() - interval '40 s'
         where slot in (select slot from asset_sync.slots limit 2)
         """,
     )

@@ -261,7 +261,7 @@ def with_key(settings: Settings, key: str) -> Settings:
 def test_priority_assets_that_got_no_answer_have_not_succeeded(
     db: Connection, clock: ShiftingClock, make_settings: MakeSettings
 ) -> None:
-    """They are put back, and have not failed; but nothing is fresh."""
+    """Nothing was sent, and no call is recorded; but the run ended without any refresh."""
     with StandIn("free", monotonic=clock.monotonic) as api:
         settings = make_settings(api)
     sync.run(db, settings, Lane.PRIORITY, clock=clock, max_runtime_seconds=5)
@@ -272,7 +272,7 @@ def test_priority_assets_that_got_no_answer_have_not_succeeded(
         if check.name == "batch.priority.success_rate"
     ]
     assert (rate.value, rate.verdict) == (0, Verdict.UNHEALTHY)
-    assert rate.about == "0 of 3 priority assets refreshed in the last hour"
+    assert rate.about == "0 of 1 priority assets refreshed in the last hour"
 
 
 def test_what_was_tried_again_and_came_has_succeeded(well: Connection, settings: Settings) -> None:

@@ -77,7 +77,6 @@ def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
           reserved_at = now() + interval '200 s'
         """,
     )
-    query(db, "update asset_sync.queue set failed_at = failed_at + interval '1 h'")
     set_back(db, clock)
     clocks.look(db, Watch(clock.steady))
     [ahead] = query(
@@ -95,21 +94,21 @@ def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
     assert ahead[5]
 
 
-@pytest.mark.parametrize("noticed", [False, True])
+@pytest.mark.parametrize("looks", [0, 1], ids=["before a run", "after a run noticed it"])
 def test_health_and_doctor_report_it_and_count_no_negative_seconds(
-    db: Connection, clock: ShiftingClock, settings: Settings, *, noticed: bool
+    db: Connection, clock: ShiftingClock, settings: Settings, looks: int
 ) -> None:
     sync.run(db, settings, Lane.QUEUE, clock=clock)
     set_back(db, clock)
-    if noticed:
+    for _ in range(looks):
         clocks.look(db, Watch(clock.steady))
     found = health.examine(db, settings)
     checks = {check.name: check for check in found.checks}
     assert checks["clock.jumped"].verdict is Verdict.DEGRADED
-    assert "went back by 3,6" in checks["clock.jumped"].about
+    assert "went back by at least 3,5" in checks["clock.jumped"].about
     assert all(check.value is None or check.value >= 0 for check in found.checks)
     findings = list(doctor.examine_database(db, settings, status(db)))
-    assert any("went back by 3,6" in finding.text for finding in findings)
+    assert any("went back by at least 3,5" in finding.text for finding in findings)
 
 
 def test_a_jump_is_reported_for_an_hour(

@@ -239,7 +239,7 @@ def test_each_line_begins_with_its_time_so_that_a_mail_says_when(
     wrong = tell("-q", "sync", "queue", QUEUE_MAX_SIZE="many", POLYGON_TIER="gold")
 
     assert without_times(ran.err).startswith("run 1: failed: TYPO: ")
-    assert without_times(down.err).startswith("asset-sync: The database is not reachable")
+    assert without_times(down.err).startswith('asset-sync: The database "x"')
     assert len(without_times(wrong.err).splitlines()) == 2
     for line in (ran.err + down.err + wrong.err).splitlines():
         assert before <= datetime.fromisoformat(line.split()[0]) <= datetime.now(UTC)
@@ -271,6 +271,19 @@ def test_a_quiet_run_repeats_no_failure_that_is_known_and_says_when_it_is_over(
     for one in told:
         talkative.hear(one)
     assert len(capfd.readouterr().err.splitlines()) == len(told)
+
+
+def test_a_key_that_is_still_refused_is_not_mailed_in_each_cycle(tell: Tell) -> None:
+    quiet = ("-q", "sync", "queue")
+    first, again = (tell(*quiet, POLYGON_API_KEY="bad") for _ in range(2))
+    by_hand = tell("sync", "queue", POLYGON_API_KEY="bad")
+    well = tell(*quiet)
+
+    assert [one.code for one in (first, again, by_hand, well)] == [4, 4, 4, 0]
+    assert "does not accept the key" in first.err
+    assert again.err == ""
+    assert "does not accept the key" in by_hand.err
+    assert "The API serves this key again" in well.err
 
 
 def test_what_ends_a_run_names_it(tell: Tell) -> None:

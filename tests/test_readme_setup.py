@@ -125,7 +125,7 @@ def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(home: Home) ->
 
     shown = home.run(AS_USER, *within)
 
-    assert "priority: 3 updated" in shown
+    assert "priority: 3 refreshed" in shown
     assert "+# BEGIN asset-sync" in shown
     assert not re.findall(r"^error", shown, re.MULTILINE)
     assert "ok       cron: its jobs read the settings, key and database that this shell" in shown
@@ -179,7 +179,7 @@ def test_root_sets_it_up_with_the_lines_of_the_readme(home: Home, port: int) -> 
 
     shown = home.run(f"{mounts}{AS_ROOT}{units}", *unshared("--mount"), PGPORT=str(port))
 
-    assert "priority: 3 updated" in shown
+    assert "priority: 3 refreshed" in shown
     assert "ExecStart=/opt/asset-sync/bin/asset-sync sync queue" in shown
     assert not re.findall(r"^error", shown, re.MULTILINE), shown
     assert "ok       systemd: its jobs read the settings, key and database that this" in shown

@@ -117,7 +117,9 @@ def test_what_failed_in_a_run_at_work_is_counted_too(db: Connection) -> None:
         db,
         """
         update asset_sync.queue set failed_at = clock_timestamp() where symbol in ('BAD', 'OTHER');
-        update asset_sync.queue set last_success_at = clock_timestamp() where symbol = 'GOOD'
+        update asset_sync.queue
+        set failed_at = now(), last_success_at = now() + interval '1 s'
+        where symbol = 'GOOD'
         """,
     )
 

@@ -33,7 +33,8 @@ def db_init(
     options = common(context, config, quiet, verbose)
     settings = options.settings()
     with database.raw_session(settings.conninfo) as db:
-        applied = database.migrate(db, window_seconds=settings.rate_limit.period_seconds)
+        hold = settings.rate_limit.period_seconds + settings.provider.call_timeout_seconds
+        applied = database.migrate(db, hold_seconds=hold)
         status = existing_tables.status(db, settings.assets)
     for step in applied:
         options.say(f"Applied {step.version:04} {step.name}.")

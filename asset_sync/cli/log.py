@@ -92,11 +92,22 @@ class Log:
         self.hear(Warned(text))
 
     def end(
-        self, code: ExitCode, trouble: str, summary: str = "", told: Fields | None = None
+        self,
+        code: ExitCode,
+        trouble: str,
+        summary: str = "",
+        told: Fields | None = None,
+        *,
+        is_news: bool = True,
     ) -> None:
-        """Say why it ended, if that is worth a word on stderr: JSON has a last line always."""
+        """Say why it ended, if that is worth a word on stderr: JSON has a last line always.
+
+        A quiet run that ended as the one before says nothing, so that cron mails an outage once.
+        """
         self.lines.extend(text for text in (trouble, summary) if text)
         severity = _Severity.INFO if code is ExitCode.DONE else _Severity.ERROR
+        if self._options.quiet and not is_news:
+            return
         if self.is_json:
             if self._options.quiet and code is ExitCode.DONE:
                 return

@@ -62,10 +62,11 @@ class Common:
         settings = load(self.config, os.environ)
         if self.verbose:
             shipped = " (the one that came with the program)" if settings.shipped else ""
-            database = "the embedded PostgreSQL" if settings.conninfo is None else "a server"
+            from asset_sync.database import name_of  # noqa: PLC0415
+
             for line in (
                 f"Settings: {settings.source}{shipped}",
-                f"Plan: {settings.provider.plan.name}. Database: {database}.",
+                f"Plan: {settings.provider.plan.name}. Database: {name_of(settings.conninfo)}.",
             ):
                 (remark or complain)(line)
         return settings

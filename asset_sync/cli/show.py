@@ -126,12 +126,21 @@ def price(value: float | None) -> str:
 
 def gauge(budget: Budget) -> str:
     """Return the budget as dots, one a slot (used, free, kept), and in words."""
-    free = budget.free - budget.kept
     dots = ""
     if budget.calls <= _MOST_DOTS:
+        free = budget.free - budget.kept
         dots = "●" * budget.used + "○" * free + "◌" * budget.kept + " "
-    kept = f", {kept_slots(budget)}" if budget.kept else ""
-    return f"{dots}slots: {budget.used} used, {free} free{kept}"
+    return f"{dots}{slots_in_words(budget)}"
+
+
+def slots_in_words(budget: Budget) -> str:
+    """Return how many slots are used, free, and kept for the next priority run."""
+    parts = [f"{budget.used} used"]
+    if (free := budget.free - budget.kept) or not budget.kept:
+        parts.append(f"{free} free")
+    if budget.kept:
+        parts.append(kept_slots(budget))
+    return f"slots: {', '.join(parts)}"
 
 
 def kept_slots(budget: Budget) -> str:

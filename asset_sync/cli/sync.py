@@ -141,7 +141,7 @@ def _sync(
         monitors = _monitors(settings, lane)
         report = _run(log, settings, lane, max_runtime, limit)
         code = exit_code_of(report)
-        log.end(code, report.message, summary(report), _as_json(report))
+        log.end(code, report.message, summary(report), _as_json(report), is_news=report.is_news)
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
         code, why = explain(error)
         log.end(code, why)

@@ -1,5 +1,6 @@
 """Showing a run while it works: a live line on a terminal, a line per event elsewhere."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +97,7 @@ class _Line:
     def __rich__(self) -> "Text":
         from rich.text import Text  # noqa: PLC0415
 
-        from asset_sync.cli.show import duration, gauge  # noqa: PLC0415
+        from asset_sync.cli.show import duration  # noqa: PLC0415
 
         elapsed = time.monotonic() - self._since
         match self._progress:
@@ -106,7 +107,17 @@ class _Line:
                 now = f"asking for {names(symbols)} ({feed}): {duration(elapsed)}"
             case _:
                 now = "looking at the queue"
-        budget = f"  {gauge(self._budget)}" if self._budget else ""
+        room = shutil.get_terminal_size().columns - len(f"  {now}  ")
+        budget = f"  {_budget(self._budget, room)}" if self._budget else ""
         return Text.assemble(
             "  ", (now, "cyan"), (budget, "dim"), no_wrap=True, overflow="ellipsis"
         )
+
+
+def _budget(budget: "Budget", room: int) -> str:
+    """Return the budget in as many words as there is room for; what explains a wait comes first."""
+    from asset_sync.cli.show import gauge, kept_slots, slots_in_words  # noqa: PLC0415
+
+    most = (gauge(budget), slots_in_words(budget))
+    least = kept_slots(budget) if budget.kept else most[-1]
+    return next((text for text in most if len(text) <= room), least)
