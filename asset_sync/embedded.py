@@ -18,6 +18,7 @@ import atexit
 import fcntl
 import os
 import pwd
+import re
 import secrets
 import select
 import shutil
@@ -252,8 +253,8 @@ class Server:
         if is_up(self.directory):
             return
         self._end()  # it runs, but the directory of its socket is gone
-        # A dead server's number may be another process's by now, which PostgreSQL takes for it.
-        (self.directory / "postmaster.pid").unlink(missing_ok=True)
+        if _misleads(self.directory):
+            (self.directory / "postmaster.pid").unlink(missing_ok=True)
         # The setting is a list, in which each quote of a quoted item is doubled.
         quoted = '"' + str(self._make_socket_directory()).replace('"', '""') + '"'
         ended, server_out = os.pipe()
@@ -535,12 +536,31 @@ def _running_pid(directory: Path) -> int | None:
     """
     import psutil  # noqa: PLC0415  # comes with the wheel
 
-    number = _read(directory / "postmaster.pid").split("\n", 1)[0]
-    try:
-        process = psutil.Process(int(number))
-        return process.pid if str(directory) in process.cmdline() else None
-    except (ValueError, psutil.Error):
+    number = _recorded_pid(directory)
+    if number is None:
         return None
+    with suppress(psutil.Error):
+        if str(directory) in psutil.Process(number).cmdline():
+            return number
+    return None
+
+
+def _misleads(directory: Path) -> bool:
+    """Return whether a dead server's file keeps a new one from starting.
+
+    It holds no number, or one that another process has by now. No other file may go: what it
+    records keeps a new server from the memory of the old one's processes, while any is left.
+    """
+    import psutil  # noqa: PLC0415  # comes with the wheel
+
+    number = _recorded_pid(directory)
+    return number is None or (psutil.pid_exists(number) and _running_pid(directory) is None)
+
+
+def _recorded_pid(directory: Path) -> int | None:
+    """Return the number that the last server on this directory wrote down."""
+    first, *_ = _read(directory / "postmaster.pid").split("\n")
+    return int(first) if re.fullmatch("[0-9]{1,9}", first) else None
 
 
 def _trusts_everybody(directory: Path) -> bool:

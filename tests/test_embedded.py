@@ -242,6 +242,21 @@ def test_a_server_whose_socket_was_deleted_is_started_again(
     user.end()
 
 
+def test_a_dead_servers_number_may_be_another_processs_by_now(made: Path) -> None:
+    server = embedded.start(made)
+    pid = server.pid()
+    assert pid is not None
+    left = (made / "postmaster.pid").read_text()
+    server.leave()
+    (made / "postmaster.pid").write_text(left.replace(str(pid), str(os.getpid()), 1))
+
+    server = embedded.start(made)
+    try:
+        assert answers(server.address("market"))
+    finally:
+        server.leave()
+
+
 def test_a_first_start_that_was_killed_is_repeated(directory: Path, start: Starting) -> None:
     for step in (1, 3):
         killed_before(step, directory)
