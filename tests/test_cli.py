@@ -537,7 +537,7 @@ def test_the_status_is_not_kept_on_the_screen_of_a_database_that_was_never_there
         code = terminal.process.wait(timeout=5)
 
     assert code == 3
-    assert "The database is not reachable" in terminal.text
+    assert "is not reachable" in terminal.text
 
 
 def test_the_status_is_kept_on_no_screen_where_there_is_none(run: Run) -> None:
