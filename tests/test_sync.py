@@ -667,7 +667,7 @@ def test_what_becomes_due_while_others_wait_takes_its_place_before_them(job: Job
     refreshed(job, 3600 - until_next_start(job) - 30)  # due after the start, within the run
     job.serve(first, *others, history_days=2)
     in_order = job.run(seconds=600).updated
-    assert in_order.index("ETHUSDT") >= 5, "five slots go to those who are due already"
+    assert in_order.index("ETHUSDT") >= 4, "the free slots go to those who are due already"
     assert in_order.index("ETHUSDT") < len(in_order) - 1
 
 
@@ -778,7 +778,7 @@ def test_three_requests_in_a_row_that_could_not_be_sent_end_the_run(job: Job) ->
 def test_an_outage_is_news_once_and_so_is_its_end(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults(["server-error"])
-    reports = [job.run(seconds=50) for _ in range(3)]
+    reports = [job.run(seconds=100) for _ in range(3)]
     assert [one.reason_ended for one in reports] == [Ended.UNAVAILABLE] * 3
     assert [one.is_news for one in reports] == [True, False, False]
     job.api.set_faults([])
@@ -1072,7 +1072,7 @@ def test_an_asset_two_years_behind_asks_for_less_and_denies_nobody_today(job: Jo
     plan = replace(job.settings.provider.plan, history_days=3650)
     job.settings = replace(job.settings, provider=replace(job.settings.provider, plan=plan))
     job.api.set_faults(["timeframe:1@X:BTCUSD"])
-    report = job.run(seconds=290)
+    report = job.run(seconds=900)
     assert report.failed == []
     assert "ETHUSDT" in report.updated
     assert job.row("select array_agg(capability) from asset_sync.entitlements") == (["past"],)
