@@ -289,6 +289,16 @@ def test_2_for_no_key_and_for_mistakes_in_the_file(host: Host) -> None:
     assert "crypt" in err
 
 
+def test_2_for_settings_that_everybody_may_write(host: Host) -> None:
+    (host.directory / "assets.toml").chmod(0o666)
+
+    code, out, err = host.run("sync", "queue")
+
+    assert (code, out) == (2, "")
+    assert _one_sentence(err)
+    assert "can be changed by every account: run `chmod o-w" in err
+
+
 def test_3_for_a_database_that_is_not_there(host: Host) -> None:
     address = f"postgresql://somebody:{PASSWORD}@127.0.0.1:1/prices"
     for command in (("sync", "queue"), ("sync", "priority", "--dry-run"), ("queue", "status")):
