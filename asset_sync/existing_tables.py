@@ -249,7 +249,7 @@ def _catalogue(db: Connection) -> _Catalogue:
         )
         select d.table_name, d.kind, d.name, d.detail, known.fingerprint, limiter.tables_tried,
           exists (select from data_sources.api_providers where code = %(provider)s)
-        from known cross join asset_sync.limiter left join differing d on true
+        from known left join asset_sync.limiter on true left join differing d on true
         order by d.table_name, d.kind, d.name
         """,
         {

@@ -9,7 +9,8 @@ calls there are. Between two successes an asset's age grows from 0 to the time b
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
@@ -173,9 +174,10 @@ class _Line:
         # A slot is free again one window after its call's end.
         self._window = self._limit.period_seconds + call_seconds
         self.critical, self.others = _distinct(priority), _distinct(queue)
+        self._kinds = _kinds(self.others)
         self._critical_cost = _calls_each(settings.provider.plan, len(self.critical))
         self._cost = _calls_each(settings.provider.plan, len(self.others))
-        self._priority_rate = sum(self._critical_cost / one for one in self._priority_periods())
+        self._priority_rate = sum(self._critical_cost / one for one in self._priority_periods)
         spent = self._priority_rate + (self._held() if self._limit.hold_for_priority else 0)
         # A run makes one call at a time.
         busy = queue.runtime_seconds / self._interval / call_seconds
@@ -202,8 +204,9 @@ class _Line:
         lowest = min((_ALLOWANCES_BELOW[one.level] for one in self.others), default=0)
         wait = self._wait()
         turns = sum(
-            1 + (_ALLOWANCES_BELOW[one.level] - lowest) * self._aging // self._period(one, wait)
-            for one in self.others
+            count
+            * (1 + (_ALLOWANCES_BELOW[one.level] - lowest) * self._aging // self._period(one, wait))
+            for one, count in self._kinds
         )
         in_turns = turns * self._cost / self.queue_rate if calls else 0.0
         return max(self._window, in_turns - self._window)
@@ -214,8 +217,9 @@ class _Line:
             return None
 
         def fits(seconds: float) -> bool:
-            periods = (max(one.update_frequency_seconds, seconds) for one in self.others)
-            return self._rate_of(periods) <= self.queue_rate
+            return self._rate(lambda one: max(one.update_frequency_seconds, seconds)) <= (
+                self.queue_rate
+            )
 
         return math.ceil(_least(fits, len(self.others) * self._cost / self.queue_rate) / 60) * 60
 
@@ -223,14 +227,15 @@ class _Line:
 
     def priority_assets(self) -> Iterator[AssetForecast]:
         """Tell what the priority assets get."""
-        periods = self._priority_periods()
+        periods = self._priority_periods
         for place, (asset, period) in enumerate(zip(self.critical, periods, strict=True), start=1):
             # Who comes in a later window may fall out of a cycle.
             later = place * self._critical_cost > self._limit.calls
             pause = self._interval if later else 0
             yield _of(asset, self._in_cycles(asset), period, self._critical_cost, pause)
 
-    def _priority_periods(self) -> list[float]:
+    @cached_property
+    def _priority_periods(self) -> Sequence[float]:
         """Return the time between two refreshes of each; too many for a cycle take turns in it."""
         calls = len(self.critical) * self._critical_cost
         crowd = max(1.0, calls * self._window / (self._limit.calls * self._interval))
@@ -249,7 +254,7 @@ class _Line:
         Such a slot is left alone in the window before the run, and then begins its turns anew.
         """
         held, left = 0.0, float(self._limit.calls)
-        for period in self._priority_periods():
+        for period in self._priority_periods:
             slots = min(self._critical_cost, left)
             left -= slots
             made = 1 + (period - self._limit.period_seconds) // self._window
@@ -261,7 +266,7 @@ class _Line:
     def queue_assets(self) -> Iterator[AssetForecast]:
         """Tell what the others get."""
         wait = self._wait()
-        needed = self._rate_of(map(self._asked, self.others))
+        needed = self._rate(self._asked)
         load = min(1.0, needed / self.queue_rate) if self.queue_rate else 1.0
         for asset in self.others:
             asked, period = self._asked(asset), self._period(asset, wait)
@@ -281,9 +286,9 @@ class _Line:
 
     @cached_property
     def _always_busy(self) -> bool:
-        frequencies = [one.update_frequency_seconds for one in self.others]
-        needed = self._rate_of(frequencies)
-        return min(frequencies) <= self._interval or needed > _BUSY * self.queue_rate
+        needed = self._rate(lambda one: one.update_frequency_seconds)
+        least = min(one.update_frequency_seconds for one, _ in self._kinds)
+        return least <= self._interval or needed > _BUSY * self.queue_rate
 
     def _wait(self) -> float:
         """Return the wait in line that makes the calls needed equal to the calls there are."""
@@ -291,7 +296,7 @@ class _Line:
             return math.inf
 
         def fits(wait: float) -> bool:
-            return self._rate_of(self._period(one, wait) for one in self.others) <= self.queue_rate
+            return self._rate(lambda one: self._period(one, wait)) <= self.queue_rate
 
         return _least(fits, len(self.others) * self._cost / self.queue_rate + 2 * self._aging)
 
@@ -300,9 +305,9 @@ class _Line:
         late = max(0.0, wait - _ALLOWANCES_BELOW[asset.level] * self._aging)
         return self._asked(asset) + late
 
-    def _rate_of(self, periods: Iterable[float]) -> float:
-        """Return the calls a second that refresh an asset of the queue each so often."""
-        return sum(self._cost / period for period in periods)
+    def _rate(self, period: Callable[[Asset], float]) -> float:
+        """Return the calls a second that refresh each asset of the queue so often."""
+        return sum(count * self._cost / period(one) for one, count in self._kinds)
 
 
 # A call in a day is 1e-5 a second; less than that is what rounding leaves.
@@ -322,8 +327,12 @@ def _age(periods: Sequence[float], share: float) -> float:
     """Return the age that all of them together do not exceed for that share of the time."""
     if math.inf in periods:
         return math.inf
+    counts = Counter(periods)
     return _least(
-        lambda age: sum(min(1.0, age / every) for every in periods) >= share * len(periods),
+        lambda age: (
+            sum(count * min(1.0, age / every) for every, count in counts.items())
+            >= share * len(periods)
+        ),
         max(periods),
     )
 
@@ -344,6 +353,13 @@ _HALVINGS = 60
 
 def _distinct(job: Job) -> tuple[Asset, ...]:
     return tuple(dict.fromkeys(one.asset for one in job.wanted))
+
+
+def _kinds(assets: Sequence[Asset]) -> Sequence[tuple[Asset, int]]:
+    """Return one asset of each level and frequency, and how many there are: all fare alike."""
+    examples = {(one.level, one.update_frequency_seconds): one for one in assets}
+    counts = Counter((one.level, one.update_frequency_seconds) for one in assets)
+    return [(examples[kind], count) for kind, count in counts.items()]
 
 
 def _calls_each(plan: Plan, assets: int) -> float:

@@ -5,6 +5,7 @@ an `Outcome`. Imported once a call is made: the provider's types cost 150 ms.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple, TypeAlias
@@ -112,6 +113,8 @@ def refused_by_database(
         outcome = _quotes_one_by_one(cursor, job, made.items, call, made.answer)
     else:
         item = made.items[0]
+        with suppress(ServerError), savepoint(cursor):  # for its status, if it is new
+            store.save_symbols(cursor, [_symbol(item)])
         outcome = Outcome(call, [_failure(cursor, job, item, f"{item.symbol}: {words}")])
     runs.record(cursor, run_id, outcome.call)
     events.notify(cursor, outcome.prices)

@@ -640,8 +640,8 @@ class _Run:
         self._held = held
         try:
             yield
-        except (KeyboardInterrupt, SystemExit, *SERVER_ERRORS):
-            raise
+        except (KeyboardInterrupt, SystemExit, ServerError):
+            raise  # `_close` puts the items back
         except queue.LostLeaseError as error:
             self._tell(Warned(str(error)))
             held.items = ()

@@ -5,7 +5,7 @@ import os
 import pwd
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
@@ -201,26 +201,36 @@ class ShiftingClock(sync.Clock):
     Hand `monotonic` to the stand-in, too, and both agree on how late it is.
     """
 
-    SHIFTED = (
-        ("slots", "stamped_at"),
-        ("slots", "previous_stamped_at"),
-        ("limiter", "blocked_until"),
-        ("limiter", "blocked_at"),
-        ("limiter", "reserved_at"),
-        ("limiter", "called_at"),
-        ("limiter", "answered_at"),
-        ("limiter", "lowered_at"),
-        ("limiter", "seen_at"),
-        ("limiter", "mark_at"),
-        ("limiter", "jumped_at"),
-        ("queue", "last_success_at"),
-        ("queue", "last_attempt_at"),
-        ("queue", "added_at"),
-        ("queue", "due_at"),
-        ("queue", "not_before"),
-        ("queue", "lease_until"),
-        ("queue", "failed_at"),
-        ("limiter", "answered_at"),
+    _SHIFTED: Mapping[str, Sequence[str]] = {
+        "slots": ("stamped_at", "previous_stamped_at"),
+        "limiter": (
+            "blocked_until",
+            "blocked_at",
+            "reserved_at",
+            "called_at",
+            "answered_at",
+            "lowered_at",
+            "seen_at",
+            "mark_at",
+            "jumped_at",
+        ),
+        "queue": (
+            "last_success_at",
+            "last_attempt_at",
+            "added_at",
+            "due_at",
+            "not_before",
+            "lease_until",
+            "failed_at",
+        ),
+    }
+    _SHIFT = """
+        update asset_sync.queue set sort_at = sort_at - make_interval(secs => %(seconds)s)
+        where level <> 'critical';
+    """ + ";".join(
+        f"update asset_sync.{table} set "
+        + ", ".join(f"{one} = {one} - make_interval(secs => %(seconds)s)" for one in columns)
+        for table, columns in _SHIFTED.items()
     )
 
     def __init__(self, db: Connection) -> None:
@@ -235,20 +245,7 @@ class ShiftingClock(sync.Clock):
 
     def sleep(self, seconds: float) -> None:
         self._shifted += seconds
-        for table, column in self.SHIFTED:
-            database.query(
-                self._db,
-                f"update asset_sync.{table} set {column} = {column} - make_interval(secs => %s)",
-                (seconds,),
-            )
-        database.query(
-            self._db,
-            """
-            update asset_sync.queue set sort_at = sort_at - make_interval(secs => %s)
-            where level <> 'critical'
-            """,
-            (seconds,),
-        )
+        database.query(self._db, self._SHIFT, {"seconds": seconds})
 
 
 @pytest.fixture

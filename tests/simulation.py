@@ -30,7 +30,7 @@ from psycopg2.extensions import make_dsn
 
 from asset_sync import database, sync
 from asset_sync.database import Connection, Cursor, Parameters
-from asset_sync.polygon import Unavailable, _client
+from asset_sync.polygon import Unanswered, _client
 from asset_sync.polygon._http import Reply
 from asset_sync.polygon._parse import REFERENCE_PATH
 from asset_sync.progress import Failed, Progress, PutBack, Synced, Waiting, Warned
@@ -321,7 +321,8 @@ class _Http:
         frozen = read_at - self._world.now
         if frozen > self._read_timeout_seconds:
             self._world.sleep(self._read_timeout_seconds)
-            raise Unavailable(f"No answer from {self.host} for {asked}.")
+            sentence = f"No answer from {self.host} for {asked}."
+            raise Unanswered(sentence, self._read_timeout_seconds)
         self._world.sleep(frozen + self._api.call_seconds)
         tickers, body = self._answer(endpoint)
         return self._api.reply(Asked(tickers, read_at), Reply(200, json.dumps(body), None))

@@ -394,7 +394,7 @@ def test_a_slot_whose_taking_was_not_answered_comes_free_by_itself(job: Job, url
         assert sorted(report.updated) == ["BTCUSD", "ETHUSDT"]
         assert job.row("select count(token), max(open_seconds) from asset_sync.slots") == (
             1,
-            30 + 1.5 * 60,
+            30 + 1.5 * 3,
         )
 
 

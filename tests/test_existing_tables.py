@@ -321,14 +321,14 @@ def test_a_role_without_the_right_to_store_makes_no_call_and_tries_nothing(
     query(
         db,
         f"""
-        create role {role} login;
+        create role {role} login password 'made-up';
         grant usage on schema trading, market_data, data_sources, asset_sync to {role};
         grant select on all tables in schema trading, market_data, data_sources, asset_sync
           to {role}
         """,
     )
     try:
-        with database.raw_session(Secret(make_dsn(url, user=role))) as reader:
+        with database.raw_session(Secret(make_dsn(url, user=role, password="made-up"))) as reader:
             found = status(reader)
             assert found.problems == ()
             assert found.notes[0].startswith(f"Not tried: a new asset in {SYMBOLS} (permission")

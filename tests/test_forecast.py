@@ -186,9 +186,12 @@ def test_what_each_asset_needs_is_once_in_its_frequency() -> None:
     assert told.enough
 
 
-def test_a_priority_asset_is_refreshed_when_cron_comes_round() -> None:
-    [told] = forecast(settings_for(*several(1, Level.CRITICAL, every=500))).assets
-    assert told.refreshed_every_seconds == told.asked_seconds == 600
+@pytest.mark.parametrize(("every", "cron"), [(1, 300), (300, 300), (599, 300), (600, 600)])
+def test_a_priority_asset_is_refreshed_by_the_last_run_that_is_in_time(
+    every: int, cron: int
+) -> None:
+    [told] = forecast(settings_for(*several(1, Level.CRITICAL, every=every))).assets
+    assert told.refreshed_every_seconds == told.asked_seconds == cron
     assert told.kept
 
 

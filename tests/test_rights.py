@@ -88,7 +88,7 @@ def test_the_readmes_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
         for lane in ("priority", "queue"):
             assert syncer.tell("sync", lane, "--dry-run", **api_at).code == 0
             told = syncer.tell("sync", lane, **api_at)
-            assert (told.code, told.out[:-1].split(",")[0]) == (0, f"{lane}: 1 updated")
+            assert (told.code, told.out[:-1].split(",")[0]) == (0, f"{lane}: 1 refreshed")
         # And what else it writes: failures, denials (a second time, too), a block after a 429.
         for fault in ("not-found", "forbidden:1", "forbidden:1", "rate-limit"):
             query(

@@ -19,7 +19,7 @@ With your own key (a free one will do); the data goes to the embedded PostgreSQL
   {program} sync priority --dry-run
   {program} sync priority && {program} sync queue
 With a server of yours: export DATABASE_URL=postgresql://…, then {program} db init.
-Then let cron do it: crontab.example."""
+Then let cron do it: asset-sync schedule cron --install"""
 
 
 @app.callback(invoke_without_command=True)

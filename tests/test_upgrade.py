@@ -1,0 +1,95 @@
+"""A database of the version before goes on where it was: its calls, its failures, its line."""
+
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from asset_sync import database
+from asset_sync.database import Connection, query, transaction
+from asset_sync.settings import Secret
+
+
+@pytest.fixture
+def version_2(empty_url: str) -> Iterator[Connection]:
+    """A database as version 2 of the schema left it."""
+    connection = psycopg2.connect(empty_url)
+    connection.autocommit = True
+    with transaction(connection) as cursor:
+        steps = database.migrations()[:2]
+        for step in steps:
+            cursor.execute(step.sql)
+        for step in steps:
+            cursor.execute(
+                "insert into asset_sync.migrations (version, name) values (%s, %s)",
+                (step.version, step.name),
+            )
+    connection.close()
+    with database.raw_session(Secret(empty_url)) as db:
+        yield db
+
+
+def test_calls_in_flight_and_calls_made_are_remembered(version_2: Connection) -> None:
+    query(
+        version_2,
+        """
+        insert into asset_sync.slots (ended_at, token) values
+          ('-infinity', null), (clock_timestamp() - interval '10 s', null),
+          (clock_timestamp() + interval '20 s', gen_random_uuid())
+        """,
+    )
+    database.migrate(version_2)
+    rows = query(
+        version_2,
+        """
+        select stamped_at <= clock_timestamp(), round(open_seconds), token is not null,
+          stamped_at > clock_timestamp() - interval '15 s'
+        from asset_sync.slots order by slot
+        """,
+    )
+    assert rows == [
+        (True, 0, False, False),
+        (True, 0, False, True),
+        (True, 20, True, True),
+    ]
+
+
+def test_failures_go_on_counting_and_a_critical_asset_is_tried_again(
+    version_2: Connection,
+) -> None:
+    query(
+        version_2,
+        """
+        insert into asset_sync.queue
+          (symbol, feed, ticker, asset_type, name, level, state, attempts, last_attempt_at)
+        values
+          ('GOLD', 'bars', 'C:GOLD', 'forex', 'Gold', 'critical', 'dead', 3, now()),
+          ('TYPO', 'bars', 'C:TYPO', 'forex', 'Typo', 'low', 'dead', 3, now()),
+          ('WELL', 'bars', 'C:WELL', 'forex', 'Well', 'medium', 'idle', 0, now())
+        """,
+    )
+    database.migrate(version_2)
+    rows = query(
+        version_2,
+        """
+        select symbol, state, strikes, failed_tickers, failed_at = last_attempt_at
+        from asset_sync.queue order by symbol
+        """,
+    )
+    assert rows == [
+        ("GOLD", "waiting", 1, ["C:GOLD"], True),
+        ("TYPO", "dead", 1, ["C:TYPO"], True),
+        ("WELL", "idle", 0, [], False),
+    ]
+
+
+def test_what_the_key_was_refused_is_remembered(version_2: Connection) -> None:
+    query(
+        version_2,
+        """
+        insert into asset_sync.denials (key_fingerprint, plan, capability)
+        values ('abc', 'free', 'today')
+        """,
+    )
+    database.migrate(version_2)
+    assert query(version_2, "select capability from asset_sync.entitlements") == [("today",)]
