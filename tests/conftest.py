@@ -27,6 +27,12 @@ _TEMPLATE = "asset_sync_template"
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hangups_end_processes() -> None:
+    """Have SIGHUP end what the tests start, also where nohup started the tests."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def maintenance_url() -> Iterator[str]:
     """The server of the tests: TEST_DATABASE_URL, or an embedded one that is thrown away."""

@@ -249,7 +249,7 @@ FATES = {
     "rate-limit-empty": REFUSED_429,
     "rate-limit-retry-after": REFUSED_429,
     "key-revoked": Fate(4, "key_refused", BACK, ["key_refused"]),
-    "forbidden": Fate(4, "plan_refused", BACK, ["feed_denied"]),
+    "forbidden": Fate(4, "plan_refused", COUNTED, ["feed_denied"] * 2),
     "not-found": Fate(1, "done", COUNTED, ["ticker_unknown"] * 3),
     "server-error": UNANSWERED,
     "bad-gateway": UNANSWERED,

@@ -211,7 +211,7 @@ def run_under(host: Host, lane: str, **faked: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "1 updated" in done.stdout
+    assert "1 refreshed" in done.stdout
 
 
 @pretended
@@ -344,7 +344,7 @@ def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None
         told = commandline.asset_sync(
             "sync", lane, environ=host.environ | zone, directory=host.directory
         )
-        assert (told.code, told.out.split(",")[0]) == (0, f"{lane}: 1 updated")
+        assert (told.code, told.out.split(",")[0]) == (0, f"{lane}: 1 refreshed")
     host.assert_all_is_as_with_any_other_clock(began)
     told = commandline.asset_sync(
         "queue", "status", "--json", environ=host.environ | zone, directory=host.directory

@@ -399,7 +399,7 @@ def test_a_redis_that_stops_within_a_run_is_one_warning_and_fails_nothing(
         told = run("sync", "priority", api=api, redis_url=real_redis.url)
 
     assert told.code == 0
-    assert told.out.startswith("priority: 3 updated")
+    assert told.out.startswith("priority: 3 refreshed")
     assert told.err.count("Redis was not told of new prices (ConnectionError)") == 1
     assert [channel for channel, _ in before] == ["asset:update:XAUUSD"]
     assert len(heard(listener)) == 3, "PostgreSQL tells them all"
