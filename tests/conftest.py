@@ -3,6 +3,7 @@
 import itertools
 import os
 import pwd
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -153,7 +153,8 @@ def test_from_two_calls_without_an_answer_on_there_is_one_at_a_time_half_a_windo
     world.live(600, processes=8)
     alone = world.taken[RATE.calls :]
     assert len(alone) > 5
-    assert all(later - at >= 30 for at, later in itertools.pairwise(alone))
+    gaps = [later - at for at, later in itertools.pairwise(alone)]
+    assert min(gaps) >= 29.999, gaps  # as floats have it
 
 
 # --- the clock ----------------------------------------------------------------------------------
