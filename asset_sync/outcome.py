@@ -346,8 +346,7 @@ def _refused(cursor: Cursor, job: Job, made: Exchange, call: Call, error: Provid
             return _not_entitled(cursor, job, made, call, error)
         case _ if len(items) > 1:  # one of many is at fault, and which is not said
             return _left_to_bars(cursor, job, items, call, error)
-    unknown = isinstance(error, TickerUnknown)
-    return _fail(cursor, job, items[0], call, str(error), verify_ticker=unknown)
+    return _fail(cursor, job, items[0], call, str(error))
 
 
 def _not_entitled(
