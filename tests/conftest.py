@@ -29,9 +29,14 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hangups_end_processes() -> None:
-    """Have SIGHUP end what the tests start, also where nohup started the tests."""
+def signals_end_processes() -> None:
+    """Have SIGHUP and SIGINT end what the tests start, also below nohup and in the background.
+
+    A shell starts what it puts into the background with SIGINT ignored, which is inherited.
+    """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
