@@ -332,16 +332,18 @@ def _refused(cursor: Cursor, job: Job, made: Exchange, call: Call, error: Provid
     """Do with a call that failed as a whole what its kind of error asks for."""
     items = made.items
     match error:
-        case RateLimited() | NotSent():
-            # After a 429 every call waits, so that no item need wait besides.
-            wait = queue.TRY_AGAIN_SECONDS if isinstance(error, NotSent) else 0
+        case NotSent():
+            wait = queue.TRY_AGAIN_SECONDS
             queue.put_back(cursor, items, after_seconds=wait, reason=str(error))
             return Outcome(call, [PutBack(call.symbols, str(error))])
         case Unavailable():
             return _struck(cursor, job, items, call, error)
-        case KeyRefused():
-            queue.put_back(cursor, items, reason=str(error))
-            return Outcome(call, hopeless=error)
+        case RateLimited() | KeyRefused():
+            # As a rule this is the account's. But should one asset alone be answered so, it must
+            # not be the first in line for ever.
+            queue.move_back(cursor, items, str(error), job.settings.queue)
+            told = [PutBack(call.symbols, str(error))] if isinstance(error, RateLimited) else []
+            return Outcome(call, told, hopeless=error if isinstance(error, KeyRefused) else None)
         case TodayDenied() | FeedDenied():
             return _not_entitled(cursor, job, made, call, error)
         case _ if len(items) > 1:  # one of many is at fault, and which is not said

@@ -396,7 +396,8 @@ def _claim(
           for update of q skip locked
         )
         update asset_sync.queue q
-        set state = 'leased', attempts = attempts + 1, last_attempt_at = clock_timestamp(),
+        set state = 'leased', attempts = least(attempts, 1000) + 1,
+          last_attempt_at = clock_timestamp(),
           ticker = (select own.ticker from own where own.symbol = q.symbol and own.feed = q.feed),
           lease_token = gen_random_uuid(),
           lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
@@ -494,6 +495,25 @@ def retire(cursor: Cursor, items: Sequence[Item], reason: str) -> None:
     """End items of a feed that the key may not use; another feed serves their assets."""
     _update_held(
         cursor, items, "state = 'idle', attempts = 0, last_error = %(reason)s", {"reason": reason}
+    )
+
+
+def move_back(cursor: Cursor, items: Sequence[Item], reason: str, settings: QueueSettings) -> None:
+    """Return items behind those that are due already; nothing is counted.
+
+    Raises LostLeaseError.
+    """
+    sort_at = _SORT_AT.format(
+        level="coalesce(nullif(q.level, 'critical'), 'high')",  # these stand at seconds of 1970
+        position="0",
+        due_at="clock_timestamp()",
+    )
+    _update_held(
+        cursor,
+        items,
+        f"""state = 'waiting', attempts = greatest(0, attempts - 1), last_error = %(reason)s,
+           not_before = clock_timestamp(), sort_at = {sort_at}""",
+        {"reason": reason[:500], "aging": settings.aging_seconds},
     )
 
 

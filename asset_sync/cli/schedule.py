@@ -15,6 +15,7 @@ from asset_sync.cli.options import (
     common,
     complain,
     exactly,
+    mutter,
 )
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _installation(options: Common, install: bool) -> "Installation":
     if this.steps:
         complain("The jobs do not have this shell's variables. First put the secrets into files:")
         for step in this.steps:
-            complain(f"  {step}")
+            mutter(f"  {step}")  # to be typed, so never broken
     if this.steps and install:
         raise schedule.ScheduleError("Nothing was installed; run that, then this again.")
     return this
@@ -154,7 +155,7 @@ def _install_units(options: Common, files: "tuple[File, ...]", scope: list[str])
         if why_not:
             complain(f"The units are written, but nothing starts them yet: {why_not}. Run:")
             for one in commands:
-                complain(f"  systemctl {shlex.join(one)}")
+                mutter(f"  systemctl {shlex.join(one)}")
             raise typer.Exit(ExitCode.SOME_FAILED)
     options.say(_installed("systemd", difference))
 
