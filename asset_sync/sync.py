@@ -315,7 +315,8 @@ class _Run:
         if self._job.switched_off:
             return Ended.DISABLED
         runs.prune(self._db)
-        self._enqueue(cycle_seconds=self._settings.batch.interval_seconds)
+        # Once it has begun it waits for what becomes due, also after the database was away.
+        self._enqueue(None if self._tried else self._settings.batch.interval_seconds)
         self._hold_place(in_seconds=0)
         self._database_works()
         while True:

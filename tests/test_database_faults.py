@@ -379,7 +379,7 @@ def test_an_item_whose_claim_was_not_answered_comes_back_with_its_lease(job: Job
         assert job.items() == [("BTCUSD", "leased", 1), ("ETHUSDT", "idle", 0)]
         assert job.in_flight() == 0
         job.clock.sleep(60)
-        assert job.run().updated == ["BTCUSD"]
+        assert "BTCUSD" in job.run().updated
     job.assert_nothing_is_held()
 
 
