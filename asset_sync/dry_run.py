@@ -39,9 +39,11 @@ def plan(
         return ()
     runtime = max_runtime_seconds or job.runtime_seconds
     most = min(limit or settings.queue.max_size, settings.queue.max_size)
-    upcoming = queue.preview(
-        db, job.wanted, settings.queue, most, cycle_seconds=settings.batch.interval_seconds
-    )
+    ahead = settings.batch.interval_seconds
+    due = None if lane is Lane.QUEUE else ahead
+    upcoming = queue.preview(db, job.wanted, settings.queue, most, cycle_seconds=due)
+    if not upcoming:  # as a run does
+        upcoming = queue.preview(db, job.wanted, settings.queue, most, cycle_seconds=ahead)
     times = slots.free_times(slots.budget(db, job.rate), lane)
     asked = [one.symbol for one in upcoming if one.feed is Feed.BARS]
     newest, now = store.newest_bars(db, asked)

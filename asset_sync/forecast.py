@@ -271,8 +271,8 @@ class _Line:
         for asset in self.others:
             asked, period = self._asked(asset), self._period(asset, wait)
             # Who stands in line may be passed over for a window, when a priority run's place is
-            # held; who does not may come due with many others (three windows, as simulated).
-            windows = 1 if period > asked else 3 * load
+            # held; who does not may come due with many others (five windows, as simulated).
+            windows = 1 if period > asked else 5 * load
             pause = windows * self._limit.period_seconds
             yield _of(asset, asked, period, self._cost, pause)
 

@@ -712,7 +712,7 @@ def preview(
     settings: QueueSettings,
     most: int,
     *,
-    cycle_seconds: float,
+    cycle_seconds: float | None,
 ) -> tuple[Upcoming, ...]:
     """Say what a run would serve, in order, and change nothing."""
     rows = query(

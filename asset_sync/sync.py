@@ -315,8 +315,13 @@ class _Run:
         if self._job.switched_off:
             return Ended.DISABLED
         runs.prune(self._db)
-        # Once it has begun it waits for what becomes due, also after the database was away.
-        self._enqueue(None if self._tried else self._settings.batch.interval_seconds)
+        # A run of the queue that has work stays for what becomes due. To refresh that before its
+        # time would take calls from what is due already (simulated: 539 s instead of 410 s between
+        # refreshes of a high asset, beside a long queue).
+        ahead = None if self._tried else self._settings.batch.interval_seconds
+        self._enqueue(ahead if self._lane is Lane.PRIORITY else None)
+        if ahead is not None and not self._line:
+            self._enqueue(ahead)
         self._hold_place(in_seconds=0)
         self._database_works()
         while True:
