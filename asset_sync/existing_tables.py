@@ -462,7 +462,7 @@ def _price(cursor: Cursor, symbol: str) -> Iterator[str]:
 
 def _status(cursor: Cursor, symbol: str) -> Iterator[str]:
     store.save_status(cursor, [symbol])
-    store.save_status(cursor, [symbol], f"{symbol}: the provider does not answer.")
+    store.save_status(cursor, [symbol], "The provider does not answer.")
     cursor.execute(
         f"""
         select status.sync_status from {_STATUS} status

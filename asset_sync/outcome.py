@@ -115,7 +115,7 @@ def refused_by_database(
         item = made.items[0]
         with suppress(ServerError), savepoint(cursor):  # for its status, if it is new
             store.save_symbols(cursor, [_symbol(item)])
-        outcome = Outcome(call, [_failure(cursor, job, item, f"{item.symbol}: {words}")])
+        outcome = Outcome(call, [_failure(cursor, job, item, words)])
     runs.record(cursor, run_id, outcome.call)
     events.notify(cursor, outcome.prices)
     return outcome
@@ -213,7 +213,7 @@ def _no_data(cursor: Cursor, job: Job, item: Item, call: Call) -> Outcome:
 def _looked_up(cursor: Cursor, job: Job, item: Item, call: Call, *, exists: bool) -> Outcome:
     if not exists:
         error = (
-            f"{item.symbol}: the provider knows no ticker {item.ticker}; correct its "
+            f"The provider knows no ticker {item.ticker}; correct its "
             "polygon_ticker in assets.toml."
         )
         call = replace(call, outcome=TickerUnknown.kind)
@@ -240,7 +240,7 @@ def _silent(cursor: Cursor, job: Job, item: Item, call: Call) -> Outcome:
 
 def _no_bars(item: Item) -> str:
     return (
-        f"{item.symbol}: the provider has no bars of {item.ticker} within one call's reach; check "
+        f"The provider has no bars of {item.ticker} within one call's reach; check "
         "that it still trades."
     )
 
@@ -280,7 +280,7 @@ def _quotes_one_by_one(
         except ServerError as error:
             if not refuses_data(error):
                 raise
-            told.append(_failure(cursor, job, item, f"{item.symbol}: {servers_words(error)}"))
+            told.append(_failure(cursor, job, item, servers_words(error)))
         else:
             told.append(_quoted(item, quote, call))
     told += _rows_refused(cursor, job, items, answer)

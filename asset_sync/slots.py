@@ -237,9 +237,13 @@ _SLOTS = """
   )
 """
 
-# Until when nobody may call, by a 429 or by calls without an answer.
+# Until when nobody may call after a 429. No refusal asks for more than an hour, a restored database
+# for more than some windows; a later time is somebody else's mistake, and must not stop the data.
+_BLOCKED_UNTIL = "least(blocked_until, blocked_at + greatest(interval '1 hour', 3 * period))"
+
+# The same, or until when calls without an answer stop the others.
 _STOPPED_UNTIL = f"""
-  greatest(blocked_until, case when unanswered >= {UNANSWERED_CALLS}
+  greatest({_BLOCKED_UNTIL}, case when unanswered >= {UNANSWERED_CALLS}
     then greatest(called_at + period / 2, (select max(ends_by) from slots)) end)
 """
 
@@ -465,7 +469,8 @@ def refused(
         )
         update asset_sync.limiter l
         set blocked_at = now,
-          blocked_until = greatest(blocked_until, now + make_interval(secs => %(seconds)s)),
+          blocked_until =
+            greatest({_BLOCKED_UNTIL}, now + make_interval(secs => %(seconds)s)),
           refused_key = %(refused_key)s, refusals = judged.refusals,
           lowered_at = case when lowers then now when known then lowered_at else '-infinity' end,
           lowered_seconds = case
@@ -526,7 +531,7 @@ def budget(db: Connection, rate: Rate) -> Budget:
         -- no row yet, before the first run, is a free slot
         select extract(epoch from greatest(coalesce(free_at, '-infinity'), now) - now)::float8,
           extract(epoch from greatest({_STOPPED_UNTIL}, now) - now)::float8,
-          extract(epoch from greatest(blocked_until, now) - now)::float8,
+          extract(epoch from greatest({_BLOCKED_UNTIL}, now) - now)::float8,
           reserved_calls,
           extract(epoch from greatest(reserved_at, now - interval '1 day') - now)::float8
         from moment left join slots on true

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 SOURCE = "polygon"
 
+# Whether a bar's prices are numbers: NaN is greater than infinity.
+_HAS_NUMBERS = """(
+  least(bar.open, bar.high, bar.low, bar.close)::float8 > '-infinity'
+  and greatest(bar.open, bar.high, bar.low, bar.close)::float8 < 'infinity'
+)"""
+
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
@@ -84,12 +90,13 @@ def newest_bar(db: Connection, symbol: str) -> tuple[datetime | None, datetime]:
 def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datetime], datetime]:
     """Return the start of the newest bar of each asset that has one, and the time it is.
 
-    Bars of the future and from before 1970 do not count: somebody else wrote them, and they must
-    not hide what is missing before them, or be dates that Python does not know.
+    Bars of the future, from before 1970 and with infinite prices or none (NaN) do not count:
+    somebody else wrote them, and they must not hide what is missing before them, be dates that
+    Python does not know, or prices that JSON does not.
     """
     rows = query(
         db,
-        """
+        f"""
         select asked.symbol, newest.ts, moment.now
         from (select clock_timestamp() as now) as moment
         left join unnest(%s::text[]) as asked (symbol) on true
@@ -97,6 +104,7 @@ def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datet
         left join lateral (
           select bar.ts from market_data.ohlcv_5m bar
           where bar.ticker_id = s.id and bar.ts >= timestamptz 'epoch' and bar.ts <= now()
+            and {_HAS_NUMBERS}
           order by bar.ts desc limit 1
         ) as newest on true
         """,
@@ -143,11 +151,11 @@ def price_of_bar(cursor: Cursor, symbol: str, start: datetime, as_of: datetime) 
     """Return the price of the stored bar that starts then: no quote, the day's figures up to it."""
     day = start.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     cursor.execute(
-        """
+        f"""
         select (array_agg(open order by ts))[1]::float8, max(high)::float8, min(low)::float8,
           (array_agg(close order by ts desc))[1]::float8
         from market_data.ohlcv_5m bar join trading.symbols s on s.id = bar.ticker_id
-        where s.symbol = %s and ts >= %s and ts <= %s
+        where s.symbol = %s and ts >= %s and ts <= %s and {_HAS_NUMBERS}
         """,
         (symbol, day, start),
     )

@@ -306,7 +306,7 @@ class _Run:
             before = runs.reason_before(self._db, self._report.run_id)
         self._report.is_news = before != self._report.reason_ended
         if before in _NO_WAY_IN and self._report.updated:
-            self._tell(Warned(f"The API serves this key again (the last run: {before})."))
+            self._tell(Warned("The API serves this key again."))
 
     def _progress(self) -> int:
         return self._report.served + self._report.bars_written

@@ -572,7 +572,7 @@ def busy(db: Connection, environ: dict[str, str], tmp_path: Path) -> dict[str, s
         select symbol, 'bars', 'C:' || symbol, 'forex', symbol, 'medium',
           case when symbol = 'XAUUSD' then 'dead' else 'waiting' end, 3,
           now() - interval '3 days', now(), now() + interval '100 min',
-          symbol || ': the provider has no bars of it within one call''s reach.'
+          'The provider has no bars of it within one call''s reach.'
         from unnest(%s::text[]) as symbol
         """,
         ([reason.value for reason in Ended], symbols, symbols),

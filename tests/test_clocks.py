@@ -350,8 +350,14 @@ def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None
         "queue", "status", "--json", environ=host.environ | zone, directory=host.directory
     )
     assert '+00:00"' in told.out
-    # Five minutes later, and not before, all of it is due again.
-    for minutes, due in ((4, 0), (1, 1)):
+    # An hour later, and not before, all of it is due again; a run looks five minutes ahead.
+    config = host.directory / "assets.toml"
+    config.write_text(
+        FILE.replace(
+            'asset_type = "crypto"', 'asset_type = "crypto"\nupdate_frequency_seconds = 3600'
+        )
+    )
+    for minutes, due in ((54, 0), (6, 1)):
         query(
             host.db,
             """

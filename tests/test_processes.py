@@ -225,7 +225,13 @@ def test_a_signal_in_the_middle_of_a_call_ends_the_run_and_gives_the_item_back(
 def test_a_signal_while_it_waits_for_a_slot_ends_the_run(
     host: Host, db: Connection, api: StandIn, number: signal.Signals, code: int
 ) -> None:
-    query(db, "update asset_sync.limiter set blocked_until = now() + interval '100 s'")
+    query(
+        db,
+        """
+        update asset_sync.limiter
+        set blocked_at = now(), blocked_until = now() + interval '100 s'
+        """,
+    )
     process = host.start("-v", "sync", "queue")
     assert process.stderr is not None
     until(lambda: "waiting" in process.stderr.readline())  # type: ignore[union-attr]

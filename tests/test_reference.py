@@ -1,5 +1,6 @@
 """What the provider's reference knows is asked within the limit, and costs no call too many."""
 
+import importlib
 import json
 import os
 import pty
@@ -473,6 +474,7 @@ def test_who_may_not_write_the_file_is_told_before_all_else_and_may_look(
     db: Connection, run: Run, file: Path, environ: dict[str, str]
 ) -> None:
     assert run("check").code == 0, "all is imported that nobody may not read"
+    importlib.import_module("getpass")  # the address in an error's sentence needs it
     found = ("assets", "import", "--market", "fx")
     nowhere = environ | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
     with nobody() as directory:
@@ -628,7 +630,7 @@ def test_check_says_which_ticker_is_mistyped_and_what_it_may_be(
     told, as_json = run("check"), run("check", "GOLD", "--json")
 
     assert told.code == as_json.code == 1
-    assert "the provider knows no ticker C:XUAUSD" in told.out
+    assert "The provider knows no ticker C:XUAUSD" in told.out
     assert "Did you mean C:XAUUSD?" in told.out
     assert json.loads(as_json.out)["assets"] == [
         {

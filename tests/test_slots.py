@@ -236,6 +236,18 @@ def test_a_429_that_does_not_say_for_how_long_holds_for_a_minute_at_least(db: Co
     assert refused(db, rate=PAID) == about(60)
 
 
+@pytest.mark.parametrize("until", ["2090-01-01", "9999-01-01"])
+def test_a_block_of_years_that_somebody_else_wrote_stops_nobody_for_longer_than_an_hour(
+    db: Connection, until: str
+) -> None:
+    slots.prepare(db, FREE_PLAN)
+    query(db, "update asset_sync.limiter set blocked_until = %s", (until,))
+    assert isinstance(slots.take(db, Lane.PRIORITY, FREE_PLAN), Slot)
+    query(db, "update asset_sync.limiter set blocked_at = now() - interval '50 min'")
+    assert refused(db) == about(600)
+    assert slots.budget(db, FREE_PLAN).blocked_seconds == about(600)
+
+
 def test_the_third_refusal_after_a_full_wait_lowers_this_keys_rate_to_the_free_plans(
     db: Connection, clock: ShiftingClock
 ) -> None:

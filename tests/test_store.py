@@ -278,6 +278,24 @@ def test_an_asset_with_nothing_but_a_bar_of_an_impossible_time_has_no_bars(
     assert store.newest_bar(db, "EURUSD")[0] is None
 
 
+@pytest.mark.parametrize("figure", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("column", ["open", "high", "low", "close"])
+def test_a_bar_whose_prices_are_no_numbers_is_neither_the_newest_nor_in_a_price(
+    db: Connection, column: str, figure: str
+) -> None:
+    save_bars(db, [bar(0), bar(1)])
+    store_bar_of(db, "2024-01-01 00:00:00+00")
+    for ts in (NOON - timedelta(minutes=5), NOON + timedelta(minutes=10)):
+        store_bar_of(db, ts.isoformat())
+        query(db, f"update market_data.ohlcv_5m set {column} = %s where ts = %s", (figure, ts))
+
+    newest, now = store.newest_bar(db, "EURUSD")
+    assert newest == NOON + timedelta(minutes=5)
+    with transaction(db) as cursor:
+        price = store.price_of_bar(cursor, "EURUSD", newest, now)
+    assert json.loads(json.dumps(price.as_json(), allow_nan=False))["last_price"] == bar(1).close
+
+
 def test_the_bar_that_starts_now_is_the_newest(db: Connection) -> None:
     with transaction(db) as cursor:
         store.save_symbols(cursor, [EURUSD])

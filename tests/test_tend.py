@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import pytest
@@ -38,6 +39,18 @@ def tell(url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 
 
 @pytest.fixture
+def in_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that name A to D and one that no run has seen; E is switched off."""
+    blocks = [
+        f'[[secondary_assets]]\nsymbol = "{symbol}"\npolygon_ticker = "C:{symbol}"\n'
+        f'asset_type = "forex"\nenabled = {str(symbol != "E").lower()}\n'
+        for symbol in ("A", "B", "C", "D", "E", "NEW")
+    ]
+    (tmp_path / "assets.toml").write_text("\n".join(blocks))
+    monkeypatch.setenv("ASSET_SYNC_CONFIG", str(tmp_path / "assets.toml"))
+
+
+@pytest.fixture
 def stocked(db: Connection) -> Connection:
     """A queue in which A is dead, B waits, C is fresh, and D is at work."""
     wanted = [queue.Wanted(asset(symbol, Level.HIGH), Feed.BARS) for symbol in "ADCB"]
@@ -46,7 +59,7 @@ def stocked(db: Connection) -> Connection:
         items = () if one.asset.symbol == "B" else _claim(db)
         with transaction(db) as cursor:
             if one.asset.symbol == "A":
-                queue.fail(cursor, items[0], "A: no such thing.", SETTINGS)
+                queue.fail(cursor, items[0], "No such thing.", SETTINGS)
             if one.asset.symbol == "C":
                 queue.finish(cursor, items)
     return db
@@ -72,7 +85,7 @@ def test_the_list_begins_with_what_needs_attention(stocked: Connection) -> None:
         ("B", "waiting"),
         ("C", "idle"),
     ]
-    assert found[0].last_error == "A: no such thing."
+    assert found[0].last_error == "No such thing."
 
 
 @pytest.mark.parametrize(
@@ -125,9 +138,10 @@ def test_a_queue_of_more_than_a_thousand_is_not_cut_without_a_word(
 def test_the_list_says_why_something_is_dead(stocked: Connection, tell: Tell) -> None:
     _, out, _ = tell("queue", "list", "--state", "dead")
 
-    assert "A: no such thing." in out
+    assert "A: No such thing." in out
 
 
+@pytest.mark.usefixtures("in_settings")
 def test_what_is_dead_is_not_said_to_wait_out_a_delay(stocked: Connection, tell: Tell) -> None:
     [_, row, *_] = tell("queue", "list", "--state", "dead")[1].splitlines()
 
@@ -199,6 +213,7 @@ def test_what_was_unknown_to_the_provider_is_asked_for_anew_when_retried(
 # --- add --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("in_settings")
 def test_a_fresh_asset_can_be_put_in_line_before_it_is_due(stocked: Connection, tell: Tell) -> None:
     code, _, _ = tell("queue", "add", "C")
 
@@ -206,6 +221,7 @@ def test_a_fresh_asset_can_be_put_in_line_before_it_is_due(stocked: Connection, 
     assert states(stocked)["C"] == "waiting"
 
 
+@pytest.mark.usefixtures("in_settings")
 def test_what_a_run_holds_is_not_touched(stocked: Connection, tell: Tell) -> None:
     code, out, _ = tell("queue", "add", "D")
 
@@ -214,8 +230,9 @@ def test_what_a_run_holds_is_not_touched(stocked: Connection, tell: Tell) -> Non
     assert states(stocked)["D"] == "leased"
 
 
+@pytest.mark.usefixtures("in_settings")
 def test_each_symbol_that_is_put_in_line_gets_an_answer(stocked: Connection, tell: Tell) -> None:
-    code, out, _ = tell("queue", "add", "A", "B", "C", "D", "XAUUSD")
+    code, out, _ = tell("queue", "add", "A", "B", "C", "D", "NEW")
 
     assert code == 0
     [_, added, *others] = out.splitlines()
@@ -224,8 +241,39 @@ def test_each_symbol_that_is_put_in_line_gets_an_answer(stocked: Connection, tel
         "A is dead: `asset-sync queue retry A` tries it again.",
         "B stands in line already.",
         "D is at work in a run just now.",
-        "XAUUSD waits for its first run, which refreshes it.",
+        "NEW waits for its first run, which refreshes it.",
     ]
+
+
+@pytest.mark.usefixtures("in_settings")
+def test_what_no_run_refreshes_is_not_put_in_line(stocked: Connection, tell: Tell) -> None:
+    query(stocked, "update asset_sync.queue set symbol = 'OLD' where symbol = 'B'")
+    query(stocked, "update asset_sync.queue set symbol = 'E', state = 'idle' where symbol = 'C'")
+
+    code, out, _ = tell("queue", "add", "OLD", "E")
+
+    assert code == 0
+    assert out.splitlines() == [
+        (
+            "OLD is not in the settings, so no run refreshes it; `asset-sync queue remove OLD`"
+            " takes it out of the queue."
+        ),
+        "E is switched off in the settings (enabled = false); no run refreshes it.",
+    ]
+    assert states(stocked)["E"] == "idle"
+
+
+@pytest.mark.usefixtures("in_settings")
+def test_the_list_shows_what_no_run_refreshes(stocked: Connection, tell: Tell) -> None:
+    query(stocked, "update asset_sync.queue set symbol = 'OLD' where symbol = 'B'")
+    query(stocked, "update asset_sync.queue set symbol = 'E' where symbol = 'C'")
+
+    _, out, _ = tell("queue", "list", "OLD", "E")
+    _, as_json, _ = tell("queue", "list", "--json")
+
+    assert [" ".join(row.split()[3:5]) for row in out.splitlines()[1:]] == ["left over", "off -"]
+    wanted = {one["symbol"]: one["wanted"] for one in json.loads(as_json)["items"]}
+    assert wanted == {"A": True, "D": True, "OLD": False, "E": False}
 
 
 # --- remove -----------------------------------------------------------------------------------
@@ -273,6 +321,7 @@ def test_what_a_run_holds_is_not_removed(stocked: Connection, tell: Tell) -> Non
     assert states(stocked)["D"] == "leased"
 
 
+@pytest.mark.usefixtures("in_settings")
 @pytest.mark.parametrize("command", [("retry", "A"), ("add", "C"), ("remove", "A")], ids=" ".join)
 def test_a_dry_run_tells_what_it_would_do_and_does_nothing(
     stocked: Connection, tell: Tell, command: tuple[str, str]
@@ -299,7 +348,7 @@ def history(db: Connection, clock: ShiftingClock) -> int:
     runs.end(db, first, "done", updated=3, failed=0, waited_seconds=1.5)
     second = runs.start(db, "queue")
     with transaction(db) as cursor:
-        made = runs.Call(Feed.BARS, ["EURUSD"], "unreadable", 0.25, 7, "EURUSD: rubbish.")
+        made = runs.Call(Feed.BARS, ["EURUSD"], "unreadable", 0.25, 7, "rubbish.")
         runs.record(cursor, second, made)
     return second
 

@@ -1,21 +1,13 @@
-"""A timestamp that Python does not know ends no command."""
+"""A timestamp that Python or PostgreSQL cannot compute with ends no command."""
 
-import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
-import commandline
+import psycopg2
 import pytest
 
 from asset_sync.database import Connection, query
 from asset_sync.timestamps import EARLIEST, LATEST
-
-FILE = """
-[[secondary_assets]]
-symbol = "EURUSD"
-polygon_ticker = "C:EURUSD"
-asset_type = "forex"
-"""
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/St_Johns"])
@@ -43,27 +35,49 @@ def test_each_is_read_as_the_nearest_that_python_knows(
     assert query(db, "select %s::timestamptz", (stored,)) == [(read,)]
 
 
-@pytest.mark.parametrize("at", ["4713-01-01 BC", "10000-01-01", "294276-12-31"])
-def test_the_commands_that_show_times_show_it(
-    url: str, db: Connection, tmp_path: Path, at: str
+_OF_OURS = {
+    "queue": ("added_at", "due_at", "sort_at", "not_before", "last_success_at", "last_attempt_at"),
+    "runs": ("started_at", "ended_at"),
+    "calls": ("at",),
+}
+_OF_OURS_FROM_LONG_AGO = {  # -infinity stands for never
+    "queue": ("failed_at",),
+    "slots": ("stamped_at", "previous_stamped_at"),
+    "limiter": ("blocked_until", "reserved_at", "seen_at", "answered_at", "called_at"),
+}
+_NUMBERS = {"slots": ("open_seconds", "previous_open_seconds"), "runs": ("waited_seconds",)}
+
+
+def _each(tables: Mapping[str, Sequence[str]], *values: str) -> list[tuple[str, str, str]]:
+    return [
+        (table, column, value)
+        for table, columns in tables.items()
+        for column in columns
+        for value in values
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        *_each(_OF_OURS, "4713-01-01 BC", "-infinity", "10000-01-01", "infinity"),
+        *_each(_OF_OURS_FROM_LONG_AGO, "10000-01-01", "infinity"),
+        *_each(_NUMBERS, "NaN", "infinity", "-1"),
+    ],
+)
+def test_our_own_tables_take_no_time_or_number_with_which_no_command_can_compute(
+    db: Connection, table: str, column: str, value: str
 ) -> None:
-    (tmp_path / "assets.toml").write_text(FILE)
     query(
         db,
         """
-        insert into asset_sync.queue (symbol, feed, ticker, asset_type, name, level, due_at,
-          last_success_at)
-        values ('EURUSD', 'bars', 'C:EURUSD', 'forex', '', 'medium', %(at)s, %(at)s);
-        insert into asset_sync.runs (command, host, pid, started_at, ended_at)
-        values ('queue', '', 1, %(at)s, %(at)s)
+        insert into asset_sync.queue (symbol, feed, ticker, asset_type, name, level)
+        values ('EURUSD', 'bars', 'C:EURUSD', 'forex', '', 'medium');
+        insert into asset_sync.runs (command, host, pid) values ('queue', '', 1);
+        insert into asset_sync.calls (feed, symbols, outcome, duration_ms)
+        values ('bars', '{EURUSD}', 'ok', 1);
+        insert into asset_sync.slots default values
         """,
-        {"at": at},
     )
-    environ = {"HOME": str(tmp_path), "DATABASE_URL": url, "POLYGON_API_KEY": "key"}
-    for command in ("queue list", "queue status", "assets list", "runs", "health", "metrics"):
-        for how in ([], ["--json"] if command != "metrics" else []):
-            told = commandline.asset_sync(
-                *command.split(), *how, environ=environ, directory=tmp_path
-            )
-            assert told.code in {0, 1}, (command, told)
-            assert not how or json.loads(told.out) is not None
+    with pytest.raises(psycopg2.errors.CheckViolation):
+        query(db, f"update asset_sync.{table} set {column} = %s", (value,))

@@ -93,3 +93,34 @@ def test_what_the_key_was_refused_is_remembered(version_2: Connection) -> None:
     )
     database.migrate(version_2)
     assert query(version_2, "select capability from asset_sync.entitlements") == [("today",)]
+
+
+def test_times_and_numbers_with_which_nobody_can_compute_are_taken_out(
+    version_2: Connection,
+) -> None:
+    query(
+        version_2,
+        """
+        insert into asset_sync.queue
+          (symbol, feed, ticker, asset_type, name, level, due_at, last_success_at)
+        values
+          ('EURUSD', 'bars', 'C:EURUSD', 'forex', '', 'medium', 'infinity', now()),
+          ('GBPUSD', 'bars', 'C:GBPUSD', 'forex', '', 'medium', now(), '4713-01-01 BC'),
+          ('USDJPY', 'bars', 'C:USDJPY', 'forex', '', 'medium', now(), now());
+        insert into asset_sync.runs (command, host, pid, started_at, waited_seconds)
+        values ('queue', '', 1, 'infinity', 0), ('queue', '', 1, now(), 'NaN'),
+          ('queue', '', 1, now(), 1);
+        insert into asset_sync.slots (ended_at) values ('infinity'), (now());
+        update asset_sync.limiter set blocked_until = 'infinity'
+        """,
+    )
+    database.migrate(version_2)
+    assert query(version_2, "select symbol from asset_sync.queue") == [("USDJPY",)]
+    assert query(version_2, "select count(*) from asset_sync.runs") == [(1,)]
+    assert query(version_2, "select stamped_at <= clock_timestamp() from asset_sync.slots") == [
+        (True,),
+        (True,),
+    ]
+    assert query(
+        version_2, "select blocked_until from asset_sync.limiter where blocked_until < now()"
+    )

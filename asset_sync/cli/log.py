@@ -180,7 +180,7 @@ def sentence(progress: Progress) -> str:
         case Synced():
             text = _synced(progress)
         case Failed():
-            text = f"failed: {progress.error}"
+            text = f"failed: {progress.symbol}: {progress.error}"
         case PutBack():
             text = f"put back {names(progress.symbols)}: {progress.reason}"
         case Warned():

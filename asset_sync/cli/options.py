@@ -103,7 +103,7 @@ def complain(text: str) -> None:
 def mutter(line: str) -> None:
     """Print to stderr as it is; no run ends because its log's disk is full or nobody reads on."""
     try:
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+        print(_printable(line), file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
         _give_up(sys.stderr)
 
@@ -116,7 +116,7 @@ def answer(text: str) -> None:
 def exactly(text: str) -> None:
     """Print to stdout what is to be copied: nothing is broken between lines."""
     try:
-        print(text, flush=True)  # noqa: T201
+        print(_printable(text), flush=True)  # noqa: T201
     except BrokenPipeError:
         raise  # nobody reads on, which typer knows how to end
     except OSError as error:
@@ -155,6 +155,13 @@ def plain(row: Row) -> dict[str, object]:
 
 
 _COLOURS = re.compile(r"\x1b\[\d+m")
+# What a terminal obeys and nobody reads, but for line ends, tabs and colours: a database's or a
+# provider's words may hold it.
+_CONTROLS = re.compile(r"(?!\x1b\[\d+m)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _printable(text: str) -> str:
+    return _CONTROLS.sub("", text)
 
 
 def width_of(text: str) -> int:

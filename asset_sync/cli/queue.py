@@ -210,7 +210,7 @@ def _next(status: Status) -> str:
 def _dead(status: Status) -> str:
     from asset_sync.cli.show import bold, red  # noqa: PLC0415
 
-    errors = (red(wrapped(one.error, sys.stdout)) for one in status.dead)
+    errors = (red(wrapped(f"{one.symbol}: {one.error}", sys.stdout)) for one in status.dead)
     return "\n".join([bold("dead"), *errors])
 
 

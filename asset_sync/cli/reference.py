@@ -357,7 +357,7 @@ def _show_checked(
     for asset in (one.asset for one in checked if one.verdict is Verdict.UNKNOWN):
         near = nearest.get(asset.symbol)
         answer(
-            f"{red(asset.symbol)}: the provider knows no ticker {asset.ticker}; correct its"
+            f"{red(asset.symbol)}: The provider knows no ticker {asset.ticker}; correct its"
             f" polygon_ticker in {settings.source}.{f' Did you mean {near}?' if near else ''}"
         )
     for why, some in _by_reason(checked).items():

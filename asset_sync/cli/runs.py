@@ -91,8 +91,7 @@ def runs_show(
         exactly(f"\n{_calls(calls)}")
     for call in calls:
         if call.error:
-            error = call.error.removeprefix(f"{call.symbols[0]}: ")
-            answer(f"{', '.join(call.symbols[:3])}: {error}")
+            answer(f"{', '.join(call.symbols[:3])}: {call.error}")
 
 
 def _tell_hosts(found: "Sequence[Run]") -> None:

@@ -1,7 +1,7 @@
 """`asset-sync queue list | add | retry | remove`: the queue by hand; adds to `queue`'s app."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,6 @@ import typer
 from asset_sync.assets import Level
 from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import (
-    Common,
     Config,
     Json,
     PlainUsage,
@@ -69,7 +68,8 @@ def queue_list(
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_STATES)}.")
     options = common(context, config, quiet, verbose)
     levels = [one.value for one in level or ()]
-    with _database(options) as db:
+    settings = options.settings()
+    with _database(settings) as db:
         chosen = _known(db, symbols or ())
         found = queue_admin.entries(
             db, symbols=chosen, states=state or (), levels=levels, most=limit
@@ -78,7 +78,7 @@ def queue_list(
         if len(found) == limit:
             total = queue_admin.count(db, symbols=chosen, states=state or (), levels=levels)
             more = max(0, total - limit)
-    _show(found, as_json, "Nothing in the queue is like that.")
+    _show(found, as_json, "Nothing in the queue is like that.", settings)
     if more:
         options.say(f"{more:,} more are not shown: --limit {limit + more} lists them all.")
 
@@ -99,10 +99,12 @@ def queue_retry(
     """
     from asset_sync import queue_admin  # noqa: PLC0415
 
-    with _database(common(context, config, quiet, verbose)) as db:
+    settings = common(context, config, quiet, verbose).settings()
+    with _database(settings) as db:
         chosen = _known(db, symbols or ())
         changed = _do(db, dry_run, lambda: queue_admin.retry(db, chosen))
-    _show(changed, as_json, "Nothing is dead or delayed; the next run tries all that is due.")
+    nothing = "Nothing is dead or delayed; the next run tries all that is due."
+    _show(changed, as_json, nothing, settings)
 
 
 @app.command("add", cls=PlainUsage)
@@ -123,24 +125,43 @@ def queue_add(
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
-    with _database(options, settings) as db:
+    with _database(settings) as db:
         there = queue_admin.symbols(db)
         new = [asset.symbol for asset in settings.assets if asset.symbol not in there]
         chosen = known_symbols(symbols, {*there, *new}, "The queue has no asset", "queue list")
-        changed = _do(db, dry_run, lambda: queue_admin.add(db, chosen))
+        unwanted = _unwanted(chosen, settings)
+        wanted = [symbol for symbol in chosen if symbol not in unwanted]
+        changed = _do(db, dry_run, lambda: queue_admin.add(db, wanted)) if wanted else ()
         added = {entry.symbol for entry in changed}
         others = [symbol for symbol in chosen if symbol not in added]
         entries = queue_admin.entries(db, symbols=others) if others else ()
     if changed or as_json:
-        _show(changed, as_json, "")
+        _show(changed, as_json, "", settings)
     if not as_json:
         states = {entry.symbol: entry.state for entry in reversed(entries)}
         for symbol in others:
-            answer(_why_not_added(symbol, states.get(symbol)))
+            answer(_why_not_added(symbol, unwanted.get(symbol) or states.get(symbol)))
+
+
+def _unwanted(symbols: "Iterable[str]", settings: "Settings") -> dict[str, str]:
+    """Return those of the symbols that no run with these settings refreshes, and why not."""
+    wanted = {asset.symbol for asset in settings.assets}
+    off = {asset.symbol for asset in settings.switched_off}
+    left = (symbol for symbol in symbols if symbol not in wanted)
+    return {symbol: "off" if symbol in off else "left over" for symbol in left}
 
 
 def _why_not_added(symbol: str, state: str | None) -> str:
     match state:
+        case "off":
+            return (
+                f"{symbol} is switched off in the settings (enabled = false); no run refreshes it."
+            )
+        case "left over":
+            return (
+                f"{symbol} is not in the settings, so no run refreshes it; `asset-sync queue remove"
+                f" {symbol}` takes it out of the queue."
+            )
         case None:
             return f"{symbol} waits for its first run, which refreshes it."
         case "leased":
@@ -172,7 +193,7 @@ def queue_remove(
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
-    with _database(options, settings) as db:
+    with _database(settings) as db:
         chosen = _known(db, symbols)
         asked = f"Forget what the queue knows of {', '.join(chosen)}?"
         if not (yes or dry_run or agreed(asked)):
@@ -180,7 +201,7 @@ def queue_remove(
             raise typer.Exit(ExitCode.USAGE)
         removed = _do(db, dry_run, lambda: queue_admin.remove(db, chosen))
     if as_json:
-        _show(removed, as_json, "")
+        _show(removed, as_json, "", settings)
         return
     gone = sorted({entry.symbol for entry in removed})
     if gone:
@@ -197,10 +218,10 @@ def queue_remove(
 
 
 @contextmanager
-def _database(options: Common, settings: "Settings | None" = None) -> Iterator["Connection"]:
+def _database(settings: "Settings") -> Iterator["Connection"]:
     from asset_sync import database  # noqa: PLC0415
 
-    with database.session((settings or options.settings()).conninfo) as db:
+    with database.session(settings.conninfo) as db:
         yield db
 
 
@@ -230,9 +251,11 @@ def _known(db: "Connection", symbols: Sequence[str]) -> list[str]:
     return known_symbols(symbols, queue_admin.symbols(db), "The queue has no asset", "queue list")
 
 
-def _show(found: "Sequence[Entry]", as_json: bool, nothing: str) -> None:
+def _show(found: "Sequence[Entry]", as_json: bool, nothing: str, settings: "Settings") -> None:
+    unwanted = _unwanted((one.symbol for one in found), settings)
     if as_json:
-        exactly(json.dumps({"items": [plain(entry) for entry in found]}, indent=2))
+        items = [{**plain(one), "wanted": one.symbol not in unwanted} for one in found]
+        exactly(json.dumps({"items": items}, indent=2))
         return
     if not found:
         answer(nothing)
@@ -244,7 +267,7 @@ def _show(found: "Sequence[Entry]", as_json: bool, nothing: str) -> None:
             one.symbol,
             one.feed.value,
             one.level.value,
-            red(one.state) if one.state == "dead" else one.state,
+            unwanted.get(one.symbol) or (red(one.state) if one.state == "dead" else one.state),
             # what is dead waits for nothing
             duration(one.wait_seconds) if one.wait_seconds and one.state != "dead" else "-",
             str(one.attempts),
@@ -256,4 +279,4 @@ def _show(found: "Sequence[Entry]", as_json: bool, nothing: str) -> None:
     exactly(table(columns, rows, spare=[">tries", "feed", "level", ">delayed"]))
     for one in found:
         if one.last_error:
-            answer(f"{red(one.symbol)}: {one.last_error.removeprefix(f'{one.symbol}: ')}")
+            answer(f"{red(one.symbol)}: {one.last_error}")

@@ -22,6 +22,9 @@ set strikes = 1, failed_at = coalesce(last_attempt_at, now()), failed_tickers = 
 where state = 'dead' or attempts > 0;
 update asset_sync.queue set state = 'waiting', not_before = now()
 where state = 'dead' and level = 'critical';
+-- The symbol is no longer a part of the sentence.
+update asset_sync.queue set last_error = substr(last_error, length(symbol) + 3)
+where starts_with(last_error, symbol || ': ');
 
 comment on column asset_sync.queue.sort_at is
   'The order of service: due_at plus an allowance per level, so that low items are late but never '
@@ -130,3 +133,45 @@ comment on column asset_sync.limiter.tables_tried is
 alter table asset_sync.runs add column started_by text;
 comment on column asset_sync.runs.started_by is
   'terminal, cron, systemd or other, as the process itself found; null of a run before version 3.';
+
+-- Times that no clock shows, and numbers that are none, would end every command that computes with
+-- them. They are taken out, and cannot be written any more. What the queue forgets comes back with
+-- the next run.
+
+delete from asset_sync.queue
+where least(added_at, due_at, sort_at, not_before, last_success_at, last_attempt_at) < 'epoch'
+  or greatest(added_at, due_at, sort_at, not_before, last_success_at, last_attempt_at, failed_at,
+    lease_until, backfilled_to) >= '10000-01-01 00:00:00+00';
+alter table asset_sync.queue add constraint queue_times_check check (
+  least(added_at, due_at, sort_at, not_before, last_success_at, last_attempt_at) >= 'epoch'
+  and greatest(added_at, due_at, sort_at, not_before, last_success_at, last_attempt_at, failed_at,
+    lease_until, backfilled_to) < '10000-01-01 00:00:00+00'
+);
+
+delete from asset_sync.runs
+where least(started_at, ended_at) < 'epoch'
+  or greatest(started_at, ended_at) >= '10000-01-01 00:00:00+00'
+  or waited_seconds not between 0 and 1e9;
+alter table asset_sync.runs add constraint runs_times_check check (
+  least(started_at, ended_at) >= 'epoch'
+  and greatest(started_at, ended_at) < '10000-01-01 00:00:00+00'
+  and waited_seconds between 0 and 1e9
+);
+
+delete from asset_sync.calls where at < 'epoch' or at >= '10000-01-01 00:00:00+00';
+alter table asset_sync.calls add constraint calls_times_check
+  check (at >= 'epoch' and at < '10000-01-01 00:00:00+00');
+
+update asset_sync.slots set stamped_at = clock_timestamp(), previous_stamped_at = null
+where greatest(stamped_at, previous_stamped_at) >= '10000-01-01 00:00:00+00';
+alter table asset_sync.slots add constraint slots_times_check check (
+  greatest(stamped_at, previous_stamped_at) < '10000-01-01 00:00:00+00'
+  and open_seconds between 0 and 1e9 and previous_open_seconds between 0 and 1e9
+);
+
+update asset_sync.limiter set blocked_until = '-infinity', reserved_at = '-infinity'
+where greatest(blocked_until, reserved_at) >= '10000-01-01 00:00:00+00';
+alter table asset_sync.limiter add constraint limiter_times_check check (
+  greatest(blocked_until, blocked_at, reserved_at, answered_at, called_at, lowered_at, seen_at,
+    mark_at, jumped_at) < '10000-01-01 00:00:00+00'
+);

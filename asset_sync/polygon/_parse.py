@@ -38,6 +38,8 @@ _MAX_TRADES = 2**31 - 1
 _MAX_TICKER = 64
 # Wider than any pair of currencies: a bitcoin in the weakest one, a token in dollars.
 _LEAST_PRICE, _MOST_PRICE = 1e-12, 1e12
+# A thousand times what five minutes of the most traded token have.
+_MOST_VOLUME = 1e18
 # The provider rounds each price for itself, so open and close may leave low..high by this part.
 _ROUNDING = 1e-6
 # A cursor has some 200 characters; servers refuse addresses of more than about this.
@@ -71,6 +73,7 @@ class Flaw(StrEnum):
 
     UNREADABLE = "a figure that is missing or no number"
     PRICE = "a price outside 1e-12 to 1e12"
+    VOLUME = "a volume below 0 or above 1e18"
     UPSIDE_DOWN = "a high below the low"
     OPEN_OR_CLOSE = "an open or close outside low to high"
     OFF_THE_MARK = "a start that is not on a five-minute mark"
@@ -365,9 +368,10 @@ def _bar_or_object(row: dict[str, object]) -> object:
         or low is None
         or close is None
         or volume is None
-        or volume < 0
     ):
         return Flaw.UNREADABLE
+    if not 0 <= volume <= _MOST_VOLUME:
+        return Flaw.VOLUME
     flaw = _flaw(start, open_, high, low, close)
     if flaw is not None:
         return flaw

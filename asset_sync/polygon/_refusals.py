@@ -140,8 +140,8 @@ def _denied(said: str, asked: str) -> ProviderError:
             " end, or too long ago; ask up to yesterday (UTC), or change the plan."
         )
     return FeedDenied(
-        f"The plan of this key does not include this data for {asked};"
-        " use the feed that it has (bars), or change the plan."
+        f"The plan of this key does not include this data for {asked}; change the plan, or switch"
+        " the asset off (enabled = false)."
     )
 
 
