@@ -27,21 +27,23 @@ import psycopg2.extras
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from asset_sync import embedded, queue, runs, store  # noqa: E402
-from asset_sync.assets import Asset, AssetType, Feed, Level  # noqa: E402
+from asset_sync import queue  # noqa: E402
+from asset_sync.budget.bucket import Limiter  # noqa: E402
+from asset_sync.budget.slots import Lane, Rate, Slot  # noqa: E402
 from asset_sync.database import (  # noqa: E402
     Connection,
     Cursor,
+    embedded,
     migrate,
     query,
     raw_session,
     transaction,
 )
-from asset_sync.limiter import Limiter  # noqa: E402
-from asset_sync.polygon import Bar  # noqa: E402
+from asset_sync.model import Asset, AssetType, Feed, Level  # noqa: E402
+from asset_sync.provider.polygon import Bar  # noqa: E402
 from asset_sync.queue import Wanted  # noqa: E402
 from asset_sync.settings import SHIPPED_FILE, Secret, load  # noqa: E402
-from asset_sync.slots import Lane, Rate, Slot  # noqa: E402
+from asset_sync.store import market, runs  # noqa: E402
 
 STARTS, CLAIMS, SLOTS, WRITES = 15, 50, 50, 5
 BARS, BIG_ANSWER = 10_000, 50_000
@@ -309,7 +311,7 @@ def bars_written(address: str) -> Iterator[Line]:
     bars = [answer_bar(1_700_000_000_000 + number * 300_000) for number in range(BARS)]
     with raw_session(Secret(address)) as db:
         with transaction(db) as cursor:
-            store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
+            market.save_symbols(cursor, [market.Symbol("EURUSD", "Euro", "forex")])
         [(ticker_id,)] = query(db, "select id from trading.symbols")
         rows = [(ticker_id, bar.start_ms / 1000, *bar[1:]) for bar in bars]
 
@@ -327,7 +329,7 @@ def bars_written(address: str) -> Iterator[Line]:
             )
 
         def ours(cursor: Cursor) -> None:
-            if store.save_bars(cursor, "EURUSD", bars) != BARS:
+            if market.save_bars(cursor, "EURUSD", bars) != BARS:
                 raise RuntimeError("not all bars were written")
 
         def rows_per_second(write: Callable[[Cursor], None]) -> Callable[[], float]:

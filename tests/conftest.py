@@ -15,14 +15,15 @@ import psycopg2
 import pytest
 from anytime import WEDNESDAY, Today
 
-from asset_sync import database, embedded, sync
-from asset_sync.assets import Asset, AssetType, Feed, Level
-from asset_sync.database import Connection, Row
+from asset_sync import database
+from asset_sync.budget.slots import Lane
+from asset_sync.database import Connection, Row, embedded
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
+from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.queue import Wanted
 from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load
-from asset_sync.slots import Lane
+from asset_sync.sync import loop
 
 _TEMPLATE = "asset_sync_template"
 _numbers = itertools.count(1)
@@ -207,8 +208,8 @@ class _Closing(list[Connection]):
             connection.close()
 
 
-class ShiftingClock(sync.Clock):
-    """A clock for `sync.run` that does not wait: it moves the database's past away instead.
+class ShiftingClock(loop.Clock):
+    """A clock for `loop.run` that does not wait: it moves the database's past away instead.
 
     Hand `monotonic` to the stand-in, too, and both agree on how late it is.
     """
@@ -360,7 +361,7 @@ def with_ether(url: str, db: Connection, api: StandIn, home: Path) -> dict[str, 
         "DATABASE_URL": url,
         "POLYGON_API_KEY": api.key,
         "POLYGON_BASE_URL": api.base_url,
-        "PYTHONPATH": str(Path(sync.__file__).parents[1]),
+        "PYTHONPATH": str(Path(loop.__file__).parents[1]),
     }
 
 

@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn
 
-from asset_sync import embedded
+from asset_sync.database import embedded
 
 # A commit may be lost with the server, if its user wants it so, but only then.
 _QUICK = "fsync = off\nfull_page_writes = off\nwal_writer_delay = 10s\n"

@@ -29,14 +29,15 @@ import psycopg2.extensions
 from anytime import SEARCH_PATH, WEDNESDAY, shadowing
 from psycopg2.extensions import make_dsn
 
-from asset_sync import database, sync
+from asset_sync import database
+from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, Cursor, Parameters
-from asset_sync.polygon import Unanswered, _client
-from asset_sync.polygon._http import Reply
-from asset_sync.polygon._parse import REFERENCE_PATH
-from asset_sync.progress import Failed, Progress, PutBack, Synced, Waiting, Warned
+from asset_sync.provider.polygon import Unanswered, _client
+from asset_sync.provider.polygon._http import Reply
+from asset_sync.provider.polygon._parse import REFERENCE_PATH
 from asset_sync.settings import Secret, Settings
-from asset_sync.slots import Lane
+from asset_sync.sync import loop
+from asset_sync.sync.progress import Failed, Progress, PutBack, Synced, Waiting, Warned
 
 DAY = 86_400.0
 NOON = datetime.fromisoformat(WEDNESDAY)
@@ -112,7 +113,7 @@ class World:
         return awake
 
 
-class WorldClock(sync.Clock):
+class WorldClock(loop.Clock):
     """The world's time, as a run measures it.
 
     A run that waits looks every few seconds whether somebody has changed something. Where nobody
@@ -131,7 +132,7 @@ class WorldClock(sync.Clock):
         alone = self._world.sleep(seconds)
         left, self.announced_seconds = self.announced_seconds - seconds, 0.0
         while alone and left > 0:
-            pause = min(left, sync.POLL_SECONDS)
+            pause = min(left, loop.POLL_SECONDS)
             alone = self._world.sleep(pause)
             left -= pause
 
@@ -269,7 +270,7 @@ def _cron(
 
     while world.now < seconds:
         started = world.now
-        report = sync.run(db, settings, lane, clock=clock, tell=listen)
+        report = loop.run(db, settings, lane, clock=clock, tell=listen)
         if lane is Lane.PRIORITY:
             day.waits.append(report.waited_seconds)
         clock.sleep(started + settings.batch.interval_seconds - world.now)

@@ -42,12 +42,18 @@ sys.path.insert(0, str(REPOSITORY))
 
 from simulation import Api, Asked, Day, Freeze, Jump, live_through  # noqa: E402
 
-from asset_sync import embedded, slots  # noqa: E402
-from asset_sync.assets import Asset, AssetType, Level  # noqa: E402
-from asset_sync.database import Connection, migrate, query, raw_session  # noqa: E402
+from asset_sync.budget import slots  # noqa: E402
+from asset_sync.database import (  # noqa: E402
+    Connection,
+    embedded,
+    migrate,
+    query,
+    raw_session,
+)
 from asset_sync.demo import replay  # noqa: E402
 from asset_sync.demo.server import StandIn  # noqa: E402
-from asset_sync.polygon._http import Reply  # noqa: E402
+from asset_sync.model import Asset, AssetType, Level  # noqa: E402
+from asset_sync.provider.polygon._http import Reply  # noqa: E402
 from asset_sync.settings import SHIPPED_FILE, VARIABLES, Secret, Settings, load  # noqa: E402
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "90"))

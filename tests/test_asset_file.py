@@ -14,9 +14,10 @@ from commandline import Told, asset_sync
 from conftest import asset as a_queued_asset
 from conftest import nobody
 
-from asset_sync import asset_file, queue
-from asset_sync.assets import Feed
+from asset_sync import queue
+from asset_sync.assetfile import edit
 from asset_sync.database import Connection
+from asset_sync.model import Feed
 from asset_sync.settings import SHIPPED_FILE, QueueSettings, load
 
 GOLD = """\
@@ -587,7 +588,7 @@ def test_all_or_none_are_added(file: Path) -> None:
     settings = load(file, {})
     good = load(SHIPPED_FILE, {}).assets[1]
 
-    with pytest.raises(asset_file.AssetFileError, match="XAUUSD stands in"):
-        asset_file.add(settings, [good, settings.assets[0]], {})
+    with pytest.raises(edit.AssetFileError, match="XAUUSD stands in"):
+        edit.add(settings, [good, settings.assets[0]], {})
 
     assert file.read_text() == GOLD

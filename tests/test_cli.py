@@ -19,15 +19,17 @@ import pytest
 from commandline import asset_sync, without_times
 from proxy import Proxy
 
-from asset_sync import queue, runs, slots
-from asset_sync.assets import Feed
+from asset_sync import queue
+from asset_sync.budget import slots
 from asset_sync.cli.log import sentence
 from asset_sync.cli.options import filled
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.progress import Waiting
+from asset_sync.model import Feed
 from asset_sync.settings import SHIPPED_FILE, QueueSettings, load
-from asset_sync.sync import Ended
+from asset_sync.store import runs
+from asset_sync.sync.loop import Ended
+from asset_sync.sync.progress import Waiting
 
 KEY = "demo-key"
 COMMANDS = (

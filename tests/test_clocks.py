@@ -17,13 +17,14 @@ import commandline
 import pytest
 
 import asset_sync
-from asset_sync import database, store
+from asset_sync import database
 from asset_sync.database import Connection, query
 from asset_sync.demo import replay
 from asset_sync.demo.replay import HOUR_MS
 from asset_sync.demo.server import StandIn
-from asset_sync.polygon import Bar
+from asset_sync.provider.polygon import Bar
 from asset_sync.settings import Secret
+from asset_sync.store import market
 
 PACKAGE = Path(asset_sync.__file__).parent
 FILE = """
@@ -157,19 +158,19 @@ def uses_of_the_wall_clock(file: Path) -> list[str]:
     return found
 
 
-def test_no_room_but_the_demo_asks_the_host_what_time_it_is() -> None:
+def test_no_module_but_the_demo_asks_the_host_what_time_it_is() -> None:
     files = [file for file in PACKAGE.rglob("*.py") if PACKAGE / "demo" not in file.parents]
     assert len(files) > 30
     uses = [use for file in files for use in uses_of_the_wall_clock(file)]
     # The doctor compares the host's clock with the database's. The log and the live lines stamp
     # what they show, and `--watch` counts since when the database is down: it cannot be asked then.
-    # `hostclock` reads a clock that measures, and cannot tell what time it is.
-    shown = {"doctor.py", "hostclock.py", "log.py", "queue.py", "watch.py"}
+    # `clock.py` reads a clock that measures, and cannot tell what time it is.
+    shown = {"doctor.py", "clock.py", "log.py", "queue.py", "watch.py"}
     assert {use.split(":")[0] for use in uses} == shown
 
 
 def test_that_is_found_where_it_stands() -> None:
-    assert uses_of_the_wall_clock(PACKAGE / "demo" / "trial.py")
+    assert uses_of_the_wall_clock(PACKAGE / "demo" / "sandbox.py")
 
 
 # --- the host's clock ---------------------------------------------------------------------------
@@ -397,7 +398,7 @@ def test_in_any_time_zone_the_day_begins_at_midnight_utc(
         database.session(Secret(host.environ["DATABASE_URL"])) as db,
         database.transaction(db) as cursor,
     ):
-        store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
-        store.save_bars(cursor, "EURUSD", [before, after])
-        price = store.price_of_bar(cursor, "EURUSD", midnight + timedelta(minutes=5), midnight)
+        market.save_symbols(cursor, [market.Symbol("EURUSD", "Euro", "forex")])
+        market.save_bars(cursor, "EURUSD", [before, after])
+        price = market.price_of_bar(cursor, "EURUSD", midnight + timedelta(minutes=5), midnight)
     assert (price.daily_open, price.daily_high, price.daily_low) == (2.0, 2.0, 2.0)

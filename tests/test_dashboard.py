@@ -11,13 +11,15 @@ import pytest
 from conftest import MakeSettings, ShiftingClock
 from prometheus_client.parser import text_string_to_metric_families
 
-from asset_sync import health, queue, sync
-from asset_sync.assets import Feed
+from asset_sync import queue
+from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
-from asset_sync.metrics import exposition
+from asset_sync.model import Feed
+from asset_sync.ops import health
+from asset_sync.ops.metrics import exposition
 from asset_sync.settings import SHIPPED_FILE, load
-from asset_sync.slots import Lane
+from asset_sync.sync import loop
 
 DOCS = Path(__file__).parent.parent / "docs"
 DASHBOARD = json.loads((DOCS / "grafana-dashboard.json").read_text())
@@ -49,7 +51,7 @@ def told(
     """Each metric's labels with their values, of a database in which each has a sample."""
     settings = make_settings(api)
     for lane in Lane:
-        sync.run(db, settings, lane, clock=clock)
+        loop.run(db, settings, lane, clock=clock)
     clock.sleep(301)
     wanted = [queue.Wanted(asset, Feed.BARS) for asset in settings.assets]
     queue.enqueue(db, wanted, settings.queue)

@@ -17,7 +17,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from asset_sync import database, runs, slots, store
+from asset_sync import database
+from asset_sync.budget import slots
 from asset_sync.database import (
     Connection,
     DatabaseError,
@@ -29,8 +30,9 @@ from asset_sync.database import (
     session,
     transaction,
 )
-from asset_sync.polygon import Bar
+from asset_sync.provider.polygon import Bar
 from asset_sync.settings import Secret, load
+from asset_sync.store import market, runs
 
 PASSWORD = "s3cret-Tr4ding-v4lue"
 USER = "somebody_in_particular"
@@ -461,8 +463,8 @@ def test_a_unique_index_may_have_its_columns_in_any_order(empty: Connection, ind
     migrate(empty)
 
     with transaction(empty) as cursor:
-        store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
-        store.save_status(cursor, ["EURUSD"])
+        market.save_symbols(cursor, [market.Symbol("EURUSD", "Euro", "forex")])
+        market.save_status(cursor, ["EURUSD"])
 
 
 @pytest.mark.parametrize(
@@ -504,8 +506,8 @@ def test_a_column_that_fills_itself_is_welcome(empty: Connection, column: str) -
     migrate(empty)
 
     with transaction(empty) as cursor:
-        store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
-        assert store.save_bars(cursor, "EURUSD", [Bar(0, 1, 1, 1, 1, 1, None, None)]) == 1
+        market.save_symbols(cursor, [market.Symbol("EURUSD", "Euro", "forex")])
+        assert market.save_bars(cursor, "EURUSD", [Bar(0, 1, 1, 1, 1, 1, None, None)]) == 1
 
 
 def test_a_platform_that_knows_the_provider_may_require_more_of_others(empty: Connection) -> None:
@@ -597,8 +599,8 @@ def test_a_role_that_owns_only_its_schemas_can_initialise_and_sync(ordinary_url:
         migrate(db)
         migrate(db)
     with session(Secret(ordinary_url)) as db, transaction(db) as cursor:
-        store.save_symbols(cursor, [store.Symbol("EURUSD", "Euro", "forex")])
-        store.save_status(cursor, ["EURUSD"])
+        market.save_symbols(cursor, [market.Symbol("EURUSD", "Euro", "forex")])
+        market.save_status(cursor, ["EURUSD"])
 
 
 # --- statements ---------------------------------------------------------------------------------

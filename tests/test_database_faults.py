@@ -28,15 +28,24 @@ from psycopg2.extensions import make_dsn
 from servers import Server, binaries, pgbouncer, standby_of, tablespace_of, thrown_away
 
 import asset_sync
-from asset_sync import database, embedded, sync
-from asset_sync.database import Connection, DatabaseError, Row, query, raw_session, session
+from asset_sync import database
+from asset_sync.budget.slots import Lane
+from asset_sync.database import (
+    Connection,
+    DatabaseError,
+    Row,
+    embedded,
+    query,
+    raw_session,
+    session,
+)
+from asset_sync.database.embedded import EmbeddedError
+from asset_sync.demo.sandbox import bars_unlike_the_replay
 from asset_sync.demo.server import StandIn
-from asset_sync.demo.trial import bars_unlike_the_replay
-from asset_sync.embedded import EmbeddedError
-from asset_sync.progress import Calling, Listener, Progress, Recovered, Started, Warned
 from asset_sync.settings import VARIABLES, Secret, Settings, load
-from asset_sync.slots import Lane
-from asset_sync.sync import Clock, Ended, Report
+from asset_sync.sync import loop
+from asset_sync.sync.loop import Clock, Ended, Report
+from asset_sync.sync.progress import Calling, Listener, Progress, Recovered, Started, Warned
 
 TICKERS = ["X:BTCUSD", "X:ETHUSDT"]
 TWO_ASSETS = Path(__file__).parent / "two_assets.toml"
@@ -70,7 +79,7 @@ class Job:
             tell(progress)
 
         with session(self.settings.conninfo) as db:
-            return sync.run(
+            return loop.run(
                 db,
                 self.settings,
                 Lane.QUEUE,
@@ -234,7 +243,7 @@ def test_a_connection_ended_at_any_step_costs_nothing(
     outages = 0 if step == "runs:end" else 1
     assert len(job.warnings()) == outages
     assert [one.what for one in job.recoveries()] == ["the database"] * outages, "it is over"
-    assert all(sync.RECONNECT_SECONDS <= one.seconds < 10 for one in job.recoveries())
+    assert all(loop.RECONNECT_SECONDS <= one.seconds < 10 for one in job.recoveries())
 
 
 def test_a_connection_ended_at_each_call_costs_nothing(job: Job) -> None:
@@ -703,9 +712,9 @@ def test_a_crash_forgets_no_call_even_where_it_may_forget_commits(
             raise psycopg2.OperationalError
 
         with pytest.MonkeyPatch.context() as patched, session(job.settings.conninfo) as db:
-            patched.setattr("asset_sync.sync.connect", find_no_server)
+            patched.setattr("asset_sync.sync.loop.connect", find_no_server)
             with pytest.raises(KeyboardInterrupt):
-                sync.run(db, job.settings, Lane.QUEUE, tell=crash)
+                loop.run(db, job.settings, Lane.QUEUE, tell=crash)
         with raw_session(Secret(its_url)) as db:
             assert query(db, "select count(token) from asset_sync.slots") == [(1,)]
 
@@ -879,7 +888,7 @@ def test_what_never_passes_costs_few_calls(job: Job) -> None:
     with pytest.raises(DatabaseError, match="got into each other's way"):
         job.run(seconds=290)
 
-    assert len(job.asked()) == sync.CALLS_IN_VAIN + 1
+    assert len(job.asked()) == loop.CALLS_IN_VAIN + 1
     assert {state for _, state, _ in job.items()} == {"waiting"}
     assert job.in_flight() == 0
 
@@ -972,7 +981,7 @@ def test_one_asset_that_somebody_locks_lets_the_others_pass(
 
         states = {symbol: state for symbol, state, _ in job.items()}
         assert states == {"BTCUSD": "waiting", "ETHUSDT": "idle"}
-        assert job.asked().count("X:BTCUSD") <= 2 + sync.CALLS_IN_VAIN
+        assert job.asked().count("X:BTCUSD") <= 2 + loop.CALLS_IN_VAIN
         assert job.in_flight() == 0
     assert report is None or report.updated == ["ETHUSDT"]
 

@@ -12,12 +12,15 @@ from typing import TypeAlias
 
 import pytest
 
-from asset_sync import database, doctor, doctor_jobs, runs, scheduled
+from asset_sync import database
+from asset_sync.budget.slots import Lane
 from asset_sync.cli import main
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
+from asset_sync.ops import doctor, doctor_jobs
+from asset_sync.schedule import installed
 from asset_sync.settings import SHIPPED_FILE, Secret, load
-from asset_sync.slots import Lane
+from asset_sync.store import runs
 
 Findings: TypeAlias = dict[str, tuple[str, str]]
 Examine: TypeAlias = Callable[..., tuple[int, Findings]]
@@ -418,7 +421,7 @@ def test_a_crontab_of_the_system_counts(
     db: Connection, examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "asset-sync").write_text("*/5 * * * *\tnobody\tasset-sync sync queue -q\n")
-    monkeypatch.setattr(scheduled, "SYSTEM_CRONTABS", tmp_path)
+    monkeypatch.setattr(installed, "SYSTEM_CRONTABS", tmp_path)
 
     _, found = examine("--offline")
 
@@ -561,9 +564,9 @@ def test_what_the_jobs_user_may_not_read_is_an_error(
         key.chmod(mode)
         command = f"env POLYGON_API_KEY_FILE={key} /usr/bin/nice /usr/bin/asset-sync sync queue"
         (tmp_path / "asset-sync").write_text(f"* * * * * nobody {command}\n")
-        monkeypatch.setattr(scheduled, "SYSTEM_CRONTABS", tmp_path)
+        monkeypatch.setattr(installed, "SYSTEM_CRONTABS", tmp_path)
 
-        [job] = [job for job in scheduled.jobs() if job.user == "nobody"]
+        [job] = [job for job in installed.jobs() if job.user == "nobody"]
         wrong = [text for _, text in doctor_jobs._files(job)]
 
     where = f"{tmp_path}/asset-sync, line 1"
@@ -598,7 +601,7 @@ def test_what_a_line_starts_is_found(
 ) -> None:
     monkeypatch.setenv("PATH", program("crontab", f"HOME=/e\n*/5 * * * *  {command}"))
 
-    [job] = [job for job in scheduled.jobs() if job.lane is Lane.QUEUE]
+    [job] = [job for job in installed.jobs() if job.lane is Lane.QUEUE]
 
     assert (job.program, job.config) == ("/bin/asset-sync", Path("/e/a.toml"))
 

@@ -17,9 +17,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from asset_sync import embedded
-from asset_sync.database import query, raw_session, session
-from asset_sync.embedded import EmbeddedError, data_directory
+from asset_sync.database import embedded, query, raw_session, session
+from asset_sync.database.embedded import EmbeddedError, data_directory
 from asset_sync.settings import SECRET_VARIABLES, Secret
 
 REPOSITORY = Path(__file__).parent.parent

@@ -17,12 +17,12 @@ import pytest
 from commandline import Told, asset_sync
 from servers import RedisServer, redis_server
 
-from asset_sync import events
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
-from asset_sync.events import EventsError, RedisPublisher
 from asset_sync.settings import Secret
-from asset_sync.store import LastPrice
+from asset_sync.store import publish
+from asset_sync.store.market import LastPrice
+from asset_sync.store.publish import EventsError, RedisPublisher
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 PASSWORD = "s3cret-Tr4ding-v4lue"
@@ -42,7 +42,7 @@ def price(
 
 
 def test_the_message_has_exactly_the_keys_that_listeners_rely_on() -> None:
-    assert json.loads(events.message(price())) == {
+    assert json.loads(publish.message(price())) == {
         "symbol": "EURUSD",
         "bid": 1.0868,
         "ask": 1.087,
@@ -53,7 +53,7 @@ def test_the_message_has_exactly_the_keys_that_listeners_rely_on() -> None:
 
 
 def test_a_price_without_a_quote_has_null_for_bid_and_ask() -> None:
-    told = json.loads(events.message(price(bid=None, ask=None)))
+    told = json.loads(publish.message(price(bid=None, ask=None)))
 
     assert (told["bid"], told["ask"]) == (None, None)
 
@@ -61,7 +61,7 @@ def test_a_price_without_a_quote_has_null_for_bid_and_ask() -> None:
 def test_the_time_is_told_in_utc() -> None:
     tokyo = NOON.astimezone(timezone(timedelta(hours=9)))
 
-    assert json.loads(events.message(price(at=tokyo)))["timestamp"] == "2026-03-02T12:00:00+00:00"
+    assert json.loads(publish.message(price(at=tokyo)))["timestamp"] == "2026-03-02T12:00:00+00:00"
 
 
 # --- NOTIFY -------------------------------------------------------------------------------------
@@ -90,10 +90,10 @@ def test_listeners_hear_each_price_once_it_is_committed(
     prices = [price("EURUSD"), price("GBPUSD")]
 
     with transaction(db) as cursor:
-        events.notify(cursor, prices)
+        publish.notify(cursor, prices)
         assert heard(listener) == []
 
-    assert heard(listener) == [events.message(one) for one in prices]
+    assert heard(listener) == [publish.message(one) for one in prices]
 
 
 @pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt])
@@ -101,7 +101,7 @@ def test_listeners_hear_nothing_of_what_was_rolled_back(
     db: Connection, listener: Connection, trouble: type[BaseException]
 ) -> None:
     with suppress(trouble), transaction(db) as cursor:
-        events.notify(cursor, [price()])
+        publish.notify(cursor, [price()])
         raise trouble
 
     assert heard(listener) == []
@@ -109,7 +109,7 @@ def test_listeners_hear_nothing_of_what_was_rolled_back(
 
 def test_no_prices_are_no_event(db: Connection, listener: Connection) -> None:
     with transaction(db) as cursor:
-        events.notify(cursor, [])
+        publish.notify(cursor, [])
 
     assert heard(listener) == []
 
@@ -118,7 +118,7 @@ def test_a_whole_snapshot_of_events_goes_through(db: Connection, listener: Conne
     prices = [price(f"ASSET{number}") for number in range(250)]
 
     with transaction(db) as cursor:
-        events.notify(cursor, prices)
+        publish.notify(cursor, prices)
 
     assert len(heard(listener)) == 250
 
@@ -226,8 +226,8 @@ def test_redis_gets_the_same_json_on_the_assets_own_channel(
     publisher.publish([price("EURUSD"), price("XAUUSD", bid=None)])
 
     assert redis.published == [
-        ("asset:update:EURUSD", events.message(price("EURUSD"))),
-        ("asset:update:XAUUSD", events.message(price("XAUUSD", bid=None))),
+        ("asset:update:EURUSD", publish.message(price("EURUSD"))),
+        ("asset:update:XAUUSD", publish.message(price("XAUUSD", bid=None))),
     ]
 
 

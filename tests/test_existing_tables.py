@@ -9,7 +9,7 @@ import pytest
 from conftest import ETHER
 from psycopg2.extensions import make_dsn
 
-from asset_sync import database, existing_tables
+from asset_sync import database
 from asset_sync.database import (
     Connection,
     DatabaseError,
@@ -20,6 +20,7 @@ from asset_sync.database import (
 )
 from asset_sync.demo.server import StandIn
 from asset_sync.settings import SHIPPED_FILE, Secret, load
+from asset_sync.store import existing_tables
 
 ASSETS = load(SHIPPED_FILE, {}).assets
 SYMBOLS = "trading.symbols"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import asset_sync
-from asset_sync import embedded
+from asset_sync.database import embedded
 from asset_sync.demo.server import StandIn
 
 FILE = """

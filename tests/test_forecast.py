@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import Api, Day, live_through
 
-from asset_sync.assets import Asset, AssetType, Level
-from asset_sync.forecast import (
+from asset_sync.model import Asset, AssetType, Level
+from asset_sync.ops.forecast import (
     Advice,
     Forecast,
     advise,

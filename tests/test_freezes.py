@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from asset_sync import clocks, slots
-from asset_sync.clocks import Watch
+from asset_sync.budget import clocks, slots
+from asset_sync.budget.clocks import Watch
+from asset_sync.budget.slots import CallEnd, Lane, Rate, Slot, Wait
 from asset_sync.database import Connection, query
-from asset_sync.slots import CallEnd, Lane, Rate, Slot, Wait
 
 RATE = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
 READ_TIMEOUT = 10.0

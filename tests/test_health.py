@@ -9,14 +9,17 @@ import pytest
 from commandline import Told, asset_sync
 from conftest import MakeSettings, ShiftingClock, in_line
 
-from asset_sync import health, queue, runs, sync
-from asset_sync.assets import Feed
+from asset_sync import queue
+from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
-from asset_sync.health import Health, Verdict
-from asset_sync.progress import Progress, Synced
+from asset_sync.model import Feed
+from asset_sync.ops import health
+from asset_sync.ops.health import Health, Verdict
 from asset_sync.settings import SHIPPED_FILE, HealthSettings, Secret, Settings, load
-from asset_sync.slots import Lane
+from asset_sync.store import runs
+from asset_sync.sync import loop
+from asset_sync.sync.progress import Progress, Synced
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_runs_of_the_real_loop_are_healthy(
 ) -> None:
     settings = make_settings(api)
     for lane in Lane:
-        sync.run(db, settings, lane, clock=clock)
+        loop.run(db, settings, lane, clock=clock)
 
     assert verdicts(health.examine(db, settings)) == {}
 
@@ -221,11 +224,11 @@ def test_a_refused_key_is_told_after_the_first_run_that_it_stops(
 ) -> None:
     settings = make_settings(api)
     for one in Lane:
-        sync.run(db, settings, one, clock=clock)
+        loop.run(db, settings, one, clock=clock)
     assert verdicts(health.examine(db, settings)) == {}
 
     clock.sleep(301)
-    sync.run(db, with_key(settings, "revoked"), lane, clock=clock)
+    loop.run(db, with_key(settings, "revoked"), lane, clock=clock)
 
     found = health.examine(db, settings)
     assert verdicts(found)["api.refused"] is Verdict.UNHEALTHY
@@ -233,7 +236,7 @@ def test_a_refused_key_is_told_after_the_first_run_that_it_stops(
     assert about.startswith(f"the API refuses `sync {lane.value}`, for the key")
 
     clock.sleep(61)
-    sync.run(db, settings, lane, clock=clock)
+    loop.run(db, settings, lane, clock=clock)
     assert "api.refused" not in verdicts(health.examine(db, settings))
 
 
@@ -241,7 +244,7 @@ def test_a_key_is_known_to_be_right_again_from_the_first_answer_to_any_run(
     db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings
 ) -> None:
     settings = make_settings(api)
-    sync.run(db, with_key(settings, "revoked"), Lane.PRIORITY, clock=clock)
+    loop.run(db, with_key(settings, "revoked"), Lane.PRIORITY, clock=clock)
     assert "api.refused" in verdicts(health.examine(db, settings))
 
     def look(progress: Progress) -> None:
@@ -249,7 +252,7 @@ def test_a_key_is_known_to_be_right_again_from_the_first_answer_to_any_run(
             seen.append("api.refused" in verdicts(health.examine(db, settings)))
 
     seen: list[bool] = []
-    sync.run(db, settings, Lane.QUEUE, clock=clock, limit=1, tell=look)
+    loop.run(db, settings, Lane.QUEUE, clock=clock, limit=1, tell=look)
 
     assert seen == [False], "while the queue's run is still at work"
 
@@ -264,7 +267,7 @@ def test_priority_assets_that_got_no_answer_have_not_succeeded(
     """Nothing was sent, and no call is recorded; but the run ended without any refresh."""
     with StandIn("free", monotonic=clock.monotonic) as api:
         settings = make_settings(api)
-    sync.run(db, settings, Lane.PRIORITY, clock=clock, max_runtime_seconds=5)
+    loop.run(db, settings, Lane.PRIORITY, clock=clock, max_runtime_seconds=5)
 
     [rate] = [
         check

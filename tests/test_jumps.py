@@ -8,14 +8,16 @@ import re
 import pytest
 from conftest import MakeSettings, ShiftingClock
 
-from asset_sync import clocks, doctor, health, slots, sync
-from asset_sync.clocks import Watch
+from asset_sync.budget import clocks, slots
+from asset_sync.budget.clocks import Watch
+from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query, status
 from asset_sync.demo.server import StandIn
-from asset_sync.health import Verdict
-from asset_sync.progress import Progress, Warned
+from asset_sync.ops import doctor, health
+from asset_sync.ops.health import Verdict
 from asset_sync.settings import Settings
-from asset_sync.slots import Lane
+from asset_sync.sync import loop
+from asset_sync.sync.progress import Progress, Warned
 
 ONE = """
 [[secondary_assets]]
@@ -48,11 +50,11 @@ def set_back(db: Connection, clock: ShiftingClock) -> None:
 def test_after_the_clock_was_set_back_an_hour_assets_are_refreshed_in_their_next_cycle(
     db: Connection, clock: ShiftingClock, settings: Settings
 ) -> None:
-    assert sync.run(db, settings, Lane.QUEUE, clock=clock).updated == ["BTCUSD"]
+    assert loop.run(db, settings, Lane.QUEUE, clock=clock).updated == ["BTCUSD"]
     set_back(db, clock)
-    sync.run(db, settings, Lane.QUEUE, clock=clock, max_runtime_seconds=1)
+    loop.run(db, settings, Lane.QUEUE, clock=clock, max_runtime_seconds=1)
     clock.sleep(300)
-    assert sync.run(db, settings, Lane.QUEUE, clock=clock).updated == ["BTCUSD"]
+    assert loop.run(db, settings, Lane.QUEUE, clock=clock).updated == ["BTCUSD"]
     found = query(
         db,
         """
@@ -68,7 +70,7 @@ def test_after_the_clock_was_set_back_an_hour_assets_are_refreshed_in_their_next
 def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
     db: Connection, clock: ShiftingClock, settings: Settings
 ) -> None:
-    sync.run(db, settings, Lane.QUEUE, clock=clock)
+    loop.run(db, settings, Lane.QUEUE, clock=clock)
     query(
         db,
         """
@@ -102,7 +104,7 @@ def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
 def test_health_and_doctor_report_it_and_count_no_negative_seconds(
     db: Connection, clock: ShiftingClock, settings: Settings, looks: int
 ) -> None:
-    sync.run(db, settings, Lane.QUEUE, clock=clock)
+    loop.run(db, settings, Lane.QUEUE, clock=clock)
     set_back(db, clock)
     for _ in range(looks):
         clocks.look(db, Watch(clock.steady))
@@ -118,7 +120,7 @@ def test_health_and_doctor_report_it_and_count_no_negative_seconds(
 def test_a_jump_is_reported_for_an_hour(
     db: Connection, clock: ShiftingClock, settings: Settings
 ) -> None:
-    sync.run(db, settings, Lane.QUEUE, clock=clock)
+    loop.run(db, settings, Lane.QUEUE, clock=clock)
     set_back(db, clock)
     clocks.look(db, Watch(clock.steady))
     clock.sleep(HOUR + 60)
@@ -136,7 +138,7 @@ def test_a_plan_above_the_keys_is_noticed_reported_and_left_for_the_free_plans_r
     settings = make_settings(api, plan="starter", toml=assets)
     told: list[Progress] = []
 
-    sync.run(db, settings, Lane.QUEUE, clock=clock, tell=told.append)
+    loop.run(db, settings, Lane.QUEUE, clock=clock, tell=told.append)
 
     assert api.refused <= 5
     assert api.most_in_a_window() <= 8, "a few are refused until it is noticed"

@@ -19,14 +19,16 @@ import pytest
 from conftest import ShiftingClock, an_hour_ago
 
 import asset_sync
-from asset_sync import queue, slots, sync
+from asset_sync import queue
+from asset_sync.budget import slots
+from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
-from asset_sync.polygon import BarsAnswer, Polygon
+from asset_sync.provider.polygon import BarsAnswer, Polygon
 from asset_sync.queue import Wanted
 from asset_sync.settings import VARIABLES, Settings, load
-from asset_sync.slots import Lane
+from asset_sync.sync import loop
 
 CALLS, PERIOD_SECONDS = 2, 60
 CALL_TIMEOUT_SECONDS, LEASE_SECONDS = 30, 60
@@ -103,13 +105,13 @@ STEPS = {
     "claim": "asset_sync.queue:claim",
     "request sent": "http.client:HTTPConnection.endheaders",
     "answer begun": "http.client:HTTPConnection.getresponse",
-    "answer read": "asset_sync.polygon:Polygon.bars",
+    "answer read": "asset_sync.provider.polygon:Polygon.bars",
     "slot released": "asset_sync.slots:release",
-    "bars": "asset_sync.store:save_bars",
+    "bars": "asset_sync.store.market:save_bars",
     "item's end": "asset_sync.queue:finish",
-    "event": "asset_sync.events:notify",
+    "event": "asset_sync.store.publish:notify",
     "commit": "commit",
-    "Redis": "asset_sync.events:RedisPublisher.publish",
+    "Redis": "asset_sync.store.publish:RedisPublisher.publish",
     "run's end": "asset_sync.runs:end",
 }
 
@@ -145,9 +147,9 @@ class Scene:
         out, err = process.communicate(timeout=30)
         assert process.returncode == -signal.SIGKILL, (out, err)
 
-    def run(self) -> sync.Report:
+    def run(self) -> loop.Report:
         """Run plainly, on a clock that does not wait."""
-        report = sync.run(self.db, self.settings, Lane.QUEUE, clock=self.clock)
+        report = loop.run(self.db, self.settings, Lane.QUEUE, clock=self.clock)
         assert report.failed == []
         return report
 

@@ -11,10 +11,10 @@ from conftest import ShiftingClock
 from pyrate_limiter import AbstractBucket, RateItem, SingleBucketFactory
 from pyrate_limiter import Limiter as PyrateLimiter
 
-from asset_sync import limiter, slots
+from asset_sync.budget import slots
+from asset_sync.budget.bucket import Limiter, SlotBucket
+from asset_sync.budget.slots import CallEnd, Lane, Rate, Slot, Wait
 from asset_sync.database import Connection
-from asset_sync.limiter import SlotBucket
-from asset_sync.slots import CallEnd, Lane, Rate, Slot, Wait
 
 FREE_PLAN = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
 
@@ -128,7 +128,7 @@ def test_the_name_of_what_is_acquired_is_the_lane(db: Connection, pyrate: Pyrate
 def test_a_slot_is_taken_in_one_round_trip_and_so_is_a_refusal(
     db: Connection, sent: list[bytes | None]
 ) -> None:
-    limits = limiter.Limiter(db, FREE_PLAN)
+    limits = Limiter(db, FREE_PLAN)
     for _ in range(5):
         sent.clear()
         assert isinstance(limits.take(Lane.QUEUE), Slot)
@@ -141,7 +141,7 @@ def test_a_slot_is_taken_in_one_round_trip_and_so_is_a_refusal(
 def test_releasing_giving_back_and_blocking_are_one_round_trip_each(
     db: Connection, sent: list[bytes | None]
 ) -> None:
-    limits = limiter.Limiter(db, FREE_PLAN)
+    limits = Limiter(db, FREE_PLAN)
     first, second = limits.take(Lane.QUEUE), limits.take(Lane.QUEUE)
     assert isinstance(first, Slot)
     assert isinstance(second, Slot)
@@ -151,11 +151,11 @@ def test_releasing_giving_back_and_blocking_are_one_round_trip_each(
     limits.refused(first, 30)
     assert len(sent) == 3
     assert slots.budget(db, FREE_PLAN).blocked_seconds == pytest.approx(30, abs=0.5)
-    assert limiter.SlotBucket(db, FREE_PLAN).count() == 5  # blocked: none is free
+    assert SlotBucket(db, FREE_PLAN).count() == 5  # blocked: none is free
 
 
 def test_a_slot_given_back_can_be_taken_again_and_a_released_one_cannot(db: Connection) -> None:
-    limits = limiter.Limiter(db, FREE_PLAN)
+    limits = Limiter(db, FREE_PLAN)
     taken = [limits.take(Lane.QUEUE) for _ in range(5)]
     assert isinstance(taken[0], Slot)
     assert isinstance(taken[1], Slot)
@@ -169,7 +169,7 @@ def test_a_slot_given_back_can_be_taken_again_and_a_released_one_cannot(db: Conn
 
 def test_the_limiter_starts_no_thread(db: Connection) -> None:
     before = set(threading.enumerate())
-    limits = limiter.Limiter(db, FREE_PLAN)
+    limits = Limiter(db, FREE_PLAN)
     for _ in range(6):
         limits.take(Lane.QUEUE)
     assert set(threading.enumerate()) == before

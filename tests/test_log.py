@@ -18,15 +18,15 @@ from commandline import without_times
 from conftest import ETHER, TYPO, with_ether
 
 import asset_sync
-from asset_sync.assets import Feed
+from asset_sync.budget.slots import Lane
 from asset_sync.cli.log import Log, sentence
 from asset_sync.cli.options import Common, LogFormat
 from asset_sync.cli.sync import summary
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.progress import Failed, Recovered, Synced
-from asset_sync.slots import Lane
-from asset_sync.sync import Report
+from asset_sync.model import Feed
+from asset_sync.sync.loop import Report
+from asset_sync.sync.progress import Failed, Recovered, Synced
 
 JSON = ("--log-format", "json")
 

@@ -11,13 +11,13 @@ import pytest
 from conftest import MakeSettings, ShiftingClock
 from prometheus_client.parser import text_string_to_metric_families
 
-from asset_sync import sync
+from asset_sync.budget.slots import Lane
 from asset_sync.cli import main
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
-from asset_sync.metrics import PREFIX, exposition
+from asset_sync.ops.metrics import PREFIX, exposition
 from asset_sync.settings import SHIPPED_FILE, Settings, load
-from asset_sync.slots import Lane
+from asset_sync.sync import loop
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_synced_database_tells_how_fresh_each_asset_is_and_what_it_cost(
 ) -> None:
     settings = make_settings(api)
     for lane in Lane:
-        sync.run(db, settings, lane, clock=clock)
+        loop.run(db, settings, lane, clock=clock)
     clock.sleep(100)
 
     found = samples(exposition(db, settings))
@@ -167,7 +167,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(
 def test_without_the_client_the_sentence_says_what_to_install(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "asset_sync.metrics", None)
+    monkeypatch.setitem(sys.modules, "asset_sync.ops.metrics", None)
 
     assert run(monkeypatch, url) == 2
     assert "asset-sync[metrics]" in capsys.readouterr().err

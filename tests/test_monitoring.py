@@ -21,10 +21,10 @@ import pytest
 from commandline import without_times
 from conftest import ETHER, TYPO, with_ether
 
-from asset_sync import monitoring
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
-from asset_sync.monitoring import MOST_BYTES, MOST_LINES, last_words
+from asset_sync.ops import hooks
+from asset_sync.ops.hooks import MOST_BYTES, MOST_LINES, last_words
 
 UUID = "0d338dcc-a054-11ec-b909-0242ac120002"
 
@@ -286,7 +286,7 @@ def only_warning(told: commandline.Told) -> str:
     """The one line that a quiet run which went well has said."""
     assert (told.code, told.out) == (0, "")
     [line] = without_times(told.err).splitlines()
-    start = "run 1: warning: The ping to monitoring.ping_url (PING_URL) failed: "
+    start = "run 1: warning: The ping to hooks.ping_url (PING_URL) failed: "
     assert line.startswith(start)
     return line.removeprefix(start)
 
@@ -309,8 +309,8 @@ def test_an_address_that_is_none_is_one_warning_that_names_its_setting(tell: Tel
 def test_a_service_that_hangs_is_given_up(
     tell: Tell, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitoring, "START_SECONDS", 0.1)
-    monkeypatch.setattr(monitoring, "END_SECONDS", 1.0)
+    monkeypatch.setattr(hooks, "START_SECONDS", 0.1)
+    monkeypatch.setattr(hooks, "END_SECONDS", 1.0)
     service.hangs = True
 
     told = tell("-q", "sync", "queue")
@@ -348,7 +348,7 @@ def test_no_redirect_is_followed(tell: Tell, service: Service) -> None:
 def test_a_start_that_is_lost_is_not_worth_a_warning(
     tell: Tell, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitoring, "START_SECONDS", 0.0)
+    monkeypatch.setattr(hooks, "START_SECONDS", 0.0)
 
     told = tell("-q", "sync", "queue")
 
@@ -459,7 +459,7 @@ def test_a_command_that_does_not_work_is_a_warning(
     told = tell("-q", "sync", "queue")
 
     assert told.code == 1
-    assert f"warning: monitoring.on_failure: {warning}" in told.err
+    assert f"warning: hooks.on_failure: {warning}" in told.err
     assert len(told.err.splitlines()) == 2
     assert "zq7" not in told.err
 
@@ -470,7 +470,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(monitoring, "COMMAND_SECONDS", 1.0)
+    monkeypatch.setattr(hooks, "COMMAND_SECONDS", 1.0)
     os.mkfifo(tmp_path / "held")
     # The end of the file is read when nobody holds it any more: neither the shell nor its child.
     reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
@@ -497,7 +497,7 @@ def test_a_run_that_tells_nobody_imports_nothing_for_it(
     tell("sync", "queue")
     script = (
         "import atexit, sys\n"
-        "slow = {'asset_sync.monitoring', 'asset_sync.polygon', 'requests', 'rich'}\n"
+        "slow = {'asset_sync.ops.hooks', 'asset_sync.provider.polygon', 'requests', 'rich'}\n"
         "before = set(sys.modules)\n"
         "atexit.register(lambda: print(*slow & (set(sys.modules) - before)))\n"
         "from asset_sync.cli import main; main()"

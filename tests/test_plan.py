@@ -7,11 +7,11 @@ from typing import Protocol
 import pytest
 from commandline import Told, asset_sync
 
-from asset_sync import runs
-from asset_sync.assets import Feed
+from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, transaction
-from asset_sync.forecast import CALL_SECONDS
-from asset_sync.slots import Lane
+from asset_sync.model import Feed
+from asset_sync.ops.forecast import CALL_SECONDS
+from asset_sync.store import runs
 
 
 class Plan(Protocol):

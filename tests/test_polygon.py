@@ -21,10 +21,11 @@ import pytest
 import responses
 
 from asset_sync import __version__
-from asset_sync.assets import AssetType
 from asset_sync.demo.server import StandIn
 from asset_sync.errors import AssetSyncError
-from asset_sync.polygon import (
+from asset_sync.model import AssetType
+from asset_sync.provider.deadline import Session
+from asset_sync.provider.polygon import (
     Bar,
     BarsAnswer,
     Fault,
@@ -49,7 +50,6 @@ from asset_sync.polygon import (
     tickers_endpoint,
 )
 from asset_sync.settings import Secret
-from asset_sync.transport import Session
 
 KEY = "pk_never_to_be_shown_0123456789"
 BASE = "https://api.example.test"

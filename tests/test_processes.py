@@ -16,8 +16,8 @@ import pytest
 import asset_sync
 from asset_sync.database import Connection, Row, query
 from asset_sync.demo.replay import INSTRUMENTS
+from asset_sync.demo.sandbox import bars_unlike_the_replay
 from asset_sync.demo.server import StandIn
-from asset_sync.demo.trial import bars_unlike_the_replay
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
 
 WINDOW_SECONDS = 3

@@ -23,17 +23,13 @@ from conftest import ShiftingClock, asset
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
-from asset_sync import asset_file, queue, store, sync
-from asset_sync.assets import AssetType, Feed, Level
+from asset_sync import queue
+from asset_sync.assetfile import edit
+from asset_sync.budget.slots import Lane
 from asset_sync.cli import demo
-from asset_sync.database import (
-    Connection,
-    DatabaseError,
-    errors_as_sentences,
-    query,
-    transaction,
-)
-from asset_sync.polygon import Polygon, ProviderError, tickers_endpoint
+from asset_sync.database import Connection, DatabaseError, errors_as_sentences, query, transaction
+from asset_sync.model import AssetType, Feed, Level
+from asset_sync.provider.polygon import Polygon, ProviderError, tickers_endpoint
 from asset_sync.queue import Wanted
 from asset_sync.settings import (
     LIBPQ_VARIABLES,
@@ -44,7 +40,8 @@ from asset_sync.settings import (
     SettingsError,
     load,
 )
-from asset_sync.slots import Lane
+from asset_sync.store import market
+from asset_sync.sync import loop
 
 KEY = "zq-the-key-zq"
 
@@ -272,12 +269,12 @@ def test_a_symbol_that_got_past_the_settings_is_a_text_like_any_other(
     [item] = queue.claim(db, wanted, lease_seconds=30, most=1)
     assert (item.symbol, item.ticker, item.name) == (symbol,) * 3
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [store.Symbol(symbol, symbol, "forex")])
-        store.save_status(cursor, [symbol])
-        price = store.LastPrice(symbol, *(1.0,) * 7, timestamp=datetime(2026, 3, 2, tzinfo=UTC))
-        assert len(store.save_prices(cursor, [price])) == 1
+        market.save_symbols(cursor, [market.Symbol(symbol, symbol, "forex")])
+        market.save_status(cursor, [symbol])
+        price = market.LastPrice(symbol, *(1.0,) * 7, timestamp=datetime(2026, 3, 2, tzinfo=UTC))
+        assert len(market.save_prices(cursor, [price])) == 1
         queue.fail(cursor, item, symbol, QueueSettings())
-    assert store.newest_bar(db, symbol)[0] is None
+    assert market.newest_bar(db, symbol)[0] is None
     assert everything(db) == [(1, 1, 0, 0, 1)]
 
 
@@ -290,7 +287,7 @@ def test_a_symbol_that_no_index_can_hold_is_a_sentence_and_nothing_is_stored(
             db, [Wanted(asset("GBPUSD"), Feed.BARS), Wanted(odd, Feed.BARS)], QueueSettings()
         )
     with pytest.raises(DatabaseError), errors_as_sentences(), transaction(db) as cursor:
-        store.save_symbols(cursor, [store.Symbol("GBPUSD", "", ""), store.Symbol(NOISE, "", "")])
+        market.save_symbols(cursor, [market.Symbol("GBPUSD", "", ""), market.Symbol(NOISE, "", "")])
     assert everything(db) == [(0, 0, 0, 0, 0)]
 
 
@@ -337,8 +334,8 @@ def test_an_asset_is_added_to_any_file_that_can_take_it_and_changes_nothing_else
     except SettingsError:
         return
     new = replace(asset("NEW", level), name=name)
-    with suppress(asset_file.AssetFileError, SettingsError):
-        asset_file.add(there, [new], {})
+    with suppress(edit.AssetFileError, SettingsError):
+        edit.add(there, [new], {})
     if path.read_bytes() == before:
         assert "priority_assets = []" in pieces or not name.strip() or not name.isprintable()
         return
@@ -775,7 +772,7 @@ update asset_sync.limiter set blocked_until = '-infinity', reserved_calls = 0
 
 def run_against(
     db: Connection, url: str, plan: str, answer: Callable[[str, str], bytes | str]
-) -> tuple[sync.Report, int]:
+) -> tuple[loop.Report, int]:
     """Run the queue on an empty database; return the report and how many requests came."""
     query(db, _FORGET)
     configured = load(
@@ -796,13 +793,13 @@ def run_against(
 
     with responses.RequestsMock(assert_all_requests_are_fired=False) as server:
         server.add_callback(responses.GET, re.compile(".*"), callback=reply)
-        report = sync.run(
+        report = loop.run(
             db, configured, Lane.QUEUE, max_runtime_seconds=1, clock=ShiftingClock(db)
         )
         return report, len(server.calls)
 
 
-def assert_whole(db: Connection, report: sync.Report, requests_made: int, plan: str) -> None:
+def assert_whole(db: Connection, report: loop.Report, requests_made: int, plan: str) -> None:
     """Nothing is held, each call is told, and bars, price, status and item fit together."""
     [(leased, in_flight, calls, written, bars, bad)] = query(
         db,

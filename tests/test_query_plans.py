@@ -15,8 +15,8 @@ import pytest
 from conftest import asset, in_line
 
 from asset_sync import queue
-from asset_sync.assets import Feed
 from asset_sync.database import Connection, query
+from asset_sync.model import Feed
 from asset_sync.queue import Wanted
 from asset_sync.settings import QueueSettings
 

@@ -12,11 +12,11 @@ import pytest
 from conftest import ShiftingClock, asset, in_line
 
 from asset_sync import queue
-from asset_sync.assets import Asset, AssetType, Feed, Level
+from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, Cursor, Row, query, transaction
+from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.queue import Item, LostLeaseError, Wanted
 from asset_sync.settings import QueueSettings
-from asset_sync.slots import Lane
 
 SETTINGS = QueueSettings(max_size=1000, max_attempts=3, retry_delay_seconds=60, aging_seconds=600)
 CRITICAL, HIGH, MEDIUM, LOW = Level

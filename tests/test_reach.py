@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.reach`: each call asks for all it can, and a catch-up ends."""
+"""The promises of `asset_sync.sync.window`: each call asks for all it can, and a catch-up ends."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asset_sync.assets import AssetType
-from asset_sync.reach import BAR_LENGTH, REACH, READ_AGAIN, Reach, reach
+from asset_sync.model import AssetType
+from asset_sync.sync.window import BAR_LENGTH, REACH, READ_AGAIN, Reach, reach
 
 NOW = datetime(2025, 6, 12, 14, 37, 21, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -15,15 +15,24 @@ import pytest
 from commandline import Told, asset_sync
 from conftest import MakeSettings, ShiftingClock, asset, in_line, nobody
 
-from asset_sync import queue, reference, slots
-from asset_sync.assets import Asset, AssetType, Feed, Level
+from asset_sync import queue
+from asset_sync.assetfile import reference
+from asset_sync.assetfile.reference import Check, Checked, Verdict
+from asset_sync.budget import slots
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.polygon import KeyRefused, Listed, Polygon, RateLimited, Unavailable, Unreadable
-from asset_sync.progress import Progress, Waiting
-from asset_sync.questions import NoCallLeftError, Questions
-from asset_sync.reference import Check, Checked, Verdict
+from asset_sync.model import Asset, AssetType, Feed, Level
+from asset_sync.provider.polygon import (
+    KeyRefused,
+    Listed,
+    Polygon,
+    RateLimited,
+    Unavailable,
+    Unreadable,
+)
 from asset_sync.settings import SHIPPED_FILE, QueueSettings, Settings, SettingsError, load
+from asset_sync.sync.ask import NoCallLeftError, Questions
+from asset_sync.sync.progress import Progress, Waiting
 
 FOREX = ["C:EURUSD", "C:GBPUSD", "C:USDJPY", "C:XAGUSD", "C:XAUUSD"]
 Ask: TypeAlias = Callable[..., Questions]

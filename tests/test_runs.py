@@ -7,14 +7,16 @@ from collections.abc import Callable
 import pytest
 from conftest import MakeSettings, ShiftingClock, asset
 
-from asset_sync import queue, runs, sync
-from asset_sync.assets import Feed
+from asset_sync import queue
+from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
-from asset_sync.progress import Calling, Progress
-from asset_sync.runs import Call, Denials, Run
+from asset_sync.model import Feed
 from asset_sync.settings import QueueSettings
-from asset_sync.slots import Lane
+from asset_sync.store import runs
+from asset_sync.store.runs import Call, Denials, Run
+from asset_sync.sync import loop
+from asset_sync.sync.progress import Calling, Progress
 
 KEY, OTHER_KEY = "0123456789ab", "ba9876543210"
 NOTHING_DENIED = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
@@ -100,7 +102,7 @@ def test_a_run_at_work_shows_what_it_has_done_so_far(
             run = only_run(db)
             seen.append((run.reason_ended, run.updated, run.api_calls))
 
-    sync.run(db, make_settings(api), Lane.PRIORITY, clock=clock, tell=look)
+    loop.run(db, make_settings(api), Lane.PRIORITY, clock=clock, tell=look)
 
     assert seen == [(None, 0, 0), (None, 1, 1), (None, 2, 2)]
     assert (only_run(db).updated, only_run(db).api_calls) == (3, 3)

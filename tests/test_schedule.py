@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from commandline import Told, asset_sync
 
-from asset_sync import schedule, scheduled
-from asset_sync.crontab import BEGIN, END
+from asset_sync.budget.slots import Lane
+from asset_sync.schedule import installed, lines
+from asset_sync.schedule.crontab import BEGIN, END
 from asset_sync.settings import SHIPPED_FILE
-from asset_sync.slots import Lane
 
 KEY = "s3same-key"
 
@@ -82,9 +82,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made.program("systemctl", "exit 0")
     made.settings.write_text(SHIPPED_FILE.read_text())
     (tmp_path / "polygon.key").write_text(KEY)
-    monkeypatch.setattr(scheduled, "SYSTEM_CRONTABS", tmp_path / "cron.d")
-    monkeypatch.setattr(scheduled, "SYSTEM_CRONTAB", tmp_path / "etc-crontab")
-    monkeypatch.setattr(schedule, "SYSTEM_UNITS", tmp_path / "units")
+    monkeypatch.setattr(installed, "SYSTEM_CRONTABS", tmp_path / "cron.d")
+    monkeypatch.setattr(installed, "SYSTEM_CRONTAB", tmp_path / "etc-crontab")
+    monkeypatch.setattr(lines, "SYSTEM_UNITS", tmp_path / "units")
     return made
 
 
@@ -265,7 +265,7 @@ def test_a_table_that_cron_refuses_is_a_sentence(machine: Machine) -> None:
 def test_a_secret_that_is_only_a_variable_is_written_nowhere_and_its_file_is_named(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedule, "_secrets_directory", lambda _: machine.home / "secrets")
+    monkeypatch.setattr(lines, "_secrets_directory", lambda _: machine.home / "secrets")
     environ = {"POLYGON_API_KEY_FILE": "", "POLYGON_API_KEY": KEY}
 
     refused = machine.run("cron", "--install", **environ)
@@ -440,9 +440,9 @@ def test_where_systemd_does_not_run_the_commands_for_later_are_named(machine: Ma
 
 
 @pytest.fixture
-def server_installation() -> schedule.Installation:
+def server_installation() -> lines.Installation:
     etc = Path("/etc/asset-sync")
-    return schedule.Installation(
+    return lines.Installation(
         program=("/opt/asset-sync/bin/asset-sync",),
         interval_minutes=5,
         environment=(("ASSET_SYNC_CONFIG", f"{etc}/assets.toml"),),
@@ -453,11 +453,11 @@ def server_installation() -> schedule.Installation:
 
 
 def test_the_units_in_the_repository_are_those_that_are_printed(
-    server_installation: schedule.Installation,
+    server_installation: lines.Installation,
 ) -> None:
     directory = Path(__file__).parent.parent / "systemd"
 
-    units = schedule.system_units(server_installation, directory)
+    units = lines.system_units(server_installation, directory)
 
     assert {file.path for file in units} == set(directory.iterdir())
     for file in units:
@@ -473,10 +473,10 @@ def test_the_units_in_the_repository_are_those_that_are_printed(
     ],
 )
 def test_units_of_the_system_that_could_not_work_are_refused(
-    server_installation: schedule.Installation, change: dict[str, object], tmp_path: Path
+    server_installation: lines.Installation, change: dict[str, object], tmp_path: Path
 ) -> None:
-    with pytest.raises(schedule.ScheduleError):
-        schedule.system_units(replace(server_installation, **change), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(lines.ScheduleError):
+        lines.system_units(replace(server_installation, **change), tmp_path)  # type: ignore[arg-type]
 
 
 def test_systemd_takes_the_users_units(machine: Machine, tmp_path: Path) -> None:

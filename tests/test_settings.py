@@ -16,7 +16,7 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from asset_sync import settings
-from asset_sync.assets import Asset, AssetType, Feed, Level
+from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.settings import (
     PLANS,
     SHIPPED_FILE,

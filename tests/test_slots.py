@@ -9,10 +9,10 @@ from threading import Barrier, Thread
 import pytest
 from conftest import ShiftingClock
 
-from asset_sync import slots
+from asset_sync.budget import slots
+from asset_sync.budget.slots import PRIORITY_GRACE_SECONDS, CallEnd, Lane, Rate, Slot, Wait
 from asset_sync.database import Connection, query
 from asset_sync.settings import Secret
-from asset_sync.slots import PRIORITY_GRACE_SECONDS, CallEnd, Lane, Rate, Slot, Wait
 
 FREE_PLAN = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
 ANSWERED = CallEnd.ANSWERED

@@ -11,8 +11,7 @@ import psycopg2
 import pytest
 from conftest import in_line
 
-from asset_sync import events, queue, runs, store
-from asset_sync.assets import Asset, AssetType, Feed, Level
+from asset_sync import queue
 from asset_sync.database import (
     Connection,
     Cursor,
@@ -22,10 +21,12 @@ from asset_sync.database import (
     raw_session,
     transaction,
 )
-from asset_sync.polygon import Bar
+from asset_sync.model import Asset, AssetType, Feed, Level
+from asset_sync.provider.polygon import Bar
 from asset_sync.queue import Wanted
 from asset_sync.settings import QueueSettings, Secret
-from asset_sync.store import LastPrice, Symbol
+from asset_sync.store import market, publish, runs
+from asset_sync.store.market import LastPrice, Symbol
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 NOON_MS = int(NOON.timestamp() * 1000)
@@ -61,14 +62,14 @@ def price(
 
 def save_bars(db: Connection, bars: Sequence[Bar]) -> int:
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [EURUSD])
-        return store.save_bars(cursor, "EURUSD", bars)
+        market.save_symbols(cursor, [EURUSD])
+        return market.save_bars(cursor, "EURUSD", bars)
 
 
 def save_price(db: Connection, one: LastPrice) -> tuple[LastPrice, ...]:
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [EURUSD])
-        return store.save_prices(cursor, [one])
+        market.save_symbols(cursor, [EURUSD])
+        return market.save_prices(cursor, [one])
 
 
 def stored_bars(db: Connection) -> list[Bar]:
@@ -204,8 +205,8 @@ def test_fifty_thousand_bars_are_one_statement(db: Connection) -> None:
             return int(self._cursor.rowcount)
 
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [EURUSD])
-        assert store.save_bars(Counting(cursor), "EURUSD", sent) == 50_000  # type: ignore[arg-type]
+        market.save_symbols(cursor, [EURUSD])
+        assert market.save_bars(Counting(cursor), "EURUSD", sent) == 50_000  # type: ignore[arg-type]
 
     assert len(statements) == 1
     assert stored_bars(db) == sent
@@ -217,16 +218,16 @@ def test_no_bars_are_no_statement_and_no_error(db: Connection) -> None:
 
 def test_bars_go_to_their_own_asset(db: Connection) -> None:
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [EURUSD, Symbol("GBPUSD", "Pound", "forex")])
-        store.save_bars(cursor, "EURUSD", [bar(0)])
-        store.save_bars(cursor, "GBPUSD", [bar(1)])
+        market.save_symbols(cursor, [EURUSD, Symbol("GBPUSD", "Pound", "forex")])
+        market.save_bars(cursor, "EURUSD", [bar(0)])
+        market.save_bars(cursor, "GBPUSD", [bar(1)])
 
-    assert store.newest_bar(db, "EURUSD")[0] == NOON
-    assert store.newest_bar(db, "GBPUSD")[0] == NOON + timedelta(minutes=5)
+    assert market.newest_bar(db, "EURUSD")[0] == NOON
+    assert market.newest_bar(db, "GBPUSD")[0] == NOON + timedelta(minutes=5)
 
 
 def test_an_asset_without_bars_or_row_has_no_newest_bar(db: Connection) -> None:
-    newest, now = store.newest_bar(db, "EURUSD")
+    newest, now = market.newest_bar(db, "EURUSD")
 
     assert newest is None
     assert now.tzinfo is not None
@@ -264,7 +265,7 @@ def test_a_bar_of_an_impossible_time_is_not_the_newest(db: Connection, zone: str
     for ts in IMPOSSIBLE_TIMES:
         store_bar_of(db, ts)
 
-    assert store.newest_bar(db, "EURUSD")[0] == NOON + timedelta(minutes=5)
+    assert market.newest_bar(db, "EURUSD")[0] == NOON + timedelta(minutes=5)
 
 
 @pytest.mark.parametrize("ts", IMPOSSIBLE_TIMES)
@@ -272,10 +273,10 @@ def test_an_asset_with_nothing_but_a_bar_of_an_impossible_time_has_no_bars(
     db: Connection, ts: str
 ) -> None:
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [EURUSD])
+        market.save_symbols(cursor, [EURUSD])
     store_bar_of(db, ts)
 
-    assert store.newest_bar(db, "EURUSD")[0] is None
+    assert market.newest_bar(db, "EURUSD")[0] is None
 
 
 @pytest.mark.parametrize("figure", ["NaN", "Infinity", "-Infinity"])
@@ -289,16 +290,16 @@ def test_a_bar_whose_prices_are_no_numbers_is_neither_the_newest_nor_in_a_price(
         store_bar_of(db, ts.isoformat())
         query(db, f"update market_data.ohlcv_5m set {column} = %s where ts = %s", (figure, ts))
 
-    newest, now = store.newest_bar(db, "EURUSD")
+    newest, now = market.newest_bar(db, "EURUSD")
     assert newest == NOON + timedelta(minutes=5)
     with transaction(db) as cursor:
-        price = store.price_of_bar(cursor, "EURUSD", newest, now)
+        price = market.price_of_bar(cursor, "EURUSD", newest, now)
     assert json.loads(json.dumps(price.as_json(), allow_nan=False))["last_price"] == bar(1).close
 
 
 def test_the_bar_that_starts_now_is_the_newest(db: Connection) -> None:
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [EURUSD])
+        market.save_symbols(cursor, [EURUSD])
         cursor.execute(
             """
             insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close)
@@ -306,7 +307,7 @@ def test_the_bar_that_starts_now_is_the_newest(db: Connection) -> None:
             """
         )
         [(ts,)] = cursor.fetchall()
-        assert store.newest_bar(db, "EURUSD")[0] == ts
+        assert market.newest_bar(db, "EURUSD")[0] == ts
 
 
 # --- the last price of bars ---------------------------------------------------------------------
@@ -315,7 +316,7 @@ def test_the_bar_that_starts_now_is_the_newest(db: Connection) -> None:
 def price_of(db: Connection, bars: Sequence[Bar], now: datetime = LATER) -> LastPrice:
     save_bars(db, bars)
     with transaction(db) as cursor:
-        return store.price_of_bar(cursor, "EURUSD", start_of(bars[-1]), now)
+        return market.price_of_bar(cursor, "EURUSD", start_of(bars[-1]), now)
 
 
 def test_the_last_bar_tells_a_price_and_no_quote(db: Connection) -> None:
@@ -430,13 +431,13 @@ def test_each_price_of_an_answer_is_judged_by_itself(db: Connection) -> None:
     new = price(symbol="GBPUSD")
 
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [Symbol("GBPUSD", "Pound", "forex")])
-        assert store.save_prices(cursor, [old, new]) == (new,)
+        market.save_symbols(cursor, [Symbol("GBPUSD", "Pound", "forex")])
+        assert market.save_prices(cursor, [old, new]) == (new,)
 
 
 def test_a_price_of_an_asset_that_is_not_there_is_not_written(db: Connection) -> None:
     with transaction(db) as cursor:
-        assert store.save_prices(cursor, [price(symbol="NOSUCH")]) == ()
+        assert market.save_prices(cursor, [price(symbol="NOSUCH")]) == ()
 
 
 @pytest.fixture
@@ -520,7 +521,7 @@ def test_an_asset_the_platform_has_already_stays_as_it_is(db: Connection) -> Non
     before = query(db, sql)
 
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [EURUSD, Symbol("BTCUSD", "Bitcoin", "crypto")])
+        market.save_symbols(cursor, [EURUSD, Symbol("BTCUSD", "Bitcoin", "crypto")])
 
     assert query(db, sql) == before
     assert query(db, "select name, asset_type from trading.symbols where symbol = 'BTCUSD'") == [
@@ -531,8 +532,8 @@ def test_an_asset_the_platform_has_already_stays_as_it_is(db: Connection) -> Non
 def test_assets_that_are_there_burn_no_ids(db: Connection) -> None:
     with transaction(db) as cursor:
         for _ in range(3):
-            store.save_symbols(cursor, [EURUSD])
-        store.save_symbols(cursor, [Symbol("GBPUSD", "Pound", "forex")])
+            market.save_symbols(cursor, [EURUSD])
+        market.save_symbols(cursor, [Symbol("GBPUSD", "Pound", "forex")])
 
     assert query(db, "select max(id) - min(id) from trading.symbols") == [(1,)]
 
@@ -547,8 +548,8 @@ def status_of(db: Connection) -> tuple[object, ...]:
 
 def save_status(db: Connection, error: str | None = None) -> None:
     with transaction(db) as cursor:
-        store.save_symbols(cursor, [EURUSD])
-        store.save_status(cursor, ["EURUSD"], error)
+        market.save_symbols(cursor, [EURUSD])
+        market.save_status(cursor, ["EURUSD"], error)
 
 
 def test_a_success_is_noted_with_its_time(db: Connection) -> None:
@@ -605,7 +606,7 @@ def test_a_success_takes_the_error_away(db: Connection) -> None:
 
 def test_a_failure_of_an_asset_that_has_no_row_yet_is_no_error(db: Connection) -> None:
     with transaction(db) as cursor:
-        store.save_status(cursor, ["NEVER"], "no such ticker")
+        market.save_status(cursor, ["NEVER"], "no such ticker")
 
     assert query(db, "select from data_sources.data_sync_status") == []
 
@@ -685,12 +686,12 @@ def test_an_answer_is_stored_in_a_platforms_own_tables_whatever_their_types(
 ) -> None:
     sent = [bar(0), bar(1, close=1.08751234, vwap=None, trades=None)]
     with transaction(theirs) as cursor:
-        store.save_symbols(cursor, [EURUSD, Symbol("GBPUSD", "Pound", "forex")])
-        assert store.save_bars(cursor, "EURUSD", sent) == 2
-        told = store.price_of_bar(cursor, "EURUSD", start_of(sent[-1]), LATER)
-        assert store.save_prices(cursor, [told]) == (told,)
-        store.save_status(cursor, ["EURUSD", "GBPUSD"])
-        events.notify(cursor, [told])
+        market.save_symbols(cursor, [EURUSD, Symbol("GBPUSD", "Pound", "forex")])
+        assert market.save_bars(cursor, "EURUSD", sent) == 2
+        told = market.price_of_bar(cursor, "EURUSD", start_of(sent[-1]), LATER)
+        assert market.save_prices(cursor, [told]) == (told,)
+        market.save_status(cursor, ["EURUSD", "GBPUSD"])
+        publish.notify(cursor, [told])
 
     assert [tuple(map(float, row)) for row in query(
         theirs, "select open, high, low, close from market_data.ohlcv_5m order by ts"
@@ -698,7 +699,7 @@ def test_an_answer_is_stored_in_a_platforms_own_tables_whatever_their_types(
     assert metadata(theirs)["last_update"] == told.as_json()
     assert told.daily_close == 1.08751234
     assert query(theirs, "select count(*) from data_sources.data_sync_status") == [(2,)]
-    assert store.newest_bar(theirs, "EURUSD")[0] == NOON + timedelta(minutes=5)
+    assert market.newest_bar(theirs, "EURUSD")[0] == NOON + timedelta(minutes=5)
 
 
 def test_equal_bars_cost_no_write_in_a_platforms_own_table_either(theirs: Connection) -> None:
@@ -748,14 +749,14 @@ class Answer:
 
     def store(self, last_words: Callable[[], None]) -> None:
         with transaction(self._db) as cursor:
-            store.save_symbols(cursor, [EURUSD])
-            store.save_bars(cursor, "EURUSD", [bar()])
-            told = store.price_of_bar(cursor, "EURUSD", NOON, LATER)
-            prices = store.save_prices(cursor, [told])
-            store.save_status(cursor, ["EURUSD"])
+            market.save_symbols(cursor, [EURUSD])
+            market.save_bars(cursor, "EURUSD", [bar()])
+            told = market.price_of_bar(cursor, "EURUSD", NOON, LATER)
+            prices = market.save_prices(cursor, [told])
+            market.save_status(cursor, ["EURUSD"])
             queue.finish(cursor, [self._item])
             runs.record(cursor, self._run_id, runs.Call(Feed.BARS, ["EURUSD"], "ok", 0.1, 1))
-            events.notify(cursor, prices)
+            publish.notify(cursor, prices)
             last_words()
 
 

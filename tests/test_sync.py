@@ -15,12 +15,16 @@ import psycopg2
 import pytest
 from conftest import MakeSettings, ShiftingClock, asset
 
-from asset_sync import dry_run, queue, sync
-from asset_sync.assets import Asset, AssetType, Feed, Level
+from asset_sync import queue
+from asset_sync.budget.slots import PRIORITY_GRACE_SECONDS, Lane
 from asset_sync.database import Connection, query
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
-from asset_sync.progress import (
+from asset_sync.model import Asset, AssetType, Feed, Level
+from asset_sync.settings import Secret, Settings, SettingsError
+from asset_sync.sync import dry_run, loop
+from asset_sync.sync.loop import Ended, Failure, Report
+from asset_sync.sync.progress import (
     Calling,
     Failed,
     Listener,
@@ -30,9 +34,6 @@ from asset_sync.progress import (
     Waiting,
     Warned,
 )
-from asset_sync.settings import Secret, Settings, SettingsError
-from asset_sync.slots import PRIORITY_GRACE_SECONDS, Lane
-from asset_sync.sync import Ended, Failure, Report
 
 GOLD = asset("XAUUSD", Level.CRITICAL, position=1)
 EURO = asset("EURUSD", Level.CRITICAL, position=2)
@@ -74,7 +75,7 @@ class Job:
             self.heard.append(progress)
             tell(progress)
 
-        return sync.run(
+        return loop.run(
             self.db,
             self.settings,
             lane,
@@ -447,7 +448,7 @@ def test_a_call_may_not_take_longer_than_the_run(job: Job) -> None:
     job.api.set_faults(["stall"])
     report = job.run(seconds=0.5)
     [failed] = report.failed
-    assert f"longer than {sync.LEAST_CALL_SECONDS:g} s in all" in failed.error
+    assert f"longer than {loop.LEAST_CALL_SECONDS:g} s in all" in failed.error
     assert report.reason_ended is Ended.UNAVAILABLE
 
 
@@ -475,7 +476,7 @@ import os, sys
 from asset_sync import database, settings, slots, sync
 chosen = settings.load(settings.SHIPPED_FILE, os.environ)
 with database.session(chosen.conninfo) as db:
-    print(sync.run(db, chosen, slots.Lane.PRIORITY).reason_ended)
+    print(loop.run(db, chosen, slots.Lane.PRIORITY).reason_ended)
 print(*{"requests", "pyrate_limiter", "rich", "typer", "redis"}.intersection(sys.modules))
 """
     assert job.settings.conninfo is not None
@@ -1112,7 +1113,7 @@ def test_a_key_revoked_in_the_middle_keeps_what_came_before(job: Job) -> None:
 def test_a_plan_without_bars_ends_the_run(job: Job) -> None:
     job.api.set_faults(["forbidden"])
     report = job.run(Lane.PRIORITY)
-    assert (report.reason_ended, report.api_calls_used) == (Ended.PLAN_REFUSED, sync.NOT_IN_PLAN)
+    assert (report.reason_ended, report.api_calls_used) == (Ended.PLAN_REFUSED, loop.NOT_IN_PLAN)
     assert "plan" in report.message
     assert job.item("XAUUSD") == ("waiting", 1, "critical")
 
@@ -1317,7 +1318,7 @@ def test_cut_off_while_waiting_for_a_slot_nothing_is_held(
 
     job.run(Lane.PRIORITY)
     with pytest.raises(how):
-        sync.run(job.db, job.settings, Lane.QUEUE, clock=Clock(job.db))
+        loop.run(job.db, job.settings, Lane.QUEUE, clock=Clock(job.db))
     assert job.row("select count(*) from asset_sync.queue where state = 'leased'") == (0,)
     assert job.slots() == (5, 0)
     assert job.row("select reason_ended from asset_sync.runs order by id desc limit 1") == (
@@ -1335,7 +1336,7 @@ def test_cut_off_while_an_answer_is_stored_the_item_is_back_in_line(
         raise how
 
     with monkeypatch.context() as patched:
-        patched.setattr("asset_sync.events.notify", cut_off)
+        patched.setattr("asset_sync.store.publish.notify", cut_off)
         with pytest.raises(how):
             job.run()
     assert job.bars("BTCUSD") == []
@@ -1351,7 +1352,7 @@ def test_an_item_that_breaks_its_run_keeps_the_attempt(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("asset_sync.polygon.Polygon.bars", broken)
+    monkeypatch.setattr("asset_sync.provider.polygon.Polygon.bars", broken)
     for attempt in (1, 2, 3):
         with pytest.raises(ZeroDivisionError):
             job.run()

@@ -10,13 +10,16 @@ from typing import TypeAlias
 import pytest
 from conftest import MakeSettings, ShiftingClock, asset, in_line
 
-from asset_sync import queue, queue_admin, runs, sync
-from asset_sync.assets import Feed, Level
+from asset_sync import queue
+from asset_sync.budget.slots import Lane
 from asset_sync.cli import main
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
+from asset_sync.model import Feed, Level
+from asset_sync.queue import admin
 from asset_sync.settings import QueueSettings
-from asset_sync.slots import Lane
+from asset_sync.store import runs
+from asset_sync.sync import loop
 
 SETTINGS = QueueSettings(max_attempts=1)
 Told: TypeAlias = tuple[int, str, str]
@@ -77,7 +80,7 @@ def states(db: Connection) -> dict[str, str]:
 
 
 def test_the_list_begins_with_what_needs_attention(stocked: Connection) -> None:
-    found = queue_admin.entries(stocked)
+    found = admin.entries(stocked)
 
     assert [(one.symbol, one.state) for one in found] == [
         ("A", "dead"),
@@ -173,7 +176,7 @@ def test_a_dead_item_is_tried_again_when_asked(stocked: Connection, tell: Tell) 
 
     assert code == 0
     assert "A" in out
-    [entry] = queue_admin.entries(stocked, symbols=["A"])
+    [entry] = admin.entries(stocked, symbols=["A"])
     assert (entry.state, entry.attempts, entry.last_error) == ("waiting", 0, None)
     assert {item.symbol for item in (*_claim(stocked), *_claim(stocked))} == {"A", "B"}
 
@@ -186,7 +189,7 @@ def test_without_a_symbol_all_that_is_dead_or_delayed_is_tried_again(
         "update asset_sync.queue set not_before = now() + interval '1 h' where symbol = 'B'",
     )
 
-    changed = queue_admin.retry(stocked, [])
+    changed = admin.retry(stocked, [])
 
     assert [one.symbol for one in changed] == ["A", "B"]
     assert states(stocked) == {"A": "waiting", "B": "waiting", "C": "idle", "D": "leased"}
@@ -202,10 +205,10 @@ def test_what_was_unknown_to_the_provider_is_asked_for_anew_when_retried(
     asset_type = "crypto"
     """
     with StandIn("free", faults=["not-found"]) as api:
-        sync.run(db, make_settings(api, toml=toml), Lane.QUEUE, limit=1)
-    queue_admin.retry(db, ["ETHUSDT"])
+        loop.run(db, make_settings(api, toml=toml), Lane.QUEUE, limit=1)
+    admin.retry(db, ["ETHUSDT"])
     with StandIn("free") as api:
-        report = sync.run(db, make_settings(api, toml=toml), Lane.QUEUE, limit=1)
+        report = loop.run(db, make_settings(api, toml=toml), Lane.QUEUE, limit=1)
 
     assert (report.updated, report.failed) == (["ETHUSDT"], [])
 
@@ -326,13 +329,13 @@ def test_what_a_run_holds_is_not_removed(stocked: Connection, tell: Tell) -> Non
 def test_a_dry_run_tells_what_it_would_do_and_does_nothing(
     stocked: Connection, tell: Tell, command: tuple[str, str]
 ) -> None:
-    before = queue_admin.entries(stocked)
+    before = admin.entries(stocked)
 
     code, out, _ = tell("queue", *command, "--dry-run", "--json")
 
     assert code == 0
     assert [item["symbol"] for item in json.loads(out)["items"]] == [command[1]]
-    after = queue_admin.entries(stocked)
+    after = admin.entries(stocked)
     assert [one._replace(wait_seconds=0) for one in after] == [
         one._replace(wait_seconds=0) for one in before
     ]

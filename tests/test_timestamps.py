@@ -7,7 +7,7 @@ import psycopg2
 import pytest
 
 from asset_sync.database import Connection, query
-from asset_sync.timestamps import EARLIEST, LATEST
+from asset_sync.database.timestamps import EARLIEST, LATEST
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/St_Johns"])

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from asset_sync import monitoring
+from asset_sync.budget.slots import Lane
 from asset_sync.cli import app
-from asset_sync.job import Job
-from asset_sync.runs import Denials
+from asset_sync.ops import hooks
 from asset_sync.settings import SHIPPED_FILE, VARIABLES, load
-from asset_sync.slots import Lane
+from asset_sync.store.runs import Denials
+from asset_sync.sync.scope import Job
 
 UNITS = Path(__file__).parent.parent / "systemd"
 JOBS = ("priority", "queue")
@@ -64,7 +64,7 @@ def test_a_unit_lets_the_longest_run_end_by_itself_and_tell_of_it(job: str) -> N
     many = tuple(replace(settings.critical[0], symbol=f"A{number}") for number in range(100))
     nothing = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
     run = Job(replace(settings, assets=many), Lane(job), nothing)
-    told = monitoring.START_SECONDS + monitoring.END_SECONDS + monitoring.COMMAND_SECONDS
+    told = hooks.START_SECONDS + hooks.END_SECONDS + hooks.COMMAND_SECONDS
 
     longest = run.runtime_seconds + told
     assert int(unit(f"asset-sync-{job}.service")["TimeoutStartSec"]) > longest

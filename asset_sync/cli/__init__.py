@@ -23,8 +23,8 @@ from asset_sync.cli import (
     schedule,
     sync,
 )
+from asset_sync.cli import queue_edit as queue_edit  # gives `queue` the rest of its commands
 from asset_sync.cli import reference as reference  # gives `assets` the rest of its commands
-from asset_sync.cli import tend as tend  # gives `queue` the rest of its commands
 from asset_sync.cli.exits import ExitCode, explain
 from asset_sync.cli.options import Common, Config, Quiet, Verbose, answer, complain
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asset_sync.assets import Asset, AssetType, Level
 from asset_sync.cli.options import (
     Common,
     Config,
@@ -23,9 +22,10 @@ from asset_sync.cli.options import (
     complain,
     exactly,
 )
+from asset_sync.model import Asset, AssetType, Level
 
 if TYPE_CHECKING:
-    from asset_sync.asset_file import Change
+    from asset_sync.assetfile.edit import Change
     from asset_sync.database import Connection
     from asset_sync.settings import Settings
 
@@ -54,7 +54,8 @@ def assets_list(
     """
     options = common(context, config, quiet, verbose)
     settings = options.settings()
-    from asset_sync import database, embedded  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.database import embedded  # noqa: PLC0415
 
     left: list[str] | None = None
     try:
@@ -75,10 +76,10 @@ def assets_list(
 
 def left_the_file(db: "Connection", settings: "Settings") -> list[str]:
     """Return the symbols that the queue has and the settings no longer name."""
-    from asset_sync import queue_admin  # noqa: PLC0415
+    from asset_sync.queue import admin  # noqa: PLC0415
 
     named = {asset.symbol for asset in settings.named}
-    return [symbol for symbol in queue_admin.symbols(db) if symbol not in named]
+    return [symbol for symbol in admin.symbols(db) if symbol not in named]
 
 
 def tell_left(options: Common, left: Sequence[str]) -> None:
@@ -154,14 +155,14 @@ def assets_remove(
 
     Example: asset-sync assets remove EURCHF
     """
-    from asset_sync import asset_file  # noqa: PLC0415
+    from asset_sync.assetfile import edit  # noqa: PLC0415
     from asset_sync.cli.symbols import known_symbols  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
     known = {asset.symbol: asset for asset in settings.named}
     chosen = known_symbols(symbols, known, "The settings name no asset", "assets list")
-    act = asset_file.preview_removal if dry_run else asset_file.remove
+    act = edit.preview_removal if dry_run else edit.remove
     removal = act(settings, chosen, os.environ)
     left = _still_queued(options, settings, chosen)
     if as_json:
@@ -186,11 +187,13 @@ def _still_queued(
     options: Common, settings: "Settings", symbols: Sequence[str]
 ) -> list[str] | None:
     """Return which of the symbols the queue has; None where the database cannot say."""
-    from asset_sync import database, embedded, queue_admin  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.database import embedded  # noqa: PLC0415
+    from asset_sync.queue import admin  # noqa: PLC0415
 
     try:
         with database.session(settings.conninfo) as db:
-            queued = queue_admin.symbols(db)
+            queued = admin.symbols(db)
     except (database.DatabaseError, embedded.EmbeddedError) as error:
         options.say(f"Whether the queue still has them is not known: {error}")
         return None
@@ -236,12 +239,12 @@ def _write(
     options: Common, settings: "Settings", assets: Sequence[Asset], dry_run: bool, as_json: bool
 ) -> None:
     """Add the assets to the settings file, or show what would be added."""
-    from asset_sync import asset_file  # noqa: PLC0415
+    from asset_sync.assetfile import edit  # noqa: PLC0415
 
     if dry_run:
-        addition = asset_file.preview(settings, assets, os.environ)
+        addition = edit.preview(settings, assets, os.environ)
     else:
-        addition = asset_file.add(settings, assets, os.environ)
+        addition = edit.add(settings, assets, os.environ)
     if as_json:
         exactly(json.dumps(addition_as_json(addition, assets, written=not dry_run), indent=2))
         return
@@ -301,7 +304,7 @@ def _last_success(db: "Connection", settings: "Settings") -> dict[str, datetime]
 
 
 def _show(settings: "Settings", fresh: dict[str, datetime]) -> None:
-    from asset_sync.cli.show import duration, moment, table  # noqa: PLC0415
+    from asset_sync.cli.format import duration, moment, table  # noqa: PLC0415
 
     rows = [
         [

@@ -28,7 +28,8 @@ def db_init(
 
     Example: DATABASE_URL=postgresql://me@localhost/market asset-sync db init
     """
-    from asset_sync import database, existing_tables  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.store import existing_tables  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
@@ -63,7 +64,8 @@ def db_status(
 
     Example: asset-sync db status --json
     """
-    from asset_sync import database, existing_tables  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.store import existing_tables  # noqa: PLC0415
 
     settings = common(context, config, quiet, verbose).settings()
     with database.raw_session(settings.conninfo) as db:
@@ -81,7 +83,7 @@ def db_status(
 
 def _show(status: "SchemaStatus", where: str) -> None:
     if where == "embedded":
-        from asset_sync.embedded import data_directory  # noqa: PLC0415
+        from asset_sync.database.embedded import data_directory  # noqa: PLC0415
 
         answer(f"Embedded PostgreSQL {status.server}, data in {data_directory()}")
         answer("It runs while a command does; `asset-sync db serve` keeps it up for other readers.")
@@ -109,7 +111,8 @@ def db_serve(
 
     Example: asset-sync db serve, and elsewhere: psql "$(asset-sync db url)"
     """
-    from asset_sync import database, embedded  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.database import embedded  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     if options.settings().conninfo is not None:
@@ -136,7 +139,8 @@ def db_url(
 
     Example: psql "$(asset-sync db url)"
     """
-    from asset_sync import database, embedded  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.database import embedded  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
@@ -149,7 +153,6 @@ def db_url(
 
 
 def _embedded_address() -> str:
-    from asset_sync import embedded  # noqa: PLC0415
-    from asset_sync.database import EMBEDDED_DATABASE  # noqa: PLC0415
+    from asset_sync.database import EMBEDDED_DATABASE, embedded  # noqa: PLC0415
 
     return embedded.address(embedded.data_directory(), EMBEDDED_DATABASE)

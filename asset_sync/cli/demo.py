@@ -35,22 +35,22 @@ def demo(context: typer.Context, quiet: Quiet = False, verbose: Verbose = False)
 
 
 def _demo(options: Common) -> None:
+    from asset_sync.budget.slots import Lane  # noqa: PLC0415
     from asset_sync.cli import queue, sync  # noqa: PLC0415
     from asset_sync.cli.assets import show_assets  # noqa: PLC0415
     from asset_sync.cli.log import Log  # noqa: PLC0415
-    from asset_sync.demo import trial  # noqa: PLC0415
+    from asset_sync.demo import sandbox  # noqa: PLC0415
     from asset_sync.demo.server import StandIn  # noqa: PLC0415
-    from asset_sync.slots import Lane  # noqa: PLC0415
 
     answer(
         "The data is REPLAYED: real bars of 2014 and 2018 moved to now, some of them scaled.\n"
-        f"The API is a stand-in on this machine; it allows {trial.CALLS} calls in "
-        f"{trial.WINDOW_SECONDS:.0f} s, the real one in 60 s."
+        f"The API is a stand-in on this machine; it allows {sandbox.CALLS} calls in "
+        f"{sandbox.WINDOW_SECONDS:.0f} s, the real one in 60 s."
     )
     failed = False
     with (
-        StandIn("free", calls=trial.CALLS, period_seconds=trial.WINDOW_SECONDS) as api,
-        trial.trial(api) as (db, settings),
+        StandIn("free", calls=sandbox.CALLS, period_seconds=sandbox.WINDOW_SECONDS) as api,
+        sandbox.trial(api) as (db, settings),
     ):
         for lane in Lane:
             answer(f"\n$ asset-sync sync {lane.value}")
@@ -61,7 +61,7 @@ def _demo(options: Common) -> None:
         exactly(queue.text(queue.look(db, settings)))
         answer("\n$ asset-sync assets list")
         fresh = show_assets(db, settings)
-        stored, different = trial.bars_unlike_the_replay(db)
+        stored, different = sandbox.bars_unlike_the_replay(db)
         refused = api.refused
     answer(
         f"\n{fresh} of {len(settings.assets)} assets fresh; {stored:,} bars stored, {different} "

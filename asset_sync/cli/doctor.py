@@ -23,7 +23,7 @@ from asset_sync.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from asset_sync.doctor import Finding
+    from asset_sync.ops.doctor import Finding
 
 
 _INDENT = 9
@@ -57,15 +57,12 @@ def doctor(
 
 def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
     """Go from what everything rests on to what rests on it; end where nothing more can be seen."""
-    from asset_sync import (  # noqa: PLC0415
-        database,
-        doctor,
-        doctor_jobs,
-        existing_tables,
-        scheduled,
-    )
-    from asset_sync.embedded import EmbeddedError  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
+    from asset_sync.ops import doctor, doctor_jobs  # noqa: PLC0415
+    from asset_sync.schedule import installed  # noqa: PLC0415
     from asset_sync.settings import SettingsError  # noqa: PLC0415
+    from asset_sync.store import existing_tables  # noqa: PLC0415
 
     try:
         settings = options.settings()
@@ -74,7 +71,7 @@ def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
             yield doctor.Finding(doctor.Grade.ERROR, "settings", mistake)
         return
     yield from doctor.examine_settings(settings, os.environ)
-    jobs = scheduled.jobs()
+    jobs = installed.jobs()
     sights = doctor_jobs.look(jobs, settings, os.environ)
     yield from doctor_jobs.examine(sights)
     yield from doctor_jobs.examine_monitoring(sights, settings)
@@ -100,7 +97,7 @@ def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
 
 def _line(finding: "Finding") -> str:
     """Return a finding as a line; on a narrow terminal it goes on below its own words."""
-    from asset_sync.cli.show import bold, red, yellow  # noqa: PLC0415
+    from asset_sync.cli.format import bold, red, yellow  # noqa: PLC0415
 
     text = f"{finding.subject}: {finding.text}"
     if sys.stdout.isatty():

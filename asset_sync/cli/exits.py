@@ -54,7 +54,7 @@ def exit_code(error: AssetSyncError) -> ExitCode:
     """Return the code of the family that the error is of."""
     # Only now that something failed: importing them costs more than most commands take.
     from asset_sync.database import DatabaseError  # noqa: PLC0415
-    from asset_sync.embedded import EmbeddedError  # noqa: PLC0415
+    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
 
     if isinstance(error, DatabaseError | EmbeddedError):
         return ExitCode.DATABASE

@@ -11,7 +11,7 @@ from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly
 from asset_sync.cli.queue import figures
 
 if TYPE_CHECKING:
-    from asset_sync.health import Health
+    from asset_sync.ops.health import Health
 
 
 def health(
@@ -26,8 +26,8 @@ def health(
     Example: asset-sync health --json
     """
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.embedded import EmbeddedError  # noqa: PLC0415
-    from asset_sync.health import Verdict, examine, without_database  # noqa: PLC0415
+    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
+    from asset_sync.ops.health import Verdict, examine, without_database  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
@@ -44,7 +44,7 @@ def health(
 
 
 def _text(found: "Health") -> str:
-    from asset_sync.cli.show import bold, red, short_moment, table, yellow  # noqa: PLC0415
+    from asset_sync.cli.format import bold, red, short_moment, table, yellow  # noqa: PLC0415
 
     paint = {"healthy": bold, "degraded": yellow, "unhealthy": red}
     checks = [

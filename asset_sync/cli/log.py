@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import Common, LogFormat, complain, mutter
-from asset_sync.progress import (
+from asset_sync.sync.progress import (
     Calling,
     Failed,
     Progress,
@@ -172,7 +172,7 @@ def _fields(progress: Progress) -> dict[str, object]:
 
 def sentence(progress: Progress) -> str:
     """Return an event as one line of text."""
-    from asset_sync.cli.show import duration, kept_slots  # noqa: PLC0415
+    from asset_sync.cli.format import duration, kept_slots  # noqa: PLC0415
 
     match progress:
         case Started():
@@ -197,7 +197,7 @@ def sentence(progress: Progress) -> str:
 
 
 def _synced(synced: Synced) -> str:
-    from asset_sync.cli.show import duration, price  # noqa: PLC0415
+    from asset_sync.cli.format import duration, price  # noqa: PLC0415
 
     bars = f"{synced.bars_written:,} new bar{'' if synced.bars_written == 1 else 's'}"
     parts = ["a quote" if synced.feed == "snapshot" else bars]

@@ -33,7 +33,7 @@ def metrics(
 
     settings = common(context, config, quiet, verbose).settings()
     try:
-        from asset_sync.metrics import exposition  # noqa: PLC0415
+        from asset_sync.ops.metrics import exposition  # noqa: PLC0415
     except ImportError:
         raise AssetSyncError(
             'The Prometheus client is not installed: pip install "asset-sync[metrics]".'

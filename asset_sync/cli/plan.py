@@ -9,19 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asset_sync.assets import Asset, AssetType, Level
-from asset_sync.cli.options import (
-    Config,
-    Json,
-    Quiet,
-    Verbose,
-    answer,
-    common,
-    exactly,
-)
+from asset_sync.cli.options import Config, Json, Quiet, Verbose, answer, common, exactly
+from asset_sync.model import Asset, AssetType, Level
 
 if TYPE_CHECKING:
-    from asset_sync.forecast import Advice, AssetForecast, Forecast, Staleness
+    from asset_sync.ops.forecast import Advice, AssetForecast, Forecast, Staleness
     from asset_sync.settings import Settings
 
 _USUAL_SECONDS = 300
@@ -53,7 +45,7 @@ def plan(
 
     Example: asset-sync plan --more 200
     """
-    from asset_sync import forecast  # noqa: PLC0415
+    from asset_sync.ops import forecast  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = _with_more(options.settings(), more, level, every)
@@ -99,7 +91,11 @@ def _as_known(settings: "Settings") -> "tuple[Settings, float, bool]":
 
     No database is needed.
     """
-    from asset_sync import database, embedded, forecast, runs, slots  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.budget import slots  # noqa: PLC0415
+    from asset_sync.database import embedded  # noqa: PLC0415
+    from asset_sync.ops import forecast  # noqa: PLC0415
+    from asset_sync.store import runs  # noqa: PLC0415
 
     seconds = None
     if settings.conninfo is not None or embedded.data_directory().exists():
@@ -120,7 +116,7 @@ def _as_known(settings: "Settings") -> "tuple[Settings, float, bool]":
 
 
 def _show(now: "Forecast", plans: "Sequence[Forecast]") -> None:
-    from asset_sync.cli.show import duration, table  # noqa: PLC0415
+    from asset_sync.cli.format import duration, table  # noqa: PLC0415
 
     calls, period = now.limit.calls, duration(now.limit.period_seconds)
     many = "1 call" if calls == 1 else f"{calls} calls"
@@ -154,8 +150,8 @@ def _show(now: "Forecast", plans: "Sequence[Forecast]") -> None:
 
 
 def _group(now: "Forecast", group: "Sequence[AssetForecast]") -> list[str]:
-    from asset_sync.cli.show import duration  # noqa: PLC0415
-    from asset_sync.forecast import staleness  # noqa: PLC0415
+    from asset_sync.cli.format import duration  # noqa: PLC0415
+    from asset_sync.ops.forecast import staleness  # noqa: PLC0415
 
     first = group[0].asset
     calls = sum(one.calls_a_day for one in group)
@@ -180,7 +176,7 @@ def _groups(assets: "Iterable[AssetForecast]") -> "list[list[AssetForecast]]":
 
 
 def _plan(one: "Forecast") -> list[str]:
-    from asset_sync.forecast import staleness  # noqa: PLC0415
+    from asset_sync.ops.forecast import staleness  # noqa: PLC0415
 
     return [
         one.plan.name,
@@ -195,7 +191,7 @@ def _plan(one: "Forecast") -> list[str]:
 
 
 def _age(seconds: float) -> str:
-    from asset_sync.cli.show import duration  # noqa: PLC0415
+    from asset_sync.cli.format import duration  # noqa: PLC0415
 
     return "never" if math.isinf(seconds) else duration(seconds)
 
@@ -213,7 +209,7 @@ def _advice(now: "Forecast", advice: "Advice") -> str:
         )
     ways = []
     if advice.below:
-        from asset_sync.cli.show import duration  # noqa: PLC0415
+        from asset_sync.cli.format import duration  # noqa: PLC0415
 
         seconds = advice.frequency_seconds or 0
         which = "asset" if advice.below == 1 else f"{advice.below:,} assets"
@@ -233,7 +229,7 @@ def _advice(now: "Forecast", advice: "Advice") -> str:
 
 
 def _as_json(one: "Forecast") -> dict[str, object]:
-    from asset_sync.forecast import staleness  # noqa: PLC0415
+    from asset_sync.ops.forecast import staleness  # noqa: PLC0415
 
     return {
         "plan": one.plan.name,

@@ -14,11 +14,11 @@ from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly
 from asset_sync.errors import AssetSyncError
 
 if TYPE_CHECKING:
+    from asset_sync.budget.slots import Budget
     from asset_sync.database import Connection
     from asset_sync.queue import Dead, Failing, LevelStatus, Upcoming
-    from asset_sync.runs import Run
     from asset_sync.settings import Settings
-    from asset_sync.slots import Budget
+    from asset_sync.store.runs import Run
 
 app = typer.Typer(help="See and tend the queue.", no_args_is_help=True)
 
@@ -79,7 +79,7 @@ def _again_and_again(settings: "Settings") -> Iterator[str]:
     Raises DatabaseError or EmbeddedError where the database was never there.
     """
     from asset_sync.database import DatabaseError, session  # noqa: PLC0415
-    from asset_sync.embedded import EmbeddedError  # noqa: PLC0415
+    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
 
     last, since = "", None
     while True:
@@ -96,7 +96,7 @@ def _again_and_again(settings: "Settings") -> Iterator[str]:
 
 
 def _away(error: AssetSyncError, since: datetime) -> str:
-    from asset_sync.cli.show import duration, red  # noqa: PLC0415
+    from asset_sync.cli.format import duration, red  # noqa: PLC0415
 
     seconds = (datetime.now(UTC) - since).total_seconds()
     return red(
@@ -124,7 +124,10 @@ class Status(NamedTuple):
 
 def look(db: "Connection", settings: "Settings") -> Status:
     """Read how things stand from the database."""
-    from asset_sync import queue, queue_admin, runs, slots  # noqa: PLC0415
+    from asset_sync import queue  # noqa: PLC0415
+    from asset_sync.budget import slots  # noqa: PLC0415
+    from asset_sync.queue import admin  # noqa: PLC0415
+    from asset_sync.store import runs  # noqa: PLC0415
 
     rate = slots.rate_of(settings)
     fresh = queue.last_success(db, [asset.symbol for asset in settings.critical])
@@ -137,7 +140,7 @@ def look(db: "Connection", settings: "Settings") -> Status:
         slots.budget(db, rate),
         runs.last(db, _RUNS),
         max(fresh.values(), default=None),
-        queue_admin.unseen(db, [asset.symbol for asset in settings.assets]),
+        admin.unseen(db, [asset.symbol for asset in settings.assets]),
     )
 
 
@@ -161,7 +164,7 @@ def text(status: Status) -> str:
 
 
 def _levels(status: Status) -> str:
-    from asset_sync.cli.show import duration, red, table  # noqa: PLC0415
+    from asset_sync.cli.format import duration, red, table  # noqa: PLC0415
 
     rows = [
         [
@@ -177,7 +180,7 @@ def _levels(status: Status) -> str:
 
 
 def _budget(status: Status) -> str:
-    from asset_sync.cli.show import bold, duration, gauge, moment, yellow  # noqa: PLC0415
+    from asset_sync.cli.format import bold, duration, gauge, moment, yellow  # noqa: PLC0415
 
     budget = status.budget
     line = f"{bold('budget')}    {gauge(budget)}"
@@ -191,7 +194,7 @@ def _budget(status: Status) -> str:
 
 
 def _next(status: Status) -> str:
-    from asset_sync.cli.show import duration, moment, table  # noqa: PLC0415
+    from asset_sync.cli.format import duration, moment, table  # noqa: PLC0415
 
     rows = [
         [
@@ -208,14 +211,14 @@ def _next(status: Status) -> str:
 
 
 def _dead(status: Status) -> str:
-    from asset_sync.cli.show import bold, red  # noqa: PLC0415
+    from asset_sync.cli.format import bold, red  # noqa: PLC0415
 
     errors = (red(wrapped(f"{one.symbol}: {one.error}", sys.stdout)) for one in status.dead)
     return "\n".join([bold("dead"), *errors])
 
 
 def _failing(status: Status) -> str:
-    from asset_sync.cli.show import bold, duration, yellow  # noqa: PLC0415
+    from asset_sync.cli.format import bold, duration, yellow  # noqa: PLC0415
 
     lines = [
         wrapped(
@@ -231,7 +234,7 @@ def _failing(status: Status) -> str:
 
 
 def _runs(status: Status) -> str:
-    from asset_sync.cli.show import duration, red, short_moment, table  # noqa: PLC0415
+    from asset_sync.cli.format import duration, red, short_moment, table  # noqa: PLC0415
 
     rows = [
         [

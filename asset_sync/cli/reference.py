@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asset_sync.assets import Asset, AssetType, Level
 from asset_sync.cli.assets import (
     Every,
     LevelOption,
@@ -37,13 +36,14 @@ from asset_sync.cli.options import (
     exactly,
 )
 from asset_sync.cli.symbols import known_symbols
+from asset_sync.model import Asset, AssetType, Level
 
 if TYPE_CHECKING:
+    from asset_sync.assetfile.reference import Check, Checked, Found
     from asset_sync.database import Connection
-    from asset_sync.progress import Listener, Progress
-    from asset_sync.questions import Questions
-    from asset_sync.reference import Check, Checked, Found
     from asset_sync.settings import Settings
+    from asset_sync.sync.ask import Questions
+    from asset_sync.sync.progress import Listener, Progress
 
 _SHOWN_NAME = 48
 
@@ -101,13 +101,13 @@ def assets_import(
 
     Example: asset-sync assets import --market fx --search franc
     """
-    from asset_sync import asset_file, reference  # noqa: PLC0415
+    from asset_sync.assetfile import edit, reference  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
     kind = _TYPES[market]
     if not dry_run:
-        asset_file.ensure_writable(settings, os.environ)
+        edit.ensure_writable(settings, os.environ)
     with _asking(options, settings, max_runtime) as (_, questions):
         found = reference.find(
             reference.pages(questions, kind, search),
@@ -117,12 +117,12 @@ def assets_import(
             every_seconds=every,
             most=limit,
         )
-    preview = asset_file.preview(settings, found.new, os.environ)
+    preview = edit.preview(settings, found.new, os.environ)
     if not as_json:
         _show_found(options, found, market)
     if found.new and not dry_run:
         _confirm(options, settings, found.new, f"to {preview.path}", yes)
-        asset_file.add(settings, found.new, os.environ)
+        edit.add(settings, found.new, os.environ)
     if as_json:
         told = addition_as_json(preview, found.new, written=bool(found.new) and not dry_run)
         told["there"] = [asset.symbol for asset in found.there]
@@ -137,7 +137,7 @@ def _show_found(options: Common, found: "Found", market: Market) -> None:
         answer(f"The provider's list of {market} has nothing like that.")
         return
     if found.new:
-        from asset_sync.cli.show import table  # noqa: PLC0415
+        from asset_sync.cli.format import table  # noqa: PLC0415
 
         rows = [[asset.symbol, asset.ticker, _short(asset.name)] for asset in found.new]
         exactly(table(["symbol", "ticker", "name"], rows, spare=["name"]))
@@ -160,8 +160,8 @@ def _confirm(
     options: Common, settings: "Settings", new: Sequence[Asset], where: str, yes: bool
 ) -> None:
     """Ask whether to add them, having said what that means for the others."""
-    from asset_sync.assets import Feed  # noqa: PLC0415
-    from asset_sync.cli.show import duration  # noqa: PLC0415
+    from asset_sync.cli.format import duration  # noqa: PLC0415
+    from asset_sync.model import Feed  # noqa: PLC0415
 
     many, limit = len(settings.assets) + len(new), settings.rate_limit
     turn_seconds = many * limit.period_seconds / limit.calls
@@ -191,8 +191,8 @@ def _asking(
 ) -> "Iterator[tuple[Connection, Questions]]":
     """Give the database and who asks within its limit; what the provider refuses ends here."""
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.polygon import Fault, ProviderError  # noqa: PLC0415
-    from asset_sync.questions import NoCallLeftError, Questions, why  # noqa: PLC0415
+    from asset_sync.provider.polygon import Fault, ProviderError  # noqa: PLC0415
+    from asset_sync.sync.ask import NoCallLeftError, Questions, why  # noqa: PLC0415
 
     gc.enable()  # see asset_sync.__main__
     patience = math.inf if max_runtime is None else max_runtime
@@ -220,7 +220,7 @@ def _watching(options: Common, words: "Callable[[Progress], Progress]") -> "Iter
     """Show waits as a run does; off a terminal each is told once."""
     from asset_sync.cli.log import Log, sentence  # noqa: PLC0415
     from asset_sync.cli.watch import watching  # noqa: PLC0415
-    from asset_sync.progress import Waiting  # noqa: PLC0415
+    from asset_sync.sync.progress import Waiting  # noqa: PLC0415
 
     last_seconds = 0.0
 
@@ -261,7 +261,7 @@ def assets_check(
 
     Example: asset-sync assets check EURUSD
     """
-    from asset_sync import reference  # noqa: PLC0415
+    from asset_sync.assetfile import reference  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     settings = options.settings()
@@ -271,7 +271,7 @@ def assets_check(
     checked: list[Checked] = []
 
     def count(progress: "Progress") -> "Progress":
-        from asset_sync.progress import Waiting  # noqa: PLC0415
+        from asset_sync.sync.progress import Waiting  # noqa: PLC0415
 
         if isinstance(progress, Waiting):
             return replace(progress, reason=f"a slot ({len(checked)} of {len(assets)} checked)")
@@ -300,8 +300,8 @@ def _announce(
     """Say how many calls there will be, if any, and how long they take at the limit."""
     if not calls:
         return
-    from asset_sync import reference  # noqa: PLC0415
-    from asset_sync.cli.show import duration  # noqa: PLC0415
+    from asset_sync.assetfile import reference  # noqa: PLC0415
+    from asset_sync.cli.format import duration  # noqa: PLC0415
 
     seconds = reference.seconds_for(db, settings, calls)
     limit = settings.rate_limit
@@ -321,9 +321,9 @@ def _nearest(
     checked: "Sequence[Checked]",
 ) -> dict[str, str]:
     """Return, by symbol, the ticker that each unknown one may be meant to be."""
-    from asset_sync.polygon import ProviderError  # noqa: PLC0415
-    from asset_sync.questions import NoCallLeftError, why  # noqa: PLC0415
-    from asset_sync.reference import Verdict  # noqa: PLC0415
+    from asset_sync.assetfile.reference import Verdict  # noqa: PLC0415
+    from asset_sync.provider.polygon import ProviderError  # noqa: PLC0415
+    from asset_sync.sync.ask import NoCallLeftError, why  # noqa: PLC0415
 
     unknown = [one.asset for one in checked if one.verdict is Verdict.UNKNOWN]
     what = f"what the unknown {'one' if len(unknown) == 1 else 'ones'} may be"
@@ -342,8 +342,8 @@ def _nearest(
 def _show_checked(
     checked: "Sequence[Checked]", nearest: dict[str, str], settings: "Settings"
 ) -> None:
-    from asset_sync.cli.show import red, table  # noqa: PLC0415
-    from asset_sync.reference import Verdict  # noqa: PLC0415
+    from asset_sync.assetfile.reference import Verdict  # noqa: PLC0415
+    from asset_sync.cli.format import red, table  # noqa: PLC0415
 
     rows = [
         [
@@ -383,7 +383,7 @@ def _checked_as_json(checked: "Checked", nearest: str | None) -> dict[str, objec
 
 
 def _exit_code(checked: "Sequence[Checked]") -> ExitCode:
-    from asset_sync.reference import Verdict  # noqa: PLC0415
+    from asset_sync.assetfile.reference import Verdict  # noqa: PLC0415
 
     verdicts = {one.verdict for one in checked}
     if Verdict.REFUSED in verdicts:

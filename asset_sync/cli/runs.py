@@ -24,7 +24,7 @@ from asset_sync.cli.queue import ended
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asset_sync.runs import CallMade, Run
+    from asset_sync.store.runs import CallMade, Run
 
 app = typer.Typer()
 
@@ -45,7 +45,8 @@ def runs(
     options = context.obj = common(context, config, quiet, verbose)
     if context.invoked_subcommand is not None:
         return
-    from asset_sync import database, runs  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.store import runs  # noqa: PLC0415
 
     with database.session(options.settings().conninfo) as db:
         found = runs.last(db, limit)
@@ -71,7 +72,8 @@ def runs_show(
 
     Example: asset-sync runs show 42
     """
-    from asset_sync import database, runs  # noqa: PLC0415
+    from asset_sync import database  # noqa: PLC0415
+    from asset_sync.store import runs  # noqa: PLC0415
 
     with database.session(common(context, config, quiet, verbose).settings().conninfo) as db:
         run = runs.get(db, run_id)
@@ -96,7 +98,7 @@ def runs_show(
 
 def _tell_hosts(found: "Sequence[Run]") -> None:
     """Say on which hosts the runs were, if on several: a column would not fit."""
-    from asset_sync.cli.show import short_moment  # noqa: PLC0415
+    from asset_sync.cli.format import short_moment  # noqa: PLC0415
 
     latest: dict[str, Run] = {}
     for run in found:  # the latest first
@@ -107,7 +109,7 @@ def _tell_hosts(found: "Sequence[Run]") -> None:
 
 
 def _runs(found: "Sequence[Run]") -> str:
-    from asset_sync.cli.show import red, table  # noqa: PLC0415
+    from asset_sync.cli.format import red, table  # noqa: PLC0415
 
     rows = [
         [
@@ -128,7 +130,7 @@ def _runs(found: "Sequence[Run]") -> str:
 
 
 def _calls(calls: "Sequence[CallMade]") -> str:
-    from asset_sync.cli.show import duration, red, short_moment, table  # noqa: PLC0415
+    from asset_sync.cli.format import duration, red, short_moment, table  # noqa: PLC0415
 
     rows = [
         [

@@ -7,22 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from asset_sync.cli.exits import ExitCode
-from asset_sync.cli.options import (
-    Common,
-    Config,
-    Quiet,
-    Verbose,
-    common,
-    complain,
-    exactly,
-    mutter,
-)
+from asset_sync.cli.options import Common, Config, Quiet, Verbose, common, complain, exactly, mutter
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from asset_sync.schedule import File, Installation
-    from asset_sync.scheduled import Job
+    from asset_sync.schedule.installed import Job
+    from asset_sync.schedule.lines import File, Installation
 
 app = typer.Typer(help="Have cron or systemd start the jobs.", no_args_is_help=True)
 
@@ -55,23 +46,23 @@ def schedule_cron(
 
     Example: asset-sync schedule cron --install
     """
-    from asset_sync import schedule, scheduled  # noqa: PLC0415
+    from asset_sync.schedule import installed, lines  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     _ensure_one(install, remove)
     if remove:
-        difference = schedule.remove_from_cron()
+        difference = lines.remove_from_cron()
         _show(difference)
         options.say(_removed("The crontab", difference))
         return
     this = _installation(options, install)
-    block = schedule.cron_block(this)
+    block = lines.cron_block(this)
     if not install:
         exactly(block.rstrip("\n"))
         return
-    _ensure_free(scheduled.jobs_of_systemd(), "systemd", "asset-sync schedule systemd --remove")
-    _ensure_free(scheduled.jobs_outside_the_block(), "cron", "crontab -e")
-    difference = schedule.install_in_cron(block)
+    _ensure_free(installed.jobs_of_systemd(), "systemd", "asset-sync schedule systemd --remove")
+    _ensure_free(installed.jobs_outside_the_block(), "cron", "crontab -e")
+    difference = lines.install_in_cron(block)
     _show(difference)
     options.say(_installed("The crontab", difference))
 
@@ -90,23 +81,23 @@ def schedule_systemd(
 
     Example: asset-sync schedule systemd --user
     """
-    from asset_sync import schedule, scheduled  # noqa: PLC0415
+    from asset_sync.schedule import installed, lines  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     _ensure_one(install, remove)
     for_user = os.geteuid() != 0 if users is None else users
-    directory = schedule.user_units_directory(os.environ) if for_user else schedule.SYSTEM_UNITS
+    directory = lines.user_units_directory(os.environ) if for_user else lines.SYSTEM_UNITS
     scope = ["--user"] if for_user else []
     if remove:
         _remove_units(options, directory, scope)
         return
     this = _installation(options, install)
-    make = schedule.user_units if for_user else schedule.system_units
+    make = lines.user_units if for_user else lines.system_units
     files = make(this, directory)
     if not install:
         exactly("\n".join(f"# {file.path}\n{file.text}" for file in files).rstrip("\n"))
         return
-    in_cron = [job for job in scheduled.jobs() if job.scheduler is scheduled.Scheduler.CRON]
+    in_cron = [job for job in installed.jobs() if job.scheduler is installed.Scheduler.CRON]
     _ensure_free(tuple(in_cron), "cron", "asset-sync schedule cron --remove, or crontab -e")
     _install_units(options, files, scope)
     if for_user:
@@ -120,21 +111,21 @@ def _ensure_one(install: bool, remove: bool) -> None:
 
 def _installation(options: Common, install: bool) -> "Installation":
     """Return what is to be scheduled; where a step is to be done first, nothing is installed."""
-    from asset_sync import schedule  # noqa: PLC0415
+    from asset_sync.schedule import lines  # noqa: PLC0415
 
-    this = schedule.installation(options.settings(), os.environ)
+    this = lines.installation(options.settings(), os.environ)
     if this.steps:
         complain("The jobs do not have this shell's variables. First put the secrets into files:")
         for step in this.steps:
             mutter(f"  {step}")  # to be typed, so never broken
     if this.steps and install:
-        raise schedule.ScheduleError("Nothing was installed; run that, then this again.")
+        raise lines.ScheduleError("Nothing was installed; run that, then this again.")
     return this
 
 
 def _ensure_free(found: "tuple[Job, ...]", scheduler: str, cure: str) -> None:
     """Refuse to have a job started twice."""
-    from asset_sync.schedule import ScheduleError  # noqa: PLC0415
+    from asset_sync.schedule.lines import ScheduleError  # noqa: PLC0415
 
     if found:
         where = "; ".join(f"sync {job.lane.value} ({job.where})" for job in found)
@@ -145,13 +136,13 @@ def _ensure_free(found: "tuple[Job, ...]", scheduler: str, cure: str) -> None:
 
 
 def _install_units(options: Common, files: "tuple[File, ...]", scope: list[str]) -> None:
-    from asset_sync import schedule  # noqa: PLC0415
+    from asset_sync.schedule import lines  # noqa: PLC0415
 
-    difference = schedule.install_units(files)
+    difference = lines.install_units(files)
     _show(difference)
-    commands = [[*scope, "daemon-reload"], [*scope, "enable", "--now", *schedule.TIMERS]]
+    commands = [[*scope, "daemon-reload"], [*scope, "enable", "--now", *lines.TIMERS]]
     for command in commands:
-        why_not = schedule.systemctl(*command)
+        why_not = lines.systemctl(*command)
         if why_not:
             complain(f"The units are written, but nothing starts them yet: {why_not}. Run:")
             for one in commands:
@@ -161,11 +152,11 @@ def _install_units(options: Common, files: "tuple[File, ...]", scope: list[str])
 
 
 def _remove_units(options: Common, directory: "Path", scope: list[str]) -> None:
-    from asset_sync import schedule  # noqa: PLC0415
+    from asset_sync.schedule import lines  # noqa: PLC0415
 
-    schedule.systemctl(*scope, "disable", "--now", *schedule.TIMERS)
-    removed = schedule.remove_units(directory)
-    schedule.systemctl(*scope, "daemon-reload")
+    lines.systemctl(*scope, "disable", "--now", *lines.TIMERS)
+    removed = lines.remove_units(directory)
+    lines.systemctl(*scope, "daemon-reload")
     for path in removed:
         exactly(f"removed {path}")
     options.say(_removed("systemd", "".join(map(str, removed))))

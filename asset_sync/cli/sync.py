@@ -22,13 +22,13 @@ from asset_sync.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from asset_sync.budget.slots import Lane
     from asset_sync.cli.log import Log
     from asset_sync.database import Connection
-    from asset_sync.dry_run import PlannedCall
-    from asset_sync.monitoring import Monitors
+    from asset_sync.ops.hooks import Monitors
     from asset_sync.settings import Settings
-    from asset_sync.slots import Lane
-    from asset_sync.sync import Report
+    from asset_sync.sync.dry_run import PlannedCall
+    from asset_sync.sync.loop import Report
 
 app = typer.Typer(help="Refresh assets, within the API's limit.", no_args_is_help=True)
 
@@ -76,7 +76,7 @@ def sync_priority(
 
     Example: asset-sync sync priority --dry-run
     """
-    from asset_sync.slots import Lane  # noqa: PLC0415
+    from asset_sync.budget.slots import Lane  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     if dry_run:
@@ -101,7 +101,7 @@ def sync_queue(
 
     Example: asset-sync sync queue --max-runtime 60
     """
-    from asset_sync.slots import Lane  # noqa: PLC0415
+    from asset_sync.budget.slots import Lane  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
     if dry_run:
@@ -115,7 +115,7 @@ def _plan(
 ) -> None:
     """Print what a run would do."""
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.dry_run import plan  # noqa: PLC0415
+    from asset_sync.sync.dry_run import plan  # noqa: PLC0415
 
     settings = options.settings()
     with database.session(settings.conninfo) as db:
@@ -157,7 +157,7 @@ def _sync(
 
 
 def _tell(monitors: "Monitors", log: "Log", code: ExitCode) -> None:
-    from asset_sync.monitoring import Ending  # noqa: PLC0415
+    from asset_sync.ops.hooks import Ending  # noqa: PLC0415
 
     for trouble in monitors.end(Ending(code, log.run_id, tuple(log.lines))):
         log.warning(trouble)
@@ -167,7 +167,7 @@ def _monitors(settings: "Settings", lane: "Lane") -> "Monitors | None":
     """Tell those who want to know that a run begins; None where nobody does."""
     if settings.monitoring.ping_url is None and not settings.monitoring.on_failure:
         return None
-    from asset_sync.monitoring import Monitors  # noqa: PLC0415
+    from asset_sync.ops.hooks import Monitors  # noqa: PLC0415
 
     monitors = Monitors(settings.monitoring, lane.value, os.environ)
     monitors.begin()
@@ -192,19 +192,19 @@ def run_and_watch(
     limit: int | None = None,
 ) -> "Report":
     """Run and show what happens meanwhile on stderr."""
-    from asset_sync import sync  # noqa: PLC0415
     from asset_sync.cli.watch import watching  # noqa: PLC0415
+    from asset_sync.sync import loop  # noqa: PLC0415
 
     gc.enable()  # see asset_sync.__main__
     with watching(log) as listener:
-        return sync.run(
+        return loop.run(
             db, settings, lane, max_runtime_seconds=max_runtime, limit=limit, tell=listener
         )
 
 
 def exit_code_of(report: "Report") -> ExitCode:
     """Return what cron is told of a run."""
-    from asset_sync.sync import Ended  # noqa: PLC0415
+    from asset_sync.sync.loop import Ended  # noqa: PLC0415
 
     if report.reason_ended in {Ended.KEY_REFUSED, Ended.PLAN_REFUSED}:
         return ExitCode.REFUSED
@@ -215,7 +215,7 @@ def exit_code_of(report: "Report") -> ExitCode:
 
 def summary(report: "Report") -> str:
     """Return a run in one line."""
-    from asset_sync.cli.show import duration  # noqa: PLC0415
+    from asset_sync.cli.format import duration  # noqa: PLC0415
 
     failed = f", {len(report.failed)} failed" if report.failed else ""
     waited = f", waited {duration(report.waited_seconds)}" if report.waited_seconds else ""
@@ -248,7 +248,7 @@ def _show_plan(calls: "tuple[PlannedCall, ...]", lane: "Lane", as_json: bool) ->
     if not calls:
         answer(f"{lane.value}: nothing is due; no call would be made.")
         return
-    from asset_sync.cli.show import duration  # noqa: PLC0415
+    from asset_sync.cli.format import duration  # noqa: PLC0415
 
     for number, call in enumerate(calls, start=1):
         when = "after this run's end" if call.at_seconds is None else "now"

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from asset_sync.cli.log import Log, names, sentence
-from asset_sync.progress import (
+from asset_sync.sync.progress import (
     Calling,
     Failed,
     Listener,
@@ -23,7 +23,7 @@ from asset_sync.progress import (
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from asset_sync.slots import Budget
+    from asset_sync.budget.slots import Budget
 
 
 @contextmanager
@@ -97,7 +97,7 @@ class _Line:
     def __rich__(self) -> "Text":
         from rich.text import Text  # noqa: PLC0415
 
-        from asset_sync.cli.show import duration  # noqa: PLC0415
+        from asset_sync.cli.format import duration  # noqa: PLC0415
 
         elapsed = time.monotonic() - self._since
         match self._progress:
@@ -116,7 +116,7 @@ class _Line:
 
 def _budget(budget: "Budget", room: int) -> str:
     """Return the budget in as many words as there is room for; what explains a wait comes first."""
-    from asset_sync.cli.show import gauge, kept_slots, slots_in_words  # noqa: PLC0415
+    from asset_sync.cli.format import gauge, kept_slots, slots_in_words  # noqa: PLC0415
 
     most = (gauge(budget), slots_in_words(budget))
     least = kept_slots(budget) if budget.kept else most[-1]

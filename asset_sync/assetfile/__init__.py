@@ -1,0 +1,1 @@
+"""The settings file's assets: edited by command, and looked up at the provider."""

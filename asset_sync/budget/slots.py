@@ -1,0 +1,558 @@
+"""The budget of calls: as many slots as the provider allows in a window, shared by every process.
+
+A slot is free one window after its last call ENDED, by the database's clock. Only that stamp is
+safe: a call granted at 0 s may reach the server at 2 s, and another granted at 60.0 reach it at
+60.1. In a 20-day simulation with a 1 % latency tail, stamping at the grant broke the limit 24
+times a day even with a guard of 2 s; stamping at the end never did, at 99.7 % of the budget.
+
+A call without an answer may still be counted: a server that was frozen reads what it was sent once
+it is back. So a slot stays open for a window and a half from when its request was sent, and serves
+again one window after that. In 300 simulated runs with freezes of up to 1.5 windows no window held
+more calls than allowed, where slots that ended with the time-out let up to 14 of 5 through.
+
+This module is the SQL; `asset_sync.limiter` makes a pyrate-limiter bucket of it.
+
+What is read here, in `queue` and in `runs` is named tuples and not dataclasses: of these each costs
+0.3 ms at every start, of those 0.04 ms, and `queue status` needs some twenty.
+"""
+
+from collections.abc import Iterator
+from enum import Enum, StrEnum, auto
+from typing import NamedTuple
+
+from asset_sync.budget import clocks
+from asset_sync.budget.clocks import Watch
+from asset_sync.database import Connection, query
+from asset_sync.settings import PLANS, Secret, Settings
+
+# How long the place of a priority run that is late is kept: as long as such a run may work.
+PRIORITY_GRACE_SECONDS = 60
+# The longest freeze of the server, in windows, after which no window holds too many calls.
+FREEZE_WINDOWS = 1.5
+# From so many calls in a row without an answer there is one call at a time, half a window apart.
+UNANSWERED_CALLS = 2
+# After a 429 that does not say for how long; the provider counts by the minute, whatever the plan.
+LEAST_BLOCK_SECONDS = 60
+# So many refusals in a row, each after a full wait, mean that the key allows less than was set.
+REFUSALS = 3
+LOWERED_SECONDS = 900
+MOST_LOWERED_SECONDS = 86_400
+_FREE = PLANS["free"]
+
+
+class Lane(StrEnum):
+    """Which of the two commands asks; the queue leaves room for the next priority run."""
+
+    PRIORITY = "priority"
+    QUEUE = "queue"
+
+
+class CallEnd(Enum):
+    """What became of a call, which decides for how long its slot stays open."""
+
+    NOT_SENT = auto()
+    """Nothing reached the provider: the slot is as free as before."""
+
+    UNANSWERED = auto()
+    """The request was sent, and the provider may still count it."""
+
+    ANSWERED = auto()
+    """The provider has counted the call; what it answered is no evidence that it is well."""
+
+    ANSWERED_WELL = auto()
+    """The provider answered as it does when it is well."""
+
+
+class Rate(NamedTuple):
+    """So many calls in any window of so many seconds, and how long one call can last."""
+
+    calls: int
+    period_seconds: float
+    call_timeout_seconds: float
+    key: Secret | None = None
+    """Whose rate may have been lowered to the free plan's; None where that does not matter."""
+
+    @property
+    def above_free(self) -> bool:
+        """Whether it allows more than the free plan, so that a key can turn out to allow less."""
+        return self.calls * _FREE.period_seconds > _FREE.calls * self.period_seconds
+
+
+def rate_of(settings: Settings) -> Rate:
+    """Return the rate that the settings ask for; `effective_rate` knows what the key allows."""
+    limit, provider = settings.rate_limit, settings.provider
+    return Rate(limit.calls, limit.period_seconds, provider.call_timeout_seconds, provider.api_key)
+
+
+class Lowered(NamedTuple):
+    """A key is used at the free plan's rate for so many more seconds."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            "The API kept refusing calls with 429: the key allows fewer than the settings say. For "
+            f"the next {self.seconds / 60:.0f} min it is used at the free plan's rate, "
+            f"{_FREE.calls} calls in {_FREE.period_seconds:.0f} s; set provider.plan (or "
+            "POLYGON_TIER) to the key's plan."
+        )
+
+
+def lowered(db: Connection, rate: Rate) -> Lowered | None:
+    """Return whether this key's rate is lowered now, because the API kept refusing its calls."""
+    if rate.key is None or not rate.above_free:
+        return None
+    found = query(
+        db,
+        """
+        select refused_key, extract(epoch from until - clock_timestamp())::float8
+        from (
+          select refused_key, lowered_at + make_interval(secs => lowered_seconds) as until
+          from asset_sync.limiter where isfinite(lowered_at)
+        ) limiter where clock_timestamp() < until
+        """,
+    )
+    # Computing a fingerprint costs an import of 3 ms, which few have to pay.
+    return next((Lowered(left) for key, left in found if key == rate.key.fingerprint()), None)
+
+
+def effective_rate(db: Connection, rate: Rate) -> Rate:
+    """Return the rate that holds: the free plan's while the key's is lowered."""
+    if lowered(db, rate) is None:
+        return rate
+    return rate._replace(calls=_FREE.calls, period_seconds=_FREE.period_seconds)
+
+
+class Slot(NamedTuple):
+    """The right to make one call."""
+
+    number: int
+    token: str
+    taken_at: float
+    """By the database's clock, in seconds since the epoch."""
+
+
+class Wait(NamedTuple):
+    """There is no slot; ask again after so many seconds (at the soonest one may be free then)."""
+
+    seconds: float
+
+
+class Reservation(NamedTuple):
+    """The place that is kept for the next priority run; seconds count from now."""
+
+    calls: int
+    expected_seconds: float
+    from_seconds: float
+    until_seconds: float
+
+    def holds(self, at_seconds: float) -> bool:
+        """Whether the place is kept then."""
+        return bool(self.calls) and self.from_seconds <= at_seconds < self.until_seconds
+
+
+class Budget(NamedTuple):
+    """How the budget stands; seconds count from now."""
+
+    calls: int
+    period_seconds: float
+    free: int
+    next_free_seconds: float
+    """0 when a call may be made now."""
+    blocked_seconds: float
+    """Above 0 after a 429 of the provider."""
+    reservation: Reservation
+    free_in_seconds: tuple[float, ...]
+    """For each slot when it comes free, soonest first; 0 for now."""
+
+    @property
+    def reserved(self) -> int:
+        """Slots that are reserved for a priority run right now."""
+        return self.reservation.calls if self.reservation.holds(0) else 0
+
+    @property
+    def kept(self) -> int:
+        """Free slots that only a priority run may take now, by the rule of `take`."""
+        expected = self.reservation.expected_seconds
+        free_by_then = sum(0 < seconds <= expected for seconds in self.free_in_seconds)
+        return min(self.free, max(0, self.reserved - free_by_then))
+
+    @property
+    def used(self) -> int:
+        """Slots whose window is not over, or that are in use."""
+        return self.calls - self.free
+
+
+def prepare(db: Connection, rate: Rate) -> None:
+    """Have at least as many slots as the rate allows calls.
+
+    None is ever deleted: its stamp is a call that the provider has seen. Where there are more, as
+    after a change of plan or beside a host with other settings, the busiest are what counts.
+    """
+    query(
+        db,
+        """
+        select from asset_sync.limiter for update;
+        insert into asset_sync.slots (stamped_at)
+        select '-infinity'
+        from generate_series(1, %(calls)s - (select count(*) from asset_sync.slots))
+        """,
+        {"calls": rate.calls},
+    )
+
+
+# The time, the limiter's row, and the rate that holds for this key.
+_MOMENT = """
+  moment as materialized (
+    select limiter.*, make_interval(secs => period_seconds) as period
+    from (
+      select *, case when lowered then %(free_calls)s else %(calls)s end as calls,
+        case when lowered then %(free_period)s else %(period)s end::float8 as period_seconds
+      from (
+        select *, refused_key = %(key)s
+          and now < lowered_at + make_interval(secs => lowered_seconds) as lowered
+        from (select *, clock_timestamp() as now from asset_sync.limiter) limiter
+      ) limiter
+    ) limiter
+  )
+"""
+
+# The slots that count, with when each comes free: at the soonest and, unless it is answered, later.
+_SLOTS = """
+  slots as materialized (
+    select slot, live, held_until, held_until <= now as free,
+      -- in flight it may be answered at any moment, so this is the soonest
+      case when live then now + period else held_until end as free_at,
+      case when live then stamped_at + make_interval(secs => %(call_timeout)s) end as ends_by
+    from (
+      select *, token is not null
+          and stamped_at + make_interval(secs => %(call_timeout)s) > now as live,
+        stamped_at + make_interval(secs => open_seconds) + period as held_until
+      from (
+        select s.slot, s.token, s.open_seconds, least(s.stamped_at, now) as stamped_at, now, period
+        from asset_sync.slots s, moment
+      ) slots
+    ) slots
+    order by held_until desc, slot limit (select calls from moment)
+  )
+"""
+
+# Until when nobody may call after a 429. No refusal asks for more than an hour, a restored database
+# for more than some windows; a later time is somebody else's mistake, and must not stop the data.
+_BLOCKED_UNTIL = "least(blocked_until, blocked_at + greatest(interval '1 hour', 3 * period))"
+
+# The same, or until when calls without an answer stop the others.
+_STOPPED_UNTIL = f"""
+  greatest({_BLOCKED_UNTIL}, case when unanswered >= {UNANSWERED_CALLS}
+    then greatest(called_at + period / 2, (select max(ends_by) from slots)) end)
+"""
+
+
+def _parameters(rate: Rate, key: str) -> dict[str, object]:
+    return {
+        "calls": rate.calls,
+        "period": rate.period_seconds,
+        "call_timeout": rate.call_timeout_seconds,
+        "free_calls": _FREE.calls,
+        "free_period": _FREE.period_seconds,
+        "key": key,
+    }
+
+
+def _fingerprint(rate: Rate) -> str:
+    return rate.key.fingerprint() if rate.key is not None and rate.above_free else ""
+
+
+def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> Slot | Wait:
+    """Take a slot, or say how long to wait for one: one round trip.
+
+    The first statement waits for its turn at the limiter's row; only the second reads the clock
+    and the slots, so that neither is older than the lock. A process that dies in its call frees
+    its slot by itself: it counts as sent at the latest moment it can be, and as not answered.
+
+    The queue takes no slot that the next priority run will want: from one window before that run
+    is expected until it is given up, so many slots stay free as it has calls to make.
+
+    A slot taken just when the database's clock has jumped, as it or `watch` proves, is given back
+    and another one taken once every slot is stamped anew.
+    """
+    watch = watch or Watch()
+    while True:
+        sent = watch.own()
+        [(number, token, wait_seconds, now, jumps, jumped)] = query(
+            db,
+            f"""
+            -- a server that forgets its last moments when it crashes would forget calls
+            set local synchronous_commit = on;
+            select from asset_sync.limiter for update;
+            with {_MOMENT}, {_SLOTS},
+            rules as materialized (
+              select now, period_seconds, {clocks.JUMPED.format(now="now")} as jumped,
+                {_STOPPED_UNTIL} as stopped_until,
+                reserved_at + make_interval(secs => %(grace)s) as reserved_until,
+                case
+                  when %(lane)s = 'queue' and now >= reserved_at - period
+                    and now < reserved_at + make_interval(secs => %(grace)s)
+                  then reserved_calls else 0
+                end as reserved,
+                (select count(*) from slots where free_at <= greatest(now, reserved_at))
+                  as free_for_priority
+              from moment
+            ),
+            taken as (
+              update asset_sync.slots s
+              set previous_stamped_at = s.stamped_at, previous_open_seconds = s.open_seconds,
+                token = gen_random_uuid(), stamped_at = now,
+                open_seconds = %(call_timeout)s + %(freeze)s * period_seconds
+              from rules
+              where s.slot = (select slot from slots where free order by held_until, slot limit 1)
+                and stopped_until <= now and not jumped
+                and (reserved = 0 or free_for_priority > reserved)
+              returning s.slot, s.token
+            ),
+            seen as (
+              update asset_sync.limiter
+              set seen_at = now,
+                called_at = case when exists (select from taken) then now else called_at end,
+                reserved_calls = reserved_calls - (
+                  %(lane)s = 'priority' and reserved_calls > 0 and now >= reserved_at
+                  and exists (select from taken)
+                )::int
+              from rules where not jumped
+            )
+            select taken.slot, taken.token,
+              -- not before now: a stamp may be -infinity, which before 17 no difference can be
+              extract(epoch from greatest(now, stopped_until, case
+                when exists (select from slots where free) and stopped_until <= now
+                then least(reserved_until, (select min(free_at) from slots where not free))
+                else (select min(free_at) from slots)
+              end) - now)::float8,
+              extract(epoch from now)::float8, (select jumps from moment), jumped
+            from rules left join taken on true
+            """,
+            {
+                **_parameters(rate, _fingerprint(rate)),
+                "lane": lane,
+                "grace": PRIORITY_GRACE_SECONDS,
+                "freeze": FREEZE_WINDOWS,
+            },
+        )
+        deviation = watch.deviation(now, jumps, sent)
+        slot = None if number is None else Slot(number, token, now)
+        if not jumped and not deviation:
+            return Wait(wait_seconds) if slot is None else slot
+        if slot is not None:
+            give_back(db, slot)
+        clocks.settle(db, jumps, deviation)
+
+
+def release(
+    db: Connection, slot: Slot, end: CallEnd, rate: Rate, *, sent_seconds_ago: float = 0.0
+) -> None:
+    """Stamp the slot at the end of its call, and note what this says about the provider.
+
+    A call that finds its slot taken over was made without one: it counts in the oldest slot.
+    """
+    if end is CallEnd.NOT_SENT:
+        give_back(db, slot)
+        return
+    query(
+        db,
+        f"""
+        select from asset_sync.limiter for update;
+        with {_MOMENT},
+        ended as materialized (
+          select *, case when %(answered)s then 0
+            else greatest(0, %(freeze)s * period_seconds - %(ago)s) end as open_seconds
+          from moment
+        ),
+        own as (
+          update asset_sync.slots s
+          set stamped_at = now, open_seconds = ended.open_seconds, token = null, last_token = token
+          from ended where s.slot = %(slot)s and s.token = %(token)s
+          returning s.slot
+        ),
+        oldest as (
+          update asset_sync.slots s
+          set stamped_at = now, last_token = %(token)s, open_seconds = case
+            when s.stamped_at + make_interval(secs => s.open_seconds + ended.open_seconds) > now
+            then greatest(ended.open_seconds,
+              extract(epoch from s.stamped_at - now)::float8 + s.open_seconds)
+            else ended.open_seconds end
+          from ended
+          where not exists (select from own)
+            and not exists (select from asset_sync.slots where last_token = %(token)s)
+            and s.slot = (
+              select slot from asset_sync.slots
+              order by token is not null, stamped_at + make_interval(secs => open_seconds), slot
+              limit 1
+            )
+        ),
+        -- More calls answered within the free plan's window than two of its windows could hold.
+        fast as materialized (
+          select %(well)s and refusals > 0 and blocked_until <= now and (
+            select count(*) from asset_sync.slots
+            where open_seconds = 0 and stamped_at > now - make_interval(secs => %(free_period)s)
+          ) > 2 * %(free_calls)s as enough from moment
+        )
+        update asset_sync.limiter l
+        set seen_at = greatest(l.seen_at, now),
+          unanswered = case when %(answered)s then 0 else l.unanswered + 1 end,
+          answered_at = case when %(well)s then now else l.answered_at end,
+          refusals = case when enough then 0 else l.refusals end,
+          lowered_seconds = case when enough then 0 else l.lowered_seconds end
+        from ended, fast
+        """,
+        {
+            **_parameters(rate, _fingerprint(rate)),
+            "freeze": FREEZE_WINDOWS,
+            "ago": sent_seconds_ago,
+            "answered": end is not CallEnd.UNANSWERED,
+            "well": end is CallEnd.ANSWERED_WELL,
+            "slot": slot.number,
+            "token": slot.token,
+        },
+    )
+
+
+def give_back(db: Connection, slot: Slot) -> None:
+    """Return a slot with which no call was made; it is as free as before."""
+    query(
+        db,
+        """
+        select from asset_sync.limiter for update;
+        with returned as (
+          update asset_sync.slots
+          set stamped_at = previous_stamped_at, open_seconds = previous_open_seconds,
+            token = null, last_token = token
+          where slot = %s and token = %s
+          returning slot
+        )
+        -- where there is one call at a time, the next need not wait for this one
+        update asset_sync.limiter set called_at = '-infinity'
+        from returned where unanswered > 0
+        """,
+        (slot.number, slot.token),
+    )
+
+
+def refused(
+    db: Connection, slot: Slot, rate: Rate, retry_after_seconds: float | None
+) -> Lowered | None:
+    """After a 429: no call by anyone for as long as it says, else for a minute at least.
+
+    Returns that this key's rate was lowered to the free plan's, if it was: because this is the
+    third refusal in a row, each after a full wait and with calls to spare by the settings. Calls in
+    flight together are refused together, and count as one.
+    """
+    key = rate.key.fingerprint() if rate.key is not None else ""
+    [(lowers, seconds)] = query(
+        db,
+        f"""
+        select from asset_sync.limiter for update;
+        with {_MOMENT},
+        counted as materialized (
+          select now, period, refused_key = %(refused_key)s as known,
+            case when refused_key = %(refused_key)s then refusals else 0 end
+              + (to_timestamp(%(taken_at)s) >= blocked_until and spare)::int as refusals,
+            to_timestamp(%(taken_at)s) >= blocked_until and spare and %(above_free)s
+              and not lowered as may_lower
+          from (
+            select *, calls > (
+              select count(*) from asset_sync.slots s
+              where s.stamped_at + make_interval(secs => s.open_seconds) + period > now
+            ) as spare from moment
+          ) moment
+        ),
+        judged as materialized (
+          select *, may_lower and refusals >= {REFUSALS} as lowers from counted
+        )
+        update asset_sync.limiter l
+        set blocked_at = now,
+          blocked_until =
+            greatest({_BLOCKED_UNTIL}, now + make_interval(secs => %(seconds)s)),
+          refused_key = %(refused_key)s, refusals = judged.refusals,
+          lowered_at = case when lowers then now when known then lowered_at else '-infinity' end,
+          lowered_seconds = case
+            when not known then case when lowers then {LOWERED_SECONDS} else 0 end
+            when lowers
+            then least({MOST_LOWERED_SECONDS}, greatest({LOWERED_SECONDS}, 2 * lowered_seconds))
+            else lowered_seconds end
+        from judged
+        returning lowers, l.lowered_seconds
+        """,
+        {
+            **_parameters(rate, _fingerprint(rate)),
+            "refused_key": key,
+            "above_free": rate.above_free,
+            "taken_at": slot.taken_at,
+            "seconds": retry_after_seconds or max(LEAST_BLOCK_SECONDS, rate.period_seconds),
+        },
+    )
+    return Lowered(seconds) if lowers else None
+
+
+def reserve(db: Connection, calls: int, in_seconds: float) -> None:
+    """Keep the place of a priority run that is expected then, with so many calls to make."""
+    query(
+        db,
+        """
+        update asset_sync.limiter set reserved_calls = %s,
+          reserved_at = clock_timestamp() + make_interval(secs => %s)
+        """,
+        (calls, in_seconds),
+    )
+
+
+def free_times(state: Budget, lane: Lane) -> Iterator[float]:
+    """Tell when each next slot could be taken, in seconds from now, by the rules of `take`."""
+    free_at = list(state.free_in_seconds)
+    held = state.reservation
+    while True:
+        at = min(free_at)
+        while (
+            lane is Lane.QUEUE
+            and held.holds(at)
+            and sum(one <= max(at, held.expected_seconds) for one in free_at) <= held.calls
+        ):
+            at = min([held.until_seconds, *(one for one in free_at if one > at)])
+        yield at
+        free_at.remove(min(free_at))
+        free_at.append(at + state.period_seconds)
+
+
+def budget(db: Connection, rate: Rate) -> Budget:
+    """Say how the budget stands, without waiting for anybody."""
+    rate = effective_rate(db, rate)
+    rows = query(
+        db,
+        f"""
+        with {_MOMENT}, {_SLOTS}
+        -- no row yet, before the first run, is a free slot
+        select extract(epoch from greatest(coalesce(free_at, '-infinity'), now) - now)::float8,
+          extract(epoch from greatest({_STOPPED_UNTIL}, now) - now)::float8,
+          extract(epoch from greatest({_BLOCKED_UNTIL}, now) - now)::float8,
+          reserved_calls,
+          extract(epoch from greatest(reserved_at, now - interval '1 day') - now)::float8
+        from moment left join slots on true
+        """,
+        _parameters(rate, ""),
+    )
+    _, stopped, blocked, reserved, expected = rows[0]
+    # There may be fewer rows than calls; what is not there yet is free.
+    waits = [seconds for seconds, *_ in rows] + [0.0] * (rate.calls - len(rows))
+    free_in = tuple(sorted(max(seconds, stopped) for seconds in waits))
+    return Budget(
+        calls=rate.calls,
+        period_seconds=rate.period_seconds,
+        free=sum(seconds == 0 for seconds in free_in),
+        next_free_seconds=free_in[0],
+        blocked_seconds=blocked,
+        reservation=Reservation(
+            reserved,
+            expected,
+            from_seconds=expected - rate.period_seconds,
+            until_seconds=expected + PRIORITY_GRACE_SECONDS,
+        ),
+        free_in_seconds=free_in,
+    )

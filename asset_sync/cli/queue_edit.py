@@ -1,0 +1,280 @@
+"""`asset-sync queue list | add | retry | remove`: the queue by hand; adds to `queue`'s app."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asset_sync.cli.exits import ExitCode
+from asset_sync.cli.options import (
+    Config,
+    Json,
+    PlainUsage,
+    Quiet,
+    Verbose,
+    agreed,
+    answer,
+    common,
+    complain,
+    exactly,
+    plain,
+)
+from asset_sync.cli.queue import app
+from asset_sync.cli.symbols import known_symbols
+from asset_sync.model import Level
+
+if TYPE_CHECKING:
+    from asset_sync.database import Connection
+    from asset_sync.queue.admin import Entry
+    from asset_sync.settings import Settings
+
+_STATES = ("waiting", "leased", "dead", "idle")
+
+Symbols = Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Which assets.")]
+SomeSymbols = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SYMBOL…]", help="Which assets; all without.", show_default=False),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would do, and do nothing.")]
+
+
+@app.command("list")
+def queue_list(
+    context: typer.Context,
+    symbols: SomeSymbols = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(_STATES)}; may be given again.", show_default=False),
+    ] = None,
+    level: Annotated[
+        list[Level] | None, typer.Option(help="May be given again.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many.")] = 1000,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the queue: what is dead first, then what is at work, waits, and is fresh.
+
+    Example: asset-sync queue list --state dead
+    """
+    from asset_sync.queue import admin  # noqa: PLC0415
+
+    unknown = [one for one in state or () if one not in _STATES]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_STATES)}.")
+    options = common(context, config, quiet, verbose)
+    levels = [one.value for one in level or ()]
+    settings = options.settings()
+    with _database(settings) as db:
+        chosen = _known(db, symbols or ())
+        found = admin.entries(db, symbols=chosen, states=state or (), levels=levels, most=limit)
+        more = 0
+        if len(found) == limit:
+            total = admin.count(db, symbols=chosen, states=state or (), levels=levels)
+            more = max(0, total - limit)
+    _show(found, as_json, "Nothing in the queue is like that.", settings)
+    if more:
+        options.say(f"{more:,} more are not shown: --limit {limit + more} lists them all.")
+
+
+@app.command("retry")
+def queue_retry(
+    context: typer.Context,
+    symbols: SomeSymbols = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Try again now what is dead or waits out a delay; its failures are forgotten.
+
+    Example: asset-sync queue retry EURUSD
+    """
+    from asset_sync.queue import admin  # noqa: PLC0415
+
+    settings = common(context, config, quiet, verbose).settings()
+    with _database(settings) as db:
+        chosen = _known(db, symbols or ())
+        changed = _do(db, dry_run, lambda: admin.retry(db, chosen))
+    nothing = "Nothing is dead or delayed; the next run tries all that is due."
+    _show(changed, as_json, nothing, settings)
+
+
+@app.command("add", cls=PlainUsage)
+def queue_add(
+    context: typer.Context,
+    symbols: Symbols,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Put assets in line before they are due; the next run refreshes them.
+
+    Example: asset-sync queue add ETHUSDT
+    """
+    from asset_sync.queue import admin  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    settings = options.settings()
+    with _database(settings) as db:
+        there = admin.symbols(db)
+        new = [asset.symbol for asset in settings.assets if asset.symbol not in there]
+        chosen = known_symbols(symbols, {*there, *new}, "The queue has no asset", "queue list")
+        unwanted = _unwanted(chosen, settings)
+        wanted = [symbol for symbol in chosen if symbol not in unwanted]
+        changed = _do(db, dry_run, lambda: admin.add(db, wanted)) if wanted else ()
+        added = {entry.symbol for entry in changed}
+        others = [symbol for symbol in chosen if symbol not in added]
+        entries = admin.entries(db, symbols=others) if others else ()
+    if changed or as_json:
+        _show(changed, as_json, "", settings)
+    if not as_json:
+        states = {entry.symbol: entry.state for entry in reversed(entries)}
+        for symbol in others:
+            answer(_why_not_added(symbol, unwanted.get(symbol) or states.get(symbol)))
+
+
+def _unwanted(symbols: "Iterable[str]", settings: "Settings") -> dict[str, str]:
+    """Return those of the symbols that no run with these settings refreshes, and why not."""
+    wanted = {asset.symbol for asset in settings.assets}
+    off = {asset.symbol for asset in settings.switched_off}
+    left = (symbol for symbol in symbols if symbol not in wanted)
+    return {symbol: "off" if symbol in off else "left over" for symbol in left}
+
+
+def _why_not_added(symbol: str, state: str | None) -> str:
+    match state:
+        case "off":
+            return (
+                f"{symbol} is switched off in the settings (enabled = false); no run refreshes it."
+            )
+        case "left over":
+            return (
+                f"{symbol} is not in the settings, so no run refreshes it; `asset-sync queue remove"
+                f" {symbol}` takes it out of the queue."
+            )
+        case None:
+            return f"{symbol} waits for its first run, which refreshes it."
+        case "leased":
+            return f"{symbol} is at work in a run just now."
+        case "dead":
+            return f"{symbol} is dead: `asset-sync queue retry {symbol}` tries it again."
+        case _:
+            return f"{symbol} stands in line already."
+
+
+@app.command("remove", cls=PlainUsage)
+def queue_remove(
+    context: typer.Context,
+    symbols: Symbols,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Forget assets in the queue, such as those that have left the settings. Prices stay.
+
+    An asset that the settings name comes back with the next run, as one never refreshed.
+
+    Example: asset-sync queue remove OLDCOIN --yes
+    """
+    from asset_sync.queue import admin  # noqa: PLC0415
+
+    options = common(context, config, quiet, verbose)
+    settings = options.settings()
+    with _database(settings) as db:
+        chosen = _known(db, symbols)
+        asked = f"Forget what the queue knows of {', '.join(chosen)}?"
+        if not (yes or dry_run or agreed(asked)):
+            complain("Nothing was removed; --yes does it without asking.")
+            raise typer.Exit(ExitCode.USAGE)
+        removed = _do(db, dry_run, lambda: admin.remove(db, chosen))
+    if as_json:
+        _show(removed, as_json, "", settings)
+        return
+    gone = sorted({entry.symbol for entry in removed})
+    if gone:
+        verb = "Would remove" if dry_run else "Removed"
+        options.confirm(f"{verb} {', '.join(gone)} from the queue. Bars and prices stay.")
+    for symbol in sorted(set(chosen) - set(gone)):
+        answer(f"{symbol} is at work in a run just now and was not removed; try again after it.")
+    named = {asset.symbol for asset in settings.assets}
+    if back := [symbol for symbol in gone if symbol in named]:
+        options.say(
+            f"{', '.join(back)}: still in the settings, so the next run adds"
+            f" {'it' if len(back) == 1 else 'them'} again. `asset-sync assets remove` ends that."
+        )
+
+
+@contextmanager
+def _database(settings: "Settings") -> Iterator["Connection"]:
+    from asset_sync import database  # noqa: PLC0415
+
+    with database.session(settings.conninfo) as db:
+        yield db
+
+
+def _do(
+    db: "Connection", dry_run: bool, change: "Callable[[], tuple[Entry, ...]]"
+) -> "tuple[Entry, ...]":
+    """Make the change; on a dry run take it back, so that what it tells is what it would do."""
+    if not dry_run:
+        return change()
+    from asset_sync.database import transaction  # noqa: PLC0415
+
+    changed: tuple[Entry, ...] = ()
+    with suppress(_TakenBack), transaction(db):
+        changed = change()
+        raise _TakenBack
+    return changed
+
+
+class _TakenBack(Exception):  # noqa: N818  # not an error
+    """Ends a transaction without its changes."""
+
+
+def _known(db: "Connection", symbols: Sequence[str]) -> list[str]:
+    """Return the symbols, or say which one the queue does not have and which it may be."""
+    from asset_sync.queue import admin  # noqa: PLC0415
+
+    return known_symbols(symbols, admin.symbols(db), "The queue has no asset", "queue list")
+
+
+def _show(found: "Sequence[Entry]", as_json: bool, nothing: str, settings: "Settings") -> None:
+    unwanted = _unwanted((one.symbol for one in found), settings)
+    if as_json:
+        items = [{**plain(one), "wanted": one.symbol not in unwanted} for one in found]
+        exactly(json.dumps({"items": items}, indent=2))
+        return
+    if not found:
+        answer(nothing)
+        return
+    from asset_sync.cli.format import duration, red, short_moment, table  # noqa: PLC0415
+
+    rows = [
+        [
+            one.symbol,
+            one.feed.value,
+            one.level.value,
+            unwanted.get(one.symbol) or (red(one.state) if one.state == "dead" else one.state),
+            # what is dead waits for nothing
+            duration(one.wait_seconds) if one.wait_seconds and one.state != "dead" else "-",
+            str(one.attempts),
+            short_moment(one.last_success_at) if one.last_success_at else "never",
+        ]
+        for one in found
+    ]
+    columns = ["symbol", "feed", "level", "state", ">delayed", ">tries", "last refreshed (UTC)"]
+    exactly(table(columns, rows, spare=[">tries", "feed", "level", ">delayed"]))
+    for one in found:
+        if one.last_error:
+            answer(f"{red(one.symbol)}: {one.last_error}")

@@ -1,0 +1,276 @@
+"""Looking for what is wrong before it goes wrong: settings, files, database, key, cron, Redis."""
+
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from asset_sync.budget import clocks, slots
+from asset_sync.budget.slots import Lane
+from asset_sync.database import Connection, SchemaStatus, lacking_rights, query
+from asset_sync.ops.health import OVERDUE_INTERVALS
+from asset_sync.schedule import installed
+from asset_sync.settings import SECRET_VARIABLES, Settings
+from asset_sync.starter import Starter
+from asset_sync.store import runs
+
+
+class Grade(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Finding(NamedTuple):
+    """One line of what the doctor says."""
+
+    grade: Grade
+    subject: str
+    text: str
+    """What was found and, where it is not well, what cures it."""
+
+
+def examine_settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Look at the settings and at who else may read the secrets."""
+    which = "the one that came with the program" if settings.shipped else str(settings.source)
+    many = f"{len(settings.critical)} priority and {len(settings.others)} other assets"
+    yield Finding(Grade.OK, "settings", f"{which}; {many}; plan {settings.provider.plan.name}")
+    if not settings.assets:
+        yield Finding(Grade.ERROR, "settings", "no asset is kept fresh: name some in assets.toml")
+    if not settings.shipped and _mode(settings.source) & _WRITTEN_BY_OTHERS:
+        text = f"others may write {settings.source}, and send the key elsewhere: chmod go-w on it"
+        yield Finding(Grade.WARNING, "settings", text)
+    if _ping_url_is_in_the_file(settings, environ) and _mode(settings.source) & _READ_BY_OTHERS:
+        text = f"others may read {settings.source}, which holds ping_url: chmod 600 on it"
+        yield Finding(Grade.WARNING, "settings", f"{text}, or set PING_URL_FILE instead")
+    for name in sorted(environ):
+        of_a_secret = name.endswith("_FILE") and name.removesuffix("_FILE") in SECRET_VARIABLES
+        if of_a_secret and environ[name]:
+            yield _readable(name, Path(environ[name]))
+
+
+def _ping_url_is_in_the_file(settings: Settings, environ: Mapping[str, str]) -> bool:
+    elsewhere = environ.get("PING_URL") or environ.get("PING_URL_FILE")
+    return settings.monitoring.ping_url is not None and not elsewhere
+
+
+def _readable(name: str, path: Path) -> Finding:
+    try:
+        mode = _mode(path)
+    except OSError as error:
+        return Finding(Grade.ERROR, name, f"cannot be looked at ({error.strerror})")
+    if mode & (_READ_BY_OTHERS | _WRITTEN_BY_OTHERS):
+        may = "read" if mode & _READ_BY_OTHERS else "write"
+        return Finding(Grade.WARNING, name, f"others may {may} {path}: chmod 600 {path}")
+    return Finding(Grade.OK, name, f"only its owner may read {path}")
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode
+
+
+_READ_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
+_WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def examine_database(db: Connection, settings: Settings, status: SchemaStatus) -> Iterator[Finding]:
+    """Look at a database that answers: version, schema, rights, clock, time zone."""
+    where = "embedded PostgreSQL" if settings.conninfo is None else "PostgreSQL"
+    if int(status.server.split(".")[0]) < _OLDEST_SERVER:
+        text = f"{where} {status.server} is too old: {_OLDEST_SERVER} or newer is needed"
+        yield Finding(Grade.ERROR, "database", text)
+        return
+    yield Finding(Grade.OK, "database", f"{where} {status.server} answers")
+    if not status.complete:
+        found = f"at version {status.version} of {status.wanted}"
+        missing = "".join(f"; {name} is missing" for name in status.missing)
+        yield Finding(Grade.ERROR, "schema", f"{found}{missing}: run `asset-sync db init`")
+    for problem in status.problems:
+        yield Finding(Grade.ERROR, "schema", problem)
+    for note in status.notes:
+        yield Finding(Grade.WARNING, "schema", note)
+    if not status.ready:
+        return
+    yield Finding(Grade.OK, "schema", f"at version {status.version}, nothing is missing")
+    yield _rights(db)
+    yield _clock(db)
+    yield from _jumped(db)
+
+
+_OLDEST_SERVER = 14
+
+
+def _rights(db: Connection) -> Finding:
+    lacking = lacking_rights(db)
+    if lacking:
+        text = f"the role lacks {', '.join(lacking)}: see Rights in the README"
+        return Finding(Grade.ERROR, "rights", text)
+    return Finding(Grade.OK, "rights", "the role may do all that a sync does")
+
+
+def _clock(db: Connection) -> Finding:
+    """Compare the clocks, which decides nothing but makes logs hard to read together."""
+    [(server, zone)] = query(
+        db,
+        "select extract(epoch from clock_timestamp())::float8, current_setting('TimeZone')",
+    )
+    apart = abs(server - time.time())
+    if apart > _CLOCKS_APART_SECONDS:
+        text = f"this host's clock is {apart:.0f} s off the database's, whose time holds: set it"
+        return Finding(Grade.WARNING, "clock", f"{text} (timedatectl)")
+    return Finding(Grade.OK, "clock", f"agrees with the database's (its time zone: {zone})")
+
+
+_CLOCKS_APART_SECONDS = 5
+
+
+def _jumped(db: Connection) -> Iterator[Finding]:
+    jump = clocks.last_jump(db)
+    if jump is not None and jump.seconds_ago <= _JUMP_REPORTED_SECONDS:
+        when = f"noticed {_ago(jump.seconds_ago)} ago"
+        text = f"{jump}, {when}; times before it are wrong: check the time service of its host"
+        yield Finding(Grade.WARNING, "clock", text)
+
+
+_JUMP_REPORTED_SECONDS = 86_400
+
+
+def question_to_the_api(settings: Settings) -> str | None:
+    """Return the call that `examine_key` will make, None if it can make none."""
+    if settings.provider.api_key is None or not settings.assets:
+        return None
+    from asset_sync.provider.polygon import reference_endpoint  # noqa: PLC0415
+
+    return f"{settings.provider.base_url}{reference_endpoint(settings.assets[0].ticker)}"
+
+
+def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
+    """Ask the API one question, within the limit, and say what the key may do."""
+    if settings.provider.api_key is None:
+        yield Finding(
+            Grade.ERROR, "key", "POLYGON_API_KEY is not set: export it, or POLYGON_API_KEY_FILE"
+        )
+        return
+    if not settings.assets:
+        return
+    from asset_sync.provider.polygon import Fault, ProviderError  # noqa: PLC0415
+    from asset_sync.sync.ask import NoCallLeftError, Questions, why  # noqa: PLC0415
+
+    try:
+        with Questions(db, settings, within_seconds=0) as questions:
+            questions.ask(lambda api: api.ticker_exists(settings.assets[0].ticker))
+    except NoCallLeftError as error:
+        text = f"not asked: the budget is used up for {error.seconds:.0f} s; try again then"
+        yield Finding(Grade.WARNING, "key", text)
+        return
+    except ProviderError as error:
+        grade = Grade.ERROR if error.fault is Fault.ACCOUNT else Grade.WARNING
+        yield Finding(grade, "key", why(error))
+        return
+    yield Finding(Grade.OK, "key", "the API accepts it")
+    yield _denied(db, settings)
+
+
+def _denied(db: Connection, settings: Settings) -> Finding:
+    from asset_sync.sync.scope import account  # noqa: PLC0415
+
+    denials = runs.denials(db, *account(settings))
+    plan = settings.provider.plan.name
+    lowered = slots.lowered(db, slots.rate_of(settings))
+    if lowered is not None:
+        return Finding(Grade.WARNING, "plan", str(lowered))
+    if denials.snapshot:
+        text = f"has no snapshots, though the plan is set to {plan}: set POLYGON_TIER to free"
+        return Finding(Grade.WARNING, "plan", text)
+    if denials.today:
+        return Finding(Grade.OK, "plan", f"{plan}; bars end with yesterday on this key")
+    return Finding(Grade.OK, "plan", f"{plan}; nothing was refused of late")
+
+
+def examine_runs(
+    db: Connection, settings: Settings, jobs: tuple[installed.Job, ...]
+) -> Iterator[Finding]:
+    """Look at when each job last ran on this host, who started it and how it ended."""
+    for lane in Lane:
+        starters = {job.scheduler for job in jobs if job.lane is lane}
+        yield _last_run(runs.last_by_starter(db, lane.value), settings, lane, starters)
+
+
+def _last_run(
+    lasts: tuple[runs.LastRun, ...],
+    settings: Settings,
+    lane: Lane,
+    starters: set[installed.Scheduler],
+) -> Finding:
+    subject = f"sync {lane.value}"
+    names = " and ".join(sorted(starters))
+    if not lasts:
+        told = f"{names} is to start it" if starters else f"nothing starts it: {_SCHEDULE}"
+        return Finding(Grade.WARNING, subject, f"has never run on this host; {told}")
+    last = lasts[0]
+    text = f"last ran {_ago(last.seconds_ago)} ago{_started_by(last)}"
+    if not starters:
+        return Finding(Grade.WARNING, subject, f"{text}; nothing here starts it: {_SCHEDULE}")
+    # Runs of which the starter is not known may be the scheduler's.
+    its = [run for run in lasts if run.started_by in {None, *(Starter(name) for name in starters)}]
+    late_after = OVERDUE_INTERVALS * settings.batch.interval_seconds
+    if not its or its[0].seconds_ago > late_after:
+        since = f"has not for {_ago(its[0].seconds_ago)}" if its else "never has"
+        cause = f"{names} is to start it but {since}: {_LOGS[min(starters)]} says why"
+        return Finding(Grade.WARNING, subject, f"{text}; {cause.format(lane=lane.value)}")
+    for run in (its[0], last):
+        if run.reason_ended in _ENDED_BADLY:
+            grade, ended = _ENDED_BADLY[run.reason_ended]
+            text = f"the run of {_ago(run.seconds_ago)} ago{_started_by(run)}, {ended}"
+            return Finding(grade, subject, text)
+    return Finding(Grade.OK, subject, text)
+
+
+_SCHEDULE = "`asset-sync schedule cron --install`, or `schedule systemd`"
+_LOGS = {
+    installed.Scheduler.CRON: "cron's mail or log",
+    installed.Scheduler.SYSTEMD: "`journalctl -u asset-sync-{lane}`",
+}
+_ENDED_BADLY = {
+    "key_refused": (Grade.ERROR, "ended because the API refused the key: check it"),
+    "plan_refused": (Grade.ERROR, "ended because the API refused the plan: check POLYGON_TIER"),
+    "provider_unavailable": (Grade.WARNING, "ended because the API did not answer"),
+    "broken": (Grade.WARNING, "broke off: what it printed says why"),
+}
+
+
+def _started_by(run: runs.LastRun) -> str:
+    match run.started_by:
+        case None:
+            return ""
+        case Starter.TERMINAL:
+            return ", started by hand"
+        case Starter.OTHER:
+            return ", started by neither cron, systemd nor a terminal"
+        case scheduler:
+            return f", started by {scheduler}"
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
+
+
+def examine_redis(settings: Settings) -> Iterator[Finding]:
+    """Say hello to Redis, where it is set."""
+    if settings.redis_url is None:
+        return
+    from asset_sync.store.publish import EventsError, RedisPublisher  # noqa: PLC0415
+
+    publisher = RedisPublisher(settings.redis_url)
+    try:
+        publisher.hello()
+    except EventsError as error:
+        yield Finding(Grade.WARNING, "redis", str(error))
+    else:
+        yield Finding(Grade.OK, "redis", "answers")
+    finally:
+        publisher.close()

@@ -1,0 +1,245 @@
+"""Looks at the jobs through the eyes of cron or systemd.
+
+What starts a job has its own variables, home and rights. So the settings are read once more as the
+job will read them, and compared with what this shell reads.
+"""
+
+import os
+import pwd
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from asset_sync.database import DatabaseError, address_of
+from asset_sync.database.embedded import EmbeddedError, data_directory
+from asset_sync.ops.doctor import Finding, Grade
+from asset_sync.schedule.installed import Job, Scheduler
+from asset_sync.settings import SECRET_VARIABLES, Settings, SettingsError, load
+
+_SENDMAIL_PATH = "/usr/sbin:/usr/lib:/usr/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A job, and the settings that it will read."""
+
+    job: Job
+    settings: Settings | None
+    """None where they cannot be read as the job would."""
+
+    findings: tuple[tuple[Grade, str], ...]
+    """What is wrong, or differs from this shell."""
+
+
+def look(jobs: tuple[Job, ...], settings: Settings, environ: Mapping[str, str]) -> list[Sight]:
+    """See what each job would read, beside what this shell reads."""
+    sights = []
+    for job in jobs:
+        if not job.program:
+            text = f"{job.where} starts a program of yours: what that reads is not known"
+            sights.append(Sight(job, None, ((Grade.WARNING, text),)))
+            continue
+        wrong = [*_program(job), *_files(job)]
+        read, mistakes = _settings(job)
+        wrong += mistakes
+        if read is not None:
+            wrong += _differences(job, read, settings, environ)
+        sights.append(Sight(job, read, tuple(wrong)))
+    return sights
+
+
+def examine(sights: list[Sight]) -> Iterator[Finding]:
+    """Say what is wrong with the jobs, and where they differ from this shell."""
+    if len(_schedulers(sights)) > 1:
+        text = "both cron and systemd start the jobs: take one away (`asset-sync schedule`)"
+        yield Finding(Grade.WARNING, "scheduler", text)
+    elif len({sight.job.lane for sight in sights}) < len(sights):
+        where = "; ".join(sight.job.where for sight in sights)
+        text = f"a job is started twice: take one away ({where})"
+        yield Finding(Grade.WARNING, "scheduler", text)
+    for scheduler in _schedulers(sights):
+        findings = [
+            Finding(grade, scheduler.value, text)
+            for sight in sights
+            if sight.job.scheduler is scheduler
+            for grade, text in sight.findings
+        ]
+        text = "its jobs read the settings, key and database that this shell does"
+        yield from dict.fromkeys(findings or [Finding(Grade.OK, scheduler.value, text)])
+
+
+def _schedulers(sights: list[Sight]) -> list[Scheduler]:
+    return list(dict.fromkeys(sight.job.scheduler for sight in sights))
+
+
+# --- what a job finds --------------------------------------------------------------------------
+
+
+def _program(job: Job) -> Iterator[tuple[Grade, str]]:
+    if "/" not in job.program:
+        path = job.environ.get("PATH", "")
+        if shutil.which(job.program, path=path) is None:
+            text = f"{job.where} names no path, and no {job.program} is in {job.scheduler}'s PATH"
+            yield Grade.ERROR, f"{text} ({path}): write the whole path"
+        return
+    program = job.directory / job.program
+    if not program.is_file():
+        yield Grade.ERROR, f"{job.where} starts {program}, which does not exist: correct its path"
+    elif not _may(job.user, program, os.X_OK):
+        yield Grade.ERROR, f"{job.where} starts {program}, which {_who(job)} may not execute"
+
+
+def _files(job: Job) -> Iterator[tuple[Grade, str]]:
+    """Look whether the job's user may read what is named; that it exists `load` checks."""
+    named = {
+        name: Path(job.environ[name])
+        for name in ("ASSET_SYNC_CONFIG", *(f"{one}_FILE" for one in SECRET_VARIABLES))
+        if job.environ.get(name)
+    }
+    if job.config is not None:
+        named["--config"] = job.config
+    for name, file in named.items():
+        path = job.directory / file
+        # systemd hands credentials over as root.
+        if job.user is None and name.endswith("_FILE"):
+            continue
+        if path.exists() and not _may(job.user, path, os.R_OK):
+            text = f"{job.where}: {_who(job)} may not read {path} ({name})"
+            yield Grade.ERROR, f"{text}; make it that user's: chown {job.user or 'root'} {path}"
+
+
+def _settings(job: Job) -> tuple[Settings | None, list[tuple[Grade, str]]]:
+    try:
+        return load(job.config, job.environ, cwd=job.directory), []
+    except SettingsError as error:
+        if job.user not in {None, _me()} and os.geteuid() != 0:
+            text = f"{job.where}: you may not see what {job.user} reads: run doctor as that user"
+            return None, [(Grade.WARNING, text)]
+        return None, [(Grade.ERROR, f"{job.where}: {mistake}") for mistake in error.mistakes]
+
+
+def _differences(
+    job: Job, its: Settings, ours: Settings, environ: Mapping[str, str]
+) -> Iterator[tuple[Grade, str]]:
+    if its.source.resolve() != ours.source.resolve():
+        text = (
+            f"its jobs read {_shown(its)}, this shell reads {_shown(ours)}: what"
+            " `asset-sync assets add` writes here does not reach the jobs; name one file in both"
+            " with ASSET_SYNC_CONFIG"
+        )
+        yield Grade.WARNING, text
+    if its.provider.api_key is None:
+        yield Grade.ERROR, f"{job.where} has no key: give it POLYGON_API_KEY_FILE"
+    # Where the shell has no key, the jobs' is the one that is tried.
+    elif ours.provider.api_key not in {None, its.provider.api_key}:
+        text = "its jobs have another key than this shell: set POLYGON_API_KEY_FILE to one file"
+        yield Grade.WARNING, f"{text} in both"
+    its_data, our_data = _database(its, job.environ), _database(ours, environ)
+    if its_data != our_data:
+        text = (
+            f"its jobs write to {its_data}, this shell looks at {our_data}: what is shown here is"
+            " not what they do; give both the same DATABASE_URL_FILE or XDG_DATA_HOME"
+        )
+        yield Grade.WARNING, text
+
+
+def _shown(settings: Settings) -> str:
+    return "the settings that came with the program" if settings.shipped else str(settings.source)
+
+
+def _database(settings: Settings, environ: Mapping[str, str]) -> str:
+    try:
+        if settings.conninfo is None:
+            return f"the embedded PostgreSQL in {data_directory(environ)}"
+        return f"the database {address_of(settings.conninfo, environ)}"
+    except (DatabaseError, EmbeddedError):
+        return "a database whose address cannot be read"
+
+
+# --- whom a failure reaches --------------------------------------------------------------------
+
+
+def examine_monitoring(sights: list[Sight], settings: Settings) -> Iterator[Finding]:
+    """Say who hears of a failed run; the URL is a secret, and arguments may be."""
+    seen = next((sight for sight in sights if sight.settings), None)
+    monitoring = (seen.settings or settings if seen else settings).monitoring
+    reached = [] if monitoring.ping_url is None else ["each run pings its URL"]
+    if monitoring.on_failure:
+        program = monitoring.on_failure[0]
+        if shutil.which(program, path=seen.job.environ.get("PATH") if seen else None) is None:
+            text = f"there is no program {program} to run: correct monitoring.on_failure"
+            yield Finding(Grade.WARNING, "monitoring", text)
+            return
+        reached.append(f"one that fails starts {program}")
+    why_not = "nothing starts the jobs"
+    for sight in sights:
+        mail, no_mail = _mail(sight.job)
+        reached += [mail] if mail else []
+        why_not = no_mail or why_not
+    if reached:
+        yield Finding(Grade.OK, "monitoring", "; ".join(dict.fromkeys(reached)))
+        return
+    text = f"nobody hears of a failed run ({why_not}): set monitoring.ping_url or on_failure"
+    yield Finding(Grade.WARNING, "monitoring", text)
+
+
+def _mail(job: Job) -> tuple[str, str]:
+    """Return whom cron mails, or else why nobody."""
+    if job.scheduler is not Scheduler.CRON:
+        return "", "systemd mails nobody"
+    if job.environ.get("MAILTO") == "":
+        return "", "MAILTO is empty"
+    if job.mails_to is None:
+        return "", "what the jobs print does not go to cron"
+    if shutil.which("sendmail", path=_SENDMAIL_PATH) is None:
+        return "", "cron cannot mail: there is no sendmail"
+    return f"cron mails {job.mails_to} what fails", ""
+
+
+# --- rights ------------------------------------------------------------------------------------
+
+
+def _who(job: Job) -> str:
+    return job.user or "the user that systemd makes for the job"
+
+
+def _me() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return ""
+
+
+def _may(user: str | None, path: Path, right: int) -> bool:
+    """Return whether the user may read or execute the file, by its modes and its directories'."""
+    if user == _me():
+        return os.access(path, right, effective_ids=True)
+    if user is None:
+        uid, groups = -1, set[int]()
+    else:
+        try:
+            account = pwd.getpwnam(user)
+        except KeyError:
+            return False
+        uid = account.pw_uid
+        groups = set(os.getgrouplist(user, account.pw_gid))
+    if uid == 0:
+        return right == os.R_OK or bool(path.stat().st_mode & 0o111)
+    path = path.resolve()
+    try:
+        return _allowed(path.stat(), uid, groups, right) and all(
+            _allowed(directory.stat(), uid, groups, os.X_OK) for directory in path.parents
+        )
+    except OSError:  # this user may not look there; `load` says what else is wrong
+        return True
+
+
+def _allowed(status: os.stat_result, uid: int, groups: set[int], right: int) -> bool:
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid == uid:
+        return bool(mode >> 6 & right)
+    if status.st_gid in groups:
+        return bool(mode >> 3 & right)
+    return bool(mode & right)

@@ -1,0 +1,232 @@
+"""Whether all is well: what the history and the queue say, held against thresholds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import NamedTuple
+
+from asset_sync import queue
+from asset_sync.budget import clocks, slots
+from asset_sync.budget.slots import Lane
+from asset_sync.database import Connection, DatabaseError
+from asset_sync.database.embedded import EmbeddedError
+from asset_sync.model import Asset, Level
+from asset_sync.queue import WORTH_A_WORD, Failing, Freshness, LevelStatus
+from asset_sync.settings import Settings
+from asset_sync.store import runs
+from asset_sync.store.runs import JobRecord
+
+# Cron's runs come once an interval; that one is missing can be chance, two cannot.
+OVERDUE_INTERVALS = 2
+JUMP_REPORTED_SECONDS = 3600
+
+
+class Verdict(StrEnum):
+    """How well it is; members are declared from good to bad."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+
+
+class Check(NamedTuple):
+    """One thing looked at."""
+
+    name: str
+    value: float | None
+    """None where there is nothing yet to judge by."""
+    threshold: float | None
+    """None where there is nothing to count."""
+    verdict: Verdict
+    about: str
+    """What was found, for a person."""
+
+
+class JobStatus(NamedTuple):
+    """How one of the two commands stands."""
+
+    command: str
+    last_run_at: datetime | None
+    next_run_at: datetime | None
+    """When it is expected, by the interval that the settings name."""
+    overdue: bool
+
+
+class Health(NamedTuple):
+    """Everything that `health` tells."""
+
+    jobs: tuple[JobStatus, ...]
+    levels: tuple[LevelStatus, ...]
+    """Of the queue; none where the database could not be asked."""
+    checks: tuple[Check, ...]
+    last_priority_update: datetime | None
+    api_calls_remaining: int | None
+
+    @property
+    def status(self) -> Verdict:
+        """The worst verdict of all checks."""
+        return max((check.verdict for check in self.checks), key=list(Verdict).index)
+
+
+def examine(db: Connection, settings: Settings) -> Health:
+    """Look at everything and judge it; reads only."""
+    lanes = [lane for lane in Lane if lane is Lane.QUEUE or _has_priority_runs(settings)]
+    records = {lane: runs.record_of(db, lane.value) for lane in lanes}
+    symbols = [asset.symbol for asset in settings.assets]
+    levels = queue.levels(db, symbols)
+    freshness = queue.freshness(db, symbols)
+    critical = [freshness.get(asset.symbol) for asset in settings.critical]
+    return Health(
+        jobs=tuple(_job(lane, records[lane], settings) for lane in lanes),
+        levels=levels,
+        checks=(
+            *(_overdue(lane, records[lane], settings) for lane in lanes),
+            *(_of_priority_runs(records[Lane.PRIORITY], settings) if len(lanes) > 1 else ()),
+            _size(levels, settings),
+            _dead(levels),
+            _failing(queue.failing(db, symbols)),
+            _refused(records),
+            _lowered(db, settings),
+            _jumped(db),
+            _stale(settings.assets, freshness, settings),
+        ),
+        last_priority_update=max(
+            (one.last_success_at for one in critical if one and one.last_success_at), default=None
+        ),
+        api_calls_remaining=slots.budget(db, slots.rate_of(settings)).free,
+    )
+
+
+def without_database(why: DatabaseError | EmbeddedError) -> Health:
+    """Return what can be said where the database cannot be used: that nothing gets fresh."""
+    check = Check("database", None, None, Verdict.UNHEALTHY, str(why))
+    return Health((), (), (check,), None, None)
+
+
+def _has_priority_runs(settings: Settings) -> bool:
+    return settings.batch.priority_assets_enabled and bool(settings.critical)
+
+
+def _job(lane: Lane, record: JobRecord, settings: Settings) -> JobStatus:
+    interval = timedelta(seconds=settings.batch.interval_seconds)
+    last = record.last_run_at
+    overdue = _overdue(lane, record, settings).verdict is not Verdict.HEALTHY
+    return JobStatus(lane.value, last, last + interval if last else None, overdue)
+
+
+# --- the checks -------------------------------------------------------------------------------
+
+
+def _overdue(lane: Lane, record: JobRecord, settings: Settings) -> Check:
+    """Judge since when the last run began; without priority runs nothing that matters is fresh."""
+    longest = settings.batch.interval_seconds * OVERDUE_INTERVALS
+    late = record.seconds_ago is None or record.seconds_ago > longest
+    bad = Verdict.UNHEALTHY if lane is Lane.PRIORITY else Verdict.DEGRADED
+    return Check(
+        f"batch.{lane.value}.seconds_since_run",
+        record.seconds_ago,
+        longest,
+        bad if late else Verdict.HEALTHY,
+        f"no `sync {lane.value}` has run yet: is cron set up?"
+        if record.seconds_ago is None
+        else f"the last `sync {lane.value}` began {record.seconds_ago:.0f} s ago",
+    )
+
+
+def _of_priority_runs(record: JobRecord, settings: Settings) -> Iterator[Check]:
+    """Judge the priority runs of the last hour."""
+    limits = settings.health
+    rate = None if not record.tried else 100 * record.updated / record.tried
+    low = rate is not None and rate < limits.success_rate_percent
+    yield Check(
+        "batch.priority.success_rate",
+        rate,
+        limits.success_rate_percent,
+        Verdict.UNHEALTHY if rate == 0 else Verdict.DEGRADED if low else Verdict.HEALTHY,
+        f"{record.updated} of {record.tried} priority assets refreshed in the last hour",
+    )
+    slow = record.p95_ms is not None and record.p95_ms > limits.latency_ms
+    yield Check(
+        "batch.priority.latency_ms",
+        record.p95_ms,
+        limits.latency_ms,
+        Verdict.DEGRADED if slow else Verdict.HEALTHY,
+        "what 95 % of the last hour's priority runs took at most, not counting waits for a slot",
+    )
+    yield Check(
+        "api.rate_limit_waits",
+        record.waits,
+        limits.rate_limit_waits,
+        Verdict.DEGRADED if record.waits > limits.rate_limit_waits else Verdict.HEALTHY,
+        "priority runs of the last hour that waited for a slot",
+    )
+
+
+def _size(levels: Sequence[LevelStatus], settings: Settings) -> Check:
+    size = sum(one.waiting + one.leased for one in levels)
+    threshold = settings.health.queue_size
+    verdict = Verdict.DEGRADED if size > threshold else Verdict.HEALTHY
+    return Check("queue.size", size, threshold, verdict, "assets that wait or are at work")
+
+
+def _dead(levels: Sequence[LevelStatus]) -> Check:
+    dead = sum(one.dead for one in levels)
+    about = "given up: `asset-sync queue list --state dead` says why"
+    return Check("queue.dead", dead, 0, Verdict.DEGRADED if dead else Verdict.HEALTHY, about)
+
+
+def _failing(failing: Sequence[Failing]) -> Check:
+    about = f"assets that failed {WORTH_A_WORD} times in a row or more"
+    if failing:
+        worst = failing[0]
+        about = f"{about}: {worst.symbol} ({worst.strikes} times): {worst.error}"
+        if len(failing) > 1:
+            about += f" And {len(failing) - 1} more: `asset-sync queue status` names them."
+    verdict = Verdict.DEGRADED if failing else Verdict.HEALTHY
+    return Check("assets.failing", len(failing), 0, verdict, about)
+
+
+def _refused(records: Mapping[Lane, JobRecord]) -> Check:
+    """Tell at once what no later run cures by itself; that nothing is fresh shows much later."""
+    refused = [lane for lane, record in records.items() if record.refused]
+    about = "jobs that the API refused the last time, for the key or its plan"
+    if refused:
+        jobs = " and ".join(f"`sync {lane.value}`" for lane in refused)
+        about = f"the API refuses {jobs}, for the key or its plan: `asset-sync doctor` says more"
+    verdict = Verdict.UNHEALTHY if refused else Verdict.HEALTHY
+    return Check("api.refused", len(refused), 0, verdict, about)
+
+
+def _lowered(db: Connection, settings: Settings) -> Check:
+    """Report a key that turned out to allow fewer calls than the settings say."""
+    lowered = slots.lowered(db, slots.rate_of(settings))
+    if lowered is None:
+        return Check("api.rate_lowered", 0, 0, Verdict.HEALTHY, "the rate of the settings holds")
+    return Check("api.rate_lowered", 1, 0, Verdict.DEGRADED, str(lowered))
+
+
+def _jumped(db: Connection) -> Check:
+    """Report for an hour that the database's clock has jumped: times before it are wrong."""
+    jump = clocks.last_jump(db)
+    if jump is None or jump.seconds_ago > JUMP_REPORTED_SECONDS:
+        return Check("clock.jumped", 0, 0, Verdict.HEALTHY, "the database's clock has not jumped")
+    about = f"{jump}, noticed {jump.seconds_ago:.0f} s ago: check the time service of its host"
+    return Check("clock.jumped", 1, 0, Verdict.DEGRADED, about)
+
+
+def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: Settings) -> Check:
+    """Count the assets that have not been fresh for long; one that matters most is a disaster."""
+    factor = settings.health.stale_after_frequencies
+    stale = [
+        asset
+        for asset in assets
+        if asset.symbol in freshness
+        and freshness[asset.symbol].seconds_old > factor * asset.update_frequency_seconds
+    ]
+    verdict = Verdict.DEGRADED if stale else Verdict.HEALTHY
+    if any(asset.level is Level.CRITICAL for asset in stale):
+        verdict = Verdict.UNHEALTHY
+    named = ", ".join(asset.symbol for asset in stale[:5]) + (" …" if len(stale) > 5 else "")  # noqa: PLR2004
+    why = f": {named}; `asset-sync queue list {stale[0].symbol}` says why" if stale else ""
+    about = f"not fresh for {factor:g} times their frequency{why}"
+    return Check("assets.stale", len(stale), 0, verdict, about)

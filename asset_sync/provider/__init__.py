@@ -1,0 +1,1 @@
+"""Where data comes from: `polygon`, and the deadline that every request of ours keeps."""

@@ -1,0 +1,175 @@
+"""The calls, each of which is one HTTP request."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Self
+from urllib.parse import quote
+
+from asset_sync.model import AssetType
+from asset_sync.provider.polygon._http import Http
+from asset_sync.provider.polygon._parse import (
+    REFERENCE_PATH,
+    BarsAnswer,
+    SnapshotAnswer,
+    TickersAnswer,
+    read_bars,
+    read_exists,
+    read_snapshots,
+    read_tickers,
+    unix_ms,
+)
+from asset_sync.provider.polygon._refusals import Call
+from asset_sync.settings import ProviderSettings, Secret
+
+MAX_SNAPSHOT_TICKERS = 250
+"""What `/v3/snapshot` takes in one call (its API page)."""
+
+
+def bars_endpoint(ticker: str, start: datetime, end: datetime) -> str:
+    """Return path and query for five-minute bars; both ends are included.
+
+    `limit` is the API's largest, and counts the minute bars that the answer is made of.
+    """
+    return (
+        f"/v2/aggs/ticker/{_quoted(ticker)}/range/5/minute/{unix_ms(start)}/{unix_ms(end)}"
+        "?adjusted=true&sort=asc&limit=50000"
+    )
+
+
+def snapshot_endpoint(tickers: Sequence[str]) -> str:
+    """Return path and query for the snapshot; without `limit` the API sends ten rows.
+
+    Raises ValueError for no ticker (the API would send any) and for more than 250.
+    """
+    if not 1 <= len(tickers) <= MAX_SNAPSHOT_TICKERS:
+        raise ValueError(
+            f"a snapshot takes 1 to {MAX_SNAPSHOT_TICKERS} tickers, not {len(tickers)}"
+        )
+    named = ",".join(_quoted(ticker) for ticker in tickers)
+    return f"/v3/snapshot?ticker.any_of={named}&limit={MAX_SNAPSHOT_TICKERS}"
+
+
+def reference_endpoint(ticker: str) -> str:
+    """Return the path of what the API knows about a ticker."""
+    return f"{REFERENCE_PATH}/{_quoted(ticker)}"
+
+
+def tickers_endpoint(asset_type: AssetType, search: str = "") -> str:
+    """Return path and query for the first page of a market's tickers that trade.
+
+    `search` is looked for in tickers and names. A page holds the API's most, 1000; without `limit`
+    it holds 100.
+    """
+    market = {AssetType.FOREX: "fx", AssetType.CRYPTO: "crypto"}[asset_type]
+    searched = f"&search={quote(search, safe='', errors='replace')}" if search else ""
+    return f"{REFERENCE_PATH}?market={market}&active=true{searched}&limit=1000"
+
+
+class Polygon:
+    """The API, over one session; each method is exactly one HTTP request, and one slot.
+
+    A call ends within `call_timeout_seconds` whatever the server does, or raises a
+    `ProviderError`; no other exception comes of a server's behaviour. The key travels in the
+    `Authorization` header only, to the host of `base_url` only. For one thread at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: Secret,
+        connect_timeout_seconds: float,
+        read_timeout_seconds: float,
+        call_timeout_seconds: float,
+    ) -> None:
+        self._key = api_key
+        self._http = Http(
+            base_url=base_url,
+            api_key=api_key,
+            connect_timeout_seconds=connect_timeout_seconds,
+            read_timeout_seconds=read_timeout_seconds,
+            call_timeout_seconds=call_timeout_seconds,
+        )
+
+    @classmethod
+    def of(cls, provider: ProviderSettings, key: Secret) -> Self:
+        """Return the API as the settings have it."""
+        return cls(
+            base_url=provider.base_url,
+            api_key=key,
+            connect_timeout_seconds=provider.connect_timeout_seconds,
+            read_timeout_seconds=provider.read_timeout_seconds,
+            call_timeout_seconds=provider.call_timeout_seconds,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Polygon at {self._http.host}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def call_timeout_seconds(self) -> float:
+        """How long the next call may take in all; may be set between two calls."""
+        return self._http.call_timeout_seconds
+
+    @call_timeout_seconds.setter
+    def call_timeout_seconds(self, seconds: float) -> None:
+        self._http.call_timeout_seconds = seconds
+
+    def send_only_if(self, may_send: Callable[[], bool]) -> None:
+        """Ask this immediately before each request is written; if not, `NotSent` is raised."""
+        self._http.may_send = may_send
+
+    def close(self) -> None:
+        """Close the connection; a later call opens another."""
+        self._http.close()
+
+    def bars(self, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
+        """Return the five-minute bars that start from `start` to `end`, both aware and included.
+
+        No bars is an answer too: a quiet market and an unknown ticker look the same (ask
+        `ticker_exists`). A `next_url` is not followed but told as `complete=False`. Raises any
+        `ProviderError`; `TodayDenied` when the plan does not reach into the range.
+        """
+        reply = self._http.get(bars_endpoint(ticker, start, end), ticker)
+        return read_bars(reply, self._call(ticker), ticker, start, end)
+
+    def snapshots(self, tickers: Sequence[str]) -> SnapshotAnswer:
+        """Return the last price of each ticker, up to 250 of any market (paid plans only).
+
+        Each row is judged by itself: what is wrong with one ticker stands in `refused`. What
+        concerns the whole call is raised: any `ProviderError`, `FeedDenied` on a free plan.
+        """
+        endpoint = snapshot_endpoint(tickers)
+        asked = _named(tickers)
+        reply = self._http.get(endpoint, asked)
+        return read_snapshots(reply, self._call(asked), tickers)
+
+    def ticker_exists(self, ticker: str) -> bool:
+        """Return whether the API's reference knows the ticker; raises any `ProviderError`."""
+        reply = self._http.get(reference_endpoint(ticker), ticker)
+        return read_exists(reply, self._call(ticker), ticker)
+
+    def tickers(self, page: str) -> TickersAnswer:
+        """Return a page of the API's list: of `tickers_endpoint`, or the next of an answer.
+
+        Raises any `ProviderError`.
+        """
+        asked = "the list of tickers"
+        return read_tickers(self._http.get(page, asked), self._call(asked))
+
+    def _call(self, asked: str) -> Call:
+        return Call(asked=asked, host=self._http.host, key=self._key)
+
+
+def _quoted(ticker: str) -> str:
+    return quote(ticker, safe=":")
+
+
+def _named(tickers: Sequence[str]) -> str:
+    others = len(tickers) - 1
+    return f"{tickers[0]} and {others} more" if others else tickers[0]

@@ -1,0 +1,178 @@
+"""One GET and its whole answer, or the sentence that says why there is none."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+import requests
+from requests.auth import AuthBase
+
+from asset_sync.clock import monotonic
+from asset_sync.provider.deadline import FAILURES, Deadline, Session, reason
+from asset_sync.provider.polygon._errors import NotSent, Unanswered, Unavailable
+from asset_sync.settings import Secret
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""Decoded. The largest honest answer, 50,000 bars, has about 7 MB."""
+
+MAX_RETRY_AFTER_SECONDS = 3600.0
+
+# What a chunk of a gzip bomb can grow to, with a urllib3 older than 2.6, is a thousand times this.
+_CHUNK_BYTES = 16 * 1024
+
+_SETTING = "POLYGON_BASE_URL"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, whole and decompressed; nothing in it is to be trusted."""
+
+    status: int
+
+    text: str = field(repr=False)
+    """Empty when an error's body did not arrive whole: its status says enough."""
+
+    retry_after_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """Why there is no answer to read."""
+
+    why: str
+
+    arrived: bool = False
+    """Whether an answer came that cannot be used, so that the API has counted the call."""
+
+
+class Http:
+    """The one session, which holds the key, follows nothing and repeats nothing."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: Secret,
+        connect_timeout_seconds: float,
+        read_timeout_seconds: float,
+        call_timeout_seconds: float,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.host = _host(base_url)
+        self._timeouts = (connect_timeout_seconds, read_timeout_seconds)
+        self.call_timeout_seconds = call_timeout_seconds
+        self.may_send: Callable[[], bool] = lambda: True
+        self._session = Session(
+            {"Accept": "application/json", "Accept-Encoding": "gzip"}, _Bearer(api_key)
+        )
+
+    def close(self) -> None:
+        self._session.close()
+
+    def get(self, endpoint: str, asked: str) -> Reply:
+        """Return the answer to one GET of `endpoint`, whatever its status.
+
+        `asked` names the tickers in the sentence of what is raised when no whole answer arrives in
+        time and size: `NotSent`, `Unanswered`, or `Unavailable` for one that cannot be used.
+        """
+        with Deadline(self.call_timeout_seconds, self.may_send) as deadline:
+            outcome = self._exchange(endpoint)
+        # Raised out here, where no exception is being handled: one that came along as context
+        # would hold the request, whose headers hold the key.
+        if deadline.expired:
+            broken = _Broken(f"it took longer than {self.call_timeout_seconds:.3g} s in all")
+        elif isinstance(outcome, Reply):
+            return outcome
+        else:
+            broken = outcome
+        sentence = f"No answer from {self.host} for {asked}: {broken.why}; it is tried again."
+        if broken.arrived:
+            raise Unavailable(sentence)
+        if deadline.sent_at is None:
+            raise NotSent(sentence)
+        raise Unanswered(sentence, monotonic() - deadline.sent_at)
+
+    def _exchange(self, endpoint: str) -> Reply | _Broken:
+        """Return the reply, or why there is none."""
+        try:
+            with self._session.get(
+                self.base_url + endpoint,
+                timeout=self._timeouts,
+                allow_redirects=False,  # another host would be sent the key
+                stream=True,
+            ) as response:
+                text = _read(response)
+                if isinstance(text, _Broken):
+                    if response.status_code == requests.codes.ok:
+                        return text
+                    text = ""
+                return Reply(response.status_code, text, _retry_after_seconds(response))
+        except FAILURES as error:
+            return _Broken(reason(error, setting=_SETTING))
+
+
+class _Bearer(AuthBase):
+    """Sets the header that holds the key."""
+
+    def __init__(self, key: Secret) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key.reveal()}"
+        return request
+
+
+def _read(response: requests.Response) -> str | _Broken:
+    """Return the whole body, or why it is not to be had."""
+    # Nothing else was offered; a chain of encodings multiplies what a small body can grow to.
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
+        return _Broken("its answer is compressed in a way that was not asked for", arrived=True)
+    body = bytearray()
+    try:
+        for chunk in response.iter_content(_CHUNK_BYTES):
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                return _Broken(
+                    f"its answer is larger than {MAX_BODY_BYTES >> 20} MiB", arrived=True
+                )
+    except FAILURES as error:
+        arrived = isinstance(error, requests.exceptions.ContentDecodingError)
+        return _Broken(reason(error, setting=_SETTING), arrived=arrived)
+    # Text from here on: 7 MB of bytes beside it would count in the memory that a run may take.
+    return body.decode("utf-8-sig", errors="replace")
+
+
+def _retry_after_seconds(response: requests.Response) -> float | None:
+    """Return what the server asks to wait, at most an hour: seconds or a date (RFC 9110, 10.2.3).
+
+    A date is measured from the server's own `Date`; the host's clock decides nothing.
+    """
+    asked = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", asked):
+        seconds = float(asked)
+    else:
+        until, now = _moment(asked), _moment(response.headers.get("Date", ""))
+        if until is None or now is None:
+            return None
+        seconds = (until - now).total_seconds()
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+
+
+def _moment(date: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(date)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _host(base_url: str) -> str:
+    """Return the name for sentences: a URL may carry a password."""
+    try:
+        return urlsplit(base_url).hostname or "the API"
+    except ValueError:
+        return "the API"

@@ -1,0 +1,482 @@
+"""From the body of an answer to plain dataclasses; what cannot be true is left out or refused."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from itertools import pairwise
+from operator import itemgetter
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from asset_sync.provider.polygon._errors import (
+    ProviderError,
+    TickerUnknown,
+    Unavailable,
+    Unreadable,
+)
+from asset_sync.provider.polygon._http import Reply
+from asset_sync.provider.polygon._refusals import (
+    Call,
+    refusal,
+    refusal_in_answer,
+    refusal_of_row,
+    unknown,
+    words,
+)
+from asset_sync.settings import Secret
+
+BAR_MS = 5 * 60 * 1000
+REFERENCE_PATH = "/v3/reference/tickers"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_TRADES = 2**31 - 1
+_MAX_TICKER = 64
+# Wider than any pair of currencies: a bitcoin in the weakest one, a token in dollars.
+_LEAST_PRICE, _MOST_PRICE = 1e-12, 1e12
+# A thousand times what five minutes of the most traded token have.
+_MOST_VOLUME = 1e18
+# The provider rounds each price for itself, so open and close may leave low..high by this part.
+_ROUNDING = 1e-6
+# A cursor has some 200 characters; servers refuse addresses of more than about this.
+_MAX_QUERY = 8000
+
+# From which size on a time is in ns, us, ms or s (all after 1973), and how it becomes us.
+_TO_MICROSECONDS = ((10**17, 1, 1000), (10**14, 1, 1), (10**11, 1000, 1), (0, 10**6, 1))
+
+
+class Bar(NamedTuple):
+    """Five minutes of an asset. A tuple, since one answer may hold 50,000 of them."""
+
+    start_ms: int
+    """Unix time in milliseconds; the bar ends 300,000 ms later."""
+
+    open: float
+    high: float
+    low: float
+    close: float
+
+    volume: float
+    """Units traded; for forex the number of quotes, of which such bars are made."""
+
+    vwap: float | None
+    trades: int | None
+    """For forex again the number of quotes."""
+
+
+class Flaw(StrEnum):
+    """Why a bar cannot be true. No reason compares it with earlier bars: crashes are real."""
+
+    UNREADABLE = "a figure that is missing or no number"
+    PRICE = "a price outside 1e-12 to 1e12"
+    VOLUME = "a volume below 0 or above 1e18"
+    UPSIDE_DOWN = "a high below the low"
+    OPEN_OR_CLOSE = "an open or close outside low to high"
+    OFF_THE_MARK = "a start that is not on a five-minute mark"
+    OUT_OF_RANGE = "a start outside the time asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How many bars of an answer were left out for one reason."""
+
+    flaw: Flaw
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.count} with {self.flaw}"
+
+
+@dataclass(frozen=True, slots=True)
+class BarsAnswer:
+    """The bars of one ticker that one call brought."""
+
+    ticker: str
+
+    bars: tuple[Bar, ...]
+    """Strictly ascending; where the provider sent a start twice, the later one."""
+
+    complete: bool
+    """False when the provider has more of the range: ask again from the last bar on."""
+
+    left_out: tuple[LeftOut, ...] = ()
+    """The bars that cannot be true and are therefore not in `bars`; each reason once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The newest price of a ticker and its day so far; None is what is not known yet."""
+
+    ticker: str
+    bid: float | None
+    ask: float | None
+
+    last_price: float
+    """The last trade; for forex, which has none, halfway between bid and ask."""
+
+    daily_open: float | None
+    daily_high: float | None
+    daily_low: float | None
+    daily_close: float | None
+
+    at: datetime
+    """When the price was made, by the provider's clock, in UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotAnswer:
+    """Every ticker asked for is in exactly one of the two."""
+
+    quotes: Mapping[str, Quote]
+    refused: Mapping[str, ProviderError]
+
+
+class Listed(NamedTuple):
+    """A ticker in the reference. A tuple, since one answer may hold 1000 of them."""
+
+    ticker: str
+    name: str
+    """One printable line; the ticker where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickersAnswer:
+    """One page of the reference's list."""
+
+    tickers: tuple[Listed, ...]
+
+    next_page: str | None
+    """Path and query of the next page, without a host or a key; None where the list ends."""
+
+
+def read_bars(reply: Reply, call: Call, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
+    """Return the bars of `ticker` that start in the range asked for and that can be true.
+
+    A bar that cannot be true is left out, with its `Flaw`. Raises `Unreadable` when no bar is left
+    of those sent, when the bars are another ticker's, and when an answer without bars does not say
+    `resultsCount` 0, as every recorded empty answer does.
+    """
+    body = _answer(reply, call, hook=_bar_or_object)
+    rows = _results(body, call)
+    named = body.get("ticker")
+    if named != ticker and (rows or named is not None):
+        raise Unreadable(
+            f"The API answered with bars of another ticker than {ticker}, which are not stored;"
+            " check the ticker in assets.toml."
+        )
+    if not rows and not _says_empty(body):
+        raise Unreadable(
+            f"The API answered for {ticker} without bars but does not say that there are none"
+            " (resultsCount 0), so nothing was stored."
+        )
+    # The provider widens a range to whole bars, so the bar that holds the start belongs to it.
+    first = unix_ms(start) // BAR_MS * BAR_MS
+    last = unix_ms(end)
+    bars: list[Bar] = []
+    flaws: Counter[Flaw] = Counter()
+    for row in rows:
+        if not isinstance(row, Bar):
+            flaws[row if isinstance(row, Flaw) else Flaw.UNREADABLE] += 1
+        elif not first <= row.start_ms <= last:
+            flaws[Flaw.OUT_OF_RANGE] += 1
+        else:
+            bars.append(row)
+    left_out = tuple(LeftOut(flaw, flaws[flaw]) for flaw in Flaw if flaw in flaws)
+    if rows and not bars:
+        raise Unreadable(
+            f"None of the {len(rows)} bars that the API sent for {ticker} can be true"
+            f" ({', '.join(map(str, left_out))}); check the ticker in assets.toml."
+        )
+    return BarsAnswer(
+        ticker=ticker,
+        bars=_ascending(bars),
+        complete=not body.get("next_url"),
+        left_out=left_out,
+    )
+
+
+def read_snapshots(reply: Reply, call: Call, tickers: Sequence[str]) -> SnapshotAnswer:
+    """Return the quote, or the reason why there is none, of each of `tickers`.
+
+    Rows of tickers that were not asked for are passed over. Should a row not say whose it is,
+    a ticker without one is `Unreadable`, otherwise `TickerUnknown`.
+    """
+    quotes: dict[str, Quote] = {}
+    refused: dict[str, ProviderError] = {}
+    nameless = False
+    for row in _results(_answer(reply, call), call):
+        ticker = row.get("ticker") if isinstance(row, dict) else None
+        if not isinstance(row, dict) or not isinstance(ticker, str):
+            nameless = True
+        elif ticker in tickers:
+            outcome = refusal_of_row(row, ticker, call.key) or _quote(row, ticker)
+            if isinstance(outcome, Quote):
+                quotes[ticker] = outcome
+            else:
+                refused[ticker] = outcome
+    for ticker in tickers:
+        if ticker not in quotes and ticker not in refused:
+            refused[ticker] = _no_price(ticker) if nameless else unknown(ticker)
+    return SnapshotAnswer(
+        quotes, {ticker: error for ticker, error in refused.items() if ticker not in quotes}
+    )
+
+
+def read_exists(reply: Reply, call: Call, ticker: str) -> bool:
+    """Return whether the reference knows `ticker`."""
+    try:
+        details = _answer(reply, call).get("results")
+    except TickerUnknown:
+        return False
+    if not isinstance(details, dict) or details.get("ticker") != ticker:
+        raise Unreadable(
+            f"The API's reference answered for {ticker} with something else;"
+            " check the ticker in assets.toml."
+        )
+    return True
+
+
+def read_tickers(reply: Reply, call: Call) -> TickersAnswer:
+    """Return a page of the list. Rows that name no ticker, or one that is not active, are left out.
+
+    Raises `Unreadable` when that leaves nothing of something, or when the next page is not the
+    list's: what has come would pass for all there is.
+    """
+    try:
+        body = _answer(reply, call)
+    except TickerUnknown:  # what was asked for is no ticker
+        body = {}
+    rows = _results(body, call)
+    tickers = tuple(one for row in rows if (one := _listed(row, call.key)) is not None)
+    if rows and not tickers:
+        raise _wrong_shape(call)
+    return TickersAnswer(tickers, _next_page(body.get("next_url"), call))
+
+
+def unix_ms(moment: datetime) -> int:
+    """Return an aware time in milliseconds since 1970, exactly (floats would round)."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _answer(
+    reply: Reply, call: Call, hook: Callable[[dict[str, object]], object] | None = None
+) -> dict[str, object]:
+    """Return the answer's object, or raise what it is instead."""
+    if reply.status != 200:  # noqa: PLR2004
+        raise refusal(reply, call)
+    body: object = None
+    try:
+        body = json.loads(reply.text, object_hook=hook)
+    except (ValueError, RecursionError):  # raised below, without the body as its context
+        is_json = False
+    else:
+        is_json = True
+    if not is_json:
+        raise Unavailable(
+            f"What answers for {call.host} does not speak JSON (asked for {call.asked}): a proxy"
+            " or a log-in page of the network, or half an answer; it is tried again."
+        )
+    if not isinstance(body, dict):
+        raise _wrong_shape(call)
+    refused = refusal_in_answer(body, call)
+    if refused is not None:
+        del body  # some report locals with a traceback: the server may have sent the key back
+        raise refused
+    return body
+
+
+def _results(body: dict[str, object], call: Call) -> list[object]:
+    """Return the rows. No rows are shown as no `results`, null or [], with a good status."""
+    rows = body.get("results")
+    status = body.get("status")
+    # DELAYED is what free plans get, with full results; some v3 answers come without a status.
+    if isinstance(rows, list) and status in (None, "OK", "DELAYED"):
+        return rows
+    if rows is None and status in ("OK", "DELAYED"):
+        return []
+    raise _wrong_shape(call)
+
+
+def _listed(row: object, key: Secret) -> Listed | None:
+    if not isinstance(row, dict) or row.get("active") is False:
+        return None
+    ticker, name = row.get("ticker"), row.get("name")
+    if (
+        not isinstance(ticker, str)
+        or not ticker.isprintable()
+        or not 0 < len(ticker) <= _MAX_TICKER
+    ):
+        return None
+    line = words(name, key) if isinstance(name, str) else ""
+    return Listed(ticker, line.rstrip() or ticker)
+
+
+def _next_page(url: object, call: Call) -> str | None:
+    """Return path and query of a `next_url`: its host may be any, and ours is the one to ask."""
+    if url is None or url == "":
+        return None
+    path = query = ""
+    if isinstance(url, str):
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            pass
+        else:
+            path = parts.path
+            query = "&".join(
+                part for part in parts.query.split("&") if not part.lower().startswith("apikey=")
+            )
+    if path != REFERENCE_PATH or not re.fullmatch(rf"[!-~]{{1,{_MAX_QUERY}}}", query):
+        raise Unreadable(
+            f"The API says that {call.asked} goes on at an address that is none of its pages;"
+            " a newer asset-sync may read it."
+        )
+    return f"{path}?{query}"
+
+
+def _wrong_shape(call: Call) -> Unreadable:
+    return Unreadable(
+        f"The API answered for {call.asked} in a shape that is not known;"
+        " a newer asset-sync may read it."
+    )
+
+
+def _says_empty(body: dict[str, object]) -> bool:
+    count = body.get("resultsCount")
+    return type(count) is int and count == 0
+
+
+def _bar_or_object(row: dict[str, object]) -> object:
+    """Turn the dict of a bar into a `Bar`, or a `Flaw`, as soon as it is read.
+
+    50,000 dicts are 30 MB.
+    """
+    if "t" not in row:
+        return row
+    start = row["t"]
+    open_, high = _number(row.get("o")), _number(row.get("h"))
+    low, close = _number(row.get("l")), _number(row.get("c"))
+    volume = _number(row.get("v"))
+    if (
+        type(start) is not int
+        or open_ is None
+        or high is None
+        or low is None
+        or close is None
+        or volume is None
+    ):
+        return Flaw.UNREADABLE
+    if not 0 <= volume <= _MOST_VOLUME:
+        return Flaw.VOLUME
+    flaw = _flaw(start, open_, high, low, close)
+    if flaw is not None:
+        return flaw
+    return Bar(start, open_, high, low, close, volume, _price(row.get("vw")), _count(row.get("n")))
+
+
+def _flaw(start_ms: int, open_: float, high: float, low: float, close: float) -> Flaw | None:
+    """Return what is impossible about the figures of one bar, if anything is."""
+    if high < low:
+        return Flaw.UPSIDE_DOWN
+    if min(low, open_, close) < _LEAST_PRICE or max(high, open_, close) > _MOST_PRICE:
+        return Flaw.PRICE
+    if min(open_, close) < low * (1 - _ROUNDING) or max(open_, close) > high * (1 + _ROUNDING):
+        return Flaw.OPEN_OR_CLOSE
+    return Flaw.OFF_THE_MARK if start_ms % BAR_MS else None
+
+
+def _ascending(bars: list[Bar]) -> tuple[Bar, ...]:
+    if all(one.start_ms < next_.start_ms for one, next_ in pairwise(bars)):
+        return tuple(bars)
+    latest = {bar.start_ms: bar for bar in bars}
+    return tuple(sorted(latest.values(), key=itemgetter(0)))
+
+
+def _quote(row: dict[str, object], ticker: str) -> Quote | Unreadable:
+    quote, trade, session = (_part(row, name) for name in ("last_quote", "last_trade", "session"))
+    bid, ask = _price(quote.get("bid")), _price(quote.get("ask"))
+    middle = _middle(bid, ask) if bid is not None and ask is not None else None
+    close = _price(session.get("close"))
+    high, low = _price(session.get("high")), _price(session.get("low"))
+    if high is not None and low is not None and high < low:
+        high = low = None
+    # The first that has a price, with the time that belongs to it. The order is by directness;
+    # crypto has trades, forex has quotes, and a quiet market may have neither.
+    for price, source in ((_price(trade.get("price")), trade), (middle, quote), (close, row)):
+        at = _made_at(source) or _made_at(row) or _made_at(_part(row, "last_minute"))
+        if price is not None and at is not None:
+            return Quote(
+                ticker=ticker,
+                bid=bid,
+                ask=ask,
+                last_price=price,
+                daily_open=_price(session.get("open")),
+                daily_high=high,
+                daily_low=low,
+                daily_close=close,
+                at=at,
+            )
+    return _no_price(ticker)
+
+
+def _middle(bid: float, ask: float) -> float:
+    """Return the price between the two, without the digits that only halving adds."""
+    return float(f"{(bid + ask) / 2:.12g}")
+
+
+def _no_price(ticker: str) -> Unreadable:
+    return Unreadable(
+        f"The API's snapshot of {ticker} has no price with a time; the bars feed may have one."
+    )
+
+
+def _part(row: dict[str, object], name: str) -> dict[str, object]:
+    part = row.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _made_at(part: dict[str, object]) -> datetime | None:
+    for name in ("last_updated", "sip_timestamp", "participant_timestamp"):
+        at = _moment(part.get(name))
+        if at is not None:
+            return at
+    return None
+
+
+def _moment(value: object) -> datetime | None:
+    """Return a Unix time whose unit only its size tells."""
+    number = value if type(value) is int else _number(value)
+    if number is None or number <= 0:
+        return None
+    times, per = next((times, per) for least, times, per in _TO_MICROSECONDS if number >= least)
+    try:
+        return _EPOCH + timedelta(microseconds=int(number * times // per))
+    except OverflowError:
+        return None
+
+
+def _number(value: object) -> float | None:
+    """Return a finite JSON number; a bool is none, though Python counts it as an int."""
+    if type(value) is int:
+        try:
+            value = float(value)
+        except OverflowError:
+            return None
+    return value if type(value) is float and math.isfinite(value) else None
+
+
+def _price(value: object) -> float | None:
+    """Return a number that a price can be; the provider's zero means that there is none yet."""
+    number = _number(value)
+    return number if number is not None and _LEAST_PRICE <= number <= _MOST_PRICE else None
+
+
+def _count(value: object) -> int | None:
+    number = _number(value)
+    if number is None or not 0 <= number <= _MAX_TRADES:
+        return None
+    return int(number)

@@ -1,0 +1,171 @@
+"""What an answer other than data means: which error, with which words."""
+
+import json
+from dataclasses import dataclass
+
+from asset_sync.provider.polygon._errors import (
+    FeedDenied,
+    KeyRefused,
+    ProviderError,
+    RateLimited,
+    Rejected,
+    TickerUnknown,
+    TodayDenied,
+    Unanswered,
+    Unavailable,
+)
+from asset_sync.provider.polygon._http import Reply
+from asset_sync.settings import Secret
+
+_MAX_WORDS = 200
+
+# What a proxy or Cloudflare says of an API that does not answer it, and may read the request later.
+_UNANSWERED = {504, 522, 523, 524}
+# The same request brings the same answer again: bad request, method not allowed, not acceptable,
+# gone, length required, content too large, URI too long, unsupported media type, expectation
+# failed, unprocessable content, header fields too large (RFC 9110 and 6585).
+_NOT_TO_BE_REPEATED = frozenset({400, 405, 406, 410, 411, 413, 414, 415, 417, 422, 431})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a sentence about a call needs to know."""
+
+    asked: str
+    """The tickers, as the sentence names them."""
+
+    host: str
+
+    key: Secret
+    """To be taken out of the server's words, should it send them back."""
+
+
+def refusal(reply: Reply, call: Call) -> ProviderError:
+    """Return the error that a status other than 200 stands for."""
+    body = _object(reply.text)
+    said = _said(body)
+    match reply.status:
+        case 429:
+            return RateLimited(reply.retry_after_seconds, call.asked)
+        case 401:
+            return _key_refused(call)
+        # Proxies and firewalls answer 403 as well, with a page, with plain text or with nothing.
+        case 403 if body is not None and "status" in body:
+            return _denied(said, call.asked)
+        case 404 if body is not None:
+            return unknown(call.asked)
+        case status if status in _NOT_TO_BE_REPEATED:
+            return _by_its_words(said, call) or _rejected(said, call.asked, call.key, status)
+    return _not_the_api(reply.status, call)
+
+
+def refusal_in_answer(body: dict[str, object], call: Call) -> ProviderError | None:
+    """Return the error that an answer with HTTP 200 carries in its `status`, if any."""
+    said = _said(body)
+    match body.get("status"):
+        case "NOT_AUTHORIZED":
+            return _denied(said, call.asked)
+        case "NOT_FOUND":
+            return unknown(call.asked)
+        case "ERROR":
+            return _by_its_words(said, call) or _rejected(said, call.asked, call.key)
+    return None
+
+
+def _by_its_words(said: str, call: Call) -> ProviderError | None:
+    """Return the error that the API's words name, whatever status they came with."""
+    words_said = said.lower()
+    if "api key" in words_said:
+        return _key_refused(call)
+    if "exceeded the maximum requests" in words_said:
+        return RateLimited(None, call.asked)
+    if any(hint in words_said for hint in ("not entitled", *_TIME_DENIED)):
+        return _denied(said, call.asked)
+    return None
+
+
+def refusal_of_row(row: dict[str, object], ticker: str, key: Secret) -> ProviderError | None:
+    """Return the error that one row of a snapshot carries, if any; the other rows stand."""
+    match row.get("error"):
+        case None:
+            return None
+        case "NOT_FOUND":
+            return unknown(ticker)
+        case "NOT_ENTITLED":
+            return _denied("", ticker)
+    return _rejected(_said(row), ticker, key)
+
+
+def _not_the_api(status: int, call: Call) -> Unavailable:
+    did = f"{call.host} answers {status} for {call.asked}"
+    if status == 404:  # noqa: PLR2004
+        return Unavailable(f"{did}, but not as the API does; check POLYGON_BASE_URL.")
+    if 300 <= status < 400:  # noqa: PLR2004
+        return Unavailable(
+            f"{did}, a redirect, which is not followed since the key would go with it;"
+            " check POLYGON_BASE_URL."
+        )
+    kind = Unanswered if status in _UNANSWERED else Unavailable
+    return kind(f"{did}; it is tried again.")
+
+
+def unknown(asked: str) -> TickerUnknown:
+    """Return the error for a ticker that the API does not have."""
+    return TickerUnknown(f"The API does not know {asked}; check the ticker in assets.toml.")
+
+
+def _rejected(said: str, asked: str, key: Secret, status: int = 400) -> Rejected:
+    reason = words(said, key)
+    quoted = f' and says "{reason}"' if reason else " and does not say why"
+    if status == 400:  # noqa: PLR2004
+        return Rejected(f"The API rejects the question for {asked}{quoted}; check its ticker.")
+    return Rejected(
+        f"The API answers {status} to the question for {asked}{quoted};"
+        " check its ticker, and POLYGON_BASE_URL."
+    )
+
+
+def _key_refused(call: Call) -> KeyRefused:
+    source = call.key.source or "POLYGON_API_KEY"
+    return KeyRefused(f"The API does not accept the key, asked for {call.asked}; check {source}.")
+
+
+_TIME_DENIED = ("before end of day", "timeframe")
+
+
+def _denied(said: str, asked: str) -> ProviderError:
+    if any(hint in said.lower() for hint in _TIME_DENIED):
+        return TodayDenied(
+            f"The plan of this key does not include the time asked for {asked}: today before its"
+            " end, or too long ago; ask up to yesterday (UTC), or change the plan."
+        )
+    return FeedDenied(
+        f"The plan of this key does not include this data for {asked}; change the plan, or switch"
+        " the asset off (enabled = false)."
+    )
+
+
+def _object(text: str) -> dict[str, object] | None:
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _said(body: dict[str, object] | None) -> str:
+    """Return the server's words, which stand under either of two names."""
+    for name in ("message", "error"):
+        said = (body or {}).get(name)
+        if isinstance(said, str) and said:
+            return said
+    return ""
+
+
+def words(said: str, key: Secret) -> str:
+    """Return what fits into a sentence: one line, printable, short, and without the key."""
+    secret = key.reveal()
+    if secret:
+        said = said.replace(secret, "***")
+    printable = "".join(c if c.isprintable() else " " for c in said[: _MAX_WORDS * 5])
+    return " ".join(printable.split())[:_MAX_WORDS]

@@ -1,0 +1,189 @@
+"""What an operator sees of the queue and does to it by hand."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from asset_sync.database import Connection, query
+from asset_sync.model import Feed, Level
+
+
+class Entry(NamedTuple):
+    """A row of the queue as it stands."""
+
+    symbol: str
+    feed: Feed
+    ticker: str
+    level: Level
+    state: str
+    """idle (fresh), waiting, leased or dead."""
+    due_at: datetime
+    wait_seconds: float
+    """Above 0 while a delay after a failure lasts."""
+    attempts: int
+    last_success_at: datetime | None
+    last_error: str | None
+
+
+_ENTRY = """
+  q.symbol, q.feed, q.ticker, q.level, q.state, q.due_at,
+  greatest(0, extract(epoch from q.not_before - clock_timestamp()))::float8,
+  q.attempts, q.last_success_at, q.last_error
+"""
+
+_LEVELS = [level.value for level in Level]
+
+_LIKE = """
+  (%(symbols)s::text[] = '{}' or q.symbol = any(%(symbols)s::text[]))
+  and (%(states)s::text[] = '{}' or q.state = any(%(states)s::text[]))
+  and (%(levels)s::text[] = '{}' or q.level = any(%(levels)s::text[]))
+"""
+
+
+def entries(
+    db: Connection,
+    *,
+    symbols: Sequence[str] = (),
+    states: Sequence[str] = (),
+    levels: Sequence[str] = (),
+    most: int = 1000,
+) -> tuple[Entry, ...]:
+    """Return rows of the queue, those that need attention first; no filter stands for all."""
+    rows = query(
+        db,
+        f"""
+        select {_ENTRY} from asset_sync.queue q where {_LIKE}
+        order by array_position(array['dead', 'leased', 'waiting', 'idle'], q.state),
+          array_position(%(known)s::text[], q.level), q.sort_at, q.symbol, q.feed
+        limit %(most)s
+        """,
+        {
+            "symbols": list(symbols),
+            "states": list(states),
+            "levels": list(levels),
+            "known": _LEVELS,
+            "most": most,
+        },
+    )
+    return tuple(_entry(*row) for row in rows)
+
+
+def count(
+    db: Connection,
+    *,
+    symbols: Sequence[str] = (),
+    states: Sequence[str] = (),
+    levels: Sequence[str] = (),
+) -> int:
+    """Return how many rows of the queue are like that; `entries` returns the first of them."""
+    [(rows,)] = query(
+        db,
+        f"select count(*) from asset_sync.queue q where {_LIKE}",
+        {"symbols": list(symbols), "states": list(states), "levels": list(levels)},
+    )
+    return int(rows)
+
+
+def unseen(db: Connection, symbols: Sequence[str]) -> int:
+    """Return how many of these assets no run has entered into the queue yet."""
+    [(number,)] = query(
+        db,
+        """
+        select count(*) from unnest(%s::text[]) as asset (symbol)
+        where not exists (select from asset_sync.queue q where q.symbol = asset.symbol)
+        """,
+        (list(symbols),),
+    )
+    return int(number)
+
+
+def symbols(db: Connection) -> list[str]:
+    """Return the symbols that the queue has, each once."""
+    rows = query(db, "select distinct symbol from asset_sync.queue order by symbol")
+    return [symbol for (symbol,) in rows]
+
+
+def retry(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
+    """Put dead and delayed items back in line, to be tried now; no symbols stands for all such.
+
+    Their failures are forgotten. Returns the items that this changed.
+    """
+    return _changed(
+        db,
+        symbols,
+        """q.state = 'dead' or (q.state = 'waiting' and q.not_before > clock_timestamp())""",
+        # as if it had never failed: a first try asks for data, not whether there is such a ticker
+        """state = 'waiting', attempts = 0, strikes = 0, failed_tickers = '{}',
+           failed_at = '-infinity', verify_ticker = false, not_before = now(), last_error = null""",
+    )
+
+
+def add(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
+    """Put fresh assets in line before they are due; returns the items that this changed."""
+    return _changed(
+        db,
+        symbols,
+        "q.state = 'idle'",
+        """state = 'waiting', due_at = now(), not_before = now(),
+           sort_at = case when q.level = 'critical' then q.sort_at else now() end""",
+    )
+
+
+def remove(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
+    """Forget items that no run holds; returns them as they were.
+
+    An asset that the settings still ask for comes back with the next run, as one never synced.
+    """
+    rows = query(
+        db,
+        f"""
+        delete from asset_sync.queue q
+        where q.symbol = any(%s) and q.state <> 'leased' returning {_ENTRY}
+        """,
+        (list(symbols),),
+    )
+    return tuple(_entry(*row) for row in rows)
+
+
+def _changed(db: Connection, symbols: Sequence[str], which: str, changes: str) -> tuple[Entry, ...]:
+    rows = query(
+        db,
+        f"""
+        with chosen as materialized (
+          select symbol, feed from asset_sync.queue q
+          where (%(symbols)s::text[] = '{{}}' or q.symbol = any(%(symbols)s::text[])) and ({which})
+          order by symbol, feed for update skip locked
+        )
+        update asset_sync.queue q set {changes}
+        from chosen c where q.symbol = c.symbol and q.feed = c.feed
+        returning {_ENTRY}
+        """,
+        {"symbols": list(symbols)},
+    )
+    return tuple(sorted(_entry(*row) for row in rows))
+
+
+def _entry(
+    symbol: str,
+    feed: str,
+    ticker: str,
+    level: str,
+    state: str,
+    due_at: datetime,
+    wait_seconds: float,
+    attempts: int,
+    last_success_at: datetime | None,
+    last_error: str | None,
+) -> Entry:
+    return Entry(
+        symbol,
+        Feed(feed),
+        ticker,
+        Level(level),
+        state,
+        due_at,
+        wait_seconds,
+        attempts,
+        last_success_at,
+        last_error,
+    )

@@ -1,0 +1,1 @@
+"""What starts the jobs: cron or systemd."""

@@ -1,0 +1,254 @@
+"""The platform's tables: bars, last prices, sync status.
+
+Everything here runs in the caller's transaction, because what one answer brings is one
+transaction. No id of a table travels through Python: an existing platform's may be of any type.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from asset_sync.database import Connection, Cursor, DatabaseError, query
+
+if TYPE_CHECKING:
+    from asset_sync.provider.polygon import Bar  # which would bring requests with it
+
+SOURCE = "polygon"
+
+# Whether a bar's prices are numbers: NaN is greater than infinity.
+_HAS_NUMBERS = """(
+  least(bar.open, bar.high, bar.low, bar.close)::float8 > '-infinity'
+  and greatest(bar.open, bar.high, bar.low, bar.close)::float8 < 'infinity'
+)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """What `trading.symbols` is told of an asset that it does not have yet."""
+
+    symbol: str
+    name: str
+    asset_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastPrice:
+    """The last price of an asset, as `metadata.last_update` holds it."""
+
+    symbol: str
+    bid: float | None
+    ask: float | None
+    last_price: float
+    daily_open: float | None
+    daily_high: float | None
+    daily_low: float | None
+    daily_close: float | None
+    timestamp: datetime
+    """When it was true; aware."""
+
+    def as_json(self) -> dict[str, float | str | None]:
+        """Return the object that stands in `metadata.last_update`."""
+        return {
+            "bid": self.bid,
+            "ask": self.ask,
+            "last_price": self.last_price,
+            "daily_open": self.daily_open,
+            "daily_high": self.daily_high,
+            "daily_low": self.daily_low,
+            "daily_close": self.daily_close,
+            "timestamp": self.timestamp.astimezone(UTC).isoformat(),
+            "source": SOURCE,
+        }
+
+
+def save_symbols(cursor: Cursor, symbols: Sequence[Symbol]) -> None:
+    """Make rows for assets that the platform does not have; leave those it has as they are."""
+    cursor.execute(
+        """
+        insert into trading.symbols (symbol, name, asset_type)
+        select * from unnest(%s::text[], %s::text[], %s::text[]) as new (symbol, name, asset_type)
+        where not exists (select from trading.symbols s where s.symbol = new.symbol)
+        order by symbol
+        on conflict (symbol) do nothing
+        """,
+        (
+            [one.symbol for one in symbols],
+            [one.name for one in symbols],
+            [one.asset_type for one in symbols],
+        ),
+    )
+
+
+def newest_bar(db: Connection, symbol: str) -> tuple[datetime | None, datetime]:
+    """Return the start of the asset's newest bar, None if it has none, and the time it is."""
+    newest, now = newest_bars(db, [symbol])
+    return newest.get(symbol), now
+
+
+def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datetime], datetime]:
+    """Return the start of the newest bar of each asset that has one, and the time it is.
+
+    Bars of the future, from before 1970 and with infinite prices or none (NaN) do not count:
+    somebody else wrote them, and they must not hide what is missing before them, be dates that
+    Python does not know, or prices that JSON does not.
+    """
+    rows = query(
+        db,
+        f"""
+        select asked.symbol, newest.ts, moment.now
+        from (select clock_timestamp() as now) as moment
+        left join unnest(%s::text[]) as asked (symbol) on true
+        left join trading.symbols s on s.symbol = asked.symbol
+        left join lateral (
+          select bar.ts from market_data.ohlcv_5m bar
+          where bar.ticker_id = s.id and bar.ts >= timestamptz 'epoch' and bar.ts <= now()
+            and {_HAS_NUMBERS}
+          order by bar.ts desc limit 1
+        ) as newest on true
+        """,
+        (list(symbols),),
+    )
+    return {symbol: ts for symbol, ts, _ in rows if ts is not None}, rows[0][2]
+
+
+def save_bars(cursor: Cursor, symbol: str, bars: "Sequence[Bar]") -> int:
+    """Write the bars of one answer in one statement; return how many were new or changed.
+
+    The provider repairs its history, so a bar that is there already is brought up to date; one
+    that is equal costs no write. Arrays as literals bring 189,000 rows/s where row by row reaches
+    11,000 (measured on 100,000 rows).
+    """
+    if not bars:
+        return 0
+    cursor.execute(
+        """
+        insert into market_data.ohlcv_5m as stored
+          (ticker_id, ts, open, high, low, close, volume, vwap, trades)
+        select s.id, to_timestamp(bar.start_ms / 1000.0),
+          bar.open, bar.high, bar.low, bar.close, bar.volume, bar.vwap, bar.trades
+        from trading.symbols s
+        cross join unnest(
+          %s::bigint[], %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::float8[],
+          %s::float8[], %s::bigint[]
+        ) as bar (start_ms, open, high, low, close, volume, vwap, trades)
+        where s.symbol = %s
+        on conflict (ticker_id, ts) do update set
+          open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+          volume = excluded.volume, vwap = excluded.vwap, trades = excluded.trades
+        where (stored.open, stored.high, stored.low, stored.close,
+               stored.volume, stored.vwap, stored.trades)
+          is distinct from (excluded.open, excluded.high, excluded.low, excluded.close,
+               excluded.volume, excluded.vwap, excluded.trades)
+        """,
+        (*(_array(column) for column in zip(*bars, strict=True)), symbol),
+    )
+    return cursor.rowcount
+
+
+def price_of_bar(cursor: Cursor, symbol: str, start: datetime, as_of: datetime) -> LastPrice:
+    """Return the price of the stored bar that starts then: no quote, the day's figures up to it."""
+    day = start.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    cursor.execute(
+        f"""
+        select (array_agg(open order by ts))[1]::float8, max(high)::float8, min(low)::float8,
+          (array_agg(close order by ts desc))[1]::float8
+        from market_data.ohlcv_5m bar join trading.symbols s on s.id = bar.ticker_id
+        where s.symbol = %s and ts >= %s and ts <= %s and {_HAS_NUMBERS}
+        """,
+        (symbol, day, start),
+    )
+    [(daily_open, daily_high, daily_low, close)] = cursor.fetchall()
+    return LastPrice(
+        symbol,
+        bid=None,
+        ask=None,
+        last_price=close,
+        daily_open=daily_open,
+        daily_high=daily_high,
+        daily_low=daily_low,
+        daily_close=close,
+        timestamp=as_of,
+    )
+
+
+def save_prices(cursor: Cursor, prices: Sequence[LastPrice]) -> tuple[LastPrice, ...]:
+    """Write last prices and return those written: one that is older than what is there is not.
+
+    On a plan with quotes the bars of an asset come after its quote, which is newer. No price is of
+    later than now, whatever its sender's clock says: one of tomorrow would keep out all of today.
+    """
+    cursor.execute(
+        """
+        select from trading.symbols where symbol = any(%(symbols)s) order by symbol for update;
+        -- only now that nobody else can write them
+        select symbol, metadata -> 'last_update' ->> 'timestamp', clock_timestamp()
+        from trading.symbols where symbol = any(%(symbols)s)
+        """,
+        {"symbols": [price.symbol for price in prices]},
+    )
+    known = {symbol: (_parsed(text), now) for symbol, text, now in cursor.fetchall()}
+    newer = tuple(
+        replace(price, timestamp=min(price.timestamp, known[price.symbol][1]))
+        for price in prices
+        if price.symbol in known and _not_older(price.timestamp, *known[price.symbol])
+    )
+    cursor.execute(
+        """
+        update trading.symbols s
+        set updated_at = now(),
+          -- null, or the JSON null that ORMs write for it, becomes an object
+          metadata = case jsonb_typeof(s.metadata) when 'object' then s.metadata else '{}' end
+            || jsonb_build_object('last_update', new.price)
+        from unnest(%s::text[], %s::jsonb[]) as new (symbol, price)
+        where s.symbol = new.symbol
+        """,
+        ([price.symbol for price in newer], [json.dumps(price.as_json()) for price in newer]),
+    )
+    return newer
+
+
+def save_status(cursor: Cursor, symbols: Sequence[str], error: str | None = None) -> None:
+    """Write how the assets stand with the provider: fresh as of now, or why not."""
+    cursor.execute(
+        """
+        insert into data_sources.data_sync_status as stored
+          (ticker_id, provider_id, last_sync_timestamp, sync_status, error_message, updated_at)
+        select s.id, p.id, case when %(error)s is null then now() end,
+          case when %(error)s is null then 'success' else 'error' end, %(error)s, now()
+        from trading.symbols s, data_sources.api_providers p
+        where s.symbol = any(%(symbols)s) and p.code = %(provider)s
+        order by s.symbol
+        on conflict (ticker_id, provider_id) do update set
+          last_sync_timestamp = coalesce(excluded.last_sync_timestamp, stored.last_sync_timestamp),
+          sync_status = excluded.sync_status, error_message = excluded.error_message,
+          updated_at = excluded.updated_at
+        """,
+        {"symbols": list(symbols), "error": error, "provider": SOURCE},
+    )
+    # An asset that has never been fresh has no row yet to say an error of.
+    if error is None and cursor.rowcount != len(symbols):
+        raise DatabaseError(
+            f"data_sources.api_providers has no row with the code {SOURCE!r}: insert it, or run "
+            "`asset-sync db init`."
+        )
+
+
+def _array(values: Iterable[float | None]) -> str:
+    """Return numbers as an array literal, which psycopg2 passes on as one string."""
+    return "{" + ",".join("null" if value is None else repr(value) for value in values) + "}"
+
+
+def _parsed(text: str | None) -> datetime | None:
+    """Read a timestamp that somebody else may have written, in whatever form; UTC if not said."""
+    try:
+        known = datetime.fromisoformat(text or "")
+        return known.astimezone(UTC) if known.tzinfo else known.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _not_older(timestamp: datetime, known: datetime | None, now: datetime) -> bool:
+    """Whether to write over the price of `known`; one that is not of the past says nothing."""
+    return known is None or known > now or timestamp >= known

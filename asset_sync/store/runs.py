@@ -1,0 +1,374 @@
+"""The history: each run, each call it made, and what the key turned out not to be allowed."""
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from asset_sync.database import Connection, Cursor, query
+from asset_sync.model import Feed
+from asset_sync.starter import Starter, starter
+
+CALLS_KEPT_DAYS = 30
+RUNS_KEPT_DAYS = 90
+# A plan is upgraded without our being told: what was denied is asked for again after a day.
+DENIAL_KEPT_HOURS = 24
+
+
+class Run(NamedTuple):
+    """A run as the history has it."""
+
+    id: int
+    command: str
+    host: str
+    started_at: datetime
+    seconds: float | None
+    """How long it took; None while it works, or for ever if it was killed."""
+    reason_ended: str | None
+    updated: int
+    failed: int
+    api_calls: int
+    bars_written: int
+    waited_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request to the provider."""
+
+    feed: Feed
+    symbols: Sequence[str]
+    outcome: str
+    """`ok`, or the kind of error."""
+    seconds: float
+    bars_written: int = 0
+    error: str | None = None
+
+
+class CallMade(NamedTuple):
+    """A call as the history has it."""
+
+    ended_at: datetime
+    feed: str
+    symbols: list[str]
+    outcome: str
+    """`ok`, or the kind of error."""
+    seconds: float
+    bars_written: int
+    error: str | None
+
+
+class CallsMade(NamedTuple):
+    """Calls of one feed with one outcome."""
+
+    feed: str
+    outcome: str
+    calls: int
+    bars_written: int
+
+
+class JobRecord(NamedTuple):
+    """How the runs of one command have gone of late; seconds are by the database's clock."""
+
+    last_run_at: datetime | None
+    seconds_ago: float | None
+    """Since the last run began."""
+    refused: bool
+    """Whether the API refused the last run that has ended, and has not accepted the key since."""
+    tried: int
+    """Assets that the last hour's runs refreshed, or asked for in vain."""
+    updated: int
+    p95_ms: float | None
+    """What 95 % of the last hour's runs took at most, not counting waits for a slot."""
+    waits: int
+    """Runs of the last hour that waited for a slot."""
+
+
+class LastRun(NamedTuple):
+    """The last run of a command that somebody started."""
+
+    started_by: Starter | None
+    """None of a run before this was recorded."""
+    seconds_ago: float
+    reason_ended: str | None
+    """None while it works, and for ever if it was killed."""
+
+
+class Denials(NamedTuple):
+    """What the key may not do, as far as it has been tried."""
+
+    today: bool
+    """Whether bars of the running day are refused."""
+    past: bool
+    """Whether bars of more than two years ago are refused, whatever the plan in the settings."""
+    snapshot: bool
+    """Whether the snapshot feed is refused."""
+    snapshot_symbols: frozenset[str]
+    """Assets whose snapshots are refused."""
+
+
+def start(db: Connection, command: str) -> int:
+    """Note that a run begins; return its id."""
+    [(run_id,)] = query(
+        db,
+        """
+        insert into asset_sync.runs (command, host, pid, started_by) values (%s, %s, %s, %s)
+        returning id
+        """,
+        (command, socket.gethostname(), os.getpid(), starter().value),
+    )
+    return int(run_id)
+
+
+def end(
+    db: Connection, run_id: int, reason: str, *, updated: int, failed: int, waited_seconds: float
+) -> None:
+    """Note how a run ended; its calls and bars are counted from what is recorded of them."""
+    query(
+        db,
+        """
+        update asset_sync.runs set ended_at = clock_timestamp(), reason_ended = %s, updated = %s,
+          failed = %s, waited_seconds = %s,
+          (api_calls, bars_written) = (
+            select count(*), coalesce(sum(bars_written), 0) from asset_sync.calls where run_id = %s
+          )
+        where id = %s
+        """,
+        (reason, updated, failed, waited_seconds, run_id, run_id),
+    )
+
+
+def record(cursor: Cursor, run_id: int, call: Call) -> None:
+    """Note a call, in the transaction that stores what it brought."""
+    cursor.execute(
+        """
+        insert into asset_sync.calls
+          (run_id, feed, symbols, outcome, duration_ms, bars_written, error)
+        values (%s, %s, %s, %s, %s, %s, %s)
+        """,
+        (
+            run_id,
+            call.feed.value,
+            list(call.symbols),
+            call.outcome,
+            round(call.seconds * 1000),
+            call.bars_written,
+            call.error,
+        ),
+    )
+
+
+def reason_before(db: Connection, run_id: int) -> str | None:
+    """Return why the command's last run before this one that asked anything ended, if any did."""
+    rows = query(
+        db,
+        """
+        select before.reason_ended from asset_sync.runs this
+        join asset_sync.runs before on before.command = this.command and before.id < this.id
+        where this.id = %s and before.reason_ended not in ('nothing_due', 'disabled')
+        order by before.id desc limit 1
+        """,
+        (run_id,),
+    )
+    return str(rows[0][0]) if rows else None
+
+
+def prune(db: Connection) -> None:
+    """Forget calls after 30 days and runs after 90, a bounded batch at a time."""
+    query(
+        db,
+        """
+        delete from asset_sync.calls where id in (
+          select id from asset_sync.calls where at < now() - make_interval(days => %s)
+          order by at limit 5000);
+        delete from asset_sync.runs where id in (
+          select id from asset_sync.runs where started_at < now() - make_interval(days => %s)
+          order by started_at limit 1000)
+        """,
+        (CALLS_KEPT_DAYS, RUNS_KEPT_DAYS),
+    )
+
+
+_RUN = """
+  select r.id, r.command, r.host, r.started_at,
+    extract(epoch from r.ended_at - r.started_at)::float8, r.reason_ended,
+    -- of a run that has not ended, what is recorded so far
+    case when r.ended_at is null then so_far.updated else r.updated end,
+    case when r.ended_at is null then so_far.failed else r.failed end,
+    coalesce(nullif(r.api_calls, 0), made.calls), coalesce(nullif(r.bars_written, 0), made.bars),
+    r.waited_seconds
+  from asset_sync.runs r
+  cross join lateral (
+    select
+      count(distinct q.symbol) filter (where q.last_success_at >= r.started_at)::int as updated,
+      count(distinct q.symbol) filter (
+        where q.failed_at >= greatest(r.started_at, q.last_success_at)
+      )::int as failed
+    from asset_sync.calls c
+    cross join lateral unnest(c.symbols) as called (symbol)
+    join asset_sync.queue q on q.symbol = called.symbol and q.feed = c.feed
+    where r.ended_at is null and c.run_id = r.id
+  ) so_far
+  cross join lateral (
+    select count(*)::int as calls, coalesce(sum(bars_written), 0)::int as bars
+    from asset_sync.calls where run_id = r.id
+  ) made
+"""
+
+
+def last(db: Connection, most: int) -> tuple[Run, ...]:
+    """Return the last runs, the latest first."""
+    rows = query(db, f"{_RUN} order by r.started_at desc, r.id desc limit %s", (most,))
+    return tuple(Run(*row) for row in rows)
+
+
+def record_of(db: Connection, command: str) -> JobRecord:
+    """Return how the runs of `priority` or `queue` have gone of late."""
+    [row] = query(
+        db,
+        """
+        with last as (
+          select max(started_at) as at from asset_sync.runs where command = %(command)s
+        ),
+        hour as (
+          select *, (
+              -- what was put back, as when the key is refused, has not failed, but was tried
+              select count(*) from (
+                select from asset_sync.calls, unnest(symbols) as symbol
+                where run_id = r.id and r.ended_at is not null
+                group by symbol having bool_and(outcome <> 'ok')
+              ) asked
+            ) as in_vain
+          from asset_sync.runs r
+          where command = %(command)s and started_at > now() - interval '1 hour'
+        )
+        select (select at from last),
+          (select case when at is not null
+            then greatest(0, extract(epoch from clock_timestamp() - at))::float8 end from last),
+          coalesce((
+            select reason_ended = 'plan_refused' or (
+              -- an answer to either command shows that the key is right again
+              reason_ended = 'key_refused' and not exists (
+                select from asset_sync.calls where outcome = 'ok' and at > last_ended.ended_at
+              )
+            )
+            from (
+              select reason_ended, ended_at from asset_sync.runs
+              where command = %(command)s and reason_ended is not null
+              order by started_at desc limit 1
+            ) last_ended
+          ), false),
+          coalesce(sum(updated + greatest(
+            failed, in_vain, case reason_ended when 'provider_unavailable' then 1 else 0 end
+          )), 0)::int,
+          coalesce(sum(updated), 0)::int,
+          percentile_disc(0.95) within group (
+            order by 1000 *
+              greatest(0, extract(epoch from ended_at - started_at)::float8 - waited_seconds)),
+          count(*) filter (where waited_seconds > 0)
+        from hour
+        """,
+        {"command": command},
+    )
+    return JobRecord(*row)
+
+
+def last_by_starter(db: Connection, command: str) -> tuple[LastRun, ...]:
+    """Return the last run of the command by each who starts runs on this host, the latest first."""
+    rows = query(
+        db,
+        """
+        select started_by, extract(epoch from clock_timestamp() - started_at)::float8, reason_ended
+        from (
+          select distinct on (started_by) started_by, started_at, reason_ended
+          from asset_sync.runs where command = %s and host = %s
+          order by started_by, started_at desc
+        ) last
+        order by started_at desc
+        """,
+        (command, socket.gethostname()),
+    )
+    return tuple(
+        LastRun(None if who is None else Starter(who), seconds, reason)
+        for who, seconds, reason in rows
+    )
+
+
+def calls_of_last_hour(db: Connection) -> tuple[CallsMade, ...]:
+    """Return the calls of the last hour by feed and outcome."""
+    rows = query(
+        db,
+        """
+        select feed, outcome, count(*)::int, sum(bars_written)::int
+        from asset_sync.calls where at > now() - interval '1 hour'
+        group by feed, outcome order by feed, outcome
+        """,
+    )
+    return tuple(CallsMade(*row) for row in rows)
+
+
+def usual_call_seconds(db: Connection) -> float | None:
+    """Return what half of the last day's calls took at most, None if there were none."""
+    [(seconds,)] = query(
+        db,
+        """
+        select percentile_disc(0.5) within group (order by duration_ms) / 1000.0::float8
+        from asset_sync.calls where at > now() - interval '1 day' and outcome = 'ok'
+        """,
+    )
+    return None if seconds is None else float(seconds)
+
+
+def get(db: Connection, run_id: int) -> Run | None:
+    """Return a run, None if there is no such (any more)."""
+    rows = query(db, f"{_RUN} where r.id = %s", (run_id,))
+    return Run(*rows[0]) if rows else None
+
+
+def calls(db: Connection, run_id: int) -> tuple[CallMade, ...]:
+    """Return the calls that a run has made, in order."""
+    return tuple(
+        CallMade(*row)
+        for row in query(
+            db,
+            """
+            select at, feed, symbols, outcome, duration_ms / 1000.0::float8, bars_written, error
+            from asset_sync.calls where run_id = %s order by at, id
+            """,
+            (run_id,),
+        )
+    )
+
+
+def deny(cursor: Cursor, key: str, plan: str, capability: str, symbols: Sequence[str]) -> None:
+    """Remember that the key may not do this; no symbols stands for all."""
+    cursor.execute(
+        """
+        insert into asset_sync.entitlements (key_fingerprint, plan, capability, symbol)
+        select %s, %s, %s, symbol from unnest(%s::text[]) as symbol
+        on conflict (key_fingerprint, plan, capability, symbol) do update set noted_at = now()
+        """,
+        (key, plan, capability, list(symbols) or [""]),
+    )
+
+
+def denials(db: Connection, key: str, plan: str) -> Denials:
+    """Return what this key was denied of late."""
+    rows = query(
+        db,
+        """
+        select capability, symbol from asset_sync.entitlements
+        where key_fingerprint = %s and plan = %s and noted_at > now() - make_interval(hours => %s)
+        """,
+        (key, plan, DENIAL_KEPT_HOURS),
+    )
+    return Denials(
+        today=("today", "") in rows,
+        past=("past", "") in rows,
+        snapshot=("snapshot", "") in rows,
+        snapshot_symbols=frozenset(
+            symbol for what, symbol in rows if what == "snapshot" and symbol
+        ),
+    )

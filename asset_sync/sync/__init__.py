@@ -1,0 +1,1 @@
+"""One run: the loop, what becomes of an answer, what is asked for."""

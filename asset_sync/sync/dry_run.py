@@ -1,0 +1,82 @@
+"""The calls that a run would make: `sync … --dry-run`. Nothing is called and nothing written."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from asset_sync import queue
+from asset_sync.budget import slots
+from asset_sync.budget.slots import Lane
+from asset_sync.database import Connection
+from asset_sync.model import Feed
+from asset_sync.provider.polygon import bars_endpoint, reference_endpoint, snapshot_endpoint
+from asset_sync.queue import Upcoming
+from asset_sync.settings import Settings
+from asset_sync.store import market
+from asset_sync.sync.scope import Job, job_of
+
+
+class PlannedCall(NamedTuple):
+    """A call that a run would make."""
+
+    symbols: tuple[str, ...]
+    feed: Feed
+    endpoint: str
+    at_seconds: float | None
+    """When its slot comes free, from now; None if not before the run's end."""
+
+
+def plan(
+    db: Connection,
+    settings: Settings,
+    lane: Lane,
+    *,
+    max_runtime_seconds: float | None = None,
+    limit: int | None = None,
+) -> tuple[PlannedCall, ...]:
+    """Return the calls that a run would make now, in their order."""
+    job = job_of(db, settings, lane)
+    if job.switched_off:
+        return ()
+    runtime = max_runtime_seconds or job.runtime_seconds
+    most = min(limit or settings.queue.max_size, settings.queue.max_size)
+    ahead = settings.batch.interval_seconds
+    due = None if lane is Lane.QUEUE else ahead
+    upcoming = queue.preview(db, job.wanted, settings.queue, most, cycle_seconds=due)
+    if not upcoming:  # as a run does
+        upcoming = queue.preview(db, job.wanted, settings.queue, most, cycle_seconds=ahead)
+    times = slots.free_times(slots.budget(db, job.rate), lane)
+    asked = [one.symbol for one in upcoming if one.feed is Feed.BARS]
+    newest, now = market.newest_bars(db, asked)
+    calls = []
+    for batch in _batches(upcoming):
+        endpoint = _endpoint(job, batch, newest.get(batch[0].symbol), now)
+        if endpoint is not None:
+            at = max(next(times), batch[0].wait_seconds)
+            symbols = tuple(one.symbol for one in batch)
+            when = at if at <= runtime else None
+            calls.append(PlannedCall(symbols, batch[0].feed, endpoint, when))
+    return tuple(calls)
+
+
+def _batches(upcoming: Sequence[Upcoming]) -> Iterator[list[Upcoming]]:
+    """Put together what one call serves, as claims do."""
+    left = {feed: deque(one for one in upcoming if one.feed is feed) for feed in Feed}
+    for one in upcoming:
+        same = left[one.feed]
+        if same and same[0] is one:  # else an earlier call serves it
+            yield [same.popleft() for _ in range(min(len(same), queue.BULK[one.feed]))]
+
+
+def _endpoint(
+    job: Job, batch: Sequence[Upcoming], newest: datetime | None, now: datetime
+) -> str | None:
+    """Return what the call would ask for, None where it can bring nothing new."""
+    first = batch[0]
+    if first.verify_ticker:
+        return reference_endpoint(first.ticker)
+    if first.feed is Feed.SNAPSHOT:
+        return snapshot_endpoint([one.ticker for one in batch])
+    span = job.reach(first.asset_type, newest, now)
+    return None if span is None else bars_endpoint(first.ticker, span.start, span.end)

@@ -1,0 +1,93 @@
+"""What a run says while it works. The command line shows it; the loop prints nothing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from asset_sync.budget.slots import Budget
+from asset_sync.model import Feed
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The run has a number in the history; told before anything else."""
+
+    run_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The run sleeps, for a slot or for an asset to become due."""
+
+    reason: str
+    seconds: float
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """A call is on its way."""
+
+    symbols: Sequence[str]
+    feed: Feed
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """An asset was refreshed."""
+
+    symbol: str
+    feed: Feed
+    bars_written: int
+    last_price: float | None
+    as_of: datetime | None
+    seconds: float
+    more: bool = False
+    """Whether this was a part, and another call goes on from there."""
+    recovered: bool = False
+    """Whether it was reported as failing before; a quiet run reports that this is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An asset that was tried and not refreshed."""
+
+    symbol: str
+    feed: Feed
+    error: str
+    is_news: bool = True
+    """Whether it changes how the asset stands: the first failure, the third, or the last.
+
+    A quiet run reports only these, so that cron does not mail the same failure in each cycle.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """A call failed for no fault of its assets, which stand in line again."""
+
+    symbols: Sequence[str]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something the user should know that stops nothing."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What the last warning was about works again."""
+
+    what: str
+    """With its article: `the database`."""
+    seconds: float
+    """How long it did not."""
+
+
+Progress: TypeAlias = Started | Waiting | Calling | Synced | Failed | PutBack | Warned | Recovered
+Listener: TypeAlias = Callable[[Progress], None]

@@ -1,0 +1,123 @@
+"""What a run has to do: the settings and what is known of the key, in the other rooms' words."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from asset_sync.budget.slots import Lane, Rate, effective_rate, rate_of
+from asset_sync.database import Connection
+from asset_sync.model import AssetType, Feed, Level
+from asset_sync.queue import Wanted, calls_for
+from asset_sync.settings import Secret, Settings, SettingsError
+from asset_sync.store import runs
+from asset_sync.sync.window import Reach, reach
+
+PRIORITY_SECONDS = 60
+# Cron starts the next run on the minute; this one should be out of its way.
+QUEUE_MARGIN_SECONDS = 10
+NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One command's part of the work."""
+
+    settings: Settings
+    lane: Lane
+    denials: runs.Denials
+    rate_now: Rate | None = None
+    """The rate that holds where the database knows of another than the settings'."""
+
+    @property
+    def switched_off(self) -> bool:
+        """Whether there are to be no such runs."""
+        return self.lane is Lane.PRIORITY and not self.settings.batch.priority_assets_enabled
+
+    @property
+    def runtime_seconds(self) -> float:
+        """How long a run works unless told otherwise.
+
+        A priority run needs a window more for every so many calls, or the last of its assets would
+        never be served: each run begins with the first.
+        """
+        interval = self.settings.batch.interval_seconds
+        longest = max(interval - QUEUE_MARGIN_SECONDS, interval / 2)
+        if self.lane is Lane.QUEUE:
+            return longest
+        calls = calls_for(Counter(one.feed for one in self.wanted))
+        windows_to_wait = (calls - 1) // self.rate.calls
+        seconds = PRIORITY_SECONDS + windows_to_wait * self.rate.period_seconds
+        return max(PRIORITY_SECONDS, min(seconds, longest))
+
+    @property
+    def rate(self) -> Rate:
+        """The budget of calls, and how long one can last."""
+        return self.rate_now or rate_of(self.settings)
+
+    @property
+    def wanted(self) -> tuple[Wanted, ...]:
+        """The assets and feeds of the lane, less what the key may not do."""
+        settings = self.settings
+        assets = settings.critical if self.lane is Lane.PRIORITY else settings.others
+        if not settings.batch.priority_assets_enabled:
+            # Without priority runs the queue serves their assets, before the others.
+            first = [replace(asset, level=Level.HIGH) for asset in settings.critical]
+            assets = () if self.lane is Lane.PRIORITY else (*first, *settings.others)
+        return tuple(
+            Wanted(asset, feed)
+            for feed in settings.provider.plan.feeds
+            for asset in assets
+            if feed is Feed.BARS or self.has_quotes(asset.symbol)
+        )
+
+    def has_quotes(self, symbol: str) -> bool:
+        """Whether the asset's price comes with bid and ask."""
+        plan = self.settings.provider.plan
+        return Feed.SNAPSHOT in plan.feeds and not (
+            self.denials.snapshot or symbol in self.denials.snapshot_symbols
+        )
+
+    def reach(
+        self,
+        asset_type: AssetType,
+        newest: datetime | None,
+        now: datetime,
+        backfilled_to: datetime | None = None,
+    ) -> Reach | None:
+        """Return what the next call for bars has to ask for, None if there is nothing new."""
+        return reach(
+            now,
+            newest,
+            asset_type=asset_type,
+            history_days=self.settings.provider.plan.history_days,
+            backfilled_to=backfilled_to,
+            today_denied=self.denials.today,
+            past_denied=self.denials.past,
+        )
+
+
+def key_of(settings: Settings) -> Secret:
+    """Return the key, without which there is no call; raises SettingsError."""
+    if settings.provider.api_key is None:
+        raise SettingsError(
+            (
+                (
+                    "POLYGON_API_KEY is not set: put your key into the environment, or its file's "
+                    "path into POLYGON_API_KEY_FILE. Without a key, `asset-sync demo` shows the "
+                    "job on replayed data."
+                ),
+            )
+        )
+    return settings.provider.api_key
+
+
+def account(settings: Settings) -> tuple[str, str]:
+    """Return by what the database remembers a key: its fingerprint, and the plan's name."""
+    key = settings.provider.api_key
+    return (key.fingerprint() if key else ""), settings.provider.plan.name
+
+
+def job_of(db: Connection, settings: Settings, lane: Lane) -> Job:
+    """Return the job of a command, with what the database knows of the key."""
+    rate = effective_rate(db, rate_of(settings))
+    return Job(settings, lane, runs.denials(db, *account(settings)), rate)

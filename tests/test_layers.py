@@ -1,0 +1,57 @@
+"""Imports only point down: a package knows those below it and nothing of those above."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import asset_sync
+
+PACKAGE = Path(asset_sync.__file__).parent
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"demo", "ops"},
+    {"assetfile", "schedule"},
+    {"sync"},
+    {"queue", "store"},
+    {"budget"},
+    {"provider"},
+    {"database"},
+    {"settings"},
+    {"model", "starter"},
+    {"clock", "errors"},
+    {"__init__"},
+)
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """Give the first part of each module of ours that the file imports."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "asset_sync":
+            for alias in node.names:
+                is_module = (PACKAGE / alias.name).is_dir() or (
+                    PACKAGE / f"{alias.name}.py"
+                ).exists()
+                yield alias.name if is_module else "__init__"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("asset_sync."):
+            yield str(node.module).split(".")[1]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("asset_sync"):
+                    yield [*alias.name.split("."), "__init__"][1]
+
+
+def test_imports_only_point_down() -> None:
+    height = {name: -number for number, names in enumerate(LAYERS) for name in names}
+    files = list(PACKAGE.rglob("*.py"))
+    assert len(files) > 60
+    for file in files:
+        own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for other in imports_of(file):
+            assert other == own or height[other] < height[own], f"{file} imports {other}"
+
+
+def test_every_package_stands_in_a_layer() -> None:
+    there = {path.stem for path in PACKAGE.glob("*.py")}
+    there |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert there == set().union(*LAYERS)
