@@ -5,15 +5,10 @@ from enum import StrEnum
 
 
 class AssetType(StrEnum):
-    """The provider's market; it decides the prefix of a ticker."""
+    """What kind of thing it is, which decides in which of the provider's markets it trades."""
 
     FOREX = "forex"
     CRYPTO = "crypto"
-
-    @property
-    def ticker_prefix(self) -> str:
-        """`C:` for currencies and metals, `X:` for crypto (the API's ticker page)."""
-        return {AssetType.FOREX: "C:", AssetType.CRYPTO: "X:"}[self]
 
 
 class Level(StrEnum):

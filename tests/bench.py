@@ -40,7 +40,7 @@ from asset_sync.database import (  # noqa: E402
     transaction,
 )
 from asset_sync.model import Asset, AssetType, Feed, Level  # noqa: E402
-from asset_sync.provider.polygon import Bar  # noqa: E402
+from asset_sync.provider.answers import Bar  # noqa: E402
 from asset_sync.queue import Wanted  # noqa: E402
 from asset_sync.settings import SHIPPED_FILE, Secret, load  # noqa: E402
 from asset_sync.store import market, runs  # noqa: E402

@@ -21,6 +21,7 @@ from asset_sync.database import Connection, Row, embedded
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Asset, AssetType, Feed, Level
+from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.queue import Wanted
 from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load
 from asset_sync.sync import loop
@@ -306,7 +307,7 @@ def asset(
     asset_type: AssetType = AssetType.FOREX,
 ) -> Asset:
     """An asset as the settings file would give it."""
-    ticker = f"{asset_type.ticker_prefix}{symbol}"
+    ticker = f"{MARKETS[asset_type].prefix}{symbol}"
     return Asset(symbol, ticker, asset_type, symbol, level, position, every)
 
 

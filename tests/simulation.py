@@ -32,9 +32,10 @@ from psycopg2.extensions import make_dsn
 from asset_sync import database
 from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, Cursor, Parameters
-from asset_sync.provider.polygon import Unanswered, _client
-from asset_sync.provider.polygon._http import Reply
-from asset_sync.provider.polygon._parse import REFERENCE_PATH
+from asset_sync.provider.errors import Unanswered
+from asset_sync.provider.polygon import client
+from asset_sync.provider.polygon.endpoints import REFERENCE_PATH
+from asset_sync.provider.polygon.http import Reply
 from asset_sync.settings import Secret, Settings
 from asset_sync.sync import loop
 from asset_sync.sync.progress import Failed, Progress, PutBack, Synced, Waiting, Warned
@@ -240,7 +241,7 @@ def live_through(
     )
     with ExitStack() as stack:
         http = partial(_Http, world, day, api)
-        stack.enter_context(mock.patch.object(_client, "Http", http))
+        stack.enter_context(mock.patch.object(client, "Http", http))
         plans = stack.enter_context(closing(_Plans(simulated.reveal())))
         for _, lane in itertools.product(range(hosts), Lane):
             db = stack.enter_context(database.raw_session(simulated))

@@ -53,7 +53,7 @@ from asset_sync.database import (  # noqa: E402
 from asset_sync.demo import replay  # noqa: E402
 from asset_sync.demo.server import StandIn  # noqa: E402
 from asset_sync.model import Asset, AssetType, Level  # noqa: E402
-from asset_sync.provider.polygon._http import Reply  # noqa: E402
+from asset_sync.provider.polygon.http import Reply  # noqa: E402
 from asset_sync.settings import SHIPPED_FILE, VARIABLES, Secret, Settings, load  # noqa: E402
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "90"))

@@ -22,7 +22,7 @@ from asset_sync.database import Connection, query
 from asset_sync.demo import replay
 from asset_sync.demo.replay import HOUR_MS
 from asset_sync.demo.server import StandIn
-from asset_sync.provider.polygon import Bar
+from asset_sync.provider.answers import Bar
 from asset_sync.settings import Secret
 from asset_sync.store import market
 

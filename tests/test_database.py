@@ -30,7 +30,7 @@ from asset_sync.database import (
     session,
     transaction,
 )
-from asset_sync.provider.polygon import Bar
+from asset_sync.provider.answers import Bar
 from asset_sync.settings import Secret, load
 from asset_sync.store import market, runs
 

@@ -210,19 +210,19 @@ def hook(
 
 
 STEPS = (
-    "runs:prune",
+    "store.runs:prune",
     "queue:enqueue",
     "queue:waiting",
-    "slots:prepare",
-    "slots:take",
+    "budget.slots:prepare",
+    "budget.slots:take",
     "queue:claim",
-    "store:newest_bar",
+    "store.market:newest_bar",
     "polygon:Polygon.bars",
-    "slots:release",
-    "store:save_bars",
+    "budget.slots:release",
+    "store.market:save_bars",
     "queue:finish",
-    "events:notify",
-    "runs:end",
+    "store.publish:notify",
+    "store.runs:end",
 )
 
 
@@ -240,7 +240,7 @@ def test_a_connection_ended_at_any_step_costs_nothing(
         report = job.run()
 
     job.assert_all_is_well(report)
-    outages = 0 if step == "runs:end" else 1
+    outages = 0 if step == "store.runs:end" else 1
     assert len(job.warnings()) == outages
     assert [one.what for one in job.recoveries()] == ["the database"] * outages, "it is over"
     assert all(loop.RECONNECT_SECONDS <= one.seconds < 10 for one in job.recoveries())
@@ -272,7 +272,7 @@ def test_what_is_held_when_the_run_gives_up_is_returned(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its last act, on a connection of its own."""
-    hook(monkeypatch, "store:newest_bar", before=job.terminate)
+    hook(monkeypatch, "store.market:newest_bar", before=job.terminate)
 
     with pytest.raises(DatabaseError):
         job.run(seconds=5)
@@ -295,7 +295,7 @@ def test_an_interrupt_in_the_middle_of_a_statement_returns_what_is_held(
         raise KeyboardInterrupt
 
     handled = signal.signal(signal.SIGALRM, interrupt)
-    hook(monkeypatch, "store:save_bars", before=interrupt_soon)
+    hook(monkeypatch, "store.market:save_bars", before=interrupt_soon)
     try:
         with database.transaction(job.watch) as cursor:
             cursor.execute("lock table market_data.ohlcv_5m in share row exclusive mode")
@@ -323,7 +323,7 @@ def test_items_that_another_run_has_taken_over_are_left_to_it_and_the_run_goes_o
         )
         job.clock.sleep(40)
 
-    hook(monkeypatch, "store:newest_bar", after=once(sleep_long))
+    hook(monkeypatch, "store.market:newest_bar", after=once(sleep_long))
     report = job.run()
 
     assert (report.updated, job.asked()) == (["ETHUSDT"], ["X:ETHUSDT"])
@@ -916,7 +916,7 @@ def test_a_deadlock_is_got_out_of(job: Job, monkeypatch: pytest.MonkeyPatch, url
         until(lambda: job.row("select count(*) from pg_locks where not granted")[0])
 
     try:
-        hook(monkeypatch, "store:save_status", before=once(begin))
+        hook(monkeypatch, "store.market:save_status", before=once(begin))
         report = job.run()
     finally:
         thread.join()
@@ -958,7 +958,7 @@ def test_a_table_that_somebody_locks_is_waited_for_with_the_answer(
             cursor.execute("lock table market_data.ohlcv_5m")
 
     job.clock = Patient(job.watch)
-    hook(monkeypatch, "slots:release", before=once(lock))
+    hook(monkeypatch, "budget.slots:release", before=once(lock))
     job.assert_all_is_well(job.run())
     assert all("did not get a lock in time" in warning for warning in job.warnings())
     assert (len(job.warnings()), len(job.recoveries())) == (1, 1), "one warning for one outage"

@@ -150,7 +150,11 @@ def test_without_home_in_the_environment_the_users_home_is_looked_up() -> None:
     home = pwd.getpwuid(os.getuid()).pw_dir
 
     found = subprocess.run(
-        [sys.executable, "-c", "from asset_sync import embedded; print(embedded.data_directory())"],
+        [
+            sys.executable,
+            "-c",
+            "from asset_sync.database import embedded; print(embedded.data_directory())",
+        ],
         env={"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ from simulation import Api, Asked, Day, live_through
 from test_forecast import settings_for, symbols
 
 from asset_sync.model import Asset, Level
-from asset_sync.provider.polygon._http import Reply
+from asset_sync.provider.polygon.http import Reply
 
 HOUR = 3600.0
 # A whole day takes minutes, so it is for .ci/run, and there for one case.

@@ -25,7 +25,8 @@ from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
-from asset_sync.provider.polygon import BarsAnswer, Polygon
+from asset_sync.provider.answers import BarsAnswer
+from asset_sync.provider.polygon.client import Polygon
 from asset_sync.queue import Wanted
 from asset_sync.settings import VARIABLES, Settings, load
 from asset_sync.sync import loop
@@ -101,18 +102,18 @@ main()
 
 STEPS = {
     "enqueue": "asset_sync.queue:enqueue",
-    "slot": "asset_sync.slots:take",
+    "slot": "asset_sync.budget.slots:take",
     "claim": "asset_sync.queue:claim",
     "request sent": "http.client:HTTPConnection.endheaders",
     "answer begun": "http.client:HTTPConnection.getresponse",
-    "answer read": "asset_sync.provider.polygon:Polygon.bars",
-    "slot released": "asset_sync.slots:release",
+    "answer read": "asset_sync.provider.polygon.client:Polygon.bars",
+    "slot released": "asset_sync.budget.slots:release",
     "bars": "asset_sync.store.market:save_bars",
     "item's end": "asset_sync.queue:finish",
     "event": "asset_sync.store.publish:notify",
     "commit": "commit",
     "Redis": "asset_sync.store.publish:RedisPublisher.publish",
-    "run's end": "asset_sync.runs:end",
+    "run's end": "asset_sync.store.runs:end",
 }
 
 

@@ -15,10 +15,10 @@ LAYERS = (
     {"sync"},
     {"queue", "store"},
     {"budget"},
-    {"provider"},
     {"database"},
     {"settings"},
-    {"model", "starter"},
+    {"provider"},
+    {"model", "secret", "starter"},
     {"clock", "errors"},
     {"__init__"},
 )

@@ -177,9 +177,9 @@ def test_the_limiter_starts_no_thread(db: Connection) -> None:
 
 def test_pyrate_limiter_is_loaded_only_with_the_limiter() -> None:
     program = (
-        "import sys, asset_sync.slots, asset_sync.queue, asset_sync.sync\n"
+        "import sys, asset_sync.budget.slots, asset_sync.sync.loop\n"
         "assert 'pyrate_limiter' not in sys.modules\n"
-        "import asset_sync.limiter\n"
+        "import asset_sync.budget.bucket\n"
         "assert 'pyrate_limiter' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -24,31 +24,23 @@ from asset_sync import __version__
 from asset_sync.demo.server import StandIn
 from asset_sync.errors import AssetSyncError
 from asset_sync.model import AssetType
+from asset_sync.provider.answers import Bar, BarsAnswer, Flaw, LeftOut, Listed, TickersAnswer
 from asset_sync.provider.deadline import Session
-from asset_sync.provider.polygon import (
-    Bar,
-    BarsAnswer,
+from asset_sync.provider.errors import (
     Fault,
     FeedDenied,
-    Flaw,
     KeyRefused,
-    LeftOut,
-    Listed,
     NotSent,
-    Polygon,
     ProviderError,
     RateLimited,
     Rejected,
-    TickersAnswer,
     TickerUnknown,
     TodayDenied,
     Unavailable,
     Unreadable,
-    bars_endpoint,
-    reference_endpoint,
-    snapshot_endpoint,
-    tickers_endpoint,
 )
+from asset_sync.provider.polygon import endpoints
+from asset_sync.provider.polygon.client import Polygon
 from asset_sync.settings import Secret
 
 KEY = "pk_never_to_be_shown_0123456789"
@@ -147,7 +139,7 @@ def aggregates(*rows: object, **other: object) -> dict[str, object]:
 
 
 def test_bars_are_asked_for_in_unix_milliseconds_at_the_largest_limit() -> None:
-    assert bars_endpoint("C:EURUSD", START, END) == (
+    assert endpoints.bars("C:EURUSD", START, END) == (
         f"/v2/aggs/ticker/C:EURUSD/range/5/minute/{T0}/{T0 + 3_600_000}"
         "?adjusted=true&sort=asc&limit=50000"
     )
@@ -155,11 +147,11 @@ def test_bars_are_asked_for_in_unix_milliseconds_at_the_largest_limit() -> None:
 
 def test_milliseconds_are_exact_to_the_last_one() -> None:
     start = START + timedelta(microseconds=999_999)
-    assert f"/{T0 + 999}/" in bars_endpoint("C:EURUSD", start, END)
+    assert f"/{T0 + 999}/" in endpoints.bars("C:EURUSD", start, END)
 
 
 def test_snapshots_name_their_tickers_and_always_the_limit() -> None:
-    endpoint = snapshot_endpoint(["C:EURUSD", "X:BTCUSD"])
+    endpoint = endpoints.snapshot(["C:EURUSD", "X:BTCUSD"])
     assert endpoint == "/v3/snapshot?ticker.any_of=C:EURUSD,X:BTCUSD&limit=250"
 
 
@@ -173,10 +165,10 @@ def test_a_snapshot_of_none_or_of_more_than_250_is_the_callers_mistake(
 
 
 def test_a_ticker_cannot_lead_out_of_its_place_in_the_address() -> None:
-    assert reference_endpoint("C:A/../?x=1&y#z %") == (
+    assert endpoints.reference("C:A/../?x=1&y#z %") == (
         "/v3/reference/tickers/C:A%2F..%2F%3Fx%3D1%26y%23z%20%25"
     )
-    assert "&limit=1&" not in snapshot_endpoint(["C:A&limit=1&"])
+    assert "&limit=1&" not in endpoints.snapshot(["C:A&limit=1&"])
 
 
 def test_the_key_goes_in_the_header_and_nowhere_else(
@@ -186,7 +178,7 @@ def test_the_key_goes_in_the_header_and_nowhere_else(
     bars(api)
     [call] = server.calls
     assert call.request.headers["Authorization"] == f"Bearer {KEY}"
-    assert call.request.url == BASE + bars_endpoint("C:EURUSD", START, END)
+    assert call.request.url == BASE + endpoints.bars("C:EURUSD", START, END)
     assert call.request.headers["User-Agent"] == f"asset-sync/{__version__}"
     assert call.request.headers["Accept-Encoding"] == "gzip"
 
@@ -223,7 +215,7 @@ def test_a_slash_at_the_end_of_the_base_url_does_no_harm(server: responses.Reque
     answers(server, aggregates())
     with polygon(BASE + "/") as api:
         bars(api)
-    assert server.calls[0].request.url == BASE + bars_endpoint("C:EURUSD", START, END)
+    assert server.calls[0].request.url == BASE + endpoints.bars("C:EURUSD", START, END)
 
 
 # --- Bars ------------------------------------------------------------------------------------
@@ -914,14 +906,14 @@ def page(*rows: object, **other: object) -> dict[str, object]:
 
 
 def listed(api: Polygon) -> TickersAnswer:
-    return api.tickers(tickers_endpoint(AssetType.FOREX))
+    return api.tickers(endpoints.tickers(AssetType.FOREX))
 
 
 def test_the_list_is_asked_for_by_market_at_the_largest_page() -> None:
-    assert tickers_endpoint(AssetType.FOREX) == (
+    assert endpoints.tickers(AssetType.FOREX) == (
         "/v3/reference/tickers?market=fx&active=true&limit=1000"
     )
-    assert tickers_endpoint(AssetType.CRYPTO, "a&b/ü\udcff") == (
+    assert endpoints.tickers(AssetType.CRYPTO, "a&b/ü\udcff") == (
         "/v3/reference/tickers?market=crypto&active=true&search=a%26b%2F%C3%BC%3F&limit=1000"
     )
 
@@ -1375,8 +1367,8 @@ def test_a_process_with_an_answer_of_50_000_bars_stays_under_80_mb() -> None:
         import re, resource, sys
         from datetime import UTC, datetime
         import psycopg2
-        from asset_sync.polygon import Polygon
-        from asset_sync.settings import Secret
+        from asset_sync.provider.polygon.client import Polygon
+        from asset_sync.secret import Secret
 
         with Polygon(base_url=sys.argv[1], api_key=Secret("x"), connect_timeout_seconds=5,
                      read_timeout_seconds=20, call_timeout_seconds=30) as api:

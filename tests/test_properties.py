@@ -29,7 +29,9 @@ from asset_sync.budget.slots import Lane
 from asset_sync.cli import demo
 from asset_sync.database import Connection, DatabaseError, errors_as_sentences, query, transaction
 from asset_sync.model import AssetType, Feed, Level
-from asset_sync.provider.polygon import Polygon, ProviderError, tickers_endpoint
+from asset_sync.provider.errors import ProviderError
+from asset_sync.provider.polygon import endpoints
+from asset_sync.provider.polygon.client import Polygon
 from asset_sync.queue import Wanted
 from asset_sync.settings import (
     LIBPQ_VARIABLES,
@@ -575,7 +577,7 @@ def ask_everything(api: Polygon) -> None:
         lambda: api.bars("C:EURUSD", start, start + timedelta(hours=1)),
         lambda: api.snapshots(["C:EURUSD", "X:BTCUSD"]),
         lambda: api.ticker_exists("C:EURUSD"),
-        lambda: api.tickers(tickers_endpoint(AssetType.FOREX)),
+        lambda: api.tickers(endpoints.tickers(AssetType.FOREX)),
     ]
     for call in calls:
         try:
@@ -644,7 +646,7 @@ def test_any_page_of_the_list_is_tickers_that_can_be_shown_or_of_the_family(
     raw.answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     with polygon(raw.base_url) as api:
         try:
-            answer = api.tickers(tickers_endpoint(AssetType.FOREX))
+            answer = api.tickers(endpoints.tickers(AssetType.FOREX))
         except ProviderError:
             return
     for ticker, name in answer.tickers:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asset_sync.model import AssetType
-from asset_sync.sync.window import BAR_LENGTH, REACH, READ_AGAIN, Reach, reach
+from asset_sync.provider.polygon.markets import MARKETS
+from asset_sync.sync.window import BAR_LENGTH, READ_AGAIN, Reach, reach
 
 NOW = datetime(2025, 6, 12, 14, 37, 21, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,7 +48,7 @@ def test_an_update_asks_from_the_newest_bar_less_a_few_to_now() -> None:
 def test_the_first_sync_asks_as_far_back_as_one_call_reaches(asset_type: AssetType) -> None:
     span = some(ask(None, asset_type=asset_type))
     assert (span.end, span.last) == (NOW, True)
-    assert timedelta(0) <= NOW - REACH[asset_type] - span.start < BAR_LENGTH
+    assert timedelta(0) <= NOW - MARKETS[asset_type].window - span.start < BAR_LENGTH
 
 
 def test_the_first_sync_asks_for_no_more_history_than_the_plan_has() -> None:
@@ -65,7 +66,7 @@ def test_a_gap_longer_than_one_call_is_cut_and_the_next_call_goes_on() -> None:
     newest = datetime(2025, 1, 1, tzinfo=UTC)
     first = some(ask(newest))
     assert first == Reach(
-        newest - READ_AGAIN, newest - READ_AGAIN + REACH[AssetType.FOREX], last=False
+        newest - READ_AGAIN, newest - READ_AGAIN + MARKETS[AssetType.FOREX].window, last=False
     )
     second = some(ask(first.end))
     assert second.start < first.end < second.end
@@ -145,7 +146,7 @@ def test_every_range_starts_with_a_bar_and_is_no_longer_than_one_call_reaches(
         return
     assert (span.start - EPOCH) % BAR_LENGTH == timedelta(0)
     assert span.start <= span.end <= now
-    assert span.end - span.start <= REACH[asset_type] + BAR_LENGTH
+    assert span.end - span.start <= MARKETS[asset_type].window + BAR_LENGTH
 
 
 @settings(database=None, deadline=None)

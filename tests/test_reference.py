@@ -22,14 +22,9 @@ from asset_sync.budget import slots
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Asset, AssetType, Feed, Level
-from asset_sync.provider.polygon import (
-    KeyRefused,
-    Listed,
-    Polygon,
-    RateLimited,
-    Unavailable,
-    Unreadable,
-)
+from asset_sync.provider.answers import Listed
+from asset_sync.provider.errors import KeyRefused, RateLimited, Unavailable, Unreadable
+from asset_sync.provider.protocol import Provider
 from asset_sync.settings import SHIPPED_FILE, QueueSettings, Settings, SettingsError, load
 from asset_sync.sync.ask import NoCallLeftError, Questions
 from asset_sync.sync.progress import Progress, Waiting
@@ -56,7 +51,7 @@ def ask(db: Connection, settings: Settings, clock: ShiftingClock, told: list[Pro
     return ask
 
 
-def euro(api: Polygon) -> bool:
+def euro(api: Provider) -> bool:
     return api.ticker_exists("C:EURUSD")
 
 
@@ -127,7 +122,7 @@ def test_a_429_is_waited_out_and_holds_everybody_back(
 def test_whatever_ends_a_question_its_slot_is_stamped(
     db: Connection, api: StandIn, settings: Settings, ask: Ask, end: type[BaseException]
 ) -> None:
-    def interrupted(api: Polygon) -> bool:
+    def interrupted(api: Provider) -> bool:
         euro(api)
         raise end
 
@@ -149,7 +144,7 @@ def test_a_slot_whose_time_went_by_on_the_way_is_given_back(
         def monotonic(self) -> float:
             return next(self.asleep)
 
-    def time_for_it(api: Polygon) -> float:
+    def time_for_it(api: Provider) -> float:
         euro(api)
         return api.call_timeout_seconds
 

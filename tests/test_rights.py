@@ -94,7 +94,7 @@ def test_the_readmes_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
             query(
                 syncer.admin,
                 """
-                update asset_sync.queue set state = 'waiting', not_before = '-infinity';
+                update asset_sync.queue set state = 'waiting', not_before = 'epoch';
                 update asset_sync.entitlements set noted_at = '-infinity';
                 """,
             )
@@ -216,7 +216,7 @@ def test_of_each_right_it_has_a_run_makes_use(syncer: Syncer) -> None:
             query(
                 syncer.admin,
                 f"""
-                update asset_sync.queue set state = 'waiting', not_before = '-infinity',
+                update asset_sync.queue set state = 'waiting', not_before = 'epoch',
                   lease_token = null, lease_until = null;
                 revoke {right} on {table} from {ROLE}
                 """,

@@ -76,7 +76,7 @@ class Host:
         query(
             self.db,
             """
-            update asset_sync.queue set state = 'waiting', not_before = '-infinity';
+            update asset_sync.queue set state = 'waiting', not_before = 'epoch';
             delete from asset_sync.slots; delete from asset_sync.entitlements;
             update asset_sync.limiter set blocked_until = '-infinity'
             """,
@@ -392,8 +392,7 @@ def test_while_it_works_and_when_it_breaks_nobody_on_the_machine_sees_a_secret(
     if how == "a bug":
         # As deep in it as can be, with the key, the session and the connection around.
         script = (
-            "from asset_sync import store, polygon\n"
-            "from asset_sync.polygon import _http\n"
+            "from asset_sync.provider.polygon import http as _http\n"
             "def broken(*what): raise RuntimeError(repr(what[0].request.headers))\n"
             "_http._read = broken\n" + script
         )

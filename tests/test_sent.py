@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 import pytest
 from test_polygon import HEAD, Script, drips, failure, polygon, read_request, resets, says, wire
 
-from asset_sync.provider.polygon import NotSent, Polygon, Unanswered, Unavailable
+from asset_sync.provider.errors import NotSent, Unanswered, Unavailable
+from asset_sync.provider.polygon.client import Polygon
 
 START, END = datetime(2026, 3, 2, 9, tzinfo=UTC), datetime(2026, 3, 2, 10, tzinfo=UTC)
 CLOSED_PORT = "http://127.0.0.1:9"

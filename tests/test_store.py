@@ -22,7 +22,7 @@ from asset_sync.database import (
     transaction,
 )
 from asset_sync.model import Asset, AssetType, Feed, Level
-from asset_sync.provider.polygon import Bar
+from asset_sync.provider.answers import Bar
 from asset_sync.queue import Wanted
 from asset_sync.settings import QueueSettings, Secret
 from asset_sync.store import market, publish, runs

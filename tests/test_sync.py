@@ -473,7 +473,9 @@ def test_with_nothing_due_nothing_slow_is_imported(job: Job) -> None:
     job.run(Lane.PRIORITY)
     code = """
 import os, sys
-from asset_sync import database, settings, slots, sync
+from asset_sync import database, settings
+from asset_sync.budget import slots
+from asset_sync.sync import loop
 chosen = settings.load(settings.SHIPPED_FILE, os.environ)
 with database.session(chosen.conninfo) as db:
     print(loop.run(db, chosen, slots.Lane.PRIORITY).reason_ended)
@@ -1352,7 +1354,7 @@ def test_an_item_that_breaks_its_run_keeps_the_attempt(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("asset_sync.provider.polygon.Polygon.bars", broken)
+    monkeypatch.setattr("asset_sync.provider.polygon.client.Polygon.bars", broken)
     for attempt in (1, 2, 3):
         with pytest.raises(ZeroDivisionError):
             job.run()

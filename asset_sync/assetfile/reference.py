@@ -6,20 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from asset_sync.budget import slots
 from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection
 from asset_sync.model import Asset, AssetType, Level
+from asset_sync.provider.answers import Listed, TickersAnswer
+from asset_sync.provider.errors import Fault, ProviderError, Unavailable
+from asset_sync.provider.polygon import endpoints
+from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.settings import SYMBOL_PATTERN, Settings
 from asset_sync.sync.ask import NoCallLeftError, Questions, why
 
-if TYPE_CHECKING:
-    from asset_sync.provider.polygon import Listed, TickersAnswer
-
-# A market has some 1,200 tickers (forex) or 400 (crypto), 1000 a page (the notes in `API.md`).
-PAGES = {AssetType.FOREX: 2, AssetType.CRYPTO: 1}
 _MOST_PAGES = 20
 # After so many calls in a row without an answer the rest is not asked.
 _SILENT_CALLS = 3
@@ -34,12 +33,10 @@ _ALIKE = 0.75
 
 def pages(
     questions: Questions, asset_type: AssetType, search: str = ""
-) -> "Iterator[tuple[Listed, ...]]":
+) -> Iterator[tuple[Listed, ...]]:
     """Give the tickers of a market, a page a call; one that brings nothing new is the last."""
-    from asset_sync.provider.polygon import tickers_endpoint  # noqa: PLC0415
-
     seen: set[str] = set()
-    page = tickers_endpoint(asset_type, search)
+    page = endpoints.tickers(asset_type, search)
     for _ in range(_MOST_PAGES):
         answer = _page(questions, page)
         new = {one.ticker: one for one in answer.tickers if one.ticker not in seen}
@@ -50,7 +47,7 @@ def pages(
         page = answer.next_page
 
 
-def _page(questions: Questions, page: str) -> "TickersAnswer":
+def _page(questions: Questions, page: str) -> TickersAnswer:
     return questions.ask(lambda api: api.tickers(page))
 
 
@@ -73,7 +70,7 @@ class Found:
 
 
 def find(
-    found: "Iterable[tuple[Listed, ...]]",
+    found: Iterable[tuple[Listed, ...]],
     asset_type: AssetType,
     there: Sequence[Asset],
     *,
@@ -91,7 +88,7 @@ def find(
     already: list[Asset] = []
     skipped: list[Skipped] = []
     for ticker, name in (one for page in found for one in page):
-        symbol = ticker.removeprefix(asset_type.ticker_prefix)
+        symbol = ticker.removeprefix(MARKETS[asset_type].prefix)
         if (asset := by_ticker.get(ticker)) is not None:
             already.append(asset)
         elif (unfit := _unfit(ticker, symbol, asset_type, by_symbol)) is not None:
@@ -107,7 +104,7 @@ def _unfit(
     ticker: str, symbol: str, asset_type: AssetType, by_symbol: dict[str, Asset]
 ) -> str | None:
     if symbol == ticker:
-        return f"does not begin with {asset_type.ticker_prefix}"
+        return f"does not begin with {MARKETS[asset_type].prefix}"
     if not re.fullmatch(SYMBOL_PATTERN, symbol):
         return f"{symbol!r} is no symbol: `assets add` takes one of your own with --ticker"
     if symbol in by_symbol:
@@ -172,10 +169,9 @@ class Check:
     def calls_to_suggest(self, unknown: Iterable[Asset]) -> int:
         """Return how many calls `nearest` makes for all of these."""
         kinds = {asset.asset_type for asset in unknown} - set(self._lists)
-        return sum(PAGES[kind] for kind in kinds)
+        return sum(MARKETS[kind].pages for kind in kinds)
 
     def _one(self, asset: Asset, by_list: bool) -> Checked:  # noqa: FBT001
-        from asset_sync.provider.polygon import Fault, ProviderError, Unavailable  # noqa: PLC0415
 
         try:
             # What the list lacks is asked for by itself: only that answer is about this ticker.
@@ -194,7 +190,6 @@ class Check:
         return Checked(asset, Verdict.EXISTS if exists else Verdict.UNKNOWN)
 
     def _is_listed(self, asset: Asset) -> bool:
-        from asset_sync.provider.polygon import Fault, ProviderError  # noqa: PLC0415
 
         try:
             return asset.ticker in self._list(asset.asset_type)
@@ -215,7 +210,7 @@ class Check:
 def calls_to_check(assets: Sequence[Asset]) -> int:
     """Return how many calls `Check.each` makes for these, if all of them exist."""
     many = Counter(asset.asset_type for asset in assets)
-    return sum(PAGES[kind] if many[kind] > _LIST_FROM else many[kind] for kind in many)
+    return sum(MARKETS[kind].pages if many[kind] > _LIST_FROM else many[kind] for kind in many)
 
 
 def seconds_for(db: Connection, settings: Settings, calls: int) -> float:

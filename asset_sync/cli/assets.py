@@ -23,6 +23,7 @@ from asset_sync.cli.options import (
     exactly,
 )
 from asset_sync.model import Asset, AssetType, Level
+from asset_sync.provider.polygon.markets import MARKETS
 
 if TYPE_CHECKING:
     from asset_sync.assetfile.edit import Change
@@ -215,7 +216,7 @@ def _check_symbol(symbol: str) -> None:
 
 def _guessed(symbol: str, ticker: str | None, kind: AssetType | None) -> tuple[AssetType, str]:
     """Return type and ticker, of which each tells the other."""
-    for prefix in (one.ticker_prefix for one in AssetType):
+    for prefix in (market.prefix for market in MARKETS.values()):
         if symbol.startswith(prefix):
             own = symbol.removeprefix(prefix)
             raise typer.BadParameter(
@@ -223,16 +224,16 @@ def _guessed(symbol: str, ticker: str | None, kind: AssetType | None) -> tuple[A
                 f" asset-sync assets add {own} --ticker {symbol}"
             )
     if kind is None and ticker is not None:
-        kind = next((one for one in AssetType if ticker.startswith(one.ticker_prefix)), None)
+        kind = next((one for one in AssetType if ticker.startswith(MARKETS[one].prefix)), None)
     if kind is None and ticker is not None:
-        prefixes = " nor ".join(f"{one.ticker_prefix} ({one})" for one in AssetType)
+        prefixes = " nor ".join(f"{MARKETS[one].prefix} ({one})" for one in AssetType)
         raise typer.BadParameter(f"The ticker {ticker!r} begins with neither {prefixes}.")
     if kind is None:
         choices = " or ".join(
-            f"--type {one} (ticker {one.ticker_prefix}{symbol})" for one in AssetType
+            f"--type {one} (ticker {MARKETS[one].prefix}{symbol})" for one in AssetType
         )
         raise typer.BadParameter(f"Say what {symbol} is: {choices}, or its --ticker.")
-    return kind, f"{kind.ticker_prefix}{symbol}" if ticker is None else ticker
+    return kind, f"{MARKETS[kind].prefix}{symbol}" if ticker is None else ticker
 
 
 def _write(

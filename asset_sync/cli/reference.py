@@ -191,7 +191,7 @@ def _asking(
 ) -> "Iterator[tuple[Connection, Questions]]":
     """Give the database and who asks within its limit; what the provider refuses ends here."""
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.provider.polygon import Fault, ProviderError  # noqa: PLC0415
+    from asset_sync.provider.errors import Fault, ProviderError  # noqa: PLC0415
     from asset_sync.sync.ask import NoCallLeftError, Questions, why  # noqa: PLC0415
 
     gc.enable()  # see asset_sync.__main__
@@ -322,7 +322,7 @@ def _nearest(
 ) -> dict[str, str]:
     """Return, by symbol, the ticker that each unknown one may be meant to be."""
     from asset_sync.assetfile.reference import Verdict  # noqa: PLC0415
-    from asset_sync.provider.polygon import ProviderError  # noqa: PLC0415
+    from asset_sync.provider.errors import ProviderError  # noqa: PLC0415
     from asset_sync.sync.ask import NoCallLeftError, why  # noqa: PLC0415
 
     unknown = [one.asset for one in checked if one.verdict is Verdict.UNKNOWN]

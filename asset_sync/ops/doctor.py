@@ -11,6 +11,7 @@ from asset_sync.budget import clocks, slots
 from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, SchemaStatus, lacking_rights, query
 from asset_sync.ops.health import OVERDUE_INTERVALS
+from asset_sync.provider.errors import Fault, ProviderError
 from asset_sync.schedule import installed
 from asset_sync.settings import SECRET_VARIABLES, Settings
 from asset_sync.starter import Starter
@@ -143,9 +144,9 @@ def question_to_the_api(settings: Settings) -> str | None:
     """Return the call that `examine_key` will make, None if it can make none."""
     if settings.provider.api_key is None or not settings.assets:
         return None
-    from asset_sync.provider.polygon import reference_endpoint  # noqa: PLC0415
+    from asset_sync.provider.polygon import endpoints  # noqa: PLC0415
 
-    return f"{settings.provider.base_url}{reference_endpoint(settings.assets[0].ticker)}"
+    return f"{settings.provider.base_url}{endpoints.reference(settings.assets[0].ticker)}"
 
 
 def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
@@ -157,7 +158,6 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
         return
     if not settings.assets:
         return
-    from asset_sync.provider.polygon import Fault, ProviderError  # noqa: PLC0415
     from asset_sync.sync.ask import NoCallLeftError, Questions, why  # noqa: PLC0415
 
     try:

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from asset_sync.budget.slots import Lane
 from asset_sync.model import Asset, Level
+from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.queue import BULK
 from asset_sync.settings import PLANS, Plan, RateLimit, Settings
 from asset_sync.store.runs import Denials
 from asset_sync.sync.scope import Job
-from asset_sync.sync.window import REACH
 
 DAY_SECONDS = 86_400
 CALL_SECONDS = 0.5
@@ -368,4 +368,4 @@ def _calls_each(plan: Plan, assets: int) -> float:
 
 
 def _history_calls(plan: Plan, asset: Asset) -> int:
-    return math.ceil(plan.history_days / REACH[asset.asset_type].days)
+    return math.ceil(plan.history_days / MARKETS[asset.asset_type].window.days)

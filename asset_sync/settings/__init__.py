@@ -16,11 +16,14 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from asset_sync.errors import AssetSyncError
-from asset_sync.model import Asset, AssetType, Feed, Level
+from asset_sync.model import Asset, AssetType, Level
+from asset_sync.provider.plan import Plan as Plan
+from asset_sync.provider.polygon.markets import MARKETS
+from asset_sync.provider.polygon.plans import PLANS as PLANS
+from asset_sync.secret import Secret as Secret
 
 SHIPPED_FILE = Path(__file__).parent.parent / "assets.toml"
 """The settings of somebody who has written none."""
@@ -74,83 +77,6 @@ class SettingsError(AssetSyncError):
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes: tuple[str, ...] = tuple(mistakes)
         super().__init__("\n".join(self.mistakes))
-
-
-class Secret:
-    """A string that no `repr`, log, error or format shows; only `reveal` gives it away.
-
-    Not a dataclass, because `dataclasses.asdict` would lay one open.
-    """
-
-    __slots__ = ("_value", "source")
-
-    def __init__(self, value: str, source: str = "") -> None:
-        """Hold the value; `source` names the setting or file that it was read from."""
-        self._value: Final = value
-        self.source: Final = source
-
-    def reveal(self) -> str:
-        """Return the value itself, for the one place that has to send it."""
-        return self._value
-
-    def fingerprint(self) -> str:
-        """Return 12 hex digits of its SHA-256: enough to know it again, too little to use it."""
-        import hashlib  # noqa: PLC0415  most runs do not need it, and it loads OpenSSL
-
-        return hashlib.sha256(self._value.encode()).hexdigest()[:12]
-
-    def __eq__(self, other: object) -> bool:
-        return self._value == other._value if isinstance(other, Secret) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "***"
-
-    def __format__(self, spec: str) -> str:
-        return format(repr(self), spec)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a key of one of the provider's plans may do."""
-
-    name: str
-    calls: int
-    """The calls that any `period_seconds` may hold."""
-
-    period_seconds: float
-    feeds: tuple[Feed, ...]
-    """The best first."""
-
-    history_days: int
-    """How far back a call may ask."""
-
-    usd_a_month: int | None
-    """What it costs, None where the provider does not sell it for currencies and crypto."""
-
-
-_PAID_FEEDS = (Feed.SNAPSHOT, Feed.BARS)
-
-PLANS: Mapping[str, Plan] = MappingProxyType(
-    {
-        plan.name: plan
-        for plan in (
-            Plan("free", 5, 60.0, (Feed.BARS,), 720, 0),
-            Plan("starter", 100, 1.0, _PAID_FEEDS, 3650, 49),
-            Plan("developer", 100, 1.0, _PAID_FEEDS, 3650, None),
-            Plan("advanced", 100, 1.0, _PAID_FEEDS, 3650, None),
-        )
-    }
-)
-"""The plans by name (the project's notes on the API, `API.md`).
-
-A free key has five calls a minute and two years of history; a range that starts before its floor
-is refused, hence 720 days. Paid keys have no limit but "stay under 100 requests a second". Their
-ten years are more than one call reaches anyway. Prices are those of `massive.com/pricing` for
-currencies, Basic and Starter, as people quoted them in 2026; the higher two are sold for stocks.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -961,11 +887,11 @@ def _ticker(asset_type: AssetType | None) -> _Kind[str]:
 
     def check(value: object) -> str:
         if isinstance(value, str) and any(
-            re.fullmatch(kind.ticker_prefix + SYMBOL_PATTERN, value) for kind in types
+            re.fullmatch(MARKETS[kind].prefix + SYMBOL_PATTERN, value) for kind in types
         ):
             return value
         right = " or ".join(
-            f'a {kind} ticker begins with "{kind.ticker_prefix}",'
+            f'a {kind} ticker begins with "{MARKETS[kind].prefix}",'
             f' such as "{_ticker_for(kind, value)}"'
             for kind in types
         )
@@ -978,8 +904,8 @@ def _ticker_for(kind: AssetType, value: object) -> str:
     """Return the ticker that `value` may have been meant to be, else an example."""
     pair = re.sub(r"^[A-Za-z]:|[/ _-]", "", value).upper() if isinstance(value, str) else ""
     if not re.fullmatch(SYMBOL_PATTERN, pair):
-        pair = {AssetType.FOREX: "EURUSD", AssetType.CRYPTO: "BTCUSD"}[kind]
-    return kind.ticker_prefix + pair
+        pair = MARKETS[kind].example
+    return MARKETS[kind].prefix + pair
 
 
 _NAME_CHARACTERS = 200

@@ -28,6 +28,7 @@ from asset_sync.database import (
     transaction,
 )
 from asset_sync.model import Asset, AssetType
+from asset_sync.provider.answers import Bar
 from asset_sync.store import market
 
 # Nobody is to wait for a trial.
@@ -413,8 +414,6 @@ def _symbol(cursor: Cursor, symbol: market.Symbol) -> Iterator[str]:
 
 def _bars(cursor: Cursor, symbol: str) -> Iterator[str]:
     """Write bars of now twice, with and without what the provider may leave out; read them back."""
-    from asset_sync.provider.polygon import Bar  # noqa: PLC0415  # brings requests with it
-
     cursor.execute("select extract(epoch from date_bin('5 min', now(), 'epoch'))::bigint * 1000")
     [(start_ms,)] = cursor.fetchall()
     full = Bar(start_ms - 300_000, 1.08345, 1.083571, 1.08339, 1.08352, 123.456789, 1.08346789, 42)

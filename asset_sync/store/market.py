@@ -8,12 +8,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from asset_sync.database import Connection, Cursor, DatabaseError, query
-
-if TYPE_CHECKING:
-    from asset_sync.provider.polygon import Bar  # which would bring requests with it
+from asset_sync.provider.answers import Bar
 
 SOURCE = "polygon"
 
@@ -113,7 +110,7 @@ def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datet
     return {symbol: ts for symbol, ts, _ in rows if ts is not None}, rows[0][2]
 
 
-def save_bars(cursor: Cursor, symbol: str, bars: "Sequence[Bar]") -> int:
+def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar]) -> int:
     """Write the bars of one answer in one statement; return how many were new or changed.
 
     The provider repairs its history, so a bar that is there already is brought up to date; one

@@ -3,20 +3,19 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 from asset_sync.budget import slots
 from asset_sync.budget.clocks import Watch
 from asset_sync.budget.slots import CallEnd, Lane, Slot
 from asset_sync.database import SERVER_ERRORS, Connection, hurry
 from asset_sync.errors import AssetSyncError
+from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unanswered
+from asset_sync.provider.protocol import Provider
 from asset_sync.settings import Settings
 from asset_sync.sync.loop import INTERRUPTED_SECONDS, POLL_SECONDS, Clock
 from asset_sync.sync.progress import Listener, Waiting, Warned
-from asset_sync.sync.scope import key_of
-
-if TYPE_CHECKING:
-    from asset_sync.provider.polygon import Polygon
+from asset_sync.sync.scope import key_of, open_provider
 
 _T = TypeVar("_T")
 
@@ -52,7 +51,6 @@ class Questions:
         """Prepare to ask, for so long in all. Raises SettingsError without a key."""
         # Both take 0.2 s to import, which a slot need not wait for.
         from asset_sync.budget.bucket import Limiter  # noqa: PLC0415
-        from asset_sync.provider.polygon import Polygon  # noqa: PLC0415
 
         key = key_of(settings)
         self._db = db
@@ -61,7 +59,7 @@ class Questions:
         self._deadline = self._clock.monotonic() + within_seconds
         self._rate = slots.effective_rate(db, slots.rate_of(settings))
         self._limiter = Limiter(db, self._rate, Watch(self._clock.steady))
-        self._api = Polygon.of(settings.provider, key)
+        self._api = open_provider(settings.provider, key)
 
     def __enter__(self) -> Self:
         return self
@@ -69,13 +67,11 @@ class Questions:
     def __exit__(self, *_: object) -> None:
         self._api.close()
 
-    def ask(self, question: "Callable[[Polygon], _T]") -> _T:
+    def ask(self, question: Callable[[Provider], _T]) -> _T:
         """Wait for a slot, put the question, which is one call, and return its answer.
 
         A 429 is waited out. Raises any ProviderError, and NoCallLeftError when the time is over.
         """
-        from asset_sync.provider.polygon import RateLimited  # noqa: PLC0415
-
         refused = 0
         while True:
             slot, until = self._taken()
@@ -100,8 +96,6 @@ class Questions:
     @contextmanager
     def _stamped(self, slot: Slot) -> Iterator[None]:
         """Stamp the slot at the end of the call that is made in this block."""
-        from asset_sync.provider.polygon import NotSent, ProviderError, Unanswered  # noqa: PLC0415
-
         try:
             yield
         except (KeyboardInterrupt, SystemExit):

@@ -10,7 +10,7 @@ from asset_sync.budget import slots
 from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection
 from asset_sync.model import Feed
-from asset_sync.provider.polygon import bars_endpoint, reference_endpoint, snapshot_endpoint
+from asset_sync.provider.polygon import endpoints
 from asset_sync.queue import Upcoming
 from asset_sync.settings import Settings
 from asset_sync.store import market
@@ -75,8 +75,8 @@ def _endpoint(
     """Return what the call would ask for, None where it can bring nothing new."""
     first = batch[0]
     if first.verify_ticker:
-        return reference_endpoint(first.ticker)
+        return endpoints.reference(first.ticker)
     if first.feed is Feed.SNAPSHOT:
-        return snapshot_endpoint([one.ticker for one in batch])
+        return endpoints.snapshot([one.ticker for one in batch])
     span = job.reach(first.asset_type, newest, now)
-    return None if span is None else bars_endpoint(first.ticker, span.start, span.end)
+    return None if span is None else endpoints.bars(first.ticker, span.start, span.end)

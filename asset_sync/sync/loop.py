@@ -32,9 +32,20 @@ from asset_sync.database import (
 )
 from asset_sync.errors import AssetSyncError
 from asset_sync.model import Feed
+from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unanswered, Unavailable
+from asset_sync.provider.protocol import Provider
 from asset_sync.queue import LINE_LENGTH, TRY_AGAIN_SECONDS, Item, Wanted
 from asset_sync.settings import Secret, Settings
 from asset_sync.store import existing_tables, market, publish, runs
+from asset_sync.sync.outcome import (
+    Answer,
+    Exchange,
+    Outcome,
+    Stretch,
+    conclude,
+    is_well,
+    refused_by_database,
+)
 from asset_sync.sync.progress import (
     Calling,
     Failed,
@@ -46,14 +57,11 @@ from asset_sync.sync.progress import (
     Waiting,
     Warned,
 )
-from asset_sync.sync.scope import NO_SNAPSHOTS, job_of, key_of
+from asset_sync.sync.scope import NO_SNAPSHOTS, job_of, key_of, open_provider
 from asset_sync.sync.window import Reach
 
 if TYPE_CHECKING:
-    # What costs 150 ms to import is imported where a call is about to be made.
-    from asset_sync.budget.bucket import Limiter
-    from asset_sync.provider.polygon import Polygon
-    from asset_sync.sync.outcome import Answer, Exchange, Outcome
+    from asset_sync.budget.bucket import Limiter  # pyrate-limiter takes 87 ms
 
 # A slot that is given back, a call that ends early, an asset that becomes due while others wait,
 # a lease that ends: noticed within this time.
@@ -260,7 +268,7 @@ class _Run:
         self._failing_since: float | None = None
         """Since when the database fails; None while it works."""
         self._given = db
-        self._provider: Polygon | None = None
+        self._provider: Provider | None = None
         self._limiter: Limiter | None = None
         self._watch = Watch(clock.steady)
         self._redis = publish.RedisPublisher(settings.redis_url) if settings.redis_url else None
@@ -484,9 +492,6 @@ class _Run:
 
     def _call(self, held: _Held, span: Reach | None, budget: slots.Budget) -> None:
         """Make the call, and do with its answer what that asks for."""
-        from asset_sync.provider.polygon import NotSent  # noqa: PLC0415
-        from asset_sync.sync.outcome import Exchange  # noqa: PLC0415
-
         held.end = CallEnd.UNANSWERED
         self._tried = True
         self._tell(Calling([item.symbol for item in held.items], held.items[0].feed, budget))
@@ -503,16 +508,8 @@ class _Run:
         self._count(made, outcome)
         self._follow(outcome)
 
-    def _count(self, made: "Exchange", outcome: "Outcome") -> None:
+    def _count(self, made: Exchange, outcome: Outcome) -> None:
         """Keep account of what goes wrong in a row."""
-        from asset_sync.provider.polygon import (  # noqa: PLC0415
-            NotSent,
-            ProviderError,
-            RateLimited,
-            Unavailable,
-        )
-        from asset_sync.sync.outcome import is_well  # noqa: PLC0415
-
         streaks, answer = self._streaks, made.answer
         symbols = [item.symbol for item in made.items]
         streaks.unsent = streaks.unsent + 1 if isinstance(answer, NotSent) else 0
@@ -525,11 +522,8 @@ class _Run:
         if outcome.not_in_plan is not None:
             streaks.not_in_plan |= dict.fromkeys(symbols, str(outcome.not_in_plan))
 
-    def _ask(self, held: _Held, span: Reach | None) -> "Answer":
+    def _ask(self, held: _Held, span: Reach | None) -> Answer:
         """Make the call; what the provider refuses comes back as a value like any answer."""
-        from asset_sync.provider.polygon import ProviderError  # noqa: PLC0415
-        from asset_sync.sync.outcome import Stretch  # noqa: PLC0415
-
         api, items = self._api, held.items
         api.send_only_if(lambda: self._clock.monotonic() < held.until)
         api.call_timeout_seconds = min(
@@ -545,10 +539,8 @@ class _Run:
         except ProviderError as error:
             return error
 
-    def _concluded(self, held: _Held, made: "Exchange") -> "Outcome":
+    def _concluded(self, held: _Held, made: Exchange) -> Outcome:
         """Stamp the slot and store the answer: on a new connection if need be, it is paid for."""
-        from asset_sync.sync.outcome import conclude  # noqa: PLC0415
-
         tries = 1
         while True:
             try:
@@ -568,13 +560,11 @@ class _Run:
                 self._streaks.refused_by_database = None
                 return outcome
 
-    def _refused_by_database(self, made: "Exchange", error: ServerError) -> "Outcome":
+    def _refused_by_database(self, made: Exchange, error: ServerError) -> Outcome:
         """Note the failure of the asset whose data the database refuses.
 
         Where two different assets in a row are refused in the same way, it is not their data.
         """
-        from asset_sync.sync.outcome import refused_by_database  # noqa: PLC0415
-
         with self._transaction() as cursor:
             outcome = refused_by_database(cursor, self._job, self._report.run_id, made, error)
         before, symbol = self._streaks.refused_by_database, made.items[0].symbol
@@ -584,17 +574,15 @@ class _Run:
             raise error
         return outcome
 
-    def _stamp(self, held: _Held, answer: "Answer") -> None:
+    def _stamp(self, held: _Held, answer: Answer) -> None:
         """Say that the call is over, and hold everybody back after a 429."""
-        from asset_sync.provider.polygon import RateLimited  # noqa: PLC0415
-
         self._limits.release(held.slot, held.end, sent_seconds_ago=held.sent_seconds_ago)
         if isinstance(answer, RateLimited):
             lowered = self._limits.refused(held.slot, answer.retry_after_seconds)
             if lowered is not None:
                 self._tell(Warned(str(lowered)))
 
-    def _follow(self, outcome: "Outcome") -> None:
+    def _follow(self, outcome: Outcome) -> None:
         """Do what is left once an answer is stored."""
         self._publish(outcome.prices)
         self._say(outcome.told)
@@ -797,11 +785,9 @@ class _Run:
         return self._limiter
 
     @property
-    def _api(self) -> "Polygon":
+    def _api(self) -> Provider:
         if self._provider is None:
-            from asset_sync.provider.polygon import Polygon  # noqa: PLC0415
-
-            self._provider = Polygon.of(self._settings.provider, self._key)
+            self._provider = open_provider(self._settings.provider, self._key)
         return self._provider
 
     def _budget(self) -> slots.Budget:
@@ -811,11 +797,8 @@ class _Run:
         return self._deadline - self._clock.monotonic()
 
 
-def _end_of(answer: "Answer") -> tuple[CallEnd, float]:
+def _end_of(answer: Answer) -> tuple[CallEnd, float]:
     """Return what became of a call, and how many seconds ago one without an answer was sent."""
-    from asset_sync.provider.polygon import NotSent, Unanswered  # noqa: PLC0415
-    from asset_sync.sync.outcome import is_well  # noqa: PLC0415
-
     if isinstance(answer, NotSent):
         return CallEnd.NOT_SENT, 0.0
     if isinstance(answer, Unanswered):

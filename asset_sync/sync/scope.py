@@ -7,8 +7,9 @@ from datetime import datetime
 from asset_sync.budget.slots import Lane, Rate, effective_rate, rate_of
 from asset_sync.database import Connection
 from asset_sync.model import AssetType, Feed, Level
+from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Wanted, calls_for
-from asset_sync.settings import Secret, Settings, SettingsError
+from asset_sync.settings import ProviderSettings, Secret, Settings, SettingsError
 from asset_sync.store import runs
 from asset_sync.sync.window import Reach, reach
 
@@ -121,3 +122,16 @@ def job_of(db: Connection, settings: Settings, lane: Lane) -> Job:
     """Return the job of a command, with what the database knows of the key."""
     rate = effective_rate(db, rate_of(settings))
     return Job(settings, lane, runs.denials(db, *account(settings)), rate)
+
+
+def open_provider(settings: ProviderSettings, key: Secret) -> Provider:
+    """Return the provider's client. Importing it takes 150 ms, so this waits for the first call."""
+    from asset_sync.provider.polygon.client import Polygon  # noqa: PLC0415
+
+    return Polygon(
+        base_url=settings.base_url,
+        api_key=key,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+        read_timeout_seconds=settings.read_timeout_seconds,
+        call_timeout_seconds=settings.call_timeout_seconds,
+    )

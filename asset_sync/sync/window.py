@@ -1,13 +1,10 @@
-"""How much history one call of bars asks for.
-
-A call returns at most 50,000 base bars, which are minute bars whatever the size asked for: about
-34 days of crypto, which never sleeps, or seven weeks of forex (API page `aggregates`).
-"""
+"""How much history one call of bars asks for."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from asset_sync.model import AssetType
+from asset_sync.provider.polygon.markets import MARKETS
 
 BAR_LENGTH = timedelta(minutes=5)
 
@@ -16,8 +13,6 @@ READ_AGAIN = 6 * BAR_LENGTH
 
 SAFE_HISTORY = timedelta(days=720)
 """How far back every plan goes; a range that starts before a plan's floor is refused (403)."""
-
-REACH = {AssetType.CRYPTO: timedelta(days=34), AssetType.FOREX: timedelta(days=40)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,7 @@ def reach(
         end = midnight - timedelta(milliseconds=1)
         if newest is not None and newest + BAR_LENGTH > end:
             return None
-    longest = REACH[asset_type]
+    longest = MARKETS[asset_type].window
     start = end - longest if newest is None else newest - READ_AGAIN
     history = timedelta(days=history_days)
     floor = now - (min(history, SAFE_HISTORY) if past_denied else history)

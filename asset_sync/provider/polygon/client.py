@@ -3,66 +3,18 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Self
-from urllib.parse import quote
 
-from asset_sync.model import AssetType
-from asset_sync.provider.polygon._http import Http
-from asset_sync.provider.polygon._parse import (
-    REFERENCE_PATH,
-    BarsAnswer,
-    SnapshotAnswer,
-    TickersAnswer,
+from asset_sync.provider.answers import BarsAnswer, SnapshotAnswer, TickersAnswer
+from asset_sync.provider.polygon import endpoints
+from asset_sync.provider.polygon.http import Http
+from asset_sync.provider.polygon.parse import (
     read_bars,
     read_exists,
     read_snapshots,
     read_tickers,
-    unix_ms,
 )
-from asset_sync.provider.polygon._refusals import Call
-from asset_sync.settings import ProviderSettings, Secret
-
-MAX_SNAPSHOT_TICKERS = 250
-"""What `/v3/snapshot` takes in one call (its API page)."""
-
-
-def bars_endpoint(ticker: str, start: datetime, end: datetime) -> str:
-    """Return path and query for five-minute bars; both ends are included.
-
-    `limit` is the API's largest, and counts the minute bars that the answer is made of.
-    """
-    return (
-        f"/v2/aggs/ticker/{_quoted(ticker)}/range/5/minute/{unix_ms(start)}/{unix_ms(end)}"
-        "?adjusted=true&sort=asc&limit=50000"
-    )
-
-
-def snapshot_endpoint(tickers: Sequence[str]) -> str:
-    """Return path and query for the snapshot; without `limit` the API sends ten rows.
-
-    Raises ValueError for no ticker (the API would send any) and for more than 250.
-    """
-    if not 1 <= len(tickers) <= MAX_SNAPSHOT_TICKERS:
-        raise ValueError(
-            f"a snapshot takes 1 to {MAX_SNAPSHOT_TICKERS} tickers, not {len(tickers)}"
-        )
-    named = ",".join(_quoted(ticker) for ticker in tickers)
-    return f"/v3/snapshot?ticker.any_of={named}&limit={MAX_SNAPSHOT_TICKERS}"
-
-
-def reference_endpoint(ticker: str) -> str:
-    """Return the path of what the API knows about a ticker."""
-    return f"{REFERENCE_PATH}/{_quoted(ticker)}"
-
-
-def tickers_endpoint(asset_type: AssetType, search: str = "") -> str:
-    """Return path and query for the first page of a market's tickers that trade.
-
-    `search` is looked for in tickers and names. A page holds the API's most, 1000; without `limit`
-    it holds 100.
-    """
-    market = {AssetType.FOREX: "fx", AssetType.CRYPTO: "crypto"}[asset_type]
-    searched = f"&search={quote(search, safe='', errors='replace')}" if search else ""
-    return f"{REFERENCE_PATH}?market={market}&active=true{searched}&limit=1000"
+from asset_sync.provider.polygon.refusals import Call
+from asset_sync.secret import Secret
 
 
 class Polygon:
@@ -89,17 +41,6 @@ class Polygon:
             connect_timeout_seconds=connect_timeout_seconds,
             read_timeout_seconds=read_timeout_seconds,
             call_timeout_seconds=call_timeout_seconds,
-        )
-
-    @classmethod
-    def of(cls, provider: ProviderSettings, key: Secret) -> Self:
-        """Return the API as the settings have it."""
-        return cls(
-            base_url=provider.base_url,
-            api_key=key,
-            connect_timeout_seconds=provider.connect_timeout_seconds,
-            read_timeout_seconds=provider.read_timeout_seconds,
-            call_timeout_seconds=provider.call_timeout_seconds,
         )
 
     def __repr__(self) -> str:
@@ -135,7 +76,7 @@ class Polygon:
         `ticker_exists`). A `next_url` is not followed but told as `complete=False`. Raises any
         `ProviderError`; `TodayDenied` when the plan does not reach into the range.
         """
-        reply = self._http.get(bars_endpoint(ticker, start, end), ticker)
+        reply = self._http.get(endpoints.bars(ticker, start, end), ticker)
         return read_bars(reply, self._call(ticker), ticker, start, end)
 
     def snapshots(self, tickers: Sequence[str]) -> SnapshotAnswer:
@@ -144,18 +85,18 @@ class Polygon:
         Each row is judged by itself: what is wrong with one ticker stands in `refused`. What
         concerns the whole call is raised: any `ProviderError`, `FeedDenied` on a free plan.
         """
-        endpoint = snapshot_endpoint(tickers)
+        endpoint = endpoints.snapshot(tickers)
         asked = _named(tickers)
         reply = self._http.get(endpoint, asked)
         return read_snapshots(reply, self._call(asked), tickers)
 
     def ticker_exists(self, ticker: str) -> bool:
         """Return whether the API's reference knows the ticker; raises any `ProviderError`."""
-        reply = self._http.get(reference_endpoint(ticker), ticker)
+        reply = self._http.get(endpoints.reference(ticker), ticker)
         return read_exists(reply, self._call(ticker), ticker)
 
     def tickers(self, page: str) -> TickersAnswer:
-        """Return a page of the API's list: of `tickers_endpoint`, or the next of an answer.
+        """Return a page of the API's list: of `endpoints.tickers`, or the next of an answer.
 
         Raises any `ProviderError`.
         """
@@ -164,10 +105,6 @@ class Polygon:
 
     def _call(self, asked: str) -> Call:
         return Call(asked=asked, host=self._http.host, key=self._key)
-
-
-def _quoted(ticker: str) -> str:
-    return quote(ticker, safe=":")
 
 
 def _named(tickers: Sequence[str]) -> str:

@@ -12,8 +12,8 @@ from requests.auth import AuthBase
 
 from asset_sync.clock import monotonic
 from asset_sync.provider.deadline import FAILURES, Deadline, Session, reason
-from asset_sync.provider.polygon._errors import NotSent, Unanswered, Unavailable
-from asset_sync.settings import Secret
+from asset_sync.provider.errors import NotSent, Unanswered, Unavailable
+from asset_sync.secret import Secret
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Decoded. The largest honest answer, 50,000 bars, has about 7 MB."""
@@ -70,6 +70,7 @@ class Http:
         )
 
     def close(self) -> None:
+        """Close the connection."""
         self._session.close()
 
     def get(self, endpoint: str, asked: str) -> Reply:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from asset_sync.provider.polygon._errors import (
+from asset_sync.provider.errors import (
     FeedDenied,
     KeyRefused,
     ProviderError,
@@ -14,8 +14,8 @@ from asset_sync.provider.polygon._errors import (
     Unanswered,
     Unavailable,
 )
-from asset_sync.provider.polygon._http import Reply
-from asset_sync.settings import Secret
+from asset_sync.provider.polygon.http import Reply
+from asset_sync.secret import Secret
 
 _MAX_WORDS = 200
 

@@ -4,23 +4,26 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from itertools import pairwise
 from operator import itemgetter
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from asset_sync.provider.polygon._errors import (
-    ProviderError,
-    TickerUnknown,
-    Unavailable,
-    Unreadable,
+from asset_sync.provider.answers import (
+    Bar,
+    BarsAnswer,
+    Flaw,
+    LeftOut,
+    Listed,
+    Quote,
+    SnapshotAnswer,
+    TickersAnswer,
 )
-from asset_sync.provider.polygon._http import Reply
-from asset_sync.provider.polygon._refusals import (
+from asset_sync.provider.errors import ProviderError, TickerUnknown, Unavailable, Unreadable
+from asset_sync.provider.polygon.endpoints import REFERENCE_PATH, unix_ms
+from asset_sync.provider.polygon.http import Reply
+from asset_sync.provider.polygon.refusals import (
     Call,
     refusal,
     refusal_in_answer,
@@ -28,10 +31,9 @@ from asset_sync.provider.polygon._refusals import (
     unknown,
     words,
 )
-from asset_sync.settings import Secret
+from asset_sync.secret import Secret
 
 BAR_MS = 5 * 60 * 1000
-REFERENCE_PATH = "/v3/reference/tickers"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TRADES = 2**31 - 1
@@ -47,110 +49,6 @@ _MAX_QUERY = 8000
 
 # From which size on a time is in ns, us, ms or s (all after 1973), and how it becomes us.
 _TO_MICROSECONDS = ((10**17, 1, 1000), (10**14, 1, 1), (10**11, 1000, 1), (0, 10**6, 1))
-
-
-class Bar(NamedTuple):
-    """Five minutes of an asset. A tuple, since one answer may hold 50,000 of them."""
-
-    start_ms: int
-    """Unix time in milliseconds; the bar ends 300,000 ms later."""
-
-    open: float
-    high: float
-    low: float
-    close: float
-
-    volume: float
-    """Units traded; for forex the number of quotes, of which such bars are made."""
-
-    vwap: float | None
-    trades: int | None
-    """For forex again the number of quotes."""
-
-
-class Flaw(StrEnum):
-    """Why a bar cannot be true. No reason compares it with earlier bars: crashes are real."""
-
-    UNREADABLE = "a figure that is missing or no number"
-    PRICE = "a price outside 1e-12 to 1e12"
-    VOLUME = "a volume below 0 or above 1e18"
-    UPSIDE_DOWN = "a high below the low"
-    OPEN_OR_CLOSE = "an open or close outside low to high"
-    OFF_THE_MARK = "a start that is not on a five-minute mark"
-    OUT_OF_RANGE = "a start outside the time asked for"
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """How many bars of an answer were left out for one reason."""
-
-    flaw: Flaw
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.count} with {self.flaw}"
-
-
-@dataclass(frozen=True, slots=True)
-class BarsAnswer:
-    """The bars of one ticker that one call brought."""
-
-    ticker: str
-
-    bars: tuple[Bar, ...]
-    """Strictly ascending; where the provider sent a start twice, the later one."""
-
-    complete: bool
-    """False when the provider has more of the range: ask again from the last bar on."""
-
-    left_out: tuple[LeftOut, ...] = ()
-    """The bars that cannot be true and are therefore not in `bars`; each reason once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """The newest price of a ticker and its day so far; None is what is not known yet."""
-
-    ticker: str
-    bid: float | None
-    ask: float | None
-
-    last_price: float
-    """The last trade; for forex, which has none, halfway between bid and ask."""
-
-    daily_open: float | None
-    daily_high: float | None
-    daily_low: float | None
-    daily_close: float | None
-
-    at: datetime
-    """When the price was made, by the provider's clock, in UTC."""
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotAnswer:
-    """Every ticker asked for is in exactly one of the two."""
-
-    quotes: Mapping[str, Quote]
-    refused: Mapping[str, ProviderError]
-
-
-class Listed(NamedTuple):
-    """A ticker in the reference. A tuple, since one answer may hold 1000 of them."""
-
-    ticker: str
-    name: str
-    """One printable line; the ticker where there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class TickersAnswer:
-    """One page of the reference's list."""
-
-    tickers: tuple[Listed, ...]
-
-    next_page: str | None
-    """Path and query of the next page, without a host or a key; None where the list ends."""
 
 
 def read_bars(reply: Reply, call: Call, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
@@ -255,11 +153,6 @@ def read_tickers(reply: Reply, call: Call) -> TickersAnswer:
     if rows and not tickers:
         raise _wrong_shape(call)
     return TickersAnswer(tickers, _next_page(body.get("next_url"), call))
-
-
-def unix_ms(moment: datetime) -> int:
-    """Return an aware time in milliseconds since 1970, exactly (floats would round)."""
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _answer(

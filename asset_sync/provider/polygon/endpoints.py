@@ -1,0 +1,66 @@
+"""Path and query of each call, without the client that makes it: a dry run shows them."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
+
+from asset_sync.model import AssetType
+from asset_sync.provider.polygon.markets import MARKETS
+
+REFERENCE_PATH = "/v3/reference/tickers"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+MAX_SNAPSHOT_TICKERS = 250
+"""What `/v3/snapshot` takes in one call (its API page)."""
+
+
+def bars(ticker: str, start: datetime, end: datetime) -> str:
+    """Return path and query for five-minute bars; both ends are included.
+
+    `limit` is the API's largest, and counts the minute bars that the answer is made of.
+    """
+    return (
+        f"/v2/aggs/ticker/{_quoted(ticker)}/range/5/minute/{unix_ms(start)}/{unix_ms(end)}"
+        "?adjusted=true&sort=asc&limit=50000"
+    )
+
+
+def snapshot(tickers: Sequence[str]) -> str:
+    """Return path and query for the snapshot; without `limit` the API sends ten rows.
+
+    Raises ValueError for no ticker (the API would send any) and for more than 250.
+    """
+    if not 1 <= len(tickers) <= MAX_SNAPSHOT_TICKERS:
+        raise ValueError(
+            f"a snapshot takes 1 to {MAX_SNAPSHOT_TICKERS} tickers, not {len(tickers)}"
+        )
+    named = ",".join(_quoted(ticker) for ticker in tickers)
+    return f"/v3/snapshot?ticker.any_of={named}&limit={MAX_SNAPSHOT_TICKERS}"
+
+
+def reference(ticker: str) -> str:
+    """Return the path of what the API knows about a ticker."""
+    return f"{REFERENCE_PATH}/{_quoted(ticker)}"
+
+
+def tickers(asset_type: AssetType, search: str = "") -> str:
+    """Return path and query for the first page of a market's tickers that trade.
+
+    `search` is looked for in tickers and names. A page holds the API's most, 1000; without `limit`
+    it holds 100.
+    """
+    searched = f"&search={quote(search, safe='', errors='replace')}" if search else ""
+    return (
+        f"{REFERENCE_PATH}?market={MARKETS[asset_type].api_name}&active=true{searched}&limit=1000"
+    )
+
+
+def _quoted(ticker: str) -> str:
+    return quote(ticker, safe=":")
+
+
+def unix_ms(moment: datetime) -> int:
+    """Return an aware time in milliseconds since 1970, exactly (floats would round)."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)

@@ -1,0 +1,28 @@
+"""The provider's plans."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from asset_sync.model import Feed
+from asset_sync.provider.plan import Plan
+
+_PAID_FEEDS = (Feed.SNAPSHOT, Feed.BARS)
+
+PLANS: Mapping[str, Plan] = MappingProxyType(
+    {
+        plan.name: plan
+        for plan in (
+            Plan("free", 5, 60.0, (Feed.BARS,), 720, 0),
+            Plan("starter", 100, 1.0, _PAID_FEEDS, 3650, 49),
+            Plan("developer", 100, 1.0, _PAID_FEEDS, 3650, None),
+            Plan("advanced", 100, 1.0, _PAID_FEEDS, 3650, None),
+        )
+    }
+)
+"""The plans by name (the project's notes on the API, `API.md`).
+
+A free key has five calls a minute and two years of history; a range that starts before its floor
+is refused, hence 720 days. Paid keys have no limit but "stay under 100 requests a second". Their
+ten years are more than one call reaches anyway. Prices are those of `massive.com/pricing` for
+currencies, Basic and Starter, as people quoted them in 2026; the higher two are sold for stocks.
+"""

@@ -1,0 +1,39 @@
+"""What a run asks of a provider, whoever it is."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from asset_sync.provider.answers import BarsAnswer, SnapshotAnswer, TickersAnswer
+
+
+class Provider(Protocol):
+    """A provider of market data; each method that asks is exactly one call, and one slot.
+
+    It ends within `call_timeout_seconds`, or raises a `ProviderError` and no other exception.
+    """
+
+    call_timeout_seconds: float
+    """How long the next call may take in all; may be set between two calls."""
+
+    def send_only_if(self, may_send: Callable[[], bool]) -> None:
+        """Ask this immediately before each request is written; if not, raise `NotSent`."""
+
+    def bars(self, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
+        """Return the five-minute bars that start from `start` to `end`, both aware and included."""
+        ...
+
+    def snapshots(self, tickers: Sequence[str]) -> SnapshotAnswer:
+        """Return the last price of each ticker."""
+        ...
+
+    def ticker_exists(self, ticker: str) -> bool:
+        """Return whether the provider knows the ticker."""
+        ...
+
+    def tickers(self, page: str) -> TickersAnswer:
+        """Return a page of the provider's list of tickers."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
