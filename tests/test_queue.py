@@ -391,10 +391,10 @@ def test_many_claimers_at_once_serve_each_item_once(
 
 _CHANGES: dict[str, Callable[[Cursor, Item], object]] = {
     "finish": lambda cursor, item: queue.finish(cursor, [item]),
-    "put_back": lambda cursor, item: queue.put_back(cursor, [item], reason="502"),
-    "go_on": lambda cursor, item: queue.go_on(cursor, item, backfilled_to=None),
-    "look_up": queue.look_up,
-    "retire": lambda cursor, item: queue.retire(cursor, [item], "no snapshots"),
+    "put_back": lambda cursor, item: queue.release(cursor, [item], reason="502"),
+    "go_on": lambda cursor, item: queue.resume(cursor, item, backfilled_to=None),
+    "look_up": queue.verify,
+    "retire": lambda cursor, item: queue.skip(cursor, [item], "no snapshots"),
     "fail": lambda cursor, item: queue.fail(cursor, item, "404", SETTINGS),
     "strike": lambda cursor, item: queue.strike(cursor, [item], "500", SETTINGS),
 }
@@ -743,7 +743,7 @@ def test_put_back_for_nobodys_fault_takes_the_attempt_off_and_waits(
     enter(db, asset("A", HIGH))
     item = claim_one(db)
     with transaction(db) as cursor:
-        queue.put_back(cursor, [item], after_seconds=30, reason="502")
+        queue.release(cursor, [item], after_seconds=30, reason="502")
     assert row(db, "state, attempts, level, last_error") == ("waiting", 0, "high", "502")
     assert delay(db) == pytest.approx(30, abs=0.5)
     clock.sleep(30)
@@ -753,7 +753,7 @@ def test_put_back_for_nobodys_fault_takes_the_attempt_off_and_waits(
 def test_put_back_at_once_can_be_claimed_at_once(db: Connection) -> None:
     enter(db, asset("A"))
     with transaction(db) as cursor:
-        queue.put_back(cursor, [claim_one(db)])
+        queue.release(cursor, [claim_one(db)])
     assert claim_one(db).symbol == "A"
 
 
@@ -761,7 +761,7 @@ def test_go_on_remembers_how_far_a_catch_up_came_until_it_ends(db: Connection) -
     backfilled_to = datetime(2025, 3, 1, 12, tzinfo=UTC)
     enter(db, asset("A"))
     with transaction(db) as cursor:
-        queue.go_on(cursor, claim_one(db), backfilled_to=backfilled_to)
+        queue.resume(cursor, claim_one(db), backfilled_to=backfilled_to)
     item = claim_one(db)
     assert (item.backfilled_to, item.attempts) == (backfilled_to, 1)
     finish(db, [item])
@@ -773,11 +773,11 @@ def test_an_item_without_data_is_looked_up_by_its_next_call_and_only_by_that(
 ) -> None:
     enter(db, asset("A"))
     with transaction(db) as cursor:
-        queue.look_up(cursor, claim_one(db))
+        queue.verify(cursor, claim_one(db))
     item = claim_one(db)
     assert (item.verify_ticker, item.attempts) == (True, 1)
     with transaction(db) as cursor:
-        queue.go_on(cursor, item, backfilled_to=None)
+        queue.resume(cursor, item, backfilled_to=None)
     assert claim_one(db).verify_ticker is False
 
 
@@ -792,7 +792,7 @@ def test_a_failed_look_up_can_be_asked_again(db: Connection, clock: ShiftingCloc
 def test_a_retired_item_rests_with_its_reason(db: Connection) -> None:
     enter(db, asset("A"), feed=Feed.SNAPSHOT)
     with transaction(db) as cursor:
-        queue.retire(cursor, claim(db), "no snapshots")
+        queue.skip(cursor, claim(db), "no snapshots")
     assert row(db, "state, attempts, last_error, last_success_at") == (
         "idle", 0, "no snapshots", None,
     )  # fmt: skip
@@ -866,7 +866,7 @@ def test_an_item_put_back_is_ready_after_its_delay_and_one_that_failed_is_the_ne
 ) -> None:
     enter(db, asset("A"))
     with transaction(db) as cursor:
-        queue.put_back(cursor, [claim_one(db)], after_seconds=30)
+        queue.release(cursor, [claim_one(db)], after_seconds=30)
     own = wanted(asset("A"))
     assert queue.next_ready_seconds(db, own, 60) == pytest.approx(30, abs=0.5)
     assert queue.next_ready_seconds(db, own, 20) is None
@@ -910,7 +910,7 @@ def test_waiting_says_whether_something_can_be_claimed_now(
     assert queue.waiting(db, in_line(db, Lane.QUEUE))
     assert not queue.waiting(db, in_line(db, Lane.PRIORITY))
     with transaction(db) as cursor:
-        queue.put_back(cursor, [claim_one(db)], after_seconds=30)
+        queue.release(cursor, [claim_one(db)], after_seconds=30)
     assert not queue.waiting(db, in_line(db, Lane.QUEUE))
     clock.sleep(30)
     assert queue.waiting(db, in_line(db, Lane.QUEUE))

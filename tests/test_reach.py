@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from asset_sync.model import AssetType
 from asset_sync.provider.polygon.markets import MARKETS
-from asset_sync.sync.window import BAR_LENGTH, READ_AGAIN, Reach, reach
+from asset_sync.sync.window import BAR_LENGTH, OVERLAP, Window, next_window
 
 NOW = datetime(2025, 6, 12, 14, 37, 21, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -23,8 +23,8 @@ def ask(
     history_days: int = TWO_YEARS,
     backfilled_to: datetime | None = None,
     today_denied: bool = False,
-) -> Reach | None:
-    return reach(
+) -> Window | None:
+    return next_window(
         now,
         newest,
         asset_type=asset_type,
@@ -34,14 +34,14 @@ def ask(
     )
 
 
-def some(answer: Reach | None) -> Reach:
+def some(answer: Window | None) -> Window:
     assert answer is not None
     return answer
 
 
 def test_an_update_asks_from_the_newest_bar_less_a_few_to_now() -> None:
     newest = datetime(2025, 6, 12, 14, 25, tzinfo=UTC)
-    assert ask(newest) == Reach(newest - READ_AGAIN, NOW, last=True)
+    assert ask(newest) == Window(newest - OVERLAP, NOW, last=True)
 
 
 @pytest.mark.parametrize("asset_type", AssetType)
@@ -65,8 +65,8 @@ def test_a_gap_is_asked_for_no_further_back_than_the_plans_history() -> None:
 def test_a_gap_longer_than_one_call_is_cut_and_the_next_call_goes_on() -> None:
     newest = datetime(2025, 1, 1, tzinfo=UTC)
     first = some(ask(newest))
-    assert first == Reach(
-        newest - READ_AGAIN, newest - READ_AGAIN + MARKETS[AssetType.FOREX].window, last=False
+    assert first == Window(
+        newest - OVERLAP, newest - OVERLAP + MARKETS[AssetType.FOREX].window, last=False
     )
     second = some(ask(first.end))
     assert second.start < first.end < second.end
@@ -81,7 +81,7 @@ def test_where_a_catch_up_found_nothing_it_goes_on_from_where_it_had_asked() -> 
 def test_how_far_was_asked_never_hides_what_is_newer() -> None:
     newest = datetime(2025, 6, 12, 14, 25, tzinfo=UTC)
     backfilled_to = datetime(2025, 6, 1, tzinfo=UTC)
-    assert some(ask(newest, backfilled_to=backfilled_to)).start == newest - READ_AGAIN
+    assert some(ask(newest, backfilled_to=backfilled_to)).start == newest - OVERLAP
 
 
 def test_without_today_the_range_ends_with_yesterday() -> None:

@@ -13,13 +13,14 @@ from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Feed
 from asset_sync.settings import QueueSettings
-from asset_sync.store import runs
-from asset_sync.store.runs import Call, Denials, Run
+from asset_sync.store import entitlements, runs
+from asset_sync.store.entitlements import Missing
+from asset_sync.store.runs import Call, Run
 from asset_sync.sync import loop
 from asset_sync.sync.progress import Calling, Progress
 
 KEY, OTHER_KEY = "0123456789ab", "ba9876543210"
-NOTHING_DENIED = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
+NOTHING_DENIED = Missing(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
 
 
 def record(db: Connection, run_id: int, call: Call) -> None:
@@ -35,7 +36,7 @@ def deny(
     plan: str = "starter",
 ) -> None:
     with transaction(db) as cursor:
-        runs.deny(cursor, key, plan, capability, symbols)
+        entitlements.note_missing(cursor, key, plan, capability, symbols)
 
 
 def end(db: Connection, run_id: int, reason: str = "done") -> None:
@@ -227,7 +228,7 @@ def test_a_long_neglected_history_is_pruned_in_batches_the_oldest_first(db: Conn
 
 
 def test_a_key_that_was_never_refused_may_do_everything(db: Connection) -> None:
-    assert runs.denials(db, KEY, "starter") == NOTHING_DENIED
+    assert entitlements.missing(db, KEY, "starter") == NOTHING_DENIED
 
 
 @pytest.mark.parametrize(
@@ -243,19 +244,19 @@ def test_a_key_that_was_never_refused_may_do_everything(db: Connection) -> None:
     ],
 )
 def test_what_a_key_was_refused_is_remembered(
-    db: Connection, refuse: Callable[[Connection], None], known: Denials
+    db: Connection, refuse: Callable[[Connection], None], known: Missing
 ) -> None:
     refuse(db)
 
-    assert runs.denials(db, KEY, "starter") == known
+    assert entitlements.missing(db, KEY, "starter") == known
 
 
 def test_a_refusal_holds_for_that_key_and_that_plan_only(db: Connection) -> None:
     deny(db, "snapshot")
     deny(db, "snapshot", "XAUUSD")
 
-    assert runs.denials(db, OTHER_KEY, "starter") == NOTHING_DENIED
-    assert runs.denials(db, KEY, "advanced") == NOTHING_DENIED
+    assert entitlements.missing(db, OTHER_KEY, "starter") == NOTHING_DENIED
+    assert entitlements.missing(db, KEY, "advanced") == NOTHING_DENIED
 
 
 def age_denials(db: Connection, interval: str) -> None:
@@ -267,10 +268,10 @@ def test_a_refusal_is_forgotten_after_a_day(db: Connection) -> None:
     deny(db, "snapshot", "XAUUSD")
 
     age_denials(db, "23 hours 59 minutes")
-    assert runs.denials(db, KEY, "starter").today
+    assert entitlements.missing(db, KEY, "starter").today
 
     age_denials(db, "1 minute")
-    assert runs.denials(db, KEY, "starter") == NOTHING_DENIED
+    assert entitlements.missing(db, KEY, "starter") == NOTHING_DENIED
 
 
 def test_a_refusal_that_is_repeated_counts_from_anew(db: Connection) -> None:
@@ -279,4 +280,4 @@ def test_a_refusal_that_is_repeated_counts_from_anew(db: Connection) -> None:
 
     deny(db, "today")
 
-    assert runs.denials(db, KEY, "starter").today
+    assert entitlements.missing(db, KEY, "starter").today

@@ -14,8 +14,8 @@ from asset_sync.budget.slots import Lane
 from asset_sync.cli import app
 from asset_sync.ops import hooks
 from asset_sync.settings import SHIPPED_FILE, VARIABLES, load
-from asset_sync.store.runs import Denials
-from asset_sync.sync.scope import Job
+from asset_sync.store.entitlements import Missing
+from asset_sync.sync.scope import Scope
 
 UNITS = Path(__file__).parent.parent / "systemd"
 JOBS = ("priority", "queue")
@@ -62,8 +62,8 @@ def test_a_unit_lets_the_longest_run_end_by_itself_and_tell_of_it(job: str) -> N
     """A priority run of many assets takes a window for each of the plan's calls, too."""
     settings = load(SHIPPED_FILE, {})
     many = tuple(replace(settings.critical[0], symbol=f"A{number}") for number in range(100))
-    nothing = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
-    run = Job(replace(settings, assets=many), Lane(job), nothing)
+    nothing = Missing(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
+    run = Scope(replace(settings, assets=many), Lane(job), nothing)
     told = hooks.START_SECONDS + hooks.END_SECONDS + hooks.COMMAND_SECONDS
 
     longest = run.runtime_seconds + told

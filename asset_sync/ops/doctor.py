@@ -15,7 +15,7 @@ from asset_sync.provider.errors import Fault, ProviderError
 from asset_sync.schedule import installed
 from asset_sync.settings import SECRET_VARIABLES, Settings
 from asset_sync.starter import Starter
-from asset_sync.store import runs
+from asset_sync.store import entitlements, runs
 
 
 class Grade(StrEnum):
@@ -178,7 +178,7 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
 def _denied(db: Connection, settings: Settings) -> Finding:
     from asset_sync.sync.scope import account  # noqa: PLC0415
 
-    denials = runs.denials(db, *account(settings))
+    denials = entitlements.missing(db, *account(settings))
     plan = settings.provider.plan.name
     lowered = slots.lowered(db, slots.rate_of(settings))
     if lowered is not None:

@@ -20,8 +20,8 @@ from asset_sync.model import Asset, Level
 from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.queue import BULK
 from asset_sync.settings import PLANS, Plan, RateLimit, Settings
-from asset_sync.store.runs import Denials
-from asset_sync.sync.scope import Job
+from asset_sync.store.entitlements import Missing
+from asset_sync.sync.scope import Scope
 
 DAY_SECONDS = 86_400
 CALL_SECONDS = 0.5
@@ -166,7 +166,7 @@ class _Line:
     """How the calls are shared out among the assets of one plan; rates are calls a second."""
 
     def __init__(self, settings: Settings, call_seconds: float) -> None:
-        priority, queue = (Job(settings, lane, _NOTHING_DENIED) for lane in Lane)
+        priority, queue = (Scope(settings, lane, _NOTHING_DENIED) for lane in Lane)
         self._interval = settings.batch.interval_seconds
         self._limit = settings.rate_limit
         self._aging = settings.queue.aging_seconds
@@ -315,7 +315,7 @@ _NOTHING = 1e-9
 # With so much of the calls needed there is always an asset that waits for one.
 _BUSY = 0.75
 _ALLOWANCES_BELOW = {Level.HIGH: 2, Level.MEDIUM: 1, Level.LOW: 0}
-_NOTHING_DENIED = Denials(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
+_NOTHING_DENIED = Missing(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
 
 
 def _of(asset: Asset, asked: float, every: float, cost: float, pause: float) -> AssetForecast:
@@ -351,8 +351,8 @@ def _least(holds: Callable[[float], bool], most: float) -> float:
 _HALVINGS = 60
 
 
-def _distinct(job: Job) -> tuple[Asset, ...]:
-    return tuple(dict.fromkeys(one.asset for one in job.wanted))
+def _distinct(scope: Scope) -> tuple[Asset, ...]:
+    return tuple(dict.fromkeys(one.asset for one in scope.wanted))
 
 
 def _kinds(assets: Sequence[Asset]) -> Sequence[tuple[Asset, int]]:

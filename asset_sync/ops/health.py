@@ -77,7 +77,7 @@ def examine(db: Connection, settings: Settings) -> Health:
     freshness = queue.freshness(db, symbols)
     critical = [freshness.get(asset.symbol) for asset in settings.critical]
     return Health(
-        jobs=tuple(_job(lane, records[lane], settings) for lane in lanes),
+        jobs=tuple(_scope(lane, records[lane], settings) for lane in lanes),
         levels=levels,
         checks=(
             *(_overdue(lane, records[lane], settings) for lane in lanes),
@@ -107,7 +107,7 @@ def _has_priority_runs(settings: Settings) -> bool:
     return settings.batch.priority_assets_enabled and bool(settings.critical)
 
 
-def _job(lane: Lane, record: JobRecord, settings: Settings) -> JobStatus:
+def _scope(lane: Lane, record: JobRecord, settings: Settings) -> JobStatus:
     interval = timedelta(seconds=settings.batch.interval_seconds)
     last = record.last_run_at
     overdue = _overdue(lane, record, settings).verdict is not Verdict.HEALTHY

@@ -455,7 +455,7 @@ def finish(cursor: Cursor, items: Sequence[Item]) -> None:
     )
 
 
-def put_back(
+def release(
     cursor: Cursor, items: Sequence[Item], *, after_seconds: float = 0, reason: str | None = None
 ) -> None:
     """Return items for which nobody's fault, or more work, keeps them from being done.
@@ -471,7 +471,7 @@ def put_back(
     )
 
 
-def go_on(cursor: Cursor, item: Item, *, backfilled_to: datetime | None) -> None:
+def resume(cursor: Cursor, item: Item, *, backfilled_to: datetime | None) -> None:
     """Return an item of which a call brought a part; the next call goes on from there."""
     _update_held(
         cursor,
@@ -482,7 +482,7 @@ def go_on(cursor: Cursor, item: Item, *, backfilled_to: datetime | None) -> None
     )
 
 
-def look_up(cursor: Cursor, item: Item) -> None:
+def verify(cursor: Cursor, item: Item) -> None:
     """Return an item without any data; its next call tells a mistyped ticker from silence."""
     _update_held(
         cursor,
@@ -491,7 +491,7 @@ def look_up(cursor: Cursor, item: Item) -> None:
     )
 
 
-def retire(cursor: Cursor, items: Sequence[Item], reason: str) -> None:
+def skip(cursor: Cursor, items: Sequence[Item], reason: str) -> None:
     """End items of a feed that the key may not use; another feed serves their assets."""
     _update_held(
         cursor, items, "state = 'idle', attempts = 0, last_error = %(reason)s", {"reason": reason}

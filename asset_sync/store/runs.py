@@ -13,8 +13,6 @@ from asset_sync.starter import Starter, starter
 
 CALLS_KEPT_DAYS = 30
 RUNS_KEPT_DAYS = 90
-# A plan is upgraded without our being told: what was denied is asked for again after a day.
-DENIAL_KEPT_HOURS = 24
 
 
 class Run(NamedTuple):
@@ -94,19 +92,6 @@ class LastRun(NamedTuple):
     seconds_ago: float
     reason_ended: str | None
     """None while it works, and for ever if it was killed."""
-
-
-class Denials(NamedTuple):
-    """What the key may not do, as far as it has been tried."""
-
-    today: bool
-    """Whether bars of the running day are refused."""
-    past: bool
-    """Whether bars of more than two years ago are refused, whatever the plan in the settings."""
-    snapshot: bool
-    """Whether the snapshot feed is refused."""
-    snapshot_symbols: frozenset[str]
-    """Assets whose snapshots are refused."""
 
 
 def start(db: Connection, command: str) -> int:
@@ -339,36 +324,4 @@ def calls(db: Connection, run_id: int) -> tuple[CallMade, ...]:
             """,
             (run_id,),
         )
-    )
-
-
-def deny(cursor: Cursor, key: str, plan: str, capability: str, symbols: Sequence[str]) -> None:
-    """Remember that the key may not do this; no symbols stands for all."""
-    cursor.execute(
-        """
-        insert into asset_sync.entitlements (key_fingerprint, plan, capability, symbol)
-        select %s, %s, %s, symbol from unnest(%s::text[]) as symbol
-        on conflict (key_fingerprint, plan, capability, symbol) do update set noted_at = now()
-        """,
-        (key, plan, capability, list(symbols) or [""]),
-    )
-
-
-def denials(db: Connection, key: str, plan: str) -> Denials:
-    """Return what this key was denied of late."""
-    rows = query(
-        db,
-        """
-        select capability, symbol from asset_sync.entitlements
-        where key_fingerprint = %s and plan = %s and noted_at > now() - make_interval(hours => %s)
-        """,
-        (key, plan, DENIAL_KEPT_HOURS),
-    )
-    return Denials(
-        today=("today", "") in rows,
-        past=("past", "") in rows,
-        snapshot=("snapshot", "") in rows,
-        snapshot_symbols=frozenset(
-            symbol for what, symbol in rows if what == "snapshot" and symbol
-        ),
     )

@@ -14,7 +14,7 @@ from asset_sync.provider.polygon import endpoints
 from asset_sync.queue import Upcoming
 from asset_sync.settings import Settings
 from asset_sync.store import market
-from asset_sync.sync.scope import Job, job_of
+from asset_sync.sync.scope import Scope, scope_of
 
 
 class PlannedCall(NamedTuple):
@@ -36,22 +36,22 @@ def plan(
     limit: int | None = None,
 ) -> tuple[PlannedCall, ...]:
     """Return the calls that a run would make now, in their order."""
-    job = job_of(db, settings, lane)
-    if job.switched_off:
+    scope = scope_of(db, settings, lane)
+    if scope.switched_off:
         return ()
-    runtime = max_runtime_seconds or job.runtime_seconds
+    runtime = max_runtime_seconds or scope.runtime_seconds
     most = min(limit or settings.queue.max_size, settings.queue.max_size)
     ahead = settings.batch.interval_seconds
     due = None if lane is Lane.QUEUE else ahead
-    upcoming = queue.preview(db, job.wanted, settings.queue, most, cycle_seconds=due)
+    upcoming = queue.preview(db, scope.wanted, settings.queue, most, cycle_seconds=due)
     if not upcoming:  # as a run does
-        upcoming = queue.preview(db, job.wanted, settings.queue, most, cycle_seconds=ahead)
-    times = slots.free_times(slots.budget(db, job.rate), lane)
+        upcoming = queue.preview(db, scope.wanted, settings.queue, most, cycle_seconds=ahead)
+    times = slots.free_times(slots.budget(db, scope.rate), lane)
     asked = [one.symbol for one in upcoming if one.feed is Feed.BARS]
     newest, now = market.newest_bars(db, asked)
     calls = []
     for batch in _batches(upcoming):
-        endpoint = _endpoint(job, batch, newest.get(batch[0].symbol), now)
+        endpoint = _endpoint(scope, batch, newest.get(batch[0].symbol), now)
         if endpoint is not None:
             at = max(next(times), batch[0].wait_seconds)
             symbols = tuple(one.symbol for one in batch)
@@ -70,7 +70,7 @@ def _batches(upcoming: Sequence[Upcoming]) -> Iterator[list[Upcoming]]:
 
 
 def _endpoint(
-    job: Job, batch: Sequence[Upcoming], newest: datetime | None, now: datetime
+    scope: Scope, batch: Sequence[Upcoming], newest: datetime | None, now: datetime
 ) -> str | None:
     """Return what the call would ask for, None where it can bring nothing new."""
     first = batch[0]
@@ -78,5 +78,5 @@ def _endpoint(
         return endpoints.reference(first.ticker)
     if first.feed is Feed.SNAPSHOT:
         return endpoints.snapshot([one.ticker for one in batch])
-    span = job.reach(first.asset_type, newest, now)
+    span = scope.window(first.asset_type, newest, now)
     return None if span is None else endpoints.bars(first.ticker, span.start, span.end)

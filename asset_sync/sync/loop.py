@@ -39,9 +39,9 @@ from asset_sync.settings import Secret, Settings
 from asset_sync.store import existing_tables, market, publish, runs
 from asset_sync.sync.outcome import (
     Answer,
-    Exchange,
-    Outcome,
-    Stretch,
+    BarsFetched,
+    Fetch,
+    Result,
     conclude,
     is_well,
     refused_by_database,
@@ -57,8 +57,8 @@ from asset_sync.sync.progress import (
     Waiting,
     Warned,
 )
-from asset_sync.sync.scope import NO_SNAPSHOTS, job_of, key_of, open_provider
-from asset_sync.sync.window import Reach
+from asset_sync.sync.scope import NO_SNAPSHOTS, key_of, open_provider, scope_of
+from asset_sync.sync.window import Window
 
 if TYPE_CHECKING:
     from asset_sync.budget.bucket import Limiter  # pyrate-limiter takes 87 ms
@@ -253,9 +253,9 @@ class _Run:
         self._limit = limit
         self._tell = tell
         self._clock = clock
-        self._job = job_of(db, settings, lane)
+        self._scope = scope_of(db, settings, lane)
         self._started = clock.monotonic()
-        self._deadline = self._started + (most_seconds or self._job.runtime_seconds)
+        self._deadline = self._started + (most_seconds or self._scope.runtime_seconds)
         self._report = Report(runs.start(db, lane.value), lane)
         self._enqueued_at = self._started
         self._line: tuple[Wanted, ...] = ()
@@ -322,7 +322,7 @@ class _Run:
         return self._report.served + self._report.bars_written
 
     def _loop(self) -> Ended:
-        if self._job.switched_off:
+        if self._scope.switched_off:
             return Ended.DISABLED
         runs.prune(self._db)
         # A run of the queue that has work stays for what becomes due. To refresh that before its
@@ -372,7 +372,7 @@ class _Run:
         clocks.look(self._db, self._watch)
         queue.reclaim(self._db, self._settings.queue)
         entered = queue.enqueue(
-            self._db, self._job.wanted, self._settings.queue, cycle_seconds=cycle_seconds
+            self._db, self._scope.wanted, self._settings.queue, cycle_seconds=cycle_seconds
         )
         if entered.left_out and not self._report.left_out:
             self._tell(
@@ -407,7 +407,7 @@ class _Run:
         """
         states = ("idle", "waiting") if self._tried else ("waiting",)
         within = self._remaining() if self._tried else min(self._remaining(), WAIT_FOR_SECOND_TRY)
-        return queue.next_ready_seconds(self._db, self._job.wanted, within, states=states)
+        return queue.next_ready_seconds(self._db, self._scope.wanted, within, states=states)
 
     def _bad_answers_waited_out(self) -> bool:
         """Wait between two calls while the provider answers badly; False if the run is too short.
@@ -417,7 +417,7 @@ class _Run:
         """
         if len(self._streaks.bad) < BAD_ANSWERS:
             return True
-        again_at = self._called_at + self._job.rate.period_seconds / 2
+        again_at = self._called_at + self._scope.rate.period_seconds / 2
         while (left := again_at - self._clock.monotonic()) > 0:
             if left > self._remaining():
                 return False
@@ -432,7 +432,7 @@ class _Run:
             asked = self._clock.monotonic()
             answer = self._limits.take(self._lane)
             if isinstance(answer, Slot):
-                return _Held(answer, asked + self._job.rate.call_timeout_seconds)
+                return _Held(answer, asked + self._scope.rate.call_timeout_seconds)
             if answer.seconds > self._remaining():
                 return None
             self._hold_place(answer.seconds)
@@ -458,7 +458,7 @@ class _Run:
     def _serve(self, held: _Held) -> None:
         """Make the one call that these items need and store what comes of it."""
         slot, items = held.slot, held.items
-        if items[0].feed is Feed.SNAPSHOT and self._job.denials.snapshot:
+        if items[0].feed is Feed.SNAPSHOT and self._scope.missing.snapshot:
             self._limits.give_back(slot)
             self._retire(items)
             return
@@ -473,9 +473,9 @@ class _Run:
         if self._in_time(held):
             self._call(held, span, budget)
 
-    def _reach(self, item: Item) -> Reach | None:
+    def _reach(self, item: Item) -> Window | None:
         newest, now = market.newest_bar(self._db, item.symbol)
-        return self._job.reach(item.asset_type, newest, now, item.backfilled_to)
+        return self._scope.window(item.asset_type, newest, now, item.backfilled_to)
 
     def _in_time(self, held: _Held) -> bool:
         """Whether most of the slot's time is left for the call; if not, give all back.
@@ -483,14 +483,14 @@ class _Run:
         The database took its time since, or the host slept.
         """
         left = held.until - self._clock.monotonic()
-        if left >= self._job.rate.call_timeout_seconds / 2:
+        if left >= self._scope.rate.call_timeout_seconds / 2:
             return True
         self._limits.give_back(held.slot)
         with self._transaction() as cursor:
-            queue.put_back(cursor, held.items)
+            queue.release(cursor, held.items)
         return False
 
-    def _call(self, held: _Held, span: Reach | None, budget: slots.Budget) -> None:
+    def _call(self, held: _Held, span: Window | None, budget: slots.Budget) -> None:
         """Make the call, and do with its answer what that asks for."""
         held.end = CallEnd.UNANSWERED
         self._tried = True
@@ -502,13 +502,13 @@ class _Run:
         held.end, held.sent_seconds_ago = _end_of(answer)
         if isinstance(answer, NotSent):
             self._report.api_calls_used -= 1
-        made = Exchange(held.items, span, answer, self._called_at - started)
+        made = Fetch(held.items, span, answer, self._called_at - started)
         outcome = self._concluded(held, made)
         self._database_works()
         self._count(made, outcome)
         self._follow(outcome)
 
-    def _count(self, made: Exchange, outcome: Outcome) -> None:
+    def _count(self, made: Fetch, outcome: Result) -> None:
         """Keep account of what goes wrong in a row."""
         streaks, answer = self._streaks, made.answer
         symbols = [item.symbol for item in made.items]
@@ -522,7 +522,7 @@ class _Run:
         if outcome.not_in_plan is not None:
             streaks.not_in_plan |= dict.fromkeys(symbols, str(outcome.not_in_plan))
 
-    def _ask(self, held: _Held, span: Reach | None) -> Answer:
+    def _ask(self, held: _Held, span: Window | None) -> Answer:
         """Make the call; what the provider refuses comes back as a value like any answer."""
         api, items = self._api, held.items
         api.send_only_if(lambda: self._clock.monotonic() < held.until)
@@ -534,19 +534,19 @@ class _Run:
             if items[0].verify_ticker:
                 return api.ticker_exists(items[0].ticker)
             if span is not None:
-                return Stretch(span, api.bars(items[0].ticker, span.start, span.end))
+                return BarsFetched(span, api.bars(items[0].ticker, span.start, span.end))
             return api.snapshots([item.ticker for item in items])
         except ProviderError as error:
             return error
 
-    def _concluded(self, held: _Held, made: Exchange) -> Outcome:
+    def _concluded(self, held: _Held, made: Fetch) -> Result:
         """Stamp the slot and store the answer: on a new connection if need be, it is paid for."""
         tries = 1
         while True:
             try:
                 self._stamp(held, made.answer)
                 with self._transaction() as cursor:
-                    outcome = conclude(cursor, self._job, self._report.run_id, made)
+                    outcome = conclude(cursor, self._scope, self._report.run_id, made)
             except SERVER_ERRORS as error:
                 if not may_pass(error) or tries == STORE_TRIES:
                     raise
@@ -560,13 +560,13 @@ class _Run:
                 self._streaks.refused_by_database = None
                 return outcome
 
-    def _refused_by_database(self, made: Exchange, error: ServerError) -> Outcome:
+    def _refused_by_database(self, made: Fetch, error: ServerError) -> Result:
         """Note the failure of the asset whose data the database refuses.
 
         Where two different assets in a row are refused in the same way, it is not their data.
         """
         with self._transaction() as cursor:
-            outcome = refused_by_database(cursor, self._job, self._report.run_id, made, error)
+            outcome = refused_by_database(cursor, self._scope, self._report.run_id, made, error)
         before, symbol = self._streaks.refused_by_database, made.items[0].symbol
         self._streaks.refused_by_database = (symbol, error.pgcode or "")
         if before is not None and before[0] != symbol and before[1] == error.pgcode:
@@ -582,12 +582,12 @@ class _Run:
             if lowered is not None:
                 self._tell(Warned(str(lowered)))
 
-    def _follow(self, outcome: Outcome) -> None:
+    def _follow(self, outcome: Result) -> None:
         """Do what is left once an answer is stored."""
         self._publish(outcome.prices)
         self._say(outcome.told)
         if outcome.denied:  # its items go another way
-            self._job = job_of(self._db, self._settings, self._lane)
+            self._scope = scope_of(self._db, self._settings, self._lane)
             self._enqueue()
         if outcome.hopeless is not None:
             raise _Stop(Ended.KEY_REFUSED, str(outcome.hopeless))
@@ -620,7 +620,7 @@ class _Run:
     def _retire(self, items: Sequence[Item]) -> None:
         """End items that stood in line for a feed when it was denied."""
         with self._transaction() as cursor:
-            queue.retire(cursor, items, NO_SNAPSHOTS)
+            queue.skip(cursor, items, NO_SNAPSHOTS)
 
     def _nothing_new(self, item: Item) -> None:
         """End an item for which the key can be shown nothing new before tomorrow."""
@@ -658,13 +658,11 @@ class _Run:
         if held is None:
             return
         slots.release(
-            self._db, held.slot, held.end, self._job.rate, sent_seconds_ago=held.sent_seconds_ago
+            self._db, held.slot, held.end, self._scope.rate, sent_seconds_ago=held.sent_seconds_ago
         )
         with contextlib.suppress(queue.LostLeaseError), transaction(self._db) as cursor:
             wait = after_seconds if held.called else 0
-            queue.put_back(
-                cursor, held.items, after_seconds=wait, reason="The run was interrupted."
-            )
+            queue.release(cursor, held.items, after_seconds=wait, reason="The run was interrupted.")
         self._held = None
 
     # --- a database that fails ----------------------------------------------------------------
@@ -730,7 +728,7 @@ class _Run:
         if self._settings.rate_limit.hold_for_priority and batch.priority_assets_enabled:
             calls = queue.due_within(
                 self._db,
-                self._job.wanted,
+                self._scope.wanted,
                 in_seconds,
                 cycle_seconds=batch.interval_seconds,
             )
@@ -781,7 +779,7 @@ class _Run:
         if self._limiter is None:
             from asset_sync.budget.bucket import Limiter  # noqa: PLC0415
 
-            self._limiter = Limiter(self._db, self._job.rate, self._watch)
+            self._limiter = Limiter(self._db, self._scope.rate, self._watch)
         return self._limiter
 
     @property
@@ -791,7 +789,7 @@ class _Run:
         return self._provider
 
     def _budget(self) -> slots.Budget:
-        return slots.budget(self._db, self._job.rate)
+        return slots.budget(self._db, self._scope.rate)
 
     def _remaining(self) -> float:
         return self._deadline - self._clock.monotonic()

@@ -10,8 +10,9 @@ from asset_sync.model import AssetType, Feed, Level
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Wanted, calls_for
 from asset_sync.settings import ProviderSettings, Secret, Settings, SettingsError
-from asset_sync.store import runs
-from asset_sync.sync.window import Reach, reach
+from asset_sync.store import entitlements
+from asset_sync.store.entitlements import Missing
+from asset_sync.sync.window import Window, next_window
 
 PRIORITY_SECONDS = 60
 # Cron starts the next run on the minute; this one should be out of its way.
@@ -20,12 +21,12 @@ NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Scope:
     """One command's part of the work."""
 
     settings: Settings
     lane: Lane
-    denials: runs.Denials
+    missing: Missing
     rate_now: Rate | None = None
     """The rate that holds where the database knows of another than the settings'."""
 
@@ -75,25 +76,25 @@ class Job:
         """Whether the asset's price comes with bid and ask."""
         plan = self.settings.provider.plan
         return Feed.SNAPSHOT in plan.feeds and not (
-            self.denials.snapshot or symbol in self.denials.snapshot_symbols
+            self.missing.snapshot or symbol in self.missing.snapshot_symbols
         )
 
-    def reach(
+    def window(
         self,
         asset_type: AssetType,
         newest: datetime | None,
         now: datetime,
         backfilled_to: datetime | None = None,
-    ) -> Reach | None:
+    ) -> Window | None:
         """Return what the next call for bars has to ask for, None if there is nothing new."""
-        return reach(
+        return next_window(
             now,
             newest,
             asset_type=asset_type,
             history_days=self.settings.provider.plan.history_days,
             backfilled_to=backfilled_to,
-            today_denied=self.denials.today,
-            past_denied=self.denials.past,
+            today_denied=self.missing.today,
+            past_denied=self.missing.past,
         )
 
 
@@ -118,10 +119,10 @@ def account(settings: Settings) -> tuple[str, str]:
     return (key.fingerprint() if key else ""), settings.provider.plan.name
 
 
-def job_of(db: Connection, settings: Settings, lane: Lane) -> Job:
+def scope_of(db: Connection, settings: Settings, lane: Lane) -> Scope:
     """Return the job of a command, with what the database knows of the key."""
     rate = effective_rate(db, rate_of(settings))
-    return Job(settings, lane, runs.denials(db, *account(settings)), rate)
+    return Scope(settings, lane, entitlements.missing(db, *account(settings)), rate)
 
 
 def open_provider(settings: ProviderSettings, key: Secret) -> Provider:

@@ -9,14 +9,14 @@ from asset_sync.provider.polygon.markets import MARKETS
 BAR_LENGTH = timedelta(minutes=5)
 
 # The provider repairs its history: equal calls may differ.
-READ_AGAIN = 6 * BAR_LENGTH
+OVERLAP = 6 * BAR_LENGTH
 
 SAFE_HISTORY = timedelta(days=720)
 """How far back every plan goes; a range that starts before a plan's floor is refused (403)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class Window:
     """The range that one call asks for, both ends included; starts of bars, UTC."""
 
     start: datetime
@@ -25,7 +25,7 @@ class Reach:
     """Whether it ends where the data does; otherwise another call goes on from there."""
 
 
-def reach(
+def next_window(
     now: datetime,
     newest: datetime | None,
     *,
@@ -34,7 +34,7 @@ def reach(
     backfilled_to: datetime | None = None,
     today_denied: bool = False,
     past_denied: bool = False,
-) -> Reach | None:
+) -> Window | None:
     """Return what the next call has to ask for, None when there can be nothing new.
 
     From the newest bar stored less a few, or on the first sync as far back as one call reaches,
@@ -49,14 +49,14 @@ def reach(
         if newest is not None and newest + BAR_LENGTH > end:
             return None
     longest = MARKETS[asset_type].window
-    start = end - longest if newest is None else newest - READ_AGAIN
+    start = end - longest if newest is None else newest - OVERLAP
     history = timedelta(days=history_days)
     floor = now - (min(history, SAFE_HISTORY) if past_denied else history)
     start = max(start, backfilled_to or start, floor)
     start = _floor(min(start, end))
     if end - start <= longest + BAR_LENGTH:
-        return Reach(start, end, last=True)
-    return Reach(start, start + longest, last=False)
+        return Window(start, end, last=True)
+    return Window(start, start + longest, last=False)
 
 
 def _floor(moment: datetime) -> datetime:

@@ -1,0 +1,56 @@
+"""What the key's plan turned out not to include, so that no call is spent on it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from asset_sync.database import Connection, Cursor, query
+
+# A plan is upgraded without our being told: what was denied is asked for again after a day.
+KEPT_HOURS = 24
+
+
+class Missing(NamedTuple):
+    """What the key may not do, as far as it was tried."""
+
+    today: bool
+    """Whether bars of the running day are refused."""
+    past: bool
+    """Whether bars of more than two years ago are refused, whatever the plan in the settings."""
+    snapshot: bool
+    """Whether the snapshot feed is refused."""
+    snapshot_symbols: frozenset[str]
+    """Assets whose snapshots are refused."""
+
+
+def note_missing(
+    cursor: Cursor, key: str, plan: str, capability: str, symbols: Sequence[str]
+) -> None:
+    """Remember that the key may not do this; no symbols stands for all."""
+    cursor.execute(
+        """
+        insert into asset_sync.entitlements (key_fingerprint, plan, capability, symbol)
+        select %s, %s, %s, symbol from unnest(%s::text[]) as symbol
+        on conflict (key_fingerprint, plan, capability, symbol) do update set noted_at = now()
+        """,
+        (key, plan, capability, list(symbols) or [""]),
+    )
+
+
+def missing(db: Connection, key: str, plan: str) -> Missing:
+    """Return what this key was denied of late."""
+    rows = query(
+        db,
+        """
+        select capability, symbol from asset_sync.entitlements
+        where key_fingerprint = %s and plan = %s and noted_at > now() - make_interval(hours => %s)
+        """,
+        (key, plan, KEPT_HOURS),
+    )
+    return Missing(
+        today=("today", "") in rows,
+        past=("past", "") in rows,
+        snapshot=("snapshot", "") in rows,
+        snapshot_symbols=frozenset(
+            symbol for what, symbol in rows if what == "snapshot" and symbol
+        ),
+    )
