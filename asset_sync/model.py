@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar, Self
 
 
 class AssetType(StrEnum):
@@ -20,14 +21,37 @@ class Level(StrEnum):
     LOW = "low"
 
 
-class Feed(StrEnum):
-    """How an asset is fetched."""
+class Feed(str):
+    """How an asset is fetched; the text is its name, as the database and JSON have it."""
 
-    SNAPSHOT = "snapshot"
-    """The last quote and the day's figures, up to 250 assets in one call; paid plans only."""
+    __slots__ = ("bulk", "rank")
 
-    BARS = "bars"
+    SNAPSHOT: ClassVar["Feed"]
+    """The last quote and the day's figures; paid plans only."""
+
+    BARS: ClassVar["Feed"]
     """Five-minute bars of one asset; every plan."""
+
+    known: ClassVar[dict[str, "Feed"]] = {}
+    """Every feed by its name."""
+
+    rank: int
+    """Its place where several feeds of an asset stand in line together, the lowest first."""
+
+    bulk: int
+    """How many assets one call serves."""
+
+    def __new__(cls, name: str, *, rank: int, bulk: int = 1) -> Self:
+        """Return a feed, which is known from now on."""
+        feed = super().__new__(cls, name)
+        feed.rank, feed.bulk = rank, bulk
+        cls.known[name] = feed
+        return feed
+
+
+# `/v3/snapshot` takes 250 tickers in one call (its API page).
+Feed.SNAPSHOT = Feed("snapshot", rank=1, bulk=250)
+Feed.BARS = Feed("bars", rank=2)
 
 
 @dataclass(frozen=True, slots=True)

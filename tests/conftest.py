@@ -322,7 +322,7 @@ def in_line(db: Connection, lane: Lane | None = None) -> list[Wanted]:
         """,
     )
     return [
-        Wanted(Asset(symbol, ticker, AssetType(kind), name, Level(level), 0, 300), Feed(feed))
+        Wanted(Asset(symbol, ticker, AssetType(kind), name, Level(level), 0, 300), Feed.known[feed])
         for symbol, feed, ticker, kind, name, level in rows
     ]
 
@@ -362,7 +362,7 @@ def with_ether(url: str, db: Connection, api: StandIn, home: Path) -> dict[str, 
         "DATABASE_URL": url,
         "POLYGON_API_KEY": api.key,
         "POLYGON_BASE_URL": api.base_url,
-        "PYTHONPATH": str(Path(loop.__file__).parents[1]),
+        "PYTHONPATH": str(Path(loop.__file__).parents[2]),
     }
 
 

@@ -286,7 +286,7 @@ def only_warning(told: commandline.Told) -> str:
     """The one line that a quiet run which went well has said."""
     assert (told.code, told.out) == (0, "")
     [line] = without_times(told.err).splitlines()
-    start = "run 1: warning: The ping to hooks.ping_url (PING_URL) failed: "
+    start = "run 1: warning: The ping to monitoring.ping_url (PING_URL) failed: "
     assert line.startswith(start)
     return line.removeprefix(start)
 
@@ -459,7 +459,7 @@ def test_a_command_that_does_not_work_is_a_warning(
     told = tell("-q", "sync", "queue")
 
     assert told.code == 1
-    assert f"warning: hooks.on_failure: {warning}" in told.err
+    assert f"warning: monitoring.on_failure: {warning}" in told.err
     assert len(told.err.splitlines()) == 2
     assert "zq7" not in told.err
 

@@ -138,7 +138,9 @@ def line_of(db: Connection, *feeds: Feed) -> list[Wanted]:
     return line[: queue.LINE_LENGTH]
 
 
-@pytest.mark.parametrize("feeds", [[Feed.BARS], list(Feed)], ids=["bars", "both feeds"])
+@pytest.mark.parametrize(
+    "feeds", [[Feed.BARS], list(Feed.known.values())], ids=["bars", "both feeds"]
+)
 def test_a_claim_reads_the_items_of_its_own_line_by_their_keys(
     crowded: Connection, feeds: list[Feed]
 ) -> None:
@@ -159,7 +161,7 @@ def test_a_claim_among_100_000_reads_no_more_than_a_few_blocks_for_each_key(
 
 
 def test_whether_something_waits_is_seen_at_the_head_of_the_line(crowded: Connection) -> None:
-    line = line_of(crowded, *Feed)
+    line = line_of(crowded, *Feed.known.values())
     [plan] = plans(crowded, lambda: queue.waiting(crowded, line))
     assert "Seq Scan" not in plan.kinds
     assert plan.most_rows_read <= queue.LINE_LENGTH

@@ -199,7 +199,7 @@ def _next(status: Status) -> str:
     rows = [
         [
             one.symbol,
-            one.feed.value,
+            one.feed,
             one.level.value,
             moment(one.due_at),
             duration(one.wait_seconds) if one.wait_seconds else "now",

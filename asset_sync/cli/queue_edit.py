@@ -263,7 +263,7 @@ def _show(found: "Sequence[Entry]", as_json: bool, nothing: str, settings: "Sett
     rows = [
         [
             one.symbol,
-            one.feed.value,
+            one.feed,
             one.level.value,
             unwanted.get(one.symbol) or (red(one.state) if one.state == "dead" else one.state),
             # what is dead waits for nothing

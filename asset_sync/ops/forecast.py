@@ -18,7 +18,6 @@ from typing import NamedTuple
 from asset_sync.budget.slots import Lane
 from asset_sync.model import Asset, Level
 from asset_sync.provider.polygon.markets import MARKETS
-from asset_sync.queue import BULK
 from asset_sync.settings import PLANS, Plan, RateLimit, Settings
 from asset_sync.store.entitlements import Missing
 from asset_sync.sync.scope import Scope
@@ -364,7 +363,7 @@ def _kinds(assets: Sequence[Asset]) -> Sequence[tuple[Asset, int]]:
 
 def _calls_each(plan: Plan, assets: int) -> float:
     """Return how many calls one refresh of an asset takes, its share of those that serve many."""
-    return sum(math.ceil(assets / BULK[feed]) / assets for feed in plan.feeds) if assets else 0
+    return sum(math.ceil(assets / feed.bulk) / assets for feed in plan.feeds) if assets else 0
 
 
 def _history_calls(plan: Plan, asset: Asset) -> int:

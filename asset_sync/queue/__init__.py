@@ -13,9 +13,6 @@ from asset_sync.errors import AssetSyncError
 from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.settings import QueueSettings
 
-BULK = {Feed.BARS: 1, Feed.SNAPSHOT: 250}
-"""How many items one call of each feed serves (v3 snapshot: 250 tickers)."""
-
 # What could not be sent, or was interrupted, is tried again in the same run, but not at once.
 TRY_AGAIN_SECONDS = 15
 
@@ -34,9 +31,12 @@ WORTH_A_WORD = 3
 _WANTED = """
   wanted as (
     select * from unnest(
-      %(symbols)s::text[], %(feeds)s::text[], %(tickers)s::text[], %(types)s::text[],
+      %(symbols)s::text[], %(feeds)s::text[], %(ranks)s::smallint[],
+      %(tickers)s::text[], %(types)s::text[],
       %(names)s::text[], %(levels)s::text[], %(positions)s::int[], %(frequencies)s::int[]
-    ) as w (symbol, feed, ticker, asset_type, name, level, position, frequency_seconds)
+    ) as w (
+      symbol, feed, feed_rank, ticker, asset_type, name, level, position, frequency_seconds
+    )
   )
 """
 
@@ -91,7 +91,7 @@ _SORT_AT = """
   end
 """
 
-_FIRST = "level <> 'critical', sort_at, symbol, feed desc"
+_FIRST = "level <> 'critical', sort_at, symbol, feed_rank"
 
 
 class LostLeaseError(AssetSyncError):
@@ -217,8 +217,8 @@ def enqueue(
         db,
         f"""
         with {_WANTED}
-        insert into asset_sync.queue (symbol, feed, ticker, asset_type, name, level)
-        select w.symbol, w.feed, w.ticker, w.asset_type, w.name, w.level from wanted w
+        insert into asset_sync.queue (symbol, feed, feed_rank, ticker, asset_type, name, level)
+        select w.symbol, w.feed, w.feed_rank, w.ticker, w.asset_type, w.name, w.level from wanted w
         where not exists (
           select from asset_sync.queue q where q.symbol = w.symbol and q.feed = w.feed
         )
@@ -265,14 +265,14 @@ def enqueue(
           from picked p where q.symbol = p.symbol and q.feed = p.feed
         ),
         line as (
-          select symbol, feed, level, sort_at from picked
+          select symbol, feed, feed_rank, level, sort_at from picked
           union all
-          select k.symbol, k.feed, k.stands_as, k.stands_at from known k
+          select k.symbol, k.feed, k.feed_rank, k.stands_as, k.stands_at from known k
           where k.state = 'waiting' and not k.ready
             and k.not_before <= now() + make_interval(secs => %(soon)s)
         ),
         own as materialized (
-          select head.* from unnest(array['bars', 'snapshot']) as kind (served)
+          select head.* from (select distinct feed as served from wanted) as kind
           cross join lateral (
             select * from line where feed = kind.served order by {_FIRST} limit %(length)s
           ) as head
@@ -292,7 +292,7 @@ def enqueue(
             "length": LINE_LENGTH,
         },
     )
-    named = {(one.asset.symbol, one.feed.value): one for one in wanted}
+    named = {(one.asset.symbol, one.feed): one for one in wanted}
     line = tuple(named[key] for key in zip(symbols, feeds, strict=True))
     return Enqueued(entered, left_out, line)
 
@@ -354,11 +354,10 @@ def claim(
     """Lease the first item of the line, and with it what the same call can serve: one statement.
 
     `line` is that of `enqueue`: what is not in the settings is not fetched, whoever put it in the
-    queue, and the settings' own ticker is used. Returns up to 250 items of the snapshot feed, or
-    one of the bars feed; none when there is nothing to do. Counts the attempt and writes a fresh
-    token.
+    queue, and the settings' own ticker is used. Returns as many items as one call of the first
+    one's feed serves; none when there is nothing to do. Counts the attempt and writes a new token.
     """
-    one_each = all(BULK[one.feed] == 1 for one in line)
+    one_each = all(one.feed.bulk == 1 for one in line)
     for part in (line[:_HEAD], line[_HEAD:]) if one_each else (line,):
         items = _claim(db, part, lease_seconds, most) if part else ()
         if items:
@@ -377,11 +376,12 @@ def _claim(
         db,
         f"""
         with own as materialized (
-          select * from unnest(%(symbols)s::text[], %(feeds)s::text[], %(tickers)s::text[])
-            as own (symbol, feed, ticker)
+          select * from unnest(
+            %(symbols)s::text[], %(feeds)s::text[], %(bulks)s::int[], %(tickers)s::text[]
+          ) as own (symbol, feed, bulk, ticker)
         ),
         head as materialized (
-          select q.feed from own join asset_sync.queue q using (symbol, feed)
+          select q.feed, own.bulk from own join asset_sync.queue q using (symbol, feed)
           where q.state = 'waiting' and q.not_before <= clock_timestamp()
           order by {_FIRST} limit 1
           for update of q skip locked
@@ -391,8 +391,7 @@ def _claim(
           where q.state = 'waiting' and q.not_before <= clock_timestamp()
             and q.feed = (select feed from head)
           order by {_FIRST}
-          limit (select least(%(most)s, case feed when 'snapshot' then %(bulk)s else 1 end)
-                 from head)
+          limit (select least(%(most)s, bulk) from head)
           for update of q skip locked
         )
         update asset_sync.queue q
@@ -409,15 +408,17 @@ def _claim(
         """,
         {
             "symbols": [one.asset.symbol for one in line],
-            "feeds": [one.feed.value for one in line],
+            "feeds": [one.feed for one in line],
+            "bulks": [one.feed.bulk for one in line],
             "tickers": [one.asset.ticker for one in line],
             "most": most,
-            "bulk": BULK[Feed.SNAPSHOT],
             "lease": lease_seconds,
         },
     )
-    named = {(one.asset.symbol, one.feed.value): one.asset for one in line}
-    return tuple(_item(named[symbol, feed], Feed(feed), *rest) for symbol, feed, *rest in rows)
+    named = {(one.asset.symbol, one.feed): one.asset for one in line}
+    return tuple(
+        _item(named[symbol, feed], Feed.known[feed], *rest) for symbol, feed, *rest in rows
+    )
 
 
 def _item(
@@ -612,7 +613,7 @@ def _update_held(
         """,
         {
             "symbols": [item.symbol for item in items],
-            "feeds": [item.feed.value for item in items],
+            "feeds": [item.feed for item in items],
             "tokens": [item.token for item in items],
             **(parameters or {}),
         },
@@ -680,12 +681,12 @@ def due_within(
         """,
         {**_arrays(wanted), "cycle": cycle_seconds, "seconds": seconds},
     )
-    return calls_for({Feed(feed): count for feed, count in rows})
+    return calls_for({Feed.known[feed]: count for feed, count in rows})
 
 
 def calls_for(items: Mapping[Feed, int]) -> int:
     """Return how many calls serve so many items of each feed once."""
-    return sum(-(-count // BULK[feed]) for feed, count in items.items())
+    return sum(-(-count // feed.bulk) for feed, count in items.items())
 
 
 def waiting(db: Connection, line: Sequence[Wanted]) -> bool:
@@ -701,7 +702,7 @@ def waiting(db: Connection, line: Sequence[Wanted]) -> bool:
           where q.state = 'waiting' and q.not_before <= clock_timestamp()
         )
         """,
-        ([one.asset.symbol for one in line], [one.feed.value for one in line]),
+        ([one.asset.symbol for one in line], [one.feed for one in line]),
     )
     return bool(found)
 
@@ -720,7 +721,8 @@ def preview(
         f"""
         with {_WANTED},
         known as materialized (
-          select w.symbol, w.feed, w.ticker, w.asset_type, w.position, q.state, q.sort_at,
+          select w.symbol, w.feed, w.feed_rank, w.ticker, w.asset_type, w.position, q.state,
+            q.sort_at,
             coalesce(q.state is null
               or {_READY.format(now="now()", due_by=_due_by("now()", cycle_seconds))}, false)
               as ready,
@@ -732,12 +734,13 @@ def preview(
           from wanted w left join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
         ),
         line as (
-          select symbol, feed, ticker, asset_type, level, due_at, 0::float8 as delay,
+          select symbol, feed, feed_rank, ticker, asset_type, level, due_at, 0::float8 as delay,
             false as verify_ticker,
             {_SORT_AT.format(level="level", position="position", due_at="due_at")} as sort_at
           from known where ready
           union all
-          select symbol, feed, ticker, asset_type, stands_as, due_at, delay, verify_ticker, sort_at
+          select symbol, feed, feed_rank, ticker, asset_type, stands_as, due_at, delay,
+            verify_ticker, sort_at
           from known where state = 'waiting' and not ready
         )
         select symbol, feed, ticker, asset_type, level, due_at, delay, verify_ticker
@@ -765,7 +768,7 @@ def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, .
               verify_ticker
             from asset_sync.queue
             where state = 'waiting' and {which} and symbol = any(%s)
-            order by sort_at, symbol, feed desc limit %s
+            order by sort_at, symbol, feed_rank limit %s
             """,
             (list(symbols), most - len(rows)),
         )
@@ -794,7 +797,7 @@ def levels(db: Connection, symbols: Sequence[str]) -> tuple[LevelStatus, ...]:
 def dead(db: Connection, symbols: Sequence[str], most: int) -> tuple[Dead, ...]:
     """Return items of these assets that failed too often, the latest first."""
     return tuple(
-        Dead(symbol, Feed(feed), error or "")
+        Dead(symbol, Feed.known[feed], error or "")
         for symbol, feed, error in query(
             db,
             """
@@ -809,7 +812,7 @@ def dead(db: Connection, symbols: Sequence[str], most: int) -> tuple[Dead, ...]:
 def failing(db: Connection, symbols: Sequence[str]) -> tuple[Failing, ...]:
     """Return items of these assets that have three strikes or more and are still tried."""
     return tuple(
-        Failing(symbol, Feed(feed), strikes, wait_seconds, error or "")
+        Failing(symbol, Feed.known[feed], strikes, wait_seconds, error or "")
         for symbol, feed, strikes, wait_seconds, error in query(
             db,
             """
@@ -847,7 +850,7 @@ def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:
 
 def _upcoming(row: Row) -> Upcoming:
     symbol, feed, ticker, kind, level, *rest = row
-    return Upcoming(symbol, Feed(feed), ticker, AssetType(kind), Level(level), *rest)
+    return Upcoming(symbol, Feed.known[feed], ticker, AssetType(kind), Level(level), *rest)
 
 
 def _arrays(wanted: Sequence[Wanted]) -> dict[str, object]:
@@ -855,7 +858,8 @@ def _arrays(wanted: Sequence[Wanted]) -> dict[str, object]:
     assets = [one.asset for one in wanted]
     return {
         "symbols": [asset.symbol for asset in assets],
-        "feeds": [one.feed.value for one in wanted],
+        "feeds": [one.feed for one in wanted],
+        "ranks": [one.feed.rank for one in wanted],
         "tickers": [asset.ticker for asset in assets],
         "types": [asset.asset_type.value for asset in assets],
         "names": [asset.name for asset in assets],

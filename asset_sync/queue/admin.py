@@ -177,7 +177,7 @@ def _entry(
 ) -> Entry:
     return Entry(
         symbol,
-        Feed(feed),
+        Feed.known[feed],
         ticker,
         Level(level),
         state,

@@ -135,7 +135,7 @@ def record(cursor: Cursor, run_id: int, call: Call) -> None:
         """,
         (
             run_id,
-            call.feed.value,
+            call.feed,
             list(call.symbols),
             call.outcome,
             round(call.seconds * 1000),

@@ -62,11 +62,13 @@ def plan(
 
 def _batches(upcoming: Sequence[Upcoming]) -> Iterator[list[Upcoming]]:
     """Put together what one call serves, as claims do."""
-    left = {feed: deque(one for one in upcoming if one.feed is feed) for feed in Feed}
+    left = {
+        feed: deque(one for one in upcoming if one.feed is feed) for feed in Feed.known.values()
+    }
     for one in upcoming:
         same = left[one.feed]
         if same and same[0] is one:  # else an earlier call serves it
-            yield [same.popleft() for _ in range(min(len(same), queue.BULK[one.feed]))]
+            yield [same.popleft() for _ in range(min(len(same), one.feed.bulk))]
 
 
 def _endpoint(

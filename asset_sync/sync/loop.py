@@ -445,7 +445,7 @@ class _Run:
         # What has become due since may come before what waits.
         if self._clock.monotonic() - self._enqueued_at >= POLL_SECONDS:
             self._enqueue()
-        most = queue.BULK[Feed.SNAPSHOT]
+        most = Feed.SNAPSHOT.bulk
         if self._limit is not None:
             most = min(most, self._limit - self._report.served)
         lease = self._settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS

@@ -16,6 +16,19 @@ alter table asset_sync.queue
 drop index asset_sync.queue_live_idx;
 drop index asset_sync.queue_oldest_idx;
 
+-- A feed's place is a number, not its name's first letter.
+alter table asset_sync.queue drop constraint queue_feed_check;
+alter table asset_sync.queue add column feed_rank smallint not null default 2;
+update asset_sync.queue set feed_rank = 1 where feed = 'snapshot';
+drop index asset_sync.queue_critical_idx;
+drop index asset_sync.queue_others_idx;
+create index queue_critical_idx on asset_sync.queue (sort_at, symbol, feed_rank)
+  where state = 'waiting' and level = 'critical';
+create index queue_others_idx on asset_sync.queue (sort_at, symbol, feed_rank)
+  where state = 'waiting' and level <> 'critical';
+comment on column asset_sync.queue.feed_rank is
+  'Which of the feeds of an asset comes first where they stand in line together.';
+
 -- What has failed before goes on as it was.
 update asset_sync.queue
 set strikes = 1, failed_at = coalesce(last_attempt_at, now()), failed_tickers = array[ticker]
