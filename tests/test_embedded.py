@@ -30,7 +30,7 @@ psutil = pytest.importorskip("psutil")  # comes with it
 _USER = """
 import os, sys
 from pathlib import Path
-from asset_sync import embedded
+from asset_sync.database import embedded
 server = embedded.start(Path(sys.argv[1]))
 print(embedded.create_database(server, "market"), flush=True)
 sys.stdin.read()
@@ -307,7 +307,7 @@ def sentence(directory: Path) -> str:
             """
 import sys
 from pathlib import Path
-from asset_sync import embedded
+from asset_sync.database import embedded
 try:
     embedded.start(Path(sys.argv[1]))
 except embedded.EmbeddedError as error:
@@ -467,7 +467,7 @@ _SHOW_ENVIRONMENTS = """
 import json, os, subprocess, sys
 from pathlib import Path
 import psutil
-from asset_sync import embedded
+from asset_sync.database import embedded
 
 shown = []
 run = subprocess.run
@@ -655,7 +655,7 @@ def killed_before(step: int, directory: Path) -> None:
     program = """
 import os, sys
 from pathlib import Path
-from asset_sync import embedded
+from asset_sync.database import embedded
 
 steps = int(sys.argv[2])
 def counted(function):
@@ -710,7 +710,7 @@ def test_two_first_starts_at_once_make_one_account(home: Path) -> None:
     (home / "useradd").chmod(0o755)
     program = """
 import os, pwd, sys
-from asset_sync import embedded
+from asset_sync.database import embedded
 
 def getpwnam(name):
     if not os.path.exists("made"):
