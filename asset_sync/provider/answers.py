@@ -4,11 +4,13 @@ These are named tuples because a frozen data class costs 0.3 ms at every start.
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
 from asset_sync.provider.errors import ProviderError
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Bar(NamedTuple):
@@ -28,6 +30,11 @@ class Bar(NamedTuple):
     vwap: float | None
     trades: int | None
     """For forex again the number of quotes."""
+
+    @property
+    def start(self) -> datetime:
+        """When it starts, in UTC."""
+        return _EPOCH + timedelta(milliseconds=self.start_ms)
 
 
 class Flaw(StrEnum):

@@ -157,6 +157,8 @@ class Upcoming(NamedTuple):
     """Above 0 while a delay after a failure lasts."""
     verify_ticker: bool
     """Whether its call is to ask if the ticker exists at all."""
+    backfilled_to: datetime | None
+    """How far a catch-up of several calls has come, where it found no bars."""
 
 
 class LevelStatus(NamedTuple):
@@ -415,9 +417,11 @@ def _claim(
             "lease": lease_seconds,
         },
     )
-    named = {(one.asset.symbol, one.feed): one.asset for one in line}
+    held = {(symbol, feed): rest for symbol, feed, *rest in rows}
     return tuple(
-        _item(named[symbol, feed], Feed.known[feed], *rest) for symbol, feed, *rest in rows
+        _item(one.asset, one.feed, *held[one.asset.symbol, one.feed])
+        for one in line
+        if (one.asset.symbol, one.feed) in held
     )
 
 
@@ -727,7 +731,7 @@ def preview(
               or {_READY.format(now="now()", due_by=_due_by("now()", cycle_seconds))}, false)
               as ready,
             w.level, coalesce(q.level, w.level) as stands_as,
-            coalesce(q.verify_ticker, false) as verify_ticker,
+            coalesce(q.verify_ticker, false) as verify_ticker, q.backfilled_to,
             coalesce(q.last_success_at + make_interval(secs => w.frequency_seconds), q.added_at,
               now()) as due_at,
             greatest(0, extract(epoch from q.not_before - clock_timestamp()))::float8 as delay
@@ -735,15 +739,15 @@ def preview(
         ),
         line as (
           select symbol, feed, feed_rank, ticker, asset_type, level, due_at, 0::float8 as delay,
-            false as verify_ticker,
+            false as verify_ticker, backfilled_to,
             {_SORT_AT.format(level="level", position="position", due_at="due_at")} as sort_at
           from known where ready
           union all
           select symbol, feed, feed_rank, ticker, asset_type, stands_as, due_at, delay,
-            verify_ticker, sort_at
+            verify_ticker, backfilled_to, sort_at
           from known where state = 'waiting' and not ready
         )
-        select symbol, feed, ticker, asset_type, level, due_at, delay, verify_ticker
+        select symbol, feed, ticker, asset_type, level, due_at, delay, verify_ticker, backfilled_to
         from line order by {_FIRST} limit %(most)s
         """,
         {
@@ -765,7 +769,7 @@ def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, .
             f"""
             select symbol, feed, ticker, asset_type, level, due_at,
               greatest(0, extract(epoch from not_before - clock_timestamp()))::float8,
-              verify_ticker
+              verify_ticker, backfilled_to
             from asset_sync.queue
             where state = 'waiting' and {which} and symbol = any(%s)
             order by sort_at, symbol, feed_rank limit %s

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import NamedTuple
 
 from asset_sync import queue
@@ -10,11 +9,12 @@ from asset_sync.budget import slots
 from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection
 from asset_sync.model import Feed
-from asset_sync.provider.polygon import endpoints
 from asset_sync.queue import Upcoming
 from asset_sync.settings import Settings
 from asset_sync.store import market
-from asset_sync.sync.scope import Scope, scope_of
+from asset_sync.sync import feeds
+from asset_sync.sync.judge import Known
+from asset_sync.sync.scope import scope_of
 
 
 class PlannedCall(NamedTuple):
@@ -47,16 +47,17 @@ def plan(
     if not upcoming:  # as a run does
         upcoming = queue.preview(db, scope.wanted, settings.queue, most, cycle_seconds=ahead)
     times = slots.free_times(slots.budget(db, scope.rate), lane)
-    asked = [one.symbol for one in upcoming if one.feed is Feed.BARS]
-    newest, now = market.newest_bars(db, asked)
+    batches = list(_batches(upcoming))
+    newest, now = market.newest_bars(db, [batch[0].symbol for batch in batches])
     calls = []
-    for batch in _batches(upcoming):
-        endpoint = _endpoint(scope, batch, newest.get(batch[0].symbol), now)
-        if endpoint is not None:
+    for batch in batches:
+        known = Known(newest.get(batch[0].symbol), now)
+        request = feeds.request_of(scope, batch, known)
+        if request is not None:
             at = max(next(times), batch[0].wait_seconds)
             symbols = tuple(one.symbol for one in batch)
             when = at if at <= runtime else None
-            calls.append(PlannedCall(symbols, batch[0].feed, endpoint, when))
+            calls.append(PlannedCall(symbols, batch[0].feed, request.endpoint, when))
     return tuple(calls)
 
 
@@ -69,16 +70,3 @@ def _batches(upcoming: Sequence[Upcoming]) -> Iterator[list[Upcoming]]:
         same = left[one.feed]
         if same and same[0] is one:  # else an earlier call serves it
             yield [same.popleft() for _ in range(min(len(same), one.feed.bulk))]
-
-
-def _endpoint(
-    scope: Scope, batch: Sequence[Upcoming], newest: datetime | None, now: datetime
-) -> str | None:
-    """Return what the call would ask for, None where it can bring nothing new."""
-    first = batch[0]
-    if first.verify_ticker:
-        return endpoints.reference(first.ticker)
-    if first.feed is Feed.SNAPSHOT:
-        return endpoints.snapshot([one.ticker for one in batch])
-    span = scope.window(first.asset_type, newest, now)
-    return None if span is None else endpoints.bars(first.ticker, span.start, span.end)

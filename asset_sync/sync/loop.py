@@ -2,7 +2,7 @@
 
 `sync priority` and `sync queue` are this loop with two filters. A run may be killed at any
 instruction: what one answer brings is one transaction, a slot frees itself, and a lease ends.
-What becomes of an answer is `asset_sync.sync.outcome`'s to say.
+What an answer means is judged in `asset_sync.sync.judge` and written by `asset_sync.sync.apply`.
 """
 
 import contextlib
@@ -37,15 +37,9 @@ from asset_sync.provider.protocol import Provider
 from asset_sync.queue import LINE_LENGTH, TRY_AGAIN_SECONDS, Item, Wanted
 from asset_sync.settings import Secret, Settings
 from asset_sync.store import existing_tables, market, publish, runs
-from asset_sync.sync.outcome import (
-    Answer,
-    BarsFetched,
-    Fetch,
-    Result,
-    conclude,
-    is_well,
-    refused_by_database,
-)
+from asset_sync.sync import feeds
+from asset_sync.sync.apply import Result, apply, refused_by_database
+from asset_sync.sync.judge import Answer, Fetch, Known, Request, is_well
 from asset_sync.sync.progress import (
     Calling,
     Failed,
@@ -58,7 +52,6 @@ from asset_sync.sync.progress import (
     Warned,
 )
 from asset_sync.sync.scope import NO_SNAPSHOTS, key_of, open_provider, scope_of
-from asset_sync.sync.window import Window
 
 if TYPE_CHECKING:
     from asset_sync.budget.bucket import Limiter  # pyrate-limiter takes 87 ms
@@ -457,25 +450,20 @@ class _Run:
 
     def _serve(self, held: _Held) -> None:
         """Make the one call that these items need and store what comes of it."""
-        slot, items = held.slot, held.items
-        if items[0].feed is Feed.SNAPSHOT and self._scope.missing.snapshot:
-            self._limits.give_back(slot)
-            self._retire(items)
+        items = held.items
+        if not self._scope.may_use(items[0].feed, items[0].symbol):
+            self._limits.give_back(held.slot)
+            self._skip(items)
             return
-        span = None
-        if items[0].feed is Feed.BARS and not items[0].verify_ticker:
-            span = self._reach(items[0])
-            if span is None:
-                self._limits.give_back(slot)
-                self._nothing_new(items[0])
-                return
+        known = Known(*market.newest_bar(self._db, items[0].symbol))
+        request = feeds.request_of(self._scope, items, known)
+        if request is None:
+            self._limits.give_back(held.slot)
+            self._nothing_new(items[0])
+            return
         budget = self._budget()
         if self._in_time(held):
-            self._call(held, span, budget)
-
-    def _reach(self, item: Item) -> Window | None:
-        newest, now = market.newest_bar(self._db, item.symbol)
-        return self._scope.window(item.asset_type, newest, now, item.backfilled_to)
+            self._call(held, request, budget)
 
     def _in_time(self, held: _Held) -> bool:
         """Whether most of the slot's time is left for the call; if not, give all back.
@@ -490,28 +478,28 @@ class _Run:
             queue.release(cursor, held.items)
         return False
 
-    def _call(self, held: _Held, span: Window | None, budget: slots.Budget) -> None:
+    def _call(self, held: _Held, request: Request, budget: slots.Budget) -> None:
         """Make the call, and do with its answer what that asks for."""
         held.end = CallEnd.UNANSWERED
         self._tried = True
         self._tell(Calling([item.symbol for item in held.items], held.items[0].feed, budget))
         started = self._clock.monotonic()
         self._report.api_calls_used += 1
-        answer = self._ask(held, span)
+        answer = self._ask(held, request)
         self._called_at = self._clock.monotonic()
         held.end, held.sent_seconds_ago = _end_of(answer)
         if isinstance(answer, NotSent):
             self._report.api_calls_used -= 1
-        made = Fetch(held.items, span, answer, self._called_at - started)
-        outcome = self._concluded(held, made)
+        fetch = Fetch(held.items, request, answer, self._called_at - started)
+        result = self._applied(held, fetch)
         self._database_works()
-        self._count(made, outcome)
-        self._follow(outcome)
+        self._count(fetch, result)
+        self._follow(result)
 
-    def _count(self, made: Fetch, outcome: Result) -> None:
+    def _count(self, fetch: Fetch, result: Result) -> None:
         """Keep account of what goes wrong in a row."""
-        streaks, answer = self._streaks, made.answer
-        symbols = [item.symbol for item in made.items]
+        streaks, answer = self._streaks, fetch.answer
+        symbols = fetch.symbols
         streaks.unsent = streaks.unsent + 1 if isinstance(answer, NotSent) else 0
         streaks.unavailable = str(answer) if isinstance(answer, Unavailable) else ""
         if is_well(answer):
@@ -519,34 +507,30 @@ class _Run:
             streaks.not_in_plan.clear()
         elif isinstance(answer, ProviderError) and not isinstance(answer, NotSent | RateLimited):
             streaks.bad.update(symbols)
-        if outcome.not_in_plan is not None:
-            streaks.not_in_plan |= dict.fromkeys(symbols, str(outcome.not_in_plan))
+        if result.not_in_plan is not None:
+            streaks.not_in_plan |= dict.fromkeys(symbols, str(result.not_in_plan))
 
-    def _ask(self, held: _Held, span: Window | None) -> Answer:
+    def _ask(self, held: _Held, request: Request) -> Answer:
         """Make the call; what the provider refuses comes back as a value like any answer."""
-        api, items = self._api, held.items
+        api = self._api
         api.send_only_if(lambda: self._clock.monotonic() < held.until)
         api.call_timeout_seconds = min(
             held.until - self._clock.monotonic(),
             max(self._remaining(), LEAST_CALL_SECONDS),
         )
         try:
-            if items[0].verify_ticker:
-                return api.ticker_exists(items[0].ticker)
-            if span is not None:
-                return BarsFetched(span, api.bars(items[0].ticker, span.start, span.end))
-            return api.snapshots([item.ticker for item in items])
+            return request.call(api)
         except ProviderError as error:
             return error
 
-    def _concluded(self, held: _Held, made: Fetch) -> Result:
+    def _applied(self, held: _Held, fetch: Fetch) -> Result:
         """Stamp the slot and store the answer: on a new connection if need be, it is paid for."""
         tries = 1
         while True:
             try:
-                self._stamp(held, made.answer)
+                self._stamp(held, fetch.answer)
                 with self._transaction() as cursor:
-                    outcome = conclude(cursor, self._scope, self._report.run_id, made)
+                    result = apply(cursor, self._scope, self._report.run_id, fetch)
             except SERVER_ERRORS as error:
                 if not may_pass(error) or tries == STORE_TRIES:
                     raise
@@ -555,24 +539,24 @@ class _Run:
             except ServerError as error:
                 if not refuses_data(error):
                     raise
-                return self._refused_by_database(made, error)
+                return self._refused_by_database(fetch, error)
             else:
                 self._streaks.refused_by_database = None
-                return outcome
+                return result
 
-    def _refused_by_database(self, made: Fetch, error: ServerError) -> Result:
+    def _refused_by_database(self, fetch: Fetch, error: ServerError) -> Result:
         """Note the failure of the asset whose data the database refuses.
 
         Where two different assets in a row are refused in the same way, it is not their data.
         """
         with self._transaction() as cursor:
-            outcome = refused_by_database(cursor, self._scope, self._report.run_id, made, error)
-        before, symbol = self._streaks.refused_by_database, made.items[0].symbol
+            result = refused_by_database(cursor, self._scope, self._report.run_id, fetch, error)
+        before, symbol = self._streaks.refused_by_database, fetch.items[0].symbol
         self._streaks.refused_by_database = (symbol, error.pgcode or "")
         if before is not None and before[0] != symbol and before[1] == error.pgcode:
-            self._say(outcome.told)
+            self._say(result.told)
             raise error
-        return outcome
+        return result
 
     def _stamp(self, held: _Held, answer: Answer) -> None:
         """Say that the call is over, and hold everybody back after a 429."""
@@ -582,17 +566,17 @@ class _Run:
             if lowered is not None:
                 self._tell(Warned(str(lowered)))
 
-    def _follow(self, outcome: Result) -> None:
+    def _follow(self, result: Result) -> None:
         """Do what is left once an answer is stored."""
-        self._publish(outcome.prices)
-        self._say(outcome.told)
-        if outcome.denied:  # its items go another way
+        self._publish(result.prices)
+        self._say(result.told)
+        if result.scope_changed:  # its items go another way
             self._scope = scope_of(self._db, self._settings, self._lane)
             self._enqueue()
-        if outcome.hopeless is not None:
-            raise _Stop(Ended.KEY_REFUSED, str(outcome.hopeless))
-        if outcome.not_in_plan is not None and len(self._streaks.not_in_plan) >= NOT_IN_PLAN:
-            raise _Stop(Ended.PLAN_REFUSED, str(outcome.not_in_plan))
+        if result.hopeless is not None:
+            raise _Stop(Ended.KEY_REFUSED, str(result.hopeless))
+        if result.not_in_plan is not None and len(self._streaks.not_in_plan) >= NOT_IN_PLAN:
+            raise _Stop(Ended.PLAN_REFUSED, str(result.not_in_plan))
         if self._streaks.unsent >= UNSENT_CALLS:
             raise _Stop(
                 Ended.UNAVAILABLE,
@@ -617,7 +601,7 @@ class _Run:
 
     # --- no call ------------------------------------------------------------------------------
 
-    def _retire(self, items: Sequence[Item]) -> None:
+    def _skip(self, items: Sequence[Item]) -> None:
         """End items that stood in line for a feed when it was denied."""
         with self._transaction() as cursor:
             queue.skip(cursor, items, NO_SNAPSHOTS)

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Protocol
 
 from asset_sync.budget.slots import Lane, Rate, effective_rate, rate_of
 from asset_sync.database import Connection
@@ -12,12 +13,47 @@ from asset_sync.queue import Wanted, calls_for
 from asset_sync.settings import ProviderSettings, Secret, Settings, SettingsError
 from asset_sync.store import entitlements
 from asset_sync.store.entitlements import Missing
+from asset_sync.sync.progress import Warned
 from asset_sync.sync.window import Window, next_window
 
 PRIORITY_SECONDS = 60
 # Cron starts the next run on the minute; this one should be out of its way.
 QUEUE_MARGIN_SECONDS = 10
 NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
+
+
+class Asked(Protocol):
+    """An asset that a call is made for, as a run holds it or a dry run shows it."""
+
+    @property
+    def symbol(self) -> str:
+        """Ours."""
+        ...
+
+    @property
+    def feed(self) -> Feed:
+        """The feed that serves it."""
+        ...
+
+    @property
+    def ticker(self) -> str:
+        """The provider's."""
+        ...
+
+    @property
+    def asset_type(self) -> AssetType:
+        """What kind of thing it is."""
+        ...
+
+    @property
+    def verify_ticker(self) -> bool:
+        """Whether the call asks if the ticker exists at all."""
+        ...
+
+    @property
+    def backfilled_to(self) -> datetime | None:
+        """How far a catch-up of several calls has come."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +105,26 @@ class Scope:
             Wanted(asset, feed)
             for feed in settings.provider.plan.feeds
             for asset in assets
-            if feed is Feed.BARS or self.has_quotes(asset.symbol)
+            if self.may_use(feed, asset.symbol)
+        )
+
+    def may_use(self, feed: Feed, symbol: str) -> bool:
+        """Whether the plan has the feed, and the key was not refused it for this asset."""
+        if feed not in self.settings.provider.plan.feeds:
+            return False
+        return feed is not Feed.SNAPSHOT or not (
+            self.missing.snapshot or symbol in self.missing.snapshot_symbols
         )
 
     def has_quotes(self, symbol: str) -> bool:
         """Whether the asset's price comes with bid and ask."""
-        plan = self.settings.provider.plan
-        return Feed.SNAPSHOT in plan.feeds and not (
-            self.missing.snapshot or symbol in self.missing.snapshot_symbols
+        return self.may_use(Feed.SNAPSHOT, symbol)
+
+    def not_included(self, what: str, instead: str) -> Warned:
+        """Say that the key's plan turned out not to have something."""
+        return Warned(
+            f"The key's plan ({self.settings.provider.plan.name}) does not include {what}; using "
+            f"{instead}. It is asked again after a day."
         )
 
     def window(

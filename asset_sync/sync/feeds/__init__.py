@@ -1,0 +1,67 @@
+"""The feeds: what each asks for, and how it judges what comes back.
+
+A run and a dry run ask the same objects. A new feed is a module beside these two, a `Feed` in
+`asset_sync.model`, and a line in `WORK`; a plan names it among its feeds.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from asset_sync.model import Feed
+from asset_sync.provider.errors import ProviderError
+from asset_sync.provider.polygon import endpoints
+from asset_sync.provider.protocol import Provider
+from asset_sync.sync import judge
+from asset_sync.sync.feeds import bars, snapshot
+from asset_sync.sync.judge import Fetch, Judgement, Known, Request
+from asset_sync.sync.scope import Asked, Scope
+
+
+class FeedWork(NamedTuple):
+    """What is particular to one feed."""
+
+    request: Callable[[Scope, Sequence[Asked], Known], Request | None]
+    """Return what the next call for these assets asks for; None if there is nothing new."""
+
+    judge: Callable[[Scope, Fetch, Known], Judgement]
+    """Judge what came back."""
+
+
+WORK: dict[Feed, FeedWork] = {
+    Feed.BARS: FeedWork(bars.request, bars.judge_answer),
+    Feed.SNAPSHOT: FeedWork(snapshot.request, snapshot.judge_answer),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TickerRequest:
+    """Whether a ticker exists at all."""
+
+    ticker: str
+
+    @property
+    def endpoint(self) -> str:
+        """Path and query."""
+        return endpoints.reference(self.ticker)
+
+    def call(self, provider: Provider) -> bool:
+        """Return whether it exists. Raises any `ProviderError`."""
+        return provider.ticker_exists(self.ticker)
+
+
+def request_of(scope: Scope, asked: Sequence[Asked], known: Known) -> Request | None:
+    """Return the one call that these assets need; None if it could bring nothing new."""
+    first = asked[0]
+    if first.verify_ticker:
+        return TickerRequest(first.ticker)
+    return WORK[first.feed].request(scope, asked, known)
+
+
+def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
+    """Judge an answer, in the words of the feed where they differ."""
+    if isinstance(fetch.answer, ProviderError):
+        refused = judge.refused(fetch, fetch.answer)
+        if refused is not None:
+            return refused
+    return WORK[fetch.items[0].feed].judge(scope, fetch, known)

@@ -1,0 +1,184 @@
+"""Five-minute bars, one asset a call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from asset_sync.provider.answers import BarsAnswer
+from asset_sync.provider.errors import FeedDenied, ProviderError, TodayDenied
+from asset_sync.provider.polygon import endpoints
+from asset_sync.provider.protocol import Provider
+from asset_sync.queue import Item
+from asset_sync.sync import judge
+from asset_sync.sync.judge import (
+    Fail,
+    Fetch,
+    Finish,
+    Judgement,
+    Known,
+    Missing,
+    Price,
+    Release,
+    Resume,
+    Verify,
+)
+from asset_sync.sync.progress import Synced, Warned
+from asset_sync.sync.scope import Asked, Scope
+from asset_sync.sync.window import BAR_LENGTH, SAFE_HISTORY, Window
+
+
+@dataclass(frozen=True, slots=True)
+class BarsRequest:
+    """The bars of a window."""
+
+    ticker: str
+    window: Window
+
+    @property
+    def endpoint(self) -> str:
+        """Path and query."""
+        return endpoints.bars(self.ticker, self.window.start, self.window.end)
+
+    def call(self, provider: Provider) -> BarsAnswer:
+        """Return the bars. Raises any `ProviderError`."""
+        return provider.bars(self.ticker, self.window.start, self.window.end)
+
+
+def request(scope: Scope, asked: Sequence[Asked], known: Known) -> BarsRequest | None:
+    """Return what the next call asks for; None if the key can be shown nothing new."""
+    [item] = asked
+    window = scope.window(item.asset_type, known.newest, known.now, item.backfilled_to)
+    return None if window is None else BarsRequest(item.ticker, window)
+
+
+def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
+    """Judge bars, or why there are none."""
+    match fetch.answer:
+        case BarsAnswer() as answer:
+            return _bars(scope, fetch, answer, known)
+        case TodayDenied() as error:
+            return _time_denied(scope, fetch, error, known)
+        case FeedDenied() as error:
+            return _not_in_plan(fetch, error)
+        case ProviderError() as error:
+            return judge.failed(fetch, error)
+        case exists:
+            silent = _silent(scope, fetch, known)
+            return judge.verified(fetch, exists=exists is True, silent=silent)
+
+
+def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judgement:
+    """Have bars and last price stored; the item ends, or goes on from there."""
+    [item], newest = fetch.items, known.newest
+    window = _window(fetch)
+    # The window begins with bars that are stored already: those at least should have come.
+    if not answer.bars and (newest is None or window.start <= newest):
+        return _no_data(scope, fetch, known)
+    last = _newest(answer, known)
+    advanced = last is not None and (newest is None or last > newest)
+    done = window.last and (answer.complete or not advanced)
+    end = Finish() if done else Resume(backfilled_to=None if advanced else window.end)
+    told = Synced(
+        item.symbol,
+        item.feed,
+        0,
+        None,
+        None,
+        fetch.seconds,
+        more=not done,
+        recovered=done and judge.had_failed(item),
+    )
+    return Judgement(
+        [(fetch.items, end)],
+        bars=answer.bars,
+        price=None if last is None else Price(last, _as_of(scope, item, last, known.now)),
+        told=[*_left_out(item, answer), told],
+    )
+
+
+def _window(fetch: Fetch) -> Window:
+    if not isinstance(fetch.request, BarsRequest):
+        raise TypeError(f"bars came for {fetch.request.endpoint}")
+    return fetch.request.window
+
+
+def _newest(answer: BarsAnswer, known: Known) -> datetime | None:
+    """Return the start of the newest bar once all are stored; one of the future is none."""
+    came = next((bar.start for bar in reversed(answer.bars) if bar.start <= known.now), None)
+    return max(filter(None, (came, known.newest)), default=None)
+
+
+def _as_of(scope: Scope, item: Item, start: datetime, now: datetime) -> datetime:
+    """Return the moment for which the close of the bar is the price: its end, or now.
+
+    Where the asset has quotes, too, its start: a quote of the same minutes knows more.
+    """
+    if scope.has_quotes(item.symbol):
+        return start
+    return min(start + BAR_LENGTH, now)
+
+
+def _left_out(item: Item, answer: BarsAnswer) -> list[Warned]:
+    if not answer.left_out:
+        return []
+    reasons = ", ".join(map(str, answer.left_out))
+    return [Warned(f"{item.symbol}: bars that cannot be true were left out: {reasons}.")]
+
+
+# --- no bars: is it a typo, or just silent? ---------------------------------------------------
+
+
+def _no_data(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
+    """Have the ticker verified, once."""
+    if fetch.items[0].attempts > 1:
+        return _silent(scope, fetch, known)
+    return Judgement([(fetch.items, Verify())], "empty")
+
+
+def _silent(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
+    """Judge an item whose ticker exists and is silent: it has failed if it always was."""
+    [item] = fetch.items
+    if known.newest is None:
+        error = (
+            f"The provider has no bars of {item.ticker} within one call's reach; check that it"
+            " still trades."
+        )
+        return Judgement([(fetch.items, Fail(error))], error=error)
+    window = scope.window(item.asset_type, known.newest, known.now, item.backfilled_to)
+    if window is not None and not window.last:
+        return Judgement([(fetch.items, Resume(backfilled_to=window.end))])
+    return judge.quiet(fetch)
+
+
+# --- what the plan does not include -----------------------------------------------------------
+
+
+def _time_denied(scope: Scope, fetch: Fetch, error: TodayDenied, known: Known) -> Judgement:
+    """Ask for less where the plan may have less; otherwise it is this asset that it lacks."""
+    if isinstance(fetch.request, BarsRequest):
+        window = fetch.request.window
+        if not scope.missing.past and window.start < known.now - SAFE_HISTORY - BAR_LENGTH:
+            instead = f"those of the last {SAFE_HISTORY.days} days"
+            return _without(scope, fetch, error, "past", "bars of so long ago", instead)
+        if not scope.missing.today and window.last:
+            return _without(
+                scope, fetch, error, "today", "bars of the running day", "bars up to yesterday"
+            )
+    return _not_in_plan(fetch, error)
+
+
+def _without(
+    scope: Scope, fetch: Fetch, error: ProviderError, capability: str, what: str, instead: str
+) -> Judgement:
+    return Judgement(
+        [(fetch.items, Release())],
+        error.kind,
+        str(error),
+        missing=[Missing(capability)],
+        scope_changed=True,
+        told=[scope.not_included(what, instead)],
+    )
+
+
+def _not_in_plan(fetch: Fetch, error: ProviderError) -> Judgement:
+    return judge.failed(fetch, error)._replace(not_in_plan=error)
