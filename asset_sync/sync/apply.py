@@ -139,9 +139,11 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
     bars_written = 0
     prices: Sequence[LastPrice] = ()
     told = list(judgement.told)
-    item = judgement.ends[0][0][0]
+    served = [item for items, end in judgement.ends for item in items if _is_served(end)]
+    if served:
+        market.save_symbols(cursor, [_symbol(item) for item in served])
     if judgement.bars is not None:
-        market.save_symbols(cursor, [_symbol(item)])
+        item = served[0]
         bars_written = market.save_bars(cursor, item.symbol, judgement.bars)
         close = None
         if judgement.price is not None:
@@ -155,10 +157,13 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
             for one in told
         ]
     if judgement.quotes:
-        market.save_symbols(cursor, [_symbol(item) for item, _ in judgement.quotes])
         quotes = [_price(item, quote) for item, quote in judgement.quotes]
         prices = market.save_prices(cursor, quotes)
     return bars_written, prices, told
+
+
+def _is_served(end: End) -> bool:
+    return isinstance(end, Finish | Resume)
 
 
 def _end(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from asset_sync import clock, queue
@@ -35,7 +36,7 @@ from asset_sync.model import Feed
 from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unanswered, Unavailable
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import LINE_LENGTH, TRY_AGAIN_SECONDS, Item, Wanted
-from asset_sync.settings import Secret, Settings
+from asset_sync.settings import ProviderSettings, Secret, Settings
 from asset_sync.store import existing_tables, market, publish, runs
 from asset_sync.sync import feeds
 from asset_sync.sync.apply import Result, apply, refused_by_database
@@ -216,13 +217,17 @@ def run(
     limit: int | None = None,
     tell: Listener = lambda _: None,
     clock: Clock | None = None,
+    connect_to: Callable[[ProviderSettings, Secret], Provider] = open_provider,
 ) -> Report:
     """Refresh what is due in the lane, until nothing is, or the time or the budget is up.
 
-    Raises SettingsError without a key, DatabaseError; what the provider does ends in the report.
+    `connect_to` opens the provider when the first call is made. Raises SettingsError without a key,
+    and DatabaseError; what the provider does ends in the report.
     """
-    key = key_of(settings)
-    return _Run(db, settings, lane, key, max_runtime_seconds, limit, tell, clock or Clock()).work()
+    provider = partial(connect_to, settings.provider, key_of(settings))
+    return _Run(
+        db, settings, lane, provider, max_runtime_seconds, limit, tell, clock or Clock()
+    ).work()
 
 
 class _Run:
@@ -233,7 +238,7 @@ class _Run:
         db: Connection,
         settings: Settings,
         lane: Lane,
-        key: Secret,
+        open_provider: Callable[[], Provider],
         most_seconds: float | None,
         limit: int | None,
         tell: Listener,
@@ -242,7 +247,7 @@ class _Run:
         self._db = db
         self._settings = settings
         self._lane = lane
-        self._key = key
+        self._open_provider = open_provider
         self._limit = limit
         self._tell = tell
         self._clock = clock
@@ -769,7 +774,7 @@ class _Run:
     @property
     def _api(self) -> Provider:
         if self._provider is None:
-            self._provider = open_provider(self._settings.provider, self._key)
+            self._provider = self._open_provider()
         return self._provider
 
     def _budget(self) -> slots.Budget:

@@ -1,0 +1,351 @@
+"""What an answer means, judged without a database."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from asset_sync.budget.slots import Lane
+from asset_sync.model import AssetType, Feed, Level
+from asset_sync.provider.answers import Bar, BarsAnswer, Flaw, LeftOut, Quote, SnapshotAnswer
+from asset_sync.provider.errors import (
+    FeedDenied,
+    KeyRefused,
+    NotSent,
+    ProviderError,
+    RateLimited,
+    Rejected,
+    TickerUnknown,
+    TodayDenied,
+    Unanswered,
+    Unavailable,
+)
+from asset_sync.queue import TRY_AGAIN_SECONDS, WORTH_A_WORD, Item
+from asset_sync.settings import PLANS, SHIPPED_FILE, Settings, load
+from asset_sync.store import entitlements
+from asset_sync.sync import feeds
+from asset_sync.sync.feeds import TickerRequest
+from asset_sync.sync.feeds.bars import BarsRequest
+from asset_sync.sync.feeds.snapshot import SnapshotRequest
+from asset_sync.sync.judge import (
+    Answer,
+    Fail,
+    Fetch,
+    Finish,
+    Judgement,
+    Known,
+    Missing,
+    MoveBack,
+    Price,
+    Release,
+    Request,
+    Resume,
+    Skip,
+    Strike,
+    Verify,
+    is_well,
+)
+from asset_sync.sync.progress import PutBack, Synced, Warned
+from asset_sync.sync.scope import NO_SNAPSHOTS, Scope
+from asset_sync.sync.window import Window
+
+NOW = datetime(2026, 11, 18, 12, 3, tzinfo=UTC)
+NEWEST = datetime(2026, 11, 18, 11, 55, tzinfo=UTC)
+NOON = datetime(2026, 11, 18, 12, tzinfo=UTC)
+KNOWN = Known(NEWEST, NOW)
+NOTHING = entitlements.Missing(
+    today=False, past=False, snapshot=False, snapshot_symbols=frozenset()
+)
+
+
+def settings(plan: str = "free") -> Settings:
+    shipped = load(SHIPPED_FILE, {})
+    return replace(shipped, provider=replace(shipped.provider, plan=PLANS[plan]))
+
+
+def scope(plan: str = "free", missing: entitlements.Missing = NOTHING) -> Scope:
+    return Scope(settings(plan), Lane.QUEUE, missing)
+
+
+def item(
+    symbol: str = "EURUSD",
+    feed: Feed = Feed.BARS,
+    *,
+    attempts: int = 1,
+    strikes: int = 0,
+    verify: bool = False,
+    backfilled_to: datetime | None = None,
+) -> Item:
+    return Item(
+        symbol,
+        feed,
+        f"C:{symbol}",
+        AssetType.FOREX,
+        symbol,
+        Level.MEDIUM,
+        attempts,
+        strikes,
+        verify,
+        backfilled_to,
+        "token",
+    )
+
+
+def window(start: datetime = NEWEST - timedelta(minutes=30), *, last: bool = True) -> Window:
+    return Window(start, NOW, last=last)
+
+
+def bar(start: datetime) -> Bar:
+    return Bar(int(start.timestamp() * 1000), 1.1, 1.2, 1.0, 1.15, 40, None, 40)
+
+
+def bars(*starts: datetime, complete: bool = True, left_out: Sequence[LeftOut] = ()) -> BarsAnswer:
+    return BarsAnswer("C:EURUSD", tuple(map(bar, starts)), complete, tuple(left_out))
+
+
+def judged(
+    answer: Answer,
+    *items: Item,
+    request: Request | None = None,
+    known: Known = KNOWN,
+    within: Scope | None = None,
+) -> Judgement:
+    items = items or (item(),)
+    if request is None:
+        request = BarsRequest(items[0].ticker, window())
+        if items[0].feed is Feed.SNAPSHOT:
+            request = SnapshotRequest([one.ticker for one in items])
+    return feeds.judge_answer(within or scope(), Fetch(items, request, answer, 0.5), known)
+
+
+def ends(judgement: Judgement) -> list[tuple[list[str], object]]:
+    return [([one.symbol for one in items], end) for items, end in judgement.ends]
+
+
+# --- bars -------------------------------------------------------------------------------------
+
+
+def test_bars_to_the_end_of_the_window_end_the_item() -> None:
+    judgement = judged(bars(NEWEST, NOON))
+    assert ends(judgement) == [(["EURUSD"], Finish())]
+    assert judgement.bars == (bar(NEWEST), bar(NOON))
+    assert judgement.price == Price(NOON, NOW), "the bar is not over yet"
+    assert judgement.told == [Synced("EURUSD", Feed.BARS, 0, None, None, 0.5)]
+
+
+def test_a_bar_that_is_over_has_the_price_of_its_end() -> None:
+    assert judged(bars(NEWEST)).price == Price(NEWEST, NOON)
+
+
+def test_with_quotes_a_bars_price_is_that_of_its_start_since_a_quote_knows_more() -> None:
+    assert judged(bars(NEWEST), within=scope("starter")).price == Price(NEWEST, NEWEST)
+
+
+def test_a_part_of_a_catch_up_is_resumed_from_the_bars() -> None:
+    request = BarsRequest("C:EURUSD", window(last=False))
+    judgement = judged(bars(NOON), request=request)
+    assert ends(judgement) == [(["EURUSD"], Resume(backfilled_to=None))]
+    [told] = judgement.told
+    assert isinstance(told, Synced)
+    assert told.more
+
+
+def test_a_part_without_newer_bars_is_resumed_from_the_windows_end() -> None:
+    request = BarsRequest("C:EURUSD", window(NEWEST + timedelta(days=1), last=False))
+    judgement = judged(bars(), request=request)
+    assert ends(judgement) == [(["EURUSD"], Resume(backfilled_to=NOW))]
+
+
+def test_an_incomplete_answer_is_resumed_as_long_as_it_brings_newer_bars() -> None:
+    assert ends(judged(bars(NOON, complete=False))) == [(["EURUSD"], Resume(None))]
+    assert ends(judged(bars(NEWEST, complete=False))) == [(["EURUSD"], Finish())]
+
+
+def test_a_bar_of_the_future_is_stored_and_is_no_price() -> None:
+    judgement = judged(bars(NEWEST, NOW + timedelta(minutes=7)))
+    assert judgement.price == Price(NEWEST, NOON)
+    assert judgement.bars is not None
+    assert len(judgement.bars) == 2
+
+
+def test_bars_that_cannot_be_true_are_reported_once() -> None:
+    judgement = judged(bars(NEWEST, left_out=[LeftOut(Flaw.PRICE, 2)]))
+    assert judgement.told[0] == Warned(
+        "EURUSD: bars that cannot be true were left out: 2 with a price outside 1e-12 to 1e12."
+    )
+
+
+@pytest.mark.parametrize(("attempts", "strikes"), [(2, 0), (1, WORTH_A_WORD)])
+def test_an_asset_that_was_reported_as_failing_is_reported_as_recovered(
+    attempts: int, strikes: int
+) -> None:
+    [told] = judged(bars(NEWEST), item(attempts=attempts, strikes=strikes)).told
+    assert isinstance(told, Synced)
+    assert told.recovered
+
+
+# --- no bars ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("newest", [None, NEWEST], ids=["never any", "some before"])
+def test_no_bars_at_all_have_the_ticker_verified_once(newest: datetime | None) -> None:
+    judgement = judged(bars(), known=Known(newest, NOW))
+    assert (ends(judgement), judgement.outcome) == ([(["EURUSD"], Verify())], "empty")
+    assert judgement.bars is None
+
+
+def test_no_bars_again_of_an_asset_that_has_some_is_silence() -> None:
+    judgement = judged(bars(), item(attempts=2))
+    assert ends(judgement) == [(["EURUSD"], Finish())]
+
+
+def test_no_bars_again_of_an_asset_that_never_had_any_is_a_failure() -> None:
+    [(_, end)] = ends(judged(bars(), item(attempts=2), known=Known(None, NOW)))
+    assert isinstance(end, Fail)
+    assert "no bars of C:EURUSD" in end.error
+
+
+def verified(answer: Answer, *, attempts: int = 1, newest: datetime | None = NEWEST) -> Judgement:
+    asked = item(attempts=attempts, verify=True)
+    return judged(answer, asked, request=TickerRequest("C:EURUSD"), known=Known(newest, NOW))
+
+
+def test_a_ticker_that_does_not_exist_is_a_failure_until_it_does() -> None:
+    [(_, end)] = ends(verified(answer=False))
+    assert isinstance(end, Fail)
+    assert end.verify_ticker
+    assert "knows no ticker C:EURUSD" in end.error
+    assert ends(verified(answer=True, attempts=2)) == [(["EURUSD"], Resume(None))]
+
+
+def test_a_ticker_that_exists_is_silent() -> None:
+    assert ends(verified(answer=True)) == [(["EURUSD"], Finish())]
+    [(_, never)] = ends(verified(answer=True, newest=None))
+    assert isinstance(never, Fail)
+
+
+def test_a_silent_asset_far_behind_goes_on_from_where_it_was_asked() -> None:
+    long_ago = NOW - timedelta(days=100)
+    [(_, end)] = ends(verified(answer=True, newest=long_ago))
+    assert isinstance(end, Resume)
+    assert end.backfilled_to is not None
+    assert long_ago < end.backfilled_to < NOW
+
+
+# --- what the plan does not include -----------------------------------------------------------
+
+
+def test_a_window_that_begins_too_long_ago_is_asked_again_without_the_past() -> None:
+    request = BarsRequest("C:EURUSD", window(NOW - timedelta(days=730), last=False))
+    judgement = judged(TodayDenied("timeframe"), request=request)
+    assert ends(judgement) == [(["EURUSD"], Release())]
+    assert (judgement.missing, judgement.scope_changed) == ([Missing("past")], True)
+    assert judgement.not_in_plan is None
+
+
+def test_a_window_up_to_now_is_asked_again_without_today() -> None:
+    judgement = judged(TodayDenied("timeframe"))
+    assert (judgement.missing, judgement.scope_changed) == ([Missing("today")], True)
+
+
+def test_what_is_refused_although_less_was_asked_is_the_assets_and_maybe_every_assets() -> None:
+    error = TodayDenied("timeframe")
+    judgement = judged(error, within=scope(missing=NOTHING._replace(today=True)))
+    assert ends(judgement) == [(["EURUSD"], Fail("timeframe"))]
+    assert (judgement.missing, judgement.not_in_plan) == ((), error)
+
+
+def test_bars_that_the_plan_does_not_include_are_the_assets_and_maybe_every_assets() -> None:
+    error = FeedDenied("no such data")
+    judgement = judged(error)
+    assert ends(judgement) == [(["EURUSD"], Fail("no such data"))]
+    assert judgement.not_in_plan is error
+
+
+# --- snapshots --------------------------------------------------------------------------------
+
+EURO, POUND, YEN = (item(symbol, Feed.SNAPSHOT) for symbol in ("EURUSD", "GBPUSD", "USDJPY"))
+
+
+def quote(one: Item) -> Quote:
+    return Quote(one.ticker, 1.0, 1.2, 1.1, None, None, None, None, NOW)
+
+
+def test_each_row_of_a_snapshot_is_judged_by_itself() -> None:
+    refused = {POUND.ticker: FeedDenied("not entitled"), YEN.ticker: TickerUnknown("unknown")}
+    answer = SnapshotAnswer({EURO.ticker: quote(EURO)}, refused)
+    judgement = judged(answer, EURO, POUND, YEN, within=scope("starter"))
+    assert ends(judgement) == [
+        (["EURUSD"], Finish()),
+        (["GBPUSD"], Skip("not entitled")),
+        (["USDJPY"], Fail("unknown")),
+    ]
+    assert judgement.quotes == [(EURO, quote(EURO))]
+    assert judgement.missing == [Missing("snapshot", ["GBPUSD"])]
+    assert not judgement.scope_changed
+
+
+def test_a_plan_without_snapshots_has_bars_serve_the_assets() -> None:
+    judgement = judged(FeedDenied("upgrade"), EURO, POUND, within=scope("starter"))
+    assert ends(judgement) == [(["EURUSD", "GBPUSD"], Skip(NO_SNAPSHOTS))]
+    assert (judgement.missing, judgement.scope_changed) == ([Missing("snapshot")], True)
+
+
+def test_one_that_spoils_the_call_of_all_has_bars_serve_them_for_a_day() -> None:
+    judgement = judged(Rejected("bad request"), EURO, POUND, within=scope("starter"))
+    assert ends(judgement) == [(["EURUSD", "GBPUSD"], Skip("bad request"))]
+    assert judgement.missing == [Missing("snapshot", ["EURUSD", "GBPUSD"])]
+
+
+# --- refusals that no feed decides ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", [item(), EURO], ids=["bars", "snapshot"])
+@pytest.mark.parametrize(
+    ("error", "end", "told"),
+    [
+        (NotSent("no way"), Release(TRY_AGAIN_SECONDS, "no way"), PutBack(["EURUSD"], "no way")),
+        (Unavailable("502"), Strike("502"), None),
+        (Unanswered("silence"), Strike("silence"), None),
+        (Rejected("bad request"), Fail("bad request"), None),
+        (TickerUnknown("no such ticker"), Fail("no such ticker"), None),
+    ],
+)
+def test_a_refusal_has_one_end_whatever_the_feed(
+    one: Item, error: ProviderError, end: object, told: PutBack | None
+) -> None:
+    judgement = judged(error, one, within=scope("starter"))
+    assert ends(judgement) == [(["EURUSD"], end)]
+    assert list(judgement.told) == ([told] if told else [])
+    assert (judgement.outcome, judgement.error) == (error.kind, str(error))
+
+
+def test_a_429_moves_the_asset_behind_the_others() -> None:
+    error = RateLimited(None)
+    judgement = judged(error)
+    assert ends(judgement) == [(["EURUSD"], MoveBack(str(error)))]
+    assert judgement.hopeless is None
+
+
+def test_a_refused_key_is_the_same_for_every_asset() -> None:
+    error = KeyRefused("no")
+    assert judged(error).hopeless is error
+
+
+@pytest.mark.parametrize(
+    ("answer", "well"),
+    [
+        (bars(NOON), True),
+        (bars(), False),
+        (SnapshotAnswer({EURO.ticker: quote(EURO)}, {}), True),
+        (SnapshotAnswer({}, {EURO.ticker: TickerUnknown("no")}), False),
+        (True, True),
+        (False, False),
+        (Unavailable("502"), False),
+    ],
+)
+def test_only_an_answer_with_data_shows_that_the_provider_is_well(
+    answer: Answer, *, well: bool
+) -> None:
+    assert is_well(answer) is well
