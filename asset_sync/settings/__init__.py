@@ -19,6 +19,7 @@ from asset_sync.settings.reader import load
 from asset_sync.settings.sections import (
     CONFIG_VARIABLE,
     LIBPQ_VARIABLES,
+    PLAIN_VARIABLES,
     SECRET_VARIABLES,
     VARIABLES,
     BatchSettings,
@@ -33,6 +34,7 @@ from asset_sync.settings.sections import (
 __all__ = [
     "CONFIG_VARIABLE",
     "LIBPQ_VARIABLES",
+    "PLAIN_VARIABLES",
     "PLANS",
     "SECRET_VARIABLES",
     "SHIPPED_FILE",

@@ -35,6 +35,11 @@ class Depending(Generic[_T_co]):
         self.by_value = by_value
         self.otherwise = otherwise
 
+    @property
+    def must_be(self) -> str:
+        """Say what is right for the different values."""
+        return "; ".join(dict.fromkeys(kind.must_be for kind in self.by_value.values()))
+
 
 class Setting:
     """What is declared about a setting beside its name and type."""
@@ -119,7 +124,7 @@ class ProviderSettings:
         kinds.choice(PLANS),
         PLANS["free"],
         env="POLYGON_TIER",
-        doc="What the key has been paid for: free, starter, developer or advanced.",
+        doc="The plan of the key, which says what the API allows.",
     )
     allow_insecure_http: bool = setting(
         FLAG, default=False, doc="Allows http:// to other machines, which shows them the key."
@@ -153,20 +158,20 @@ class ProviderSettings:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """The limit of calls. What is set here or in the environment holds whatever the plan allows."""
+    """How often the API may be called. What is set here holds, whatever the plan allows."""
 
     calls: int = setting(
         whole(1, 10_000),
         env="POLYGON_RATE_LIMIT",
         doc="The calls that any period may hold.",
         example=5,
-        left_out="the plan's: 5 for free, else 100",
+        left_out="the plan's, 5 for free and 100 for the others",
     )
     period_seconds: float = setting(
         number(0.1, 86_400),
         doc="The length of the period.",
         example=60,
-        left_out="the plan's: 60 for free, else 1",
+        left_out="the plan's, 60 for free and 1 for the others",
     )
     hold_for_priority: bool = setting(
         FLAG, default=True, doc="Keeps calls free for the next priority run."
@@ -190,7 +195,9 @@ class QueueSettings:
         whole(1, 86_400), 60, doc="The delay after the first failure; each further one doubles it."
     )
     aging_seconds: int = setting(
-        whole(0, 604_800), 600, doc="By how much each level is served before the next lower one."
+        whole(0, 604_800),
+        600,
+        doc="How many seconds each level is served before the next lower one.",
     )
 
 
@@ -220,7 +227,7 @@ class BatchSettings:
 
 @dataclass(frozen=True, slots=True)
 class HealthSettings:
-    """Thresholds above which, or for the success rate below which, `health` reports a problem."""
+    """Thresholds beyond which `health` reports a problem."""
 
     success_rate_percent: float = setting(
         number(0, 100), 90.0, doc="Priority assets refreshed, of those tried in the last hour."
@@ -320,9 +327,13 @@ class AssetBlock:
     """`priority_assets`, fetched in each cycle before all others, or `secondary_assets`."""
 
     priority: int | Level = setting(
-        Depending("array", {"priority_assets": kinds.POSITION}, kinds.LEVEL),
-        left_out='the place in the file; "medium"',
-        doc="Among `[[priority_assets]]` the order, 1 first; among the others the level.",
+        Depending(
+            "array",
+            {"priority_assets": kinds.POSITION, "secondary_assets": kinds.LEVEL},
+            kinds.LEVEL,
+        ),
+        left_out="the place in the file; medium",
+        doc="For a priority asset its order, 1 first; for another asset its level.",
     )
     symbol: str = setting(kinds.SYMBOL, doc="Your name for the asset.")
     asset_type: AssetType = setting(
@@ -340,9 +351,7 @@ class AssetBlock:
     update_frequency_seconds: int = setting(
         whole(1, 2_592_000), 300, doc="How old the data may get."
     )
-    enabled: bool = setting(
-        FLAG, default=True, doc="false switches the asset off: it is not fetched."
-    )
+    enabled: bool = setting(FLAG, default=True, doc="Whether the asset is fetched.")
 
 
 # --- All of it -----------------------------------------------------------------------------------
@@ -402,18 +411,27 @@ TABLES: Mapping[str, type] = {
 CONFIG_VARIABLE = "ASSET_SYNC_CONFIG"
 """The variable that names the settings file."""
 
-_ALL = (*TABLES.values(), Addresses, DatabaseParts)
-_NAMED = {
-    name: isinstance(one.kind, SecretKind)
-    for section in _ALL
-    for one in declared(section).values()
-    for name in one.env
+_BY_VARIABLE = {
+    name: made
+    for section in (*TABLES.values(), Addresses, DatabaseParts)
+    for made in declared(section).values()
+    for name in made.env
 }
 
-SECRET_VARIABLES = tuple(name for name, secret in _NAMED.items() if secret)
-"""Those of ours that hold a secret; with `_FILE` behind its name each holds a path instead."""
+PLAIN_VARIABLES = tuple(
+    name for name, made in _BY_VARIABLE.items() if not isinstance(made.kind, SecretKind)
+)
+"""Those of our settings that hold no secret."""
 
-VARIABLES = (CONFIG_VARIABLE, *_NAMED, *(f"{name}_FILE" for name in SECRET_VARIABLES))
+SECRET_VARIABLES = tuple(name for name in _BY_VARIABLE if name not in PLAIN_VARIABLES)
+"""Those of our settings that hold a secret; with `_FILE` behind its name each holds a path."""
+
+VARIABLES = (
+    CONFIG_VARIABLE,
+    *PLAIN_VARIABLES,
+    *SECRET_VARIABLES,
+    *(f"{name}_FILE" for name in SECRET_VARIABLES),
+)
 """Every variable of ours; also read are `HOME`, `XDG_CONFIG_HOME`, `SUDO_UID` and libpq's `PG*`."""
 
 LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT", "PGUSER")
