@@ -4,11 +4,12 @@
 # make soak   the promises under kills, restarts and faults (3 minutes; SOAK_SECONDS=600 longer)
 # make bench  speed and size, each beside its floor in the same run
 # make pictures  the README's pictures, from the program's own output
+# make reference  docs/settings.md and assets.toml, from the declared settings
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint soak bench pictures clean
+.PHONY: demo test lint soak bench pictures reference clean
 
 demo: .venv/installed
 	$(BIN)/asset-sync demo
@@ -32,6 +33,9 @@ bench: .venv/installed-dev
 
 pictures: .venv/installed-dev
 	$(BIN)/python docs/pictures.py
+
+reference: .venv/installed-dev
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv

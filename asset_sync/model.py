@@ -1,5 +1,6 @@
 """What is kept fresh, and the words in which the other rooms speak of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Self
@@ -47,6 +48,10 @@ class Feed(str):
         feed.rank, feed.bulk = rank, bulk
         cls.known[name] = feed
         return feed
+
+    def __reduce__(self) -> tuple[Callable[[str], "Feed"], tuple[str]]:
+        # A copy is the same feed: dataclasses.asdict makes copies.
+        return self.known.__getitem__, (str(self),)
 
 
 # `/v3/snapshot` takes 250 tickers in one call (its API page).

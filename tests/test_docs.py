@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CRONTAB = (ROOT / "crontab.example").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 
 
 def section(title: str, page: str = README) -> str:
@@ -90,13 +92,20 @@ def test_the_readme_makes_the_same_promises_as_the_page_that_shows_how_they_are_
     assert made == promise.findall((ROOT / "docs" / "reliability.md").read_text())[:5]
 
 
-def test_the_readme_lists_exactly_the_variables() -> None:
-    named = set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`", section("Settings")))
+def test_the_page_of_settings_and_the_shipped_file_are_what_the_declarations_make() -> None:
+    generator = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 
-    assert named == set(VARIABLES)
+    for path, text in generator["files"]().items():
+        assert path.read_text() == text, "run `make reference`"
 
 
-def test_the_readme_lists_exactly_the_settings_of_the_file() -> None:
+def test_the_page_of_settings_lists_exactly_the_variables() -> None:
+    named = set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`", SETTINGS)) - {"XDG_CONFIG_HOME"}
+
+    assert named == {name for name in VARIABLES if not name.endswith("_FILE")}
+
+
+def test_the_page_of_settings_lists_exactly_the_settings_of_the_file() -> None:
     shipped = tomllib.loads(
         re.sub(
             r"^# (calls|period_seconds|ping_url|on_failure) =",
@@ -105,17 +114,26 @@ def test_the_readme_lists_exactly_the_settings_of_the_file() -> None:
             flags=re.MULTILINE,
         )
     )
-    known = {
-        f"{table}.{key}"
-        for table, values in shipped.items()
-        if isinstance(values, dict)
-        for key in values
+    listed = {
+        name: first_column(text)
+        for name, text in re.findall(
+            r"^### `\[(\w+)\]`$(.*?)(?=^##)", SETTINGS, re.MULTILINE | re.DOTALL
+        )
     }
-    named = set(re.findall(r"`([a-z_]+\.[a-z_]+)`", section("Settings"))) - {"assets.toml"}
 
-    assert named == known
-    for key in {key for asset in shipped["priority_assets"] for key in asset}:
-        assert f"`{key}`" in section("Settings")
+    assert listed == {
+        table: list(values) for table, values in shipped.items() if isinstance(values, dict)
+    }
+    asset_keys = {key for asset in shipped["priority_assets"] for key in asset}
+    assert set(first_column(section("Per asset", SETTINGS))) == asset_keys | {"enabled"}
+
+
+def test_the_readme_names_only_settings_and_variables_that_there_are() -> None:
+    text = section("Settings")
+
+    assert set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`", text)) <= set(VARIABLES)
+    for table, key in re.findall(r"`([a-z_]+)\.([a-z_]+)`", text.replace("assets.toml", "")):
+        assert f"`{key}`" in SETTINGS.split(f"### `[{table}]`")[1].split("\n##")[0]
 
 
 def test_the_readme_names_exactly_the_keys_of_the_json(
@@ -235,7 +253,9 @@ def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
     assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/operations.md", "docs/reliability.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/operations.md", "docs/reliability.md", "docs/settings.md"]
+)
 def test_every_file_and_heading_that_a_page_points_to_is_there(name: str) -> None:
     page = ROOT / name
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):

@@ -1088,7 +1088,7 @@ def test_the_first_file_of_the_search_order_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The machine's own /etc is not a test's to write in.
-    monkeypatch.setattr(settings, "SYSTEM_FILE", tmp_path / "etc" / "assets.toml")
+    monkeypatch.setattr(settings.files, "SYSTEM_FILE", tmp_path / "etc" / "assets.toml")
     environ = {
         "ASSET_SYNC_CONFIG": str(tmp_path / "named.toml"),
         "XDG_CONFIG_HOME": str(tmp_path / "xdg"),

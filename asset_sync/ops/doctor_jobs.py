@@ -16,7 +16,13 @@ from asset_sync.database import DatabaseError, address_of
 from asset_sync.database.embedded import EmbeddedError, data_directory
 from asset_sync.ops.doctor import Finding, Grade
 from asset_sync.schedule.installed import Job, Scheduler
-from asset_sync.settings import SECRET_VARIABLES, Settings, SettingsError, load
+from asset_sync.settings import (
+    CONFIG_VARIABLE,
+    SECRET_VARIABLES,
+    Settings,
+    SettingsError,
+    load,
+)
 
 _SENDMAIL_PATH = "/usr/sbin:/usr/lib:/usr/bin"
 
@@ -95,7 +101,7 @@ def _files(job: Job) -> Iterator[tuple[Grade, str]]:
     """Look whether the job's user may read what is named; that it exists `load` checks."""
     named = {
         name: Path(job.environ[name])
-        for name in ("ASSET_SYNC_CONFIG", *(f"{one}_FILE" for one in SECRET_VARIABLES))
+        for name in (CONFIG_VARIABLE, *(f"{one}_FILE" for one in SECRET_VARIABLES))
         if job.environ.get(name)
     }
     if job.config is not None:

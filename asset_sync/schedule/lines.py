@@ -19,7 +19,13 @@ from asset_sync.database.embedded import data_directory
 from asset_sync.errors import AssetSyncError
 from asset_sync.schedule import crontab
 from asset_sync.schedule.programs import run
-from asset_sync.settings import LIBPQ_VARIABLES, SECRET_VARIABLES, VARIABLES, Settings
+from asset_sync.settings import (
+    CONFIG_VARIABLE,
+    LIBPQ_VARIABLES,
+    PLAIN_VARIABLES,
+    SECRET_VARIABLES,
+    Settings,
+)
 
 SYSTEM_UNITS = Path("/etc/systemd/system")
 
@@ -39,16 +45,7 @@ _FILES = (
     *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
 )
 _NETWORK = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
-_PLAIN = (
-    *(
-        name
-        for name in VARIABLES
-        if name not in {"ASSET_SYNC_CONFIG", *SECRET_VARIABLES} and not name.endswith("_FILE")
-    ),
-    *LIBPQ_VARIABLES,
-    "PGSSLMODE",
-    *_NETWORK,
-)
+_PLAIN = (*PLAIN_VARIABLES, *LIBPQ_VARIABLES, "PGSSLMODE", *_NETWORK)
 
 _CRON_COMMAND_BYTES = 990  # cron's own limit is 998
 
@@ -129,7 +126,7 @@ def _refuse_passwords(environ: Mapping[str, str]) -> None:
 def _environment(settings: Settings, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the variables that the jobs need, none of which is secret."""
     if not settings.shipped:
-        yield "ASSET_SYNC_CONFIG", str(settings.source.absolute())
+        yield CONFIG_VARIABLE, str(settings.source.absolute())
     elif environ.get("XDG_CONFIG_HOME"):
         yield "XDG_CONFIG_HOME", environ["XDG_CONFIG_HOME"]
     for name in _PLAIN:
