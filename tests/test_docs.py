@@ -15,9 +15,9 @@ from typer.main import get_command
 from asset_sync import __version__
 from asset_sync.budget.slots import Lane
 from asset_sync.cli import app, health, queue, sync
-from asset_sync.cli.exits import ExitCode
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.demo.server import StandIn
+from asset_sync.errors import ExitCode
 from asset_sync.ops.health import Check, JobStatus, examine, without_database
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
 from asset_sync.sync.loop import Report

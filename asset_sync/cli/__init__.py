@@ -25,8 +25,9 @@ from asset_sync.cli import (
 )
 from asset_sync.cli import queue_edit as queue_edit  # gives `queue` the rest of its commands
 from asset_sync.cli import reference as reference  # gives `assets` the rest of its commands
-from asset_sync.cli.exits import ExitCode, explain
+from asset_sync.cli.exits import explain
 from asset_sync.cli.options import Common, Config, Quiet, Verbose, answer, complain
+from asset_sync.errors import ExitCode
 
 app = typer.Typer(
     name="asset-sync",

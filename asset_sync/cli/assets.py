@@ -56,14 +56,13 @@ def assets_list(
     options = common(context, config, quiet, verbose)
     settings = options.settings()
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.database import embedded  # noqa: PLC0415
 
     left: list[str] | None = None
     try:
         with database.session(settings.conninfo) as db:
             fresh = _last_success(db, settings)
             left = left_the_file(db, settings)
-    except (database.DatabaseError, embedded.EmbeddedError) as error:
+    except database.DatabaseError as error:
         # The database need not be there to list what the file says.
         complain(f"When they were last refreshed is not known: {error}")
         fresh = {}
@@ -189,13 +188,12 @@ def _still_queued(
 ) -> list[str] | None:
     """Return which of the symbols the queue has; None where the database cannot say."""
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.database import embedded  # noqa: PLC0415
     from asset_sync.queue import admin  # noqa: PLC0415
 
     try:
         with database.session(settings.conninfo) as db:
             queued = admin.symbols(db)
-    except (database.DatabaseError, embedded.EmbeddedError) as error:
+    except database.DatabaseError as error:
         options.say(f"Whether the queue still has them is not known: {error}")
         return None
     return [symbol for symbol in symbols if symbol in queued]

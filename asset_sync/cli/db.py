@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import Config, Json, Quiet, Verbose, answer, common, complain, exactly
+from asset_sync.errors import ExitCode
 
 if TYPE_CHECKING:
     from asset_sync.database import SchemaStatus

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import Common, Quiet, Verbose, answer, common, complain, exactly
+from asset_sync.errors import ExitCode
 
 app = typer.Typer()
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import (
     Common,
     Config,
@@ -21,6 +20,7 @@ from asset_sync.cli.options import (
     filled,
     plain,
 )
+from asset_sync.errors import ExitCode
 
 if TYPE_CHECKING:
     from asset_sync.ops.doctor import Finding
@@ -58,7 +58,6 @@ def doctor(
 def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
     """Go from what everything rests on to what rests on it; end where nothing more can be seen."""
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
     from asset_sync.ops import doctor, doctor_jobs  # noqa: PLC0415
     from asset_sync.schedule import installed  # noqa: PLC0415
     from asset_sync.settings import SettingsError  # noqa: PLC0415
@@ -90,7 +89,7 @@ def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
                         options.say(f"Asking the API, which takes one call: GET {question}")
                     yield from doctor.examine_key(db, asked)
                 yield from doctor.examine_runs(db, settings, jobs)
-    except (database.DatabaseError, EmbeddedError) as error:
+    except database.DatabaseError as error:
         yield doctor.Finding(doctor.Grade.ERROR, "database", str(error))
     yield from doctor.examine_redis(settings)
 
@@ -99,11 +98,10 @@ def _line(finding: "Finding") -> str:
     """Return a finding as a line; on a narrow terminal it goes on below its own words."""
     from asset_sync.cli.format import bold, red, yellow  # noqa: PLC0415
 
-    text = f"{finding.subject}: {finding.text}"
+    text = f"{bold(finding.subject)}: {finding.text}"
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - _INDENT
         text = f"\n{' ' * _INDENT}".join(filled(text, width))
-    text = bold(finding.subject) + text.removeprefix(finding.subject)
     grade = f"{finding.grade.value:<{_INDENT}}"
     if finding.grade == "error":
         grade = red(grade)

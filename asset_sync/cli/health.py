@@ -26,7 +26,6 @@ def health(
     Example: asset-sync health --json
     """
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
     from asset_sync.ops.health import Verdict, examine, without_database  # noqa: PLC0415
 
     options = common(context, config, quiet, verbose)
@@ -34,7 +33,7 @@ def health(
     try:
         with database.session(settings.conninfo) as db:
             found = examine(db, settings)
-    except (database.DatabaseError, EmbeddedError) as error:
+    except database.DatabaseError as error:
         found = without_database(error)
     if as_json:
         exactly(json.dumps(_as_json(found), indent=2))

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeAlias
 
-from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import Common, LogFormat, complain, mutter
+from asset_sync.errors import ExitCode
 from asset_sync.sync.progress import (
     Calling,
     Failed,
@@ -180,7 +180,7 @@ def sentence(progress: Progress) -> str:
         case Synced():
             text = _synced(progress)
         case Failed():
-            text = f"failed: {progress.symbol}: {progress.error}"
+            text = f"failed: {failure(progress)}"
         case PutBack():
             text = f"put back {names(progress.symbols)}: {progress.reason}"
         case Warned():
@@ -194,6 +194,11 @@ def sentence(progress: Progress) -> str:
         case Calling():
             text = f"asking for {names(progress.symbols)} ({progress.feed})"
     return text
+
+
+def failure(failed: Failed) -> str:
+    """Return which asset failed, and why."""
+    return f"{failed.symbol}: {failed.error}"
 
 
 def _synced(synced: Synced) -> str:

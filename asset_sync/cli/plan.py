@@ -99,7 +99,7 @@ def _as_known(settings: "Settings") -> "tuple[Settings, float, bool]":
 
     seconds = None
     if settings.conninfo is not None or embedded.data_directory().exists():
-        unusable = suppress(database.DatabaseError, embedded.EmbeddedError)
+        unusable = suppress(database.DatabaseError)
         with unusable, database.session(settings.conninfo) as db:
             seconds = runs.usual_call_seconds(db)
             rate = slots.effective_rate(db, slots.rate_of(settings))

@@ -76,10 +76,9 @@ def _keep_on_screen(settings: "Settings") -> None:
 def _again_and_again(settings: "Settings") -> Iterator[str]:
     """Give the status for ever; while the database is away, the last one and since when.
 
-    Raises DatabaseError or EmbeddedError where the database was never there.
+    Raises DatabaseError where the database was never there.
     """
     from asset_sync.database import DatabaseError, session  # noqa: PLC0415
-    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
 
     last, since = "", None
     while True:
@@ -88,7 +87,7 @@ def _again_and_again(settings: "Settings") -> Iterator[str]:
                 while True:
                     last, since = text(look(db, settings)), None
                     yield last
-        except (DatabaseError, EmbeddedError) as error:
+        except DatabaseError as error:
             if not last:
                 raise
             since = since or datetime.now(UTC)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import (
     Config,
     Json,
@@ -23,6 +22,7 @@ from asset_sync.cli.options import (
 )
 from asset_sync.cli.queue import app
 from asset_sync.cli.symbols import known_symbols
+from asset_sync.errors import ExitCode
 from asset_sync.model import Level
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from asset_sync.cli.assets import (
     tell_added,
     tell_left,
 )
-from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import (
     Common,
     Config,
@@ -36,6 +35,7 @@ from asset_sync.cli.options import (
     exactly,
 )
 from asset_sync.cli.symbols import known_symbols
+from asset_sync.errors import ExitCode
 from asset_sync.model import Asset, AssetType, Level
 
 if TYPE_CHECKING:
@@ -191,8 +191,8 @@ def _asking(
 ) -> "Iterator[tuple[Connection, Questions]]":
     """Give the database and who asks within its limit; what the provider refuses ends here."""
     from asset_sync import database  # noqa: PLC0415
-    from asset_sync.provider.errors import Fault, ProviderError  # noqa: PLC0415
-    from asset_sync.sync.ask import NoCallLeftError, Questions, why  # noqa: PLC0415
+    from asset_sync.provider.errors import ProviderError  # noqa: PLC0415
+    from asset_sync.sync.ask import NoCallLeftError, Questions  # noqa: PLC0415
 
     gc.enable()  # see asset_sync.__main__
     patience = math.inf if max_runtime is None else max_runtime
@@ -205,11 +205,10 @@ def _asking(
             yield db, questions
     except NoCallLeftError as error:
         complain(f"asset-sync: {error} Nothing was written.")
-        raise typer.Exit(ExitCode.SOME_FAILED) from None
+        raise typer.Exit(error.exit_code) from None
     except ProviderError as error:
-        complain(f"asset-sync: {why(error)} Nothing was written.")
-        refused = error.fault is Fault.ACCOUNT
-        raise typer.Exit(ExitCode.REFUSED if refused else ExitCode.SOME_FAILED) from None
+        complain(f"asset-sync: {error.reason} Nothing was written.")
+        raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         complain("Interrupted; nothing was written.")
         raise
@@ -323,7 +322,7 @@ def _nearest(
     """Return, by symbol, the ticker that each unknown one may be meant to be."""
     from asset_sync.assetfile.reference import Verdict  # noqa: PLC0415
     from asset_sync.provider.errors import ProviderError  # noqa: PLC0415
-    from asset_sync.sync.ask import NoCallLeftError, why  # noqa: PLC0415
+    from asset_sync.sync.ask import NoCallLeftError  # noqa: PLC0415
 
     unknown = [one.asset for one in checked if one.verdict is Verdict.UNKNOWN]
     what = f"what the unknown {'one' if len(unknown) == 1 else 'ones'} may be"
@@ -334,8 +333,10 @@ def _nearest(
             # a list that is behind the times may still have the ticker itself
             if (ticker := check.nearest(asset)) not in {None, asset.ticker}:
                 nearest[asset.symbol] = ticker
-    except (ProviderError, NoCallLeftError) as error:
-        complain(f"What the unknown may be was not told: {why(error)}")
+    except NoCallLeftError as error:
+        complain(f"What the unknown may be was not told: {error}")
+    except ProviderError as error:
+        complain(f"What the unknown may be was not told: {error.reason}")
     return nearest
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import (
     Config,
     Json,
@@ -20,6 +19,7 @@ from asset_sync.cli.options import (
     plain,
 )
 from asset_sync.cli.queue import ended
+from asset_sync.errors import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

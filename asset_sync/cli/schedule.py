@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
 from asset_sync.cli.options import Common, Config, Quiet, Verbose, common, complain, exactly, mutter
+from asset_sync.errors import ExitCode
 
 if TYPE_CHECKING:
     from pathlib import Path

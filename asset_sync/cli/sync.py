@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode, explain
+from asset_sync.cli.exits import explain
 from asset_sync.cli.options import (
     Common,
     Config,
@@ -20,6 +20,7 @@ from asset_sync.cli.options import (
     common,
     exactly,
 )
+from asset_sync.errors import ExitCode
 
 if TYPE_CHECKING:
     from asset_sync.budget.slots import Lane

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from asset_sync.cli.log import Log, names, sentence
+from asset_sync.cli.log import Log, failure, names, sentence
 from asset_sync.sync.progress import (
     Calling,
     Failed,
@@ -68,6 +68,7 @@ def _live() -> Iterator[Listener]:
 def _marked(progress: Progress) -> "Text":
     from rich.text import Text  # noqa: PLC0415
 
+    text = failure(progress) if isinstance(progress, Failed) else sentence(progress)
     match progress:
         case Synced():
             mark, style = "✓", "green"
@@ -77,7 +78,7 @@ def _marked(progress: Progress) -> "Text":
             mark, style = f"! {datetime.now(UTC):%H:%M:%S} UTC", "yellow"
         case _:
             mark, style = "!", "yellow"
-    return Text.assemble((f"{mark} ", style), sentence(progress).removeprefix("failed: "))
+    return Text.assemble((f"{mark} ", style), text)
 
 
 class _Line:
