@@ -1,6 +1,5 @@
 """`asset-sync sync priority` and `sync queue`."""
 
-import gc
 import json
 import os
 from dataclasses import asdict
@@ -166,7 +165,6 @@ def run_and_watch(
     limit: int | None = None,
 ) -> Report:
     """Run and show what happens meanwhile on stderr."""
-    gc.enable()  # see asset_sync.__main__
     with watching(log) as listener:
         return loop.run(
             db, settings, lane, max_runtime_seconds=max_runtime, limit=limit, tell=listener
