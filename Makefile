@@ -3,12 +3,13 @@
 # make lint   ruff and mypy
 # make soak   the promises under kills, restarts and faults (3 minutes; SOAK_SECONDS=600 longer)
 # make bench  speed and size, each beside its floor in the same run
+# make commands  docs/commands.md, from the program's own help
 # make pictures  the README's pictures, from the program's own output
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint soak bench pictures clean
+.PHONY: demo test lint soak bench commands pictures clean
 
 demo: .venv/installed
 	$(BIN)/asset-sync demo
@@ -29,6 +30,9 @@ soak: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(BIN)/python tests/bench.py
+
+commands: .venv/installed-dev
+	$(BIN)/python docs/commands.py > docs/commands.md
 
 pictures: .venv/installed-dev
 	$(BIN)/python docs/pictures.py

@@ -60,6 +60,20 @@ def test_the_readme_lists_exactly_the_commands_that_there_are() -> None:
     assert sorted(listed) == sorted(f"asset-sync {name}" for name in commands())
 
 
+def test_the_page_of_all_commands_is_what_the_program_says() -> None:
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "commands.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert page == made.stdout, "`make commands` writes it anew"
+    for command in commands():
+        assert f"# asset-sync {command}\n" in page
+
+
 def test_every_option_the_readme_names_exists() -> None:
     known = {option for options in commands().values() for option in options}
     known |= {option for one in app.params for option in (*one.opts, *one.secondary_opts)}
