@@ -4,7 +4,7 @@
 # make soak   the promises under kills, restarts and faults (3 minutes; SOAK_SECONDS=600 longer)
 # make bench  speed and size, each beside its floor in the same run
 # make pictures  the README's pictures, from the program's own output
-# make reference  docs/settings.md and assets.toml, from the declared settings
+# make reference  docs/commands.md, docs/settings.md and assets.toml, from the program itself
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -35,6 +35,7 @@ pictures: .venv/installed-dev
 	$(BIN)/python docs/pictures.py
 
 reference: .venv/installed-dev
+	$(BIN)/python docs/commands.py
 	$(BIN)/python docs/generate.py
 
 clean:

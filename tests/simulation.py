@@ -406,8 +406,8 @@ class _Http:
         frozen = read_at - self._world.now
         if frozen > self._read_timeout_seconds:
             self._world.sleep(self._read_timeout_seconds)
-            sentence = f"No answer from {self.host} for {asked}."
-            raise Unanswered(sentence, self._read_timeout_seconds)
+            what = f"No answer from {self.host} for {asked}"
+            raise Unanswered(what, self._read_timeout_seconds)
         self._world.sleep(frozen + self._api.call_seconds)
         tickers, body = self._answer(endpoint)
         return self._api.reply(Asked(tickers, read_at), Reply(200, json.dumps(body), None))

@@ -22,7 +22,7 @@ from proxy import Proxy
 from asset_sync import queue
 from asset_sync.budget import slots
 from asset_sync.cli.log import sentence
-from asset_sync.cli.options import filled
+from asset_sync.cli.output import filled
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Feed
@@ -170,7 +170,7 @@ def test_ctrl_c_while_it_still_loads_ends_it_without_a_traceback(tmp_path: Path)
         "import os, runpy, signal, sys\n"
         "class Early:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'asset_sync.cli.sync': os.kill(os.getpid(), signal.SIGINT)\n"
+        "        if name == 'asset_sync.cli.commands': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Early())\n"
         "runpy.run_module('asset_sync', run_name='__main__')"
     )
@@ -211,13 +211,16 @@ def test_a_bug_is_told_without_a_traceback_and_without_what_it_was_about(
     environ: Mapping[str, str],
 ) -> None:
     script = """
-import asset_sync.cli
+import typer
+from asset_sync.cli import app, main
 
-@asset_sync.cli.app.command("boom")
 def boom() -> None:
     raise RuntimeError("the key is sesame")
 
-asset_sync.cli.main()
+own = typer.Typer(add_completion=False)
+own.command("boom")(boom)
+app.commands["boom"] = typer.main.get_command(own)
+main()
 """
     answer = subprocess.run(
         [sys.executable, "-c", script, "boom"],

@@ -11,14 +11,13 @@ from textwrap import dedent
 
 import pytest
 from conftest import MakeSettings
-from typer.main import get_command
 
 from asset_sync import __version__
 from asset_sync.budget.slots import Lane
-from asset_sync.cli import app, health, queue, sync
-from asset_sync.cli.exits import ExitCode
+from asset_sync.cli import app, health, queue_status, sync
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.demo.server import StandIn
+from asset_sync.errors import ExitCode
 from asset_sync.ops.health import Check, JobStatus, examine, without_database
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
 from asset_sync.sync.loop import Report
@@ -44,9 +43,9 @@ def first_column(text: str) -> list[str]:
 def commands() -> dict[str, set[str]]:
     """Every command with its options, as the program has them."""
     found = {}
-    for name, group in get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, group in app.commands.items():
         subcommands = getattr(group, "commands", {})
-        if not subcommands or group.invoke_without_command:
+        if not subcommands or group.invoke_without_command:  # type: ignore[attr-defined]
             found[name] = {
                 option for one in group.params for option in (*one.opts, *one.secondary_opts)
             }
@@ -63,11 +62,23 @@ def test_the_readme_lists_exactly_the_commands_that_there_are() -> None:
     assert sorted(listed) == sorted(f"asset-sync {name}" for name in commands())
 
 
+def test_the_page_of_all_commands_is_what_the_program_says() -> None:
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "commands.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert page == made.stdout, "`make reference` writes it anew"
+    for command in commands():
+        assert f"# asset-sync {command}\n" in page
+
+
 def test_every_option_the_readme_names_exists() -> None:
     known = {option for options in commands().values() for option in options}
-    known |= {
-        option for one in get_command(app).params for option in (*one.opts, *one.secondary_opts)
-    }
+    known |= {option for one in app.params for option in (*one.opts, *one.secondary_opts)}
 
     named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", section("See how it stands")))
 
@@ -146,7 +157,7 @@ def test_the_readme_names_exactly_the_keys_of_the_json(
         text,
     ).groups()  # type: ignore[union-attr]
     settings = make_settings(api)
-    status = queue._as_json(queue.look(db, settings))
+    status = queue_status._as_json(queue_status.look(db, settings))
     found = examine(db, settings)
 
     assert named_keys(of_sync) == set(sync._as_json(Report(1, Lane.QUEUE)))

@@ -19,8 +19,8 @@ from conftest import ETHER, TYPO, with_ether
 
 import asset_sync
 from asset_sync.budget.slots import Lane
-from asset_sync.cli.log import Log, sentence
-from asset_sync.cli.options import Common, LogFormat
+from asset_sync.cli.log import Log, LogFormat, sentence
+from asset_sync.cli.options import Common
 from asset_sync.cli.sync import summary
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn

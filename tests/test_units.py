@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
 from asset_sync.budget.slots import Lane
 from asset_sync.cli import app
@@ -35,7 +34,7 @@ def test_a_unit_starts_a_command_that_there_is(job: str) -> None:
 
     assert words[0] == "/opt/asset-sync/bin/asset-sync"
     assert words[1:] == ["sync", job]
-    assert job in get_command(app).commands["sync"].commands  # type: ignore[attr-defined]
+    assert job in app.commands["sync"].commands  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -17,7 +17,7 @@ from asset_sync.provider.errors import Fault, ProviderError, Unavailable
 from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.settings import SYMBOL_PATTERN, Settings
-from asset_sync.sync.ask import NoCallLeftError, Questions, why
+from asset_sync.sync.ask import NoCallLeftError, Questions
 
 _MOST_PAGES = 20
 # After so many calls in a row without an answer the rest is not asked.
@@ -185,7 +185,7 @@ class Check:
             silent = isinstance(error, Unavailable)
             self._silent_calls = self._silent_calls + 1 if silent else 0
             refused = error.fault is Fault.ACCOUNT
-            return Checked(asset, Verdict.REFUSED if refused else Verdict.UNANSWERED, why(error))
+            return Checked(asset, Verdict.REFUSED if refused else Verdict.UNANSWERED, error.reason)
         self._silent_calls = 0
         return Checked(asset, Verdict.EXISTS if exists else Verdict.UNKNOWN)
 

@@ -8,54 +8,31 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from asset_sync import __version__
-from asset_sync.cli import (
-    assets,
-    db,
-    demo,
-    doctor,
-    health,
-    metrics,
-    plan,
-    queue,
-    runs,
-    schedule,
-    sync,
-)
-from asset_sync.cli import queue_edit as queue_edit  # gives `queue` the rest of its commands
-from asset_sync.cli import reference as reference  # gives `assets` the rest of its commands
-from asset_sync.cli.exits import ExitCode, explain
-from asset_sync.cli.options import Common, Config, Quiet, Verbose, answer, complain
+from asset_sync.cli.commands import COMMANDS
+from asset_sync.cli.exits import explain
+from asset_sync.cli.options import Config, Quiet, Verbose, common
+from asset_sync.cli.output import err, out
+from asset_sync.errors import ExitCode
 
-app = typer.Typer(
+_root = typer.Typer(
     name="asset-sync",
     help="Keep market data fresh in PostgreSQL under a hard API limit.",
     epilog="First: asset-sync demo. With a key: asset-sync sync priority --dry-run.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(sync.app, name="sync")
-app.add_typer(queue.app, name="queue")
-app.command("health")(health.health)
-app.command("metrics")(metrics.metrics)
-app.command("doctor")(doctor.doctor)
-app.command("plan")(plan.plan)
-app.add_typer(runs.app, name="runs")
-app.add_typer(assets.app, name="assets")
-app.add_typer(db.app, name="db")
-app.add_typer(schedule.app, name="schedule")
-app.add_typer(demo.app, name="demo")
 
 
 def _version(value: bool) -> None:
     if value:
-        answer(f"asset-sync {__version__}")
+        out(f"asset-sync {__version__}")
         raise typer.Exit
 
 
-@app.callback()
+@_root.callback()
 def root(
     context: typer.Context,
     config: Config = None,
@@ -67,7 +44,11 @@ def root(
     ] = False,
 ) -> None:
     """Take the options that stand before the command's name."""
-    context.obj = Common(config, quiet, verbose)
+    context.obj = common(context, config, quiet, verbose)
+
+
+app: TyperGroup = typer.main.get_command(_root)  # type: ignore[assignment]  # it has a callback
+app.commands = COMMANDS
 
 
 def main() -> NoReturn:
@@ -85,7 +66,7 @@ def main() -> NoReturn:
         app()
     except Exception as error:  # noqa: BLE001  # a traceback is for us, not for the user
         code, why = explain(error)
-        complain(f"asset-sync: {why}")
+        err(f"asset-sync: {why}")
         sys.exit(code)
     sys.exit(ExitCode.DONE)
 

@@ -4,35 +4,28 @@ import json
 import threading
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, answer, common, complain, exactly
+from asset_sync import database
+from asset_sync.cli.options import Common, Json, with_common_options
+from asset_sync.cli.output import err, out, out_raw
+from asset_sync.cli.settings import settings_for
+from asset_sync.database import EMBEDDED_DATABASE, SchemaStatus, embedded
+from asset_sync.database.embedded import data_directory
+from asset_sync.errors import ExitCode
+from asset_sync.store import existing_tables
 
-if TYPE_CHECKING:
-    from asset_sync.database import SchemaStatus
 
-app = typer.Typer(help="Set up and look at the database.", no_args_is_help=True)
-
-
-@app.command("init")
+@with_common_options
 def db_init(
-    context: typer.Context,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    options: Common,
 ) -> None:
     """Make what is missing: schemas, tables, their comments. Existing tables stay as they are.
 
     Example: DATABASE_URL=postgresql://me@localhost/market asset-sync db init
     """
-    from asset_sync import database  # noqa: PLC0415
-    from asset_sync.store import existing_tables  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
-    settings = options.settings()
+    settings = settings_for(options)
     with database.raw_session(settings.conninfo) as db:
         hold = settings.rate_limit.period_seconds + settings.provider.call_timeout_seconds
         applied = database.migrate(db, hold_seconds=hold)
@@ -52,107 +45,81 @@ def db_init(
     options.say(f"The schema is at version {status.version}; nothing is missing.")
 
 
-@app.command("status")
+@with_common_options
 def db_status(
-    context: typer.Context,
+    options: Common,
     as_json: Json = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Say which version the schema has and what is missing; exit 3 if a sync could not run.
 
     Example: asset-sync db status --json
     """
-    from asset_sync import database  # noqa: PLC0415
-    from asset_sync.store import existing_tables  # noqa: PLC0415
-
-    settings = common(context, config, quiet, verbose).settings()
+    settings = settings_for(options)
     with database.raw_session(settings.conninfo) as db:
         if settings.conninfo is None:
             database.migrate(db)
         status = existing_tables.status(db, settings.assets)
     where = "embedded" if settings.conninfo is None else "server"
     if as_json:
-        exactly(json.dumps({"database": where, "ready": status.ready, **asdict(status)}, indent=2))
+        out_raw(json.dumps({"database": where, "ready": status.ready, **asdict(status)}, indent=2))
     else:
         _show(status, where)
     if not status.ready:
         raise typer.Exit(ExitCode.DATABASE)
 
 
-def _show(status: "SchemaStatus", where: str) -> None:
+def _show(status: SchemaStatus, where: str) -> None:
     if where == "embedded":
-        from asset_sync.database.embedded import data_directory  # noqa: PLC0415
-
-        answer(f"Embedded PostgreSQL {status.server}, data in {data_directory()}")
-        answer("It runs while a command does; `asset-sync db serve` keeps it up for other readers.")
+        out(f"Embedded PostgreSQL {status.server}, data in {data_directory()}")
+        out("It runs while a command does; `asset-sync db serve` keeps it up for other readers.")
     else:
-        answer(f"PostgreSQL {status.server}")
-    answer(f"Schema version {status.version} of {status.wanted}")
+        out(f"PostgreSQL {status.server}")
+    out(f"Schema version {status.version} of {status.wanted}")
     for name in status.missing:
-        answer(f"missing: {name}")
+        out(f"missing: {name}")
     for problem in status.problems:
-        answer(f"problem: {problem}")
+        out(f"problem: {problem}")
     for note in status.notes:
-        answer(f"note: {note}")
+        out(f"note: {note}")
     cure = "" if status.complete else ": run `asset-sync db init`"
-    answer("Ready." if status.ready else f"Not ready{cure}.")
+    out("Ready." if status.ready else f"Not ready{cure}.")
 
 
-@app.command("serve")
+@with_common_options
 def db_serve(
-    context: typer.Context,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    options: Common,
 ) -> None:
     """Keep the embedded PostgreSQL up for other readers, until Ctrl-C.
 
     Example: asset-sync db serve, and elsewhere: psql "$(asset-sync db url)"
     """
-    from asset_sync import database  # noqa: PLC0415
-    from asset_sync.database import embedded  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
-    if options.settings().conninfo is not None:
-        complain(
-            "asset-sync: a server is configured (DATABASE_URL, DB_… or PG…), which runs by itself."
-        )
+    if settings_for(options).conninfo is not None:
+        err("asset-sync: a server is configured (DATABASE_URL, DB_… or PG…), which runs by itself.")
         raise typer.Exit(ExitCode.USAGE)
     with database.session(None):
-        exactly(_embedded_address())
+        out_raw(_embedded_address())
         options.say("Up until Ctrl-C.")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
     options.say(f"Stopped; the data is in {embedded.data_directory()}.")
 
 
-@app.command("url")
+@with_common_options
 def db_url(
-    context: typer.Context,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    options: Common,
 ) -> None:
     """Print the database's URL, for psql, SQLAlchemy and the like; a server's has no password.
 
     Example: psql "$(asset-sync db url)"
     """
-    from asset_sync import database  # noqa: PLC0415
-    from asset_sync.database import embedded  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
-    settings = options.settings()
+    settings = settings_for(options)
     if settings.conninfo is not None:
-        exactly(database.address_of(settings.conninfo).url())
+        out_raw(database.address_of(settings.conninfo).url())
         return
-    exactly(_embedded_address())
+    out_raw(_embedded_address())
     if not embedded.is_up(embedded.data_directory()):
         options.say("It is not up: start `asset-sync db serve` first.")
 
 
 def _embedded_address() -> str:
-    from asset_sync.database import EMBEDDED_DATABASE, embedded  # noqa: PLC0415
-
     return embedded.address(embedded.data_directory(), EMBEDDED_DATABASE)

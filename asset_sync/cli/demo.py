@@ -8,10 +8,17 @@ from typing import Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
-from asset_sync.cli.options import Common, Quiet, Verbose, answer, common, complain, exactly
+from asset_sync.budget.slots import Lane
+from asset_sync.cli import queue_status, sync
+from asset_sync.cli.assets_list import show_assets
+from asset_sync.cli.log import Log
+from asset_sync.cli.options import Common, Quiet, Verbose, common
+from asset_sync.cli.output import err, out, out_raw
+from asset_sync.demo import sandbox
+from asset_sync.demo.server import StandIn
+from asset_sync.errors import ExitCode
 
-app = typer.Typer()
+app = typer.Typer(name="demo", add_completion=False)
 
 _NEXT_STEPS = """
 With your own key (a free one will do); the data goes to the embedded PostgreSQL:
@@ -35,14 +42,7 @@ def demo(context: typer.Context, quiet: Quiet = False, verbose: Verbose = False)
 
 
 def _demo(options: Common) -> None:
-    from asset_sync.budget.slots import Lane  # noqa: PLC0415
-    from asset_sync.cli import queue, sync  # noqa: PLC0415
-    from asset_sync.cli.assets import show_assets  # noqa: PLC0415
-    from asset_sync.cli.log import Log  # noqa: PLC0415
-    from asset_sync.demo import sandbox  # noqa: PLC0415
-    from asset_sync.demo.server import StandIn  # noqa: PLC0415
-
-    answer(
+    out(
         "The data is REPLAYED: real bars of 2014 and 2018 moved to now, some of them scaled.\n"
         f"The API is a stand-in on this machine; it allows {sandbox.CALLS} calls in "
         f"{sandbox.WINDOW_SECONDS:.0f} s, the real one in 60 s."
@@ -53,26 +53,26 @@ def _demo(options: Common) -> None:
         sandbox.trial(api) as (db, settings),
     ):
         for lane in Lane:
-            answer(f"\n$ asset-sync sync {lane.value}")
+            out(f"\n$ asset-sync sync {lane.value}")
             report = sync.run_and_watch(Log(options, lane.value), db, settings, lane)
-            answer(sync.summary(report))
+            out(sync.summary(report))
             failed = failed or sync.exit_code_of(report) is not ExitCode.DONE
-        answer("\n$ asset-sync queue status")
-        exactly(queue.text(queue.look(db, settings)))
-        answer("\n$ asset-sync assets list")
+        out("\n$ asset-sync queue status")
+        out_raw(queue_status.text(queue_status.look(db, settings)))
+        out("\n$ asset-sync assets list")
         fresh = show_assets(db, settings)
         stored, different = sandbox.bars_unlike_the_replay(db)
         refused = api.refused
-    answer(
+    out(
         f"\n{fresh} of {len(settings.assets)} assets fresh; {stored:,} bars stored, {different} "
         f"unlike those replayed; {refused} calls refused."
     )
     if failed or different or refused or fresh < len(settings.assets):
-        complain("asset-sync: the demo did not go as it should; please report what it printed.")
+        err("asset-sync: the demo did not go as it should; please report what it printed.")
         raise typer.Exit(ExitCode.SOME_FAILED)
     # After `make demo` it is not on the PATH.
     program = "asset-sync" if shutil.which("asset-sync") else sys.argv[0]
-    answer(_NEXT_STEPS.format(program=program))
+    out(_NEXT_STEPS.format(program=program))
 
 
 @app.command("serve")
@@ -95,11 +95,9 @@ def demo_serve(
 
     Example: asset-sync demo serve --plan starter --latency 0.5 --fault server-error:3
     """
-    from asset_sync.demo.server import StandIn  # noqa: PLC0415
-
     with StandIn(plan, port=port, latency=(0.0, latency), faults=fault or ()) as api:
-        answer(f"export POLYGON_BASE_URL={api.base_url} POLYGON_API_KEY={api.key}")
-        complain(f"Replayed data, as on the plan {plan}; up until Ctrl-C.")
+        out(f"export POLYGON_BASE_URL={api.base_url} POLYGON_API_KEY={api.key}")
+        err(f"Replayed data, as on the plan {plan}; up until Ctrl-C.")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        complain(f"Calls: {len(api.log)}, of which refused as too many: {api.refused}.")
+        err(f"Calls: {len(api.log)}, of which refused as too many: {api.refused}.")

@@ -5,37 +5,39 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
-from asset_sync.cli.options import (
-    Common,
-    Config,
-    Json,
-    Quiet,
-    Verbose,
-    common,
-    exactly,
-    filled,
-    plain,
+from asset_sync import database
+from asset_sync.cli.format import bold, red, yellow
+from asset_sync.cli.options import Common, Json, with_common_options
+from asset_sync.cli.output import filled, out_raw, plain
+from asset_sync.cli.settings import settings_for
+from asset_sync.errors import ExitCode
+from asset_sync.ops import doctor_jobs
+from asset_sync.ops.doctor import (
+    Finding,
+    Grade,
+    examine_database,
+    examine_key,
+    examine_redis,
+    examine_runs,
+    examine_settings,
+    question_to_the_api,
 )
-
-if TYPE_CHECKING:
-    from asset_sync.ops.doctor import Finding
-
+from asset_sync.schedule import installed
+from asset_sync.settings import SettingsError
+from asset_sync.store import existing_tables
 
 _INDENT = 9
 
 
+@with_common_options
 def doctor(
-    context: typer.Context,
+    options: Common,
     offline: Annotated[bool, typer.Option("--offline", help="Make no call to the API.")] = False,
     as_json: Json = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Look at settings, files, database, key, cron and Redis; say what is wrong and its cure.
 
@@ -43,34 +45,26 @@ def doctor(
 
     Example: asset-sync doctor --offline
     """
-    options = common(context, config, quiet, verbose)
     findings = []
     for finding in _examine(options, offline):
         findings.append(finding)
-        if not as_json and (finding.grade != "ok" or not quiet):
-            exactly(_line(finding))
+        if not as_json and (finding.grade != "ok" or not options.quiet):
+            out_raw(_line(finding))
     if as_json:
-        exactly(json.dumps({"findings": [plain(finding) for finding in findings]}, indent=2))
+        out_raw(json.dumps({"findings": [plain(finding) for finding in findings]}, indent=2))
     if any(finding.grade == "error" for finding in findings):
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
-def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
+def _examine(options: Common, offline: bool) -> Iterator[Finding]:
     """Go from what everything rests on to what rests on it; end where nothing more can be seen."""
-    from asset_sync import database  # noqa: PLC0415
-    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
-    from asset_sync.ops import doctor, doctor_jobs  # noqa: PLC0415
-    from asset_sync.schedule import installed  # noqa: PLC0415
-    from asset_sync.settings import SettingsError  # noqa: PLC0415
-    from asset_sync.store import existing_tables  # noqa: PLC0415
-
     try:
-        settings = options.settings()
+        settings = settings_for(options)
     except SettingsError as error:
         for mistake in error.mistakes:
-            yield doctor.Finding(doctor.Grade.ERROR, "settings", mistake)
+            yield Finding(Grade.ERROR, "settings", mistake)
         return
-    yield from doctor.examine_settings(settings, os.environ)
+    yield from examine_settings(settings, os.environ)
     jobs = installed.jobs()
     sights = doctor_jobs.look(jobs, settings, os.environ)
     yield from doctor_jobs.examine(sights)
@@ -80,30 +74,27 @@ def _examine(options: Common, offline: bool) -> "Iterator[Finding]":
             if settings.conninfo is None:
                 database.migrate(db)
             status = existing_tables.status(db, settings.assets)
-            yield from doctor.examine_database(db, settings, status)
+            yield from examine_database(db, settings, status)
             if status.ready:
                 if not offline:
                     # The jobs' key is the one that matters.
                     asked = next((one.settings for one in sights if one.settings), settings)
-                    question = doctor.question_to_the_api(asked)
+                    question = question_to_the_api(asked)
                     if question is not None:
                         options.say(f"Asking the API, which takes one call: GET {question}")
-                    yield from doctor.examine_key(db, asked)
-                yield from doctor.examine_runs(db, settings, jobs)
-    except (database.DatabaseError, EmbeddedError) as error:
-        yield doctor.Finding(doctor.Grade.ERROR, "database", str(error))
-    yield from doctor.examine_redis(settings)
+                    yield from examine_key(db, asked)
+                yield from examine_runs(db, settings, jobs)
+    except database.DatabaseError as error:
+        yield Finding(Grade.ERROR, "database", str(error))
+    yield from examine_redis(settings)
 
 
-def _line(finding: "Finding") -> str:
+def _line(finding: Finding) -> str:
     """Return a finding as a line; on a narrow terminal it goes on below its own words."""
-    from asset_sync.cli.format import bold, red, yellow  # noqa: PLC0415
-
-    text = f"{finding.subject}: {finding.text}"
+    text = f"{bold(finding.subject)}: {finding.text}"
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - _INDENT
         text = f"\n{' ' * _INDENT}".join(filled(text, width))
-    text = bold(finding.subject) + text.removeprefix(finding.subject)
     grade = f"{finding.grade.value:<{_INDENT}}"
     if finding.grade == "error":
         grade = red(grade)

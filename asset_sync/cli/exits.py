@@ -1,38 +1,22 @@
-"""What the process tells cron: one table of exit codes, and what leads to which."""
-
-from enum import IntEnum
+"""What cron and the user are told of what ended the program."""
 
 from asset_sync import __version__
-from asset_sync.errors import AssetSyncError
+from asset_sync.errors import AssetSyncError, ExitCode
 
-
-class ExitCode(IntEnum):
-    """The exit codes, as the README lists them."""
-
-    DONE = 0
-    SOME_FAILED = 1
-    USAGE = 2
-    DATABASE = 3
-    REFUSED = 4
-    BUG = 70
-    INTERRUPTED = 130
-    TERMINATED = 143
+_GIVEN_BACK = "what was under way went back to the queue."
 
 
 def explain(error: BaseException) -> tuple[ExitCode, str]:
-    """Return what cron and the user are told of what ended the program."""
+    """Return the exit code and the sentence for what ended the program."""
     match error:
         case AssetSyncError():
-            return exit_code(error), str(error)
+            return error.exit_code, str(error)
         case KeyboardInterrupt():
             return ExitCode.INTERRUPTED, f"interrupted; {_GIVEN_BACK}"
         case SystemExit():
             return ExitCode.TERMINATED, f"terminated; {_GIVEN_BACK}"
         case _:
             return ExitCode.BUG, _bug(error)
-
-
-_GIVEN_BACK = "what was under way went back to the queue."
 
 
 def _bug(error: BaseException) -> str:
@@ -48,14 +32,3 @@ def _bug(error: BaseException) -> str:
         f"this is a bug ({type(error).__name__} at {where}) of version {__version__}. Nothing is "
         "lost; please report this line where you got asset-sync from."
     )
-
-
-def exit_code(error: AssetSyncError) -> ExitCode:
-    """Return the code of the family that the error is of."""
-    # Only now that something failed: importing them costs more than most commands take.
-    from asset_sync.database import DatabaseError  # noqa: PLC0415
-    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
-
-    if isinstance(error, DatabaseError | EmbeddedError):
-        return ExitCode.DATABASE
-    return ExitCode.USAGE

@@ -12,11 +12,16 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from asset_sync.budget.slots import Budget
-from asset_sync.cli.options import width_of
+from asset_sync.cli.output import width_of
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _MOST_DOTS = 20
 _GAP = "  "
+_ENDED = {
+    "provider_unavailable": "no_answer",
+    "limit_reached": "limit",
+}
+"""Shorter words, where the line would be wider than 80 columns."""
 
 
 def bold(text: str) -> str:
@@ -148,3 +153,10 @@ def kept_slots(budget: Budget) -> str:
     seconds = budget.reservation.expected_seconds
     when = f"in {duration(seconds)}" if seconds > 0 else "now"
     return f"{budget.kept} kept for sync priority {when}"
+
+
+def ended(reason: str | None) -> str:
+    """Return why a run ended; a run that has not said so is at work, or was killed."""
+    if reason is None:
+        return "at work"
+    return _ENDED.get(reason, reason).replace("_", " ")

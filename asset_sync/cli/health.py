@@ -3,49 +3,41 @@
 import json
 import sys
 from datetime import UTC
-from typing import TYPE_CHECKING
 
 import typer
 
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly, plain, wrapped
-from asset_sync.cli.queue import figures
+from asset_sync import database
+from asset_sync.cli.format import bold, red, short_moment, table, yellow
+from asset_sync.cli.options import Common, Json, with_common_options
+from asset_sync.cli.output import out_raw, plain, wrapped
+from asset_sync.cli.queue_status import figures
+from asset_sync.cli.settings import settings_for
+from asset_sync.ops.health import Health, Verdict, examine, without_database
 
-if TYPE_CHECKING:
-    from asset_sync.ops.health import Health
 
-
+@with_common_options
 def health(
-    context: typer.Context,
+    options: Common,
     as_json: Json = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Say whether all is well: exit 0 healthy, 1 degraded, 2 unhealthy.
 
     Example: asset-sync health --json
     """
-    from asset_sync import database  # noqa: PLC0415
-    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
-    from asset_sync.ops.health import Verdict, examine, without_database  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
-    settings = options.settings()
+    settings = settings_for(options)
     try:
         with database.session(settings.conninfo) as db:
             found = examine(db, settings)
-    except (database.DatabaseError, EmbeddedError) as error:
+    except database.DatabaseError as error:
         found = without_database(error)
     if as_json:
-        exactly(json.dumps(_as_json(found), indent=2))
+        out_raw(json.dumps(_as_json(found), indent=2))
     elif not options.quiet or found.status is not Verdict.HEALTHY:
-        exactly(_text(found))
+        out_raw(_text(found))
     raise typer.Exit(list(Verdict).index(found.status))
 
 
-def _text(found: "Health") -> str:
-    from asset_sync.cli.format import bold, red, short_moment, table, yellow  # noqa: PLC0415
-
+def _text(found: Health) -> str:
     paint = {"healthy": bold, "degraded": yellow, "unhealthy": red}
     checks = [
         [
@@ -77,7 +69,7 @@ def _text(found: "Health") -> str:
     return "\n\n".join(parts)
 
 
-def _as_json(found: "Health") -> dict[str, object]:
+def _as_json(found: Health) -> dict[str, object]:
     last = found.last_priority_update
     return {
         "status": found.status.value,

@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeAlias
 
-from asset_sync.cli.exits import ExitCode
-from asset_sync.cli.options import Common, LogFormat, complain, mutter
+from asset_sync.cli.format import duration, kept_slots, price
+from asset_sync.cli.options import Common
+from asset_sync.cli.output import err, err_raw
+from asset_sync.errors import ExitCode
 from asset_sync.sync.progress import (
     Calling,
     Failed,
@@ -25,6 +27,13 @@ from asset_sync.sync.progress import (
 )
 
 Fields: TypeAlias = Mapping[str, object]
+
+
+class LogFormat(StrEnum):
+    """What a line of the log is."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class _Severity(StrEnum):
@@ -82,7 +91,7 @@ class Log:
         elif not isinstance(progress, Waiting | Calling):
             self.lines.append(sentence(progress))
 
-    def remark(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Say what holds for the whole run, such as where its settings are from."""
         if not self._options.quiet:
             self._say(_Severity.INFO, "settings", text, {})
@@ -129,16 +138,16 @@ class Log:
             **told,
             "message": text,
         }
-        mutter(json.dumps(line))
+        err_raw(json.dumps(line))
 
     def _complain(self, text: str, otherwise: str = "") -> None:
         """Print a line; off a terminal with its time and its run, as a log has them."""
         if sys.stderr.isatty():
-            complain(otherwise + text)
+            err(otherwise + text)
             return
         whose = otherwise if self.run_id is None else f"run {self.run_id}: "
         for line in text.splitlines():
-            complain(f"{_now():%Y-%m-%dT%H:%M:%SZ} {whose}{line}")
+            err(f"{_now():%Y-%m-%dT%H:%M:%SZ} {whose}{line}")
 
 
 def _now() -> datetime:
@@ -172,15 +181,13 @@ def _fields(progress: Progress) -> dict[str, object]:
 
 def sentence(progress: Progress) -> str:
     """Return an event as one line of text."""
-    from asset_sync.cli.format import duration, kept_slots  # noqa: PLC0415
-
     match progress:
         case Started():
             text = "the run begins"
         case Synced():
             text = _synced(progress)
         case Failed():
-            text = f"failed: {progress.symbol}: {progress.error}"
+            text = f"failed: {failure(progress)}"
         case PutBack():
             text = f"put back {names(progress.symbols)}: {progress.reason}"
         case Warned():
@@ -196,9 +203,12 @@ def sentence(progress: Progress) -> str:
     return text
 
 
-def _synced(synced: Synced) -> str:
-    from asset_sync.cli.format import duration, price  # noqa: PLC0415
+def failure(failed: Failed) -> str:
+    """Return which asset failed, and why."""
+    return f"{failed.symbol}: {failed.error}"
 
+
+def _synced(synced: Synced) -> str:
     bars = f"{synced.bars_written:,} new bar{'' if synced.bars_written == 1 else 's'}"
     parts = ["a quote" if synced.feed == "snapshot" else bars]
     if synced.last_price is not None:

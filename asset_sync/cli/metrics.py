@@ -1,17 +1,22 @@
 """`asset-sync metrics`."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from asset_sync.cli.options import Config, Quiet, Verbose, common, exactly
+from asset_sync import database
+from asset_sync.cli.options import Common, with_common_options
+from asset_sync.cli.output import out_raw
+from asset_sync.cli.settings import settings_for
 from asset_sync.errors import AssetSyncError
 
 
+@with_common_options
 def metrics(
-    context: typer.Context,
+    options: Common,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -21,19 +26,14 @@ def metrics(
             show_default=False,
         ),
     ] = None,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Print what there is to know in Prometheus' text format.
 
     Example: asset-sync metrics --output /var/lib/node_exporter/asset_sync.prom
     """
-    from asset_sync import database  # noqa: PLC0415
-
-    settings = common(context, config, quiet, verbose).settings()
+    settings = settings_for(options)
     try:
-        from asset_sync.ops.metrics import exposition  # noqa: PLC0415
+        from asset_sync.ops.metrics import exposition  # noqa: PLC0415  # an extra
     except ImportError:
         raise AssetSyncError(
             'The Prometheus client is not installed: pip install "asset-sync[metrics]".'
@@ -41,7 +41,7 @@ def metrics(
     with database.session(settings.conninfo) as db:
         text = exposition(db, settings)
     if output is None:
-        exactly(text.rstrip())
+        out_raw(text.rstrip())
     else:
         _write(output, text)
 
@@ -63,8 +63,6 @@ def _write(path: Path, text: str) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Replace the file in one step: whoever reads it never sees half of it."""
-    import tempfile  # noqa: PLC0415  # it brings random along
-
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w") as file:

@@ -5,22 +5,29 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, answer, common, exactly
+from asset_sync import database
+from asset_sync.budget import slots
+from asset_sync.cli.format import duration, table
+from asset_sync.cli.options import Common, Json, with_common_options
+from asset_sync.cli.output import out, out_raw
+from asset_sync.cli.settings import settings_for
+from asset_sync.database import embedded
 from asset_sync.model import Asset, AssetType, Level
-
-if TYPE_CHECKING:
-    from asset_sync.ops.forecast import Advice, AssetForecast, Forecast, Staleness
-    from asset_sync.settings import Settings
+from asset_sync.ops import forecast
+from asset_sync.ops.forecast import Advice, AssetForecast, Forecast, Staleness, staleness
+from asset_sync.settings import Settings
+from asset_sync.store import runs
 
 _USUAL_SECONDS = 300
 
 
+@with_common_options
 def plan(
-    context: typer.Context,
+    options: Common,
     more: Annotated[
         int,
         typer.Option(
@@ -37,18 +44,12 @@ def plan(
         int, typer.Option("--every", metavar="SECONDS", min=1, help="Their frequency.")
     ] = _USUAL_SECONDS,
     as_json: Json = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Forecast how fresh each plan of the provider keeps the assets, and what would be enough.
 
     Example: asset-sync plan --more 200
     """
-    from asset_sync.ops import forecast  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
-    settings = _with_more(options.settings(), more, level, every)
+    settings = _with_more(settings_for(options), more, level, every)
     settings, call_seconds, measured = _as_known(settings)
     plans = forecast.side_by_side(settings, call_seconds)
     now = next(one for one in plans if one.plan is settings.provider.plan)
@@ -61,13 +62,13 @@ def plan(
             "assets": [_asset_as_json(one) for one in now.assets],
             "advice": _advice_as_json(now, advice),
         }
-        exactly(json.dumps(told, indent=2))
+        out_raw(json.dumps(told, indent=2))
         return
     _show(now, plans)
-    answer(_advice(now, advice))
+    out(_advice(now, advice))
     if now.crowded_out:
         first = len(now.of_level(Level.CRITICAL)) - now.crowded_out
-        answer(
+        out(
             f"A window has calls for {first} priority assets; the other {now.crowded_out} wait for"
             " another in each cycle, which `health` reports (api.rate_limit_waits)."
         )
@@ -78,7 +79,7 @@ def plan(
     )
 
 
-def _with_more(settings: "Settings", more: int, level: Level, every: int) -> "Settings":
+def _with_more(settings: Settings, more: int, level: Level, every: int) -> Settings:
     new = (
         Asset(f"MORE{number}", f"C:MORE{number}", AssetType.FOREX, "", level, 1_000_000, every)
         for number in range(more)
@@ -86,20 +87,14 @@ def _with_more(settings: "Settings", more: int, level: Level, every: int) -> "Se
     return replace(settings, assets=(*settings.assets, *new))
 
 
-def _as_known(settings: "Settings") -> "tuple[Settings, float, bool]":
+def _as_known(settings: Settings) -> tuple[Settings, float, bool]:
     """Return the settings with the rate that holds, how long a call takes, and if it was measured.
 
     No database is needed.
     """
-    from asset_sync import database  # noqa: PLC0415
-    from asset_sync.budget import slots  # noqa: PLC0415
-    from asset_sync.database import embedded  # noqa: PLC0415
-    from asset_sync.ops import forecast  # noqa: PLC0415
-    from asset_sync.store import runs  # noqa: PLC0415
-
     seconds = None
     if settings.conninfo is not None or embedded.data_directory().exists():
-        unusable = suppress(database.DatabaseError, embedded.EmbeddedError)
+        unusable = suppress(database.DatabaseError)
         with unusable, database.session(settings.conninfo) as db:
             seconds = runs.usual_call_seconds(db)
             rate = slots.effective_rate(db, slots.rate_of(settings))
@@ -115,21 +110,19 @@ def _as_known(settings: "Settings") -> "tuple[Settings, float, bool]":
 # --- on a screen ------------------------------------------------------------------------------
 
 
-def _show(now: "Forecast", plans: "Sequence[Forecast]") -> None:
-    from asset_sync.cli.format import duration, table  # noqa: PLC0415
-
+def _show(now: Forecast, plans: Sequence[Forecast]) -> None:
     calls, period = now.limit.calls, duration(now.limit.period_seconds)
     many = "1 call" if calls == 1 else f"{calls} calls"
-    answer(
+    out(
         f"Plan {now.plan.name}, {many} in {period}: {now.calls_a_day:,.0f} a day, of which these"
         f" {len(now.assets)} assets need {now.needed_a_day:,.0f} ({_percent(now.share)})."
     )
-    exactly("")
+    out_raw("")
     if now.assets:
         columns = ["level", ">assets", ">every", ">calls/day", ">share", ">half", ">95 %", ">worst"]
         rows = [_group(now, group) for group in _groups(now.assets)]
-        exactly(table(columns, rows, spare=[">share", ">half", ">calls/day"]))
-        exactly("")
+        out_raw(table(columns, rows, spare=[">share", ">half", ">calls/day"]))
+        out_raw("")
     columns = [
         "plan",
         ">$/month",
@@ -141,18 +134,15 @@ def _show(now: "Forecast", plans: "Sequence[Forecast]") -> None:
         "enough",
     ]
     rows = [_plan(one) for one in plans]
-    exactly(table(columns, rows, spare=[">left/day", ">used", ">calls/day"]))
-    exactly("")
-    answer(
+    out_raw(table(columns, rows, spare=[">left/day", ">used", ">calls/day"]))
+    out_raw("")
+    out(
         "half, 95 %, worst: what the data's age does not exceed half of the time, 95 % of it, ever;"
         " fresh in: from an empty database; left: for history."
     )
 
 
-def _group(now: "Forecast", group: "Sequence[AssetForecast]") -> list[str]:
-    from asset_sync.cli.format import duration  # noqa: PLC0415
-    from asset_sync.ops.forecast import staleness  # noqa: PLC0415
-
+def _group(now: Forecast, group: Sequence[AssetForecast]) -> list[str]:
     first = group[0].asset
     calls = sum(one.calls_a_day for one in group)
     return [
@@ -165,7 +155,7 @@ def _group(now: "Forecast", group: "Sequence[AssetForecast]") -> list[str]:
     ]
 
 
-def _groups(assets: "Iterable[AssetForecast]") -> "list[list[AssetForecast]]":
+def _groups(assets: Iterable[AssetForecast]) -> list[list[AssetForecast]]:
     """Put together what is of one level and frequency, in the order of the levels."""
     groups: dict[tuple[Level, int], list[AssetForecast]] = {}
     for one in assets:
@@ -175,9 +165,7 @@ def _groups(assets: "Iterable[AssetForecast]") -> "list[list[AssetForecast]]":
     return [groups[key] for key in sorted(groups, key=lambda key: (order.index(key[0]), key[1]))]
 
 
-def _plan(one: "Forecast") -> list[str]:
-    from asset_sync.ops.forecast import staleness  # noqa: PLC0415
-
+def _plan(one: Forecast) -> list[str]:
     return [
         one.plan.name,
         "-" if one.plan.usd_a_month is None else str(one.plan.usd_a_month),
@@ -191,8 +179,6 @@ def _plan(one: "Forecast") -> list[str]:
 
 
 def _age(seconds: float) -> str:
-    from asset_sync.cli.format import duration  # noqa: PLC0415
-
     return "never" if math.isinf(seconds) else duration(seconds)
 
 
@@ -200,7 +186,7 @@ def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}"  # noqa: PLR2004
 
 
-def _advice(now: "Forecast", advice: "Advice") -> str:
+def _advice(now: Forecast, advice: Advice) -> str:
     """Return in words what is to be done, if anything."""
     if now.enough:
         return (
@@ -209,8 +195,6 @@ def _advice(now: "Forecast", advice: "Advice") -> str:
         )
     ways = []
     if advice.below:
-        from asset_sync.cli.format import duration  # noqa: PLC0415
-
         seconds = advice.frequency_seconds or 0
         which = "asset" if advice.below == 1 else f"{advice.below:,} assets"
         ways.append(
@@ -228,9 +212,7 @@ def _advice(now: "Forecast", advice: "Advice") -> str:
 # --- for a program ----------------------------------------------------------------------------
 
 
-def _as_json(one: "Forecast") -> dict[str, object]:
-    from asset_sync.ops.forecast import staleness  # noqa: PLC0415
-
+def _as_json(one: Forecast) -> dict[str, object]:
     return {
         "plan": one.plan.name,
         "usd_a_month": one.plan.usd_a_month,
@@ -249,7 +231,7 @@ def _as_json(one: "Forecast") -> dict[str, object]:
     }
 
 
-def _asset_as_json(one: "AssetForecast") -> dict[str, object]:
+def _asset_as_json(one: AssetForecast) -> dict[str, object]:
     return {
         "symbol": one.asset.symbol,
         "level": one.asset.level.value,
@@ -260,11 +242,11 @@ def _asset_as_json(one: "AssetForecast") -> dict[str, object]:
     }
 
 
-def _staleness_as_json(staleness: "Staleness") -> dict[str, float | None]:
+def _staleness_as_json(staleness: Staleness) -> dict[str, float | None]:
     return {name: _finite(seconds) for name, seconds in staleness._asdict().items()}
 
 
-def _advice_as_json(now: "Forecast", advice: "Advice") -> dict[str, object]:
+def _advice_as_json(now: Forecast, advice: Advice) -> dict[str, object]:
     return {
         "enough": now.enough,
         "update_frequency_seconds": None if now.enough else advice.frequency_seconds,

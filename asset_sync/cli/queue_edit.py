@@ -3,32 +3,26 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
+from asset_sync import database
+from asset_sync.cli.format import duration, red, short_moment, table
 from asset_sync.cli.options import (
-    Config,
+    Common,
     Json,
-    PlainUsage,
-    Quiet,
-    Verbose,
-    agreed,
-    answer,
-    common,
-    complain,
-    exactly,
-    plain,
+    with_common_options,
 )
-from asset_sync.cli.queue import app
+from asset_sync.cli.output import agreed, err, out, out_raw, plain
+from asset_sync.cli.settings import settings_for
 from asset_sync.cli.symbols import known_symbols
+from asset_sync.database import Connection, transaction
+from asset_sync.errors import ExitCode
 from asset_sync.model import Level
-
-if TYPE_CHECKING:
-    from asset_sync.database import Connection
-    from asset_sync.queue.admin import Entry
-    from asset_sync.settings import Settings
+from asset_sync.queue import admin
+from asset_sync.queue.admin import Entry
+from asset_sync.settings import Settings
 
 _STATES = ("waiting", "leased", "dead", "idle")
 
@@ -40,9 +34,9 @@ SomeSymbols = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would do, and do nothing.")]
 
 
-@app.command("list")
+@with_common_options
 def queue_list(
-    context: typer.Context,
+    options: Common,
     symbols: SomeSymbols = None,
     state: Annotated[
         list[str] | None,
@@ -53,22 +47,16 @@ def queue_list(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many.")] = 1000,
     as_json: Json = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """List the queue: what is dead first, then what is at work, waits, and is fresh.
 
     Example: asset-sync queue list --state dead
     """
-    from asset_sync.queue import admin  # noqa: PLC0415
-
     unknown = [one for one in state or () if one not in _STATES]
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_STATES)}.")
-    options = common(context, config, quiet, verbose)
     levels = [one.value for one in level or ()]
-    settings = options.settings()
+    settings = settings_for(options)
     with _database(settings) as db:
         chosen = _known(db, symbols or ())
         found = admin.entries(db, symbols=chosen, states=state or (), levels=levels, most=limit)
@@ -81,23 +69,18 @@ def queue_list(
         options.say(f"{more:,} more are not shown: --limit {limit + more} lists them all.")
 
 
-@app.command("retry")
+@with_common_options
 def queue_retry(
-    context: typer.Context,
+    options: Common,
     symbols: SomeSymbols = None,
     dry_run: DryRun = False,
     as_json: Json = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Try again now what is dead or waits out a delay; its failures are forgotten.
 
     Example: asset-sync queue retry EURUSD
     """
-    from asset_sync.queue import admin  # noqa: PLC0415
-
-    settings = common(context, config, quiet, verbose).settings()
+    settings = settings_for(options)
     with _database(settings) as db:
         chosen = _known(db, symbols or ())
         changed = _do(db, dry_run, lambda: admin.retry(db, chosen))
@@ -105,24 +88,18 @@ def queue_retry(
     _show(changed, as_json, nothing, settings)
 
 
-@app.command("add", cls=PlainUsage)
+@with_common_options
 def queue_add(
-    context: typer.Context,
+    options: Common,
     symbols: Symbols,
     dry_run: DryRun = False,
     as_json: Json = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Put assets in line before they are due; the next run refreshes them.
 
     Example: asset-sync queue add ETHUSDT
     """
-    from asset_sync.queue import admin  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
-    settings = options.settings()
+    settings = settings_for(options)
     with _database(settings) as db:
         there = admin.symbols(db)
         new = [asset.symbol for asset in settings.assets if asset.symbol not in there]
@@ -138,10 +115,10 @@ def queue_add(
     if not as_json:
         states = {entry.symbol: entry.state for entry in reversed(entries)}
         for symbol in others:
-            answer(_why_not_added(symbol, unwanted.get(symbol) or states.get(symbol)))
+            out(_why_not_added(symbol, unwanted.get(symbol) or states.get(symbol)))
 
 
-def _unwanted(symbols: "Iterable[str]", settings: "Settings") -> dict[str, str]:
+def _unwanted(symbols: Iterable[str], settings: Settings) -> dict[str, str]:
     """Return those of the symbols that no run with these settings refreshes, and why not."""
     wanted = {asset.symbol for asset in settings.assets}
     off = {asset.symbol for asset in settings.switched_off}
@@ -170,16 +147,13 @@ def _why_not_added(symbol: str, state: str | None) -> str:
             return f"{symbol} stands in line already."
 
 
-@app.command("remove", cls=PlainUsage)
+@with_common_options
 def queue_remove(
-    context: typer.Context,
+    options: Common,
     symbols: Symbols,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Forget assets in the queue, such as those that have left the settings. Prices stay.
 
@@ -187,15 +161,12 @@ def queue_remove(
 
     Example: asset-sync queue remove OLDCOIN --yes
     """
-    from asset_sync.queue import admin  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
-    settings = options.settings()
+    settings = settings_for(options)
     with _database(settings) as db:
         chosen = _known(db, symbols)
         asked = f"Forget what the queue knows of {', '.join(chosen)}?"
         if not (yes or dry_run or agreed(asked)):
-            complain("Nothing was removed; --yes does it without asking.")
+            err("Nothing was removed; --yes does it without asking.")
             raise typer.Exit(ExitCode.USAGE)
         removed = _do(db, dry_run, lambda: admin.remove(db, chosen))
     if as_json:
@@ -206,7 +177,7 @@ def queue_remove(
         verb = "Would remove" if dry_run else "Removed"
         options.confirm(f"{verb} {', '.join(gone)} from the queue. Bars and prices stay.")
     for symbol in sorted(set(chosen) - set(gone)):
-        answer(f"{symbol} is at work in a run just now and was not removed; try again after it.")
+        out(f"{symbol} is at work in a run just now and was not removed; try again after it.")
     named = {asset.symbol for asset in settings.assets}
     if back := [symbol for symbol in gone if symbol in named]:
         options.say(
@@ -216,21 +187,17 @@ def queue_remove(
 
 
 @contextmanager
-def _database(settings: "Settings") -> Iterator["Connection"]:
-    from asset_sync import database  # noqa: PLC0415
-
+def _database(settings: Settings) -> Iterator["Connection"]:
     with database.session(settings.conninfo) as db:
         yield db
 
 
 def _do(
-    db: "Connection", dry_run: bool, change: "Callable[[], tuple[Entry, ...]]"
-) -> "tuple[Entry, ...]":
+    db: Connection, dry_run: bool, change: Callable[[], tuple[Entry, ...]]
+) -> tuple[Entry, ...]:
     """Make the change; on a dry run take it back, so that what it tells is what it would do."""
     if not dry_run:
         return change()
-    from asset_sync.database import transaction  # noqa: PLC0415
-
     changed: tuple[Entry, ...] = ()
     with suppress(_TakenBack), transaction(db):
         changed = change()
@@ -242,24 +209,20 @@ class _TakenBack(Exception):  # noqa: N818  # not an error
     """Ends a transaction without its changes."""
 
 
-def _known(db: "Connection", symbols: Sequence[str]) -> list[str]:
+def _known(db: Connection, symbols: Sequence[str]) -> list[str]:
     """Return the symbols, or say which one the queue does not have and which it may be."""
-    from asset_sync.queue import admin  # noqa: PLC0415
-
     return known_symbols(symbols, admin.symbols(db), "The queue has no asset", "queue list")
 
 
-def _show(found: "Sequence[Entry]", as_json: bool, nothing: str, settings: "Settings") -> None:
+def _show(found: Sequence[Entry], as_json: bool, nothing: str, settings: Settings) -> None:
     unwanted = _unwanted((one.symbol for one in found), settings)
     if as_json:
         items = [{**plain(one), "wanted": one.symbol not in unwanted} for one in found]
-        exactly(json.dumps({"items": items}, indent=2))
+        out_raw(json.dumps({"items": items}, indent=2))
         return
     if not found:
-        answer(nothing)
+        out(nothing)
         return
-    from asset_sync.cli.format import duration, red, short_moment, table  # noqa: PLC0415
-
     rows = [
         [
             one.symbol,
@@ -274,7 +237,7 @@ def _show(found: "Sequence[Entry]", as_json: bool, nothing: str, settings: "Sett
         for one in found
     ]
     columns = ["symbol", "feed", "level", "state", ">delayed", ">tries", "last refreshed (UTC)"]
-    exactly(table(columns, rows, spare=[">tries", "feed", "level", ">delayed"]))
+    out_raw(table(columns, rows, spare=[">tries", "feed", "level", ">delayed"]))
     for one in found:
         if one.last_error:
-            answer(f"{red(one.symbol)}: {one.last_error}")
+            out(f"{red(one.symbol)}: {one.last_error}")

@@ -2,20 +2,18 @@
 
 import os
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode
-from asset_sync.cli.options import Common, Config, Quiet, Verbose, common, complain, exactly, mutter
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from asset_sync.schedule.installed import Job
-    from asset_sync.schedule.lines import File, Installation
-
-app = typer.Typer(help="Have cron or systemd start the jobs.", no_args_is_help=True)
+from asset_sync.cli.options import Common, with_common_options
+from asset_sync.cli.output import err, err_raw, out_raw
+from asset_sync.cli.settings import settings_for
+from asset_sync.errors import ExitCode
+from asset_sync.schedule import installed, lines
+from asset_sync.schedule.installed import Job
+from asset_sync.schedule.lines import File, Installation, ScheduleError
 
 Install = Annotated[
     bool, typer.Option("--install", help="Show the difference, and then put it in place.")
@@ -31,14 +29,11 @@ Users = Annotated[
 ]
 
 
-@app.command("cron")
+@with_common_options
 def schedule_cron(
-    context: typer.Context,
+    options: Common,
     install: Install = False,
     remove: Remove = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Print the crontab's lines for this installation; --install adds them to your crontab.
 
@@ -46,9 +41,6 @@ def schedule_cron(
 
     Example: asset-sync schedule cron --install
     """
-    from asset_sync.schedule import installed, lines  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
     _ensure_one(install, remove)
     if remove:
         difference = lines.remove_from_cron()
@@ -58,7 +50,7 @@ def schedule_cron(
     this = _installation(options, install)
     block = lines.cron_block(this)
     if not install:
-        exactly(block.rstrip("\n"))
+        out_raw(block.rstrip("\n"))
         return
     _ensure_free(installed.jobs_of_systemd(), "systemd", "asset-sync schedule systemd --remove")
     _ensure_free(installed.jobs_outside_the_block(), "cron", "crontab -e")
@@ -67,23 +59,17 @@ def schedule_cron(
     options.say(_installed("The crontab", difference))
 
 
-@app.command("systemd")
+@with_common_options
 def schedule_systemd(
-    context: typer.Context,
+    options: Common,
     install: Install = False,
     remove: Remove = False,
     users: Users = None,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Print systemd's units for this installation; --install writes and starts them.
 
     Example: asset-sync schedule systemd --user
     """
-    from asset_sync.schedule import installed, lines  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
     _ensure_one(install, remove)
     for_user = os.geteuid() != 0 if users is None else users
     directory = lines.user_units_directory(os.environ) if for_user else lines.SYSTEM_UNITS
@@ -95,7 +81,7 @@ def schedule_systemd(
     make = lines.user_units if for_user else lines.system_units
     files = make(this, directory)
     if not install:
-        exactly("\n".join(f"# {file.path}\n{file.text}" for file in files).rstrip("\n"))
+        out_raw("\n".join(f"# {file.path}\n{file.text}" for file in files).rstrip("\n"))
         return
     in_cron = [job for job in installed.jobs() if job.scheduler is installed.Scheduler.CRON]
     _ensure_free(tuple(in_cron), "cron", "asset-sync schedule cron --remove, or crontab -e")
@@ -109,24 +95,20 @@ def _ensure_one(install: bool, remove: bool) -> None:
         raise typer.BadParameter("--install and --remove exclude each other.")
 
 
-def _installation(options: Common, install: bool) -> "Installation":
+def _installation(options: Common, install: bool) -> Installation:
     """Return what is to be scheduled; where a step is to be done first, nothing is installed."""
-    from asset_sync.schedule import lines  # noqa: PLC0415
-
-    this = lines.installation(options.settings(), os.environ)
+    this = lines.installation(settings_for(options), os.environ)
     if this.steps:
-        complain("The jobs do not have this shell's variables. First put the secrets into files:")
+        err("The jobs do not have this shell's variables. First put the secrets into files:")
         for step in this.steps:
-            mutter(f"  {step}")  # to be typed, so never broken
+            err_raw(f"  {step}")  # to be typed, so never broken
     if this.steps and install:
         raise lines.ScheduleError("Nothing was installed; run that, then this again.")
     return this
 
 
-def _ensure_free(found: "tuple[Job, ...]", scheduler: str, cure: str) -> None:
+def _ensure_free(found: tuple[Job, ...], scheduler: str, cure: str) -> None:
     """Refuse to have a job started twice."""
-    from asset_sync.schedule.lines import ScheduleError  # noqa: PLC0415
-
     if found:
         where = "; ".join(f"sync {job.lane.value} ({job.where})" for job in found)
         raise ScheduleError(
@@ -135,36 +117,32 @@ def _ensure_free(found: "tuple[Job, ...]", scheduler: str, cure: str) -> None:
         )
 
 
-def _install_units(options: Common, files: "tuple[File, ...]", scope: list[str]) -> None:
-    from asset_sync.schedule import lines  # noqa: PLC0415
-
+def _install_units(options: Common, files: tuple[File, ...], scope: list[str]) -> None:
     difference = lines.install_units(files)
     _show(difference)
     commands = [[*scope, "daemon-reload"], [*scope, "enable", "--now", *lines.TIMERS]]
     for command in commands:
         why_not = lines.systemctl(*command)
         if why_not:
-            complain(f"The units are written, but nothing starts them yet: {why_not}. Run:")
+            err(f"The units are written, but nothing starts them yet: {why_not}. Run:")
             for one in commands:
-                mutter(f"  systemctl {shlex.join(one)}")
+                err_raw(f"  systemctl {shlex.join(one)}")
             raise typer.Exit(ExitCode.SOME_FAILED)
     options.say(_installed("systemd", difference))
 
 
-def _remove_units(options: Common, directory: "Path", scope: list[str]) -> None:
-    from asset_sync.schedule import lines  # noqa: PLC0415
-
+def _remove_units(options: Common, directory: Path, scope: list[str]) -> None:
     lines.systemctl(*scope, "disable", "--now", *lines.TIMERS)
     removed = lines.remove_units(directory)
     lines.systemctl(*scope, "daemon-reload")
     for path in removed:
-        exactly(f"removed {path}")
+        out_raw(f"removed {path}")
     options.say(_removed("systemd", "".join(map(str, removed))))
 
 
 def _show(difference: str) -> None:
     if difference:
-        exactly(difference)
+        out_raw(difference)
 
 
 def _installed(where: str, difference: str) -> str:

@@ -1,6 +1,7 @@
 """Symbols on a command line: which there are, and what a mistyped one may be."""
 
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 
 import typer
 
@@ -14,8 +15,6 @@ def known_symbols(
     """
     for symbol in symbols:
         if symbol not in known:
-            from difflib import get_close_matches  # noqa: PLC0415  only a mistake needs it
-
             near = get_close_matches(symbol.upper(), known, 1, 0.6)
             hint = f"Did you mean {near[0]}?" if near else f"`{lists}` names all."
             raise typer.BadParameter(f"{lacks} {symbol!r}. {hint}")

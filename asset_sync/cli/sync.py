@@ -1,36 +1,32 @@
 """`asset-sync sync priority` and `sync queue`."""
 
-import gc
 import json
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from asset_sync.cli.exits import ExitCode, explain
+from asset_sync import database
+from asset_sync.budget.slots import Lane
+from asset_sync.cli.exits import explain
+from asset_sync.cli.format import duration
+from asset_sync.cli.log import Log, LogFormat
 from asset_sync.cli.options import (
     Common,
-    Config,
     Json,
-    LogFormat,
-    Quiet,
-    Verbose,
-    answer,
-    common,
-    exactly,
+    with_common_options,
 )
-
-if TYPE_CHECKING:
-    from asset_sync.budget.slots import Lane
-    from asset_sync.cli.log import Log
-    from asset_sync.database import Connection
-    from asset_sync.ops.hooks import Monitors
-    from asset_sync.settings import Settings
-    from asset_sync.sync.dry_run import PlannedCall
-    from asset_sync.sync.loop import Report
-
-app = typer.Typer(help="Refresh assets, within the API's limit.", no_args_is_help=True)
+from asset_sync.cli.output import out, out_raw
+from asset_sync.cli.settings import settings_for
+from asset_sync.cli.watch import watching
+from asset_sync.database import Connection
+from asset_sync.errors import ExitCode
+from asset_sync.ops.hooks import Ending, Monitors
+from asset_sync.settings import Settings
+from asset_sync.sync import loop
+from asset_sync.sync.dry_run import PlannedCall, plan
+from asset_sync.sync.loop import Ended, Report
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the calls it would make; make and write nothing.")
@@ -60,50 +56,38 @@ Format = Annotated[
 ]
 
 
-@app.command("priority")
+@with_common_options
 def sync_priority(
-    context: typer.Context,
+    options: Common,
     dry_run: DryRun = False,
     as_json: Json = False,
     max_runtime: MaxRuntime = None,
     limit: Limit = None,
     log_format: Format = LogFormat.TEXT,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Refresh the priority assets that are due, first to last.
 
     Example: asset-sync sync priority --dry-run
     """
-    from asset_sync.budget.slots import Lane  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
     if dry_run:
         _plan(options, Lane.PRIORITY, as_json, max_runtime, limit)
     else:
         _sync(options, Lane.PRIORITY, as_json, max_runtime, limit, log_format)
 
 
-@app.command("queue")
+@with_common_options
 def sync_queue(
-    context: typer.Context,
+    options: Common,
     dry_run: DryRun = False,
     as_json: Json = False,
     max_runtime: MaxRuntime = None,
     limit: Limit = None,
     log_format: Format = LogFormat.TEXT,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Refresh all other assets that are due, by turns.
 
     Example: asset-sync sync queue --max-runtime 60
     """
-    from asset_sync.budget.slots import Lane  # noqa: PLC0415
-
-    options = common(context, config, quiet, verbose)
     if dry_run:
         _plan(options, Lane.QUEUE, as_json, max_runtime, limit)
     else:
@@ -111,13 +95,10 @@ def sync_queue(
 
 
 def _plan(
-    options: Common, lane: "Lane", as_json: bool, max_runtime: float | None, limit: int | None
+    options: Common, lane: Lane, as_json: bool, max_runtime: float | None, limit: int | None
 ) -> None:
     """Print what a run would do."""
-    from asset_sync import database  # noqa: PLC0415
-    from asset_sync.sync.dry_run import plan  # noqa: PLC0415
-
-    settings = options.settings()
+    settings = settings_for(options)
     with database.session(settings.conninfo) as db:
         calls = plan(db, settings, lane, max_runtime_seconds=max_runtime, limit=limit)
     _show_plan(calls, lane, as_json)
@@ -125,19 +106,17 @@ def _plan(
 
 def _sync(
     options: Common,
-    lane: "Lane",
+    lane: Lane,
     as_json: bool,
     max_runtime: float | None,
     limit: int | None,
     log_format: LogFormat,
 ) -> None:
     """Run, and tell whoever wants to know how it ended, however it did."""
-    from asset_sync.cli.log import Log  # noqa: PLC0415
-
     log = Log(options, lane.value, log_format)
     monitors = report = None
     try:
-        settings = options.settings(log.remark)
+        settings = settings_for(options, log.info)
         monitors = _monitors(settings, lane)
         report = _run(log, settings, lane, max_runtime, limit)
         code = exit_code_of(report)
@@ -147,65 +126,53 @@ def _sync(
         log.end(code, why)
     try:
         if report is not None and as_json:
-            exactly(json.dumps(_as_json(report), indent=2))
+            out_raw(json.dumps(_as_json(report), indent=2))
         elif report is not None and not options.quiet and not log.is_json:
-            answer(summary(report))
+            out(summary(report))
     finally:  # they are told even where nobody reads the report
         if monitors is not None:
             _tell(monitors, log, code)
     raise typer.Exit(code)
 
 
-def _tell(monitors: "Monitors", log: "Log", code: ExitCode) -> None:
-    from asset_sync.ops.hooks import Ending  # noqa: PLC0415
-
+def _tell(monitors: Monitors, log: Log, code: ExitCode) -> None:
     for trouble in monitors.end(Ending(code, log.run_id, tuple(log.lines))):
         log.warning(trouble)
 
 
-def _monitors(settings: "Settings", lane: "Lane") -> "Monitors | None":
+def _monitors(settings: Settings, lane: Lane) -> Monitors | None:
     """Tell those who want to know that a run begins; None where nobody does."""
     if settings.monitoring.ping_url is None and not settings.monitoring.on_failure:
         return None
-    from asset_sync.ops.hooks import Monitors  # noqa: PLC0415
-
     monitors = Monitors(settings.monitoring, lane.value, os.environ)
     monitors.begin()
     return monitors
 
 
 def _run(
-    log: "Log", settings: "Settings", lane: "Lane", max_runtime: float | None, limit: int | None
-) -> "Report":
-    from asset_sync import database  # noqa: PLC0415
-
+    log: Log, settings: Settings, lane: Lane, max_runtime: float | None, limit: int | None
+) -> Report:
     with database.session(settings.conninfo) as db:
         return run_and_watch(log, db, settings, lane, max_runtime, limit)
 
 
 def run_and_watch(
-    log: "Log",
-    db: "Connection",
-    settings: "Settings",
-    lane: "Lane",
+    log: Log,
+    db: Connection,
+    settings: Settings,
+    lane: Lane,
     max_runtime: float | None = None,
     limit: int | None = None,
-) -> "Report":
+) -> Report:
     """Run and show what happens meanwhile on stderr."""
-    from asset_sync.cli.watch import watching  # noqa: PLC0415
-    from asset_sync.sync import loop  # noqa: PLC0415
-
-    gc.enable()  # see asset_sync.__main__
     with watching(log) as listener:
         return loop.run(
             db, settings, lane, max_runtime_seconds=max_runtime, limit=limit, tell=listener
         )
 
 
-def exit_code_of(report: "Report") -> ExitCode:
+def exit_code_of(report: Report) -> ExitCode:
     """Return what cron is told of a run."""
-    from asset_sync.sync.loop import Ended  # noqa: PLC0415
-
     if report.reason_ended in {Ended.KEY_REFUSED, Ended.PLAN_REFUSED}:
         return ExitCode.REFUSED
     if report.failed or report.reason_ended is Ended.UNAVAILABLE:
@@ -213,10 +180,8 @@ def exit_code_of(report: "Report") -> ExitCode:
     return ExitCode.DONE
 
 
-def summary(report: "Report") -> str:
+def summary(report: Report) -> str:
     """Return a run in one line."""
-    from asset_sync.cli.format import duration  # noqa: PLC0415
-
     failed = f", {len(report.failed)} failed" if report.failed else ""
     waited = f", waited {duration(report.waited_seconds)}" if report.waited_seconds else ""
     calls = "1 call" if report.api_calls_used == 1 else f"{report.api_calls_used} calls"
@@ -240,27 +205,25 @@ _WHY = {
 }
 
 
-def _show_plan(calls: "tuple[PlannedCall, ...]", lane: "Lane", as_json: bool) -> None:
+def _show_plan(calls: tuple[PlannedCall, ...], lane: Lane, as_json: bool) -> None:
     """Print the calls that a run would make, each with its endpoint and when its slot is free."""
     if as_json:
-        exactly(json.dumps({"calls": [call._asdict() for call in calls]}, indent=2))
+        out_raw(json.dumps({"calls": [call._asdict() for call in calls]}, indent=2))
         return
     if not calls:
-        answer(f"{lane.value}: nothing is due; no call would be made.")
+        out(f"{lane.value}: nothing is due; no call would be made.")
         return
-    from asset_sync.cli.format import duration  # noqa: PLC0415
-
     for number, call in enumerate(calls, start=1):
         when = "after this run's end" if call.at_seconds is None else "now"
         if call.at_seconds:
             when = f"in {duration(call.at_seconds)}"
         names = ", ".join(call.symbols[:5]) + (" …" if len(call.symbols) > 5 else "")  # noqa: PLR2004
-        exactly(f"{number}. {names}  {call.feed}  {when}\n   GET {call.endpoint}")
+        out_raw(f"{number}. {names}  {call.feed}  {when}\n   GET {call.endpoint}")
     many = "1 call" if len(calls) == 1 else f"{len(calls)} calls"
-    answer(f"{many}, none of which was made; nothing was written.")
+    out(f"{many}, none of which was made; nothing was written.")
 
 
-def _as_json(report: "Report") -> dict[str, object]:
+def _as_json(report: Report) -> dict[str, object]:
     return {
         "run_id": report.run_id,
         "command": report.lane.value,

@@ -16,7 +16,7 @@ import psycopg2.errors
 import psycopg2.extensions
 
 from asset_sync.database.timestamps import read_any
-from asset_sync.errors import AssetSyncError
+from asset_sync.errors import AssetSyncError, ExitCode
 from asset_sync.settings import Secret
 
 EMBEDDED_DATABASE = "asset_sync"
@@ -59,6 +59,8 @@ SERVER_ERRORS = (
 
 class DatabaseError(AssetSyncError):
     """The database cannot be used; the message says why and what to do."""
+
+    exit_code = ExitCode.DATABASE
 
 
 class NotInitialisedError(DatabaseError):

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from asset_sync.errors import AssetSyncError
+from asset_sync.database import DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ _POLL_SECONDS = 0.01
 _LARGEST_FILE = 65536
 
 
-class EmbeddedError(AssetSyncError):
+class EmbeddedError(DatabaseError):
     """The embedded PostgreSQL cannot be had; the message says why and what to do instead."""
 
 

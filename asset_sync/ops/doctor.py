@@ -158,7 +158,7 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
         return
     if not settings.assets:
         return
-    from asset_sync.sync.ask import NoCallLeftError, Questions, why  # noqa: PLC0415
+    from asset_sync.sync.ask import NoCallLeftError, Questions  # noqa: PLC0415
 
     try:
         with Questions(db, settings, within_seconds=0) as questions:
@@ -169,7 +169,7 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
         return
     except ProviderError as error:
         grade = Grade.ERROR if error.fault is Fault.ACCOUNT else Grade.WARNING
-        yield Finding(grade, "key", why(error))
+        yield Finding(grade, "key", error.reason)
         return
     yield Finding(Grade.OK, "key", "the API accepts it")
     yield _denied(db, settings)

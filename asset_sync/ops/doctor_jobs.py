@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asset_sync.database import DatabaseError, address_of
-from asset_sync.database.embedded import EmbeddedError, data_directory
+from asset_sync.database.embedded import data_directory
 from asset_sync.ops.doctor import Finding, Grade
 from asset_sync.schedule.installed import Job, Scheduler
 from asset_sync.settings import (
@@ -160,7 +160,7 @@ def _database(settings: Settings, environ: Mapping[str, str]) -> str:
         if settings.conninfo is None:
             return f"the embedded PostgreSQL in {data_directory(environ)}"
         return f"the database {address_of(settings.conninfo, environ)}"
-    except (DatabaseError, EmbeddedError):
+    except DatabaseError:
         return "a database whose address cannot be read"
 
 

@@ -9,7 +9,6 @@ from asset_sync import queue
 from asset_sync.budget import clocks, slots
 from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, DatabaseError
-from asset_sync.database.embedded import EmbeddedError
 from asset_sync.model import Asset, Level
 from asset_sync.queue import WORTH_A_WORD, Failing, Freshness, LevelStatus
 from asset_sync.settings import Settings
@@ -97,7 +96,7 @@ def examine(db: Connection, settings: Settings) -> Health:
     )
 
 
-def without_database(why: DatabaseError | EmbeddedError) -> Health:
+def without_database(why: DatabaseError) -> Health:
     """Return what can be said where the database cannot be used: that nothing gets fresh."""
     check = Check("database", None, None, Verdict.UNHEALTHY, str(why))
     return Health((), (), (check,), None, None)

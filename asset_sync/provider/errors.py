@@ -4,7 +4,7 @@
 from enum import StrEnum
 from typing import ClassVar
 
-from asset_sync.errors import AssetSyncError
+from asset_sync.errors import AssetSyncError, ExitCode
 
 
 class Fault(StrEnum):
@@ -26,10 +26,17 @@ class ProviderError(AssetSyncError):
     Never holds the key, nor more of an answer than 200 printable characters.
     """
 
+    exit_code = ExitCode.SOME_FAILED
+
     fault: ClassVar[Fault]
 
     kind: ClassVar[str]
     """A short name for tables and metrics."""
+
+    @property
+    def reason(self) -> str:
+        """The sentence for who asks only once: it does not promise that a run tries again."""
+        return str(self)
 
 
 class RateLimited(ProviderError):
@@ -54,6 +61,17 @@ class Unavailable(ProviderError):
     fault = Fault.NOBODY
     kind = "unavailable"
 
+    def __init__(self, what: str, *, tried_again: bool = True) -> None:
+        """Say what happened, without a full stop, and whether a run tries it again by itself."""
+        super().__init__(f"{what}; it is tried again." if tried_again else f"{what}.")
+        self._what = what
+        self.tried_again = tried_again
+
+    @property
+    def reason(self) -> str:
+        """The sentence without the promise."""
+        return f"{self._what}."
+
 
 class NotSent(Unavailable):
     """The request never left: no such name, connection refused, no TLS. No call was made."""
@@ -69,8 +87,8 @@ class Unanswered(Unavailable):
 
     kind = "unanswered"
 
-    def __init__(self, message: str, sent_seconds_ago: float = 0.0) -> None:
-        super().__init__(message)
+    def __init__(self, what: str, sent_seconds_ago: float = 0.0) -> None:
+        super().__init__(what)
         self.sent_seconds_ago = sent_seconds_ago
         """How long before this was raised the request was written, at least."""
 
@@ -78,6 +96,7 @@ class Unanswered(Unavailable):
 class KeyRefused(ProviderError):
     """401, or any refusal that speaks of the API key: the API does not know the key."""
 
+    exit_code = ExitCode.REFUSED
     fault = Fault.ACCOUNT
     kind = "key_refused"
 
@@ -85,6 +104,7 @@ class KeyRefused(ProviderError):
 class TodayDenied(ProviderError):
     """403 or status ERROR: the plan has the data, but not of today, or not of so long ago."""
 
+    exit_code = ExitCode.REFUSED
     fault = Fault.ACCOUNT
     kind = "today_denied"
 
@@ -92,6 +112,7 @@ class TodayDenied(ProviderError):
 class FeedDenied(ProviderError):
     """403 or status ERROR, or a NOT_ENTITLED row: the plan does not have this kind of data."""
 
+    exit_code = ExitCode.REFUSED
     fault = Fault.ACCOUNT
     kind = "feed_denied"
 

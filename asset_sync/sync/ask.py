@@ -9,7 +9,7 @@ from asset_sync.budget import slots
 from asset_sync.budget.clocks import Watch
 from asset_sync.budget.slots import CallEnd, Lane, Slot
 from asset_sync.database import SERVER_ERRORS, Connection, hurry
-from asset_sync.errors import AssetSyncError
+from asset_sync.errors import AssetSyncError, ExitCode
 from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unanswered
 from asset_sync.provider.protocol import Provider
 from asset_sync.settings import Settings
@@ -26,14 +26,11 @@ _TIMES_REFUSED = 3
 class NoCallLeftError(AssetSyncError):
     """No slot came free in the time that there was."""
 
+    exit_code = ExitCode.SOME_FAILED
+
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The budget is used up for {seconds:.0f} s; try again then.")
         self.seconds = seconds
-
-
-def why(error: AssetSyncError) -> str:
-    """Return the error's sentence without the promise that only a run keeps."""
-    return f"{str(error).removesuffix('.').removesuffix('; it is tried again')}."
 
 
 class Questions:

@@ -89,12 +89,12 @@ class Http:
             return outcome
         else:
             broken = outcome
-        sentence = f"No answer from {self.host} for {asked}: {broken.why}; it is tried again."
+        what = f"No answer from {self.host} for {asked}: {broken.why}"
         if broken.arrived:
-            raise Unavailable(sentence)
+            raise Unavailable(what)
         if deadline.sent_at is None:
-            raise NotSent(sentence)
-        raise Unanswered(sentence, monotonic() - deadline.sent_at)
+            raise NotSent(what)
+        raise Unanswered(what, monotonic() - deadline.sent_at)
 
     def _exchange(self, endpoint: str) -> Reply | _Broken:
         """Return the reply, or why there is none."""

@@ -171,7 +171,7 @@ def _answer(
     if not is_json:
         raise Unavailable(
             f"What answers for {call.host} does not speak JSON (asked for {call.asked}): a proxy"
-            " or a log-in page of the network, or half an answer; it is tried again."
+            " or a log-in page of the network, or half an answer"
         )
     if not isinstance(body, dict):
         raise _wrong_shape(call)

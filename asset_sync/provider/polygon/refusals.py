@@ -99,14 +99,17 @@ def refusal_of_row(row: dict[str, object], ticker: str, key: Secret) -> Provider
 def _not_the_api(status: int, call: Call) -> Unavailable:
     did = f"{call.host} answers {status} for {call.asked}"
     if status == 404:  # noqa: PLR2004
-        return Unavailable(f"{did}, but not as the API does; check POLYGON_BASE_URL.")
+        return Unavailable(
+            f"{did}, but not as the API does; check POLYGON_BASE_URL", tried_again=False
+        )
     if 300 <= status < 400:  # noqa: PLR2004
         return Unavailable(
             f"{did}, a redirect, which is not followed since the key would go with it;"
-            " check POLYGON_BASE_URL."
+            " check POLYGON_BASE_URL",
+            tried_again=False,
         )
     kind = Unanswered if status in _UNANSWERED else Unavailable
-    return kind(f"{did}; it is tried again.")
+    return kind(did)
 
 
 def unknown(asked: str) -> TickerUnknown:

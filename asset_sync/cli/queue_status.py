@@ -2,133 +2,82 @@
 
 import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 
-from asset_sync.cli.options import Config, Json, Quiet, Verbose, common, exactly, plain, wrapped
-from asset_sync.errors import AssetSyncError
-
-if TYPE_CHECKING:
-    from asset_sync.budget.slots import Budget
-    from asset_sync.database import Connection
-    from asset_sync.queue import Dead, Failing, LevelStatus, Upcoming
-    from asset_sync.settings import Settings
-    from asset_sync.store.runs import Run
-
-app = typer.Typer(help="See and tend the queue.", no_args_is_help=True)
+from asset_sync import database, queue
+from asset_sync.budget import slots
+from asset_sync.budget.slots import Budget
+from asset_sync.cli.format import (
+    bold,
+    duration,
+    ended,
+    gauge,
+    moment,
+    red,
+    short_moment,
+    table,
+    yellow,
+)
+from asset_sync.cli.options import Common, Json, with_common_options
+from asset_sync.cli.output import out_raw, plain, wrapped
+from asset_sync.cli.settings import settings_for
+from asset_sync.database import Connection
+from asset_sync.queue import Dead, Failing, LevelStatus, Upcoming, admin
+from asset_sync.settings import Settings
+from asset_sync.store import runs
+from asset_sync.store.runs import Run
 
 _NEXT, _RUNS, _DEAD = 5, 5, 5
-_WATCH_SECONDS = 1.0
-_ENDED = {
-    "provider_unavailable": "no_answer",
-    "limit_reached": "limit",
-}
-"""Shorter words, where the line would be wider than 80 columns."""
 
 
-@app.command("status")
+@with_common_options
 def queue_status(
-    context: typer.Context,
+    options: Common,
     as_json: Json = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Keep it on the screen, until Ctrl-C.")
     ] = False,
-    config: Config = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Show who waits, what comes next, how many calls are left, and the last runs.
 
     Example: asset-sync queue status --watch
     """
-    from asset_sync import database  # noqa: PLC0415
-
     if watch and (as_json or not sys.stdout.isatty()):
         raise typer.BadParameter("--watch is for a terminal; a program asks again with --json.")
-    settings = common(context, config, quiet, verbose).settings()
+    settings = settings_for(options)
     if watch:
-        _keep_on_screen(settings)
+        from asset_sync.cli.queue_watch import keep_on_screen  # noqa: PLC0415  # rich takes 25 ms
+
+        keep_on_screen(settings)
         return
     with database.session(settings.conninfo) as db:
         status = look(db, settings)
     if as_json:
-        exactly(json.dumps(_as_json(status), indent=2))
+        out_raw(json.dumps(_as_json(status), indent=2))
     else:
-        exactly(text(status))
-
-
-def _keep_on_screen(settings: "Settings") -> None:
-    """Show it anew every second, until Ctrl-C, which leaves the terminal as it was."""
-    from rich.live import Live  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    with suppress(KeyboardInterrupt), Live(screen=True, auto_refresh=False) as screen:
-        for shown in _again_and_again(settings):
-            screen.update(Text.from_ansi(shown, no_wrap=True), refresh=True)
-            time.sleep(_WATCH_SECONDS)
-
-
-def _again_and_again(settings: "Settings") -> Iterator[str]:
-    """Give the status for ever; while the database is away, the last one and since when.
-
-    Raises DatabaseError or EmbeddedError where the database was never there.
-    """
-    from asset_sync.database import DatabaseError, session  # noqa: PLC0415
-    from asset_sync.database.embedded import EmbeddedError  # noqa: PLC0415
-
-    last, since = "", None
-    while True:
-        try:
-            with session(settings.conninfo) as db:
-                while True:
-                    last, since = text(look(db, settings)), None
-                    yield last
-        except (DatabaseError, EmbeddedError) as error:
-            if not last:
-                raise
-            since = since or datetime.now(UTC)
-            yield f"{_away(error, since)}\n\n{last}"
-
-
-def _away(error: AssetSyncError, since: datetime) -> str:
-    from asset_sync.cli.format import duration, red  # noqa: PLC0415
-
-    seconds = (datetime.now(UTC) - since).total_seconds()
-    return red(
-        wrapped(
-            f"{since:%H:%M:%S} UTC, {duration(seconds)} ago: {error} Trying again; what stands"
-            " below is older.",
-            sys.stdout,
-        )
-    )
+        out_raw(text(status))
 
 
 class Status(NamedTuple):
     """Everything that `queue status` shows."""
 
-    levels: "tuple[LevelStatus, ...]"
-    next: "tuple[Upcoming, ...]"
-    dead: "tuple[Dead, ...]"
-    failing: "tuple[Failing, ...]"
-    budget: "Budget"
-    runs: "tuple[Run, ...]"
+    levels: tuple[LevelStatus, ...]
+    next: tuple[Upcoming, ...]
+    dead: tuple[Dead, ...]
+    failing: tuple[Failing, ...]
+    budget: Budget
+    runs: tuple[Run, ...]
     last_priority_update: datetime | None
     waiting_for_first_run: int
     """Assets of the settings that no run has seen yet."""
 
 
-def look(db: "Connection", settings: "Settings") -> Status:
+def look(db: Connection, settings: Settings) -> Status:
     """Read how things stand from the database."""
-    from asset_sync import queue  # noqa: PLC0415
-    from asset_sync.budget import slots  # noqa: PLC0415
-    from asset_sync.queue import admin  # noqa: PLC0415
-    from asset_sync.store import runs  # noqa: PLC0415
-
     rate = slots.rate_of(settings)
     fresh = queue.last_success(db, [asset.symbol for asset in settings.critical])
     symbols = [asset.symbol for asset in settings.assets]
@@ -164,8 +113,6 @@ def text(status: Status) -> str:
 
 
 def _levels(status: Status) -> str:
-    from asset_sync.cli.format import duration, red, table  # noqa: PLC0415
-
     rows = [
         [
             one.level.value,
@@ -180,8 +127,6 @@ def _levels(status: Status) -> str:
 
 
 def _budget(status: Status) -> str:
-    from asset_sync.cli.format import bold, duration, gauge, moment, yellow  # noqa: PLC0415
-
     budget = status.budget
     line = f"{bold('budget')}    {gauge(budget)}"
     if budget.blocked_seconds:
@@ -194,8 +139,6 @@ def _budget(status: Status) -> str:
 
 
 def _next(status: Status) -> str:
-    from asset_sync.cli.format import duration, moment, table  # noqa: PLC0415
-
     rows = [
         [
             one.symbol,
@@ -211,15 +154,11 @@ def _next(status: Status) -> str:
 
 
 def _dead(status: Status) -> str:
-    from asset_sync.cli.format import bold, red  # noqa: PLC0415
-
     errors = (red(wrapped(f"{one.symbol}: {one.error}", sys.stdout)) for one in status.dead)
     return "\n".join([bold("dead"), *errors])
 
 
 def _failing(status: Status) -> str:
-    from asset_sync.cli.format import bold, duration, yellow  # noqa: PLC0415
-
     lines = [
         wrapped(
             f"{one.symbol} ({one.strikes} times in a row, tried again in "
@@ -234,8 +173,6 @@ def _failing(status: Status) -> str:
 
 
 def _runs(status: Status) -> str:
-    from asset_sync.cli.format import duration, red, short_moment, table  # noqa: PLC0415
-
     rows = [
         [
             short_moment(one.started_at),
@@ -252,14 +189,7 @@ def _runs(status: Status) -> str:
     return table(columns, rows, spare=[">took", ">calls"])
 
 
-def ended(reason: str | None) -> str:
-    """Return why a run ended; a run that has not said so is at work, or was killed."""
-    if reason is None:
-        return "at work"
-    return _ENDED.get(reason, reason).replace("_", " ")
-
-
-def figures(levels: "Sequence[LevelStatus]") -> dict[str, object]:
+def figures(levels: Sequence[LevelStatus]) -> dict[str, object]:
     """Return how full the queue is as the part of the JSON that `status` and `health` share."""
     ages = [one.oldest_seconds for one in levels if one.oldest_seconds is not None]
     return {

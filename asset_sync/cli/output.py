@@ -1,0 +1,115 @@
+"""What a command prints: answers to stdout, everything else to stderr."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import typer
+
+from asset_sync.errors import AssetSyncError
+
+
+class OutputError(AssetSyncError):
+    """The answer could not be printed."""
+
+
+def out(text: str) -> None:
+    """Print to stdout; on a terminal no word is cut."""
+    out_raw(wrapped(text, sys.stdout))
+
+
+def out_raw(text: str) -> None:
+    """Print to stdout as it is, such as what is to be copied: no line is broken."""
+    try:
+        print(_printable(text), flush=True)  # noqa: T201
+    except BrokenPipeError:
+        raise  # nobody reads on, which typer knows how to end
+    except OSError as error:
+        _give_up(sys.stdout)
+        raise OutputError(f"What was to be printed was not written: {error.strerror}.") from None
+
+
+def err(text: str) -> None:
+    """Print to stderr, at once; on a terminal no word is cut."""
+    err_raw(wrapped(text, sys.stderr))
+
+
+def err_raw(line: str) -> None:
+    """Print to stderr as it is; no run ends because its log's disk is full or nobody reads on."""
+    try:
+        print(_printable(line), file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def agreed(question: str) -> bool:
+    """Ask the user; where nobody can answer, the answer is no."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:  # as Ctrl-C anywhere else
+        raise KeyboardInterrupt from None
+
+
+def _give_up(stream: TextIO) -> None:
+    """Discard what the stream still holds: Python would try again, and exit with 120."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nobody:
+        os.dup2(nobody.fileno(), stream.fileno())
+
+
+class Row(Protocol):
+    """A named tuple."""
+
+    def _asdict(self) -> dict[str, object]: ...
+
+
+def plain(row: Row) -> dict[str, object]:
+    """Return a row for JSON: its times as text, UTC."""
+    return {
+        key: value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
+        for key, value in row._asdict().items()
+    }
+
+
+_COLOURS = re.compile(r"\x1b\[\d+m")
+# What a terminal obeys and nobody reads, but for line ends, tabs and colours: a database's or a
+# provider's words may hold it.
+_CONTROLS = re.compile(r"(?!\x1b\[\d+m)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _printable(text: str) -> str:
+    return _CONTROLS.sub("", text)
+
+
+def width_of(text: str) -> int:
+    """Return how many columns the text takes; its colours take none."""
+    return len(_COLOURS.sub("", text))
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """Break long lines between words on a terminal; a program gets them as they are."""
+    width = shutil.get_terminal_size().columns
+    if not stream.isatty():
+        return text
+    return "\n".join("\n".join(filled(line, width)) for line in text.splitlines())
+
+
+def filled(text: str, width: int) -> Iterator[str]:
+    """Give lines of at most this width; textwrap counts colours and so breaks too early."""
+    if width_of(text) <= width:
+        yield text
+        return
+    line = ""
+    for word in text.split():
+        longer = f"{line} {word}" if line else word
+        if line and width_of(longer) > width:
+            yield line
+            longer = word
+        line = longer
+    yield line
