@@ -14,6 +14,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -846,9 +847,7 @@ def main() -> int:
         return 0
     with _copy() as copy, _server() as url:
         bench = _Bench(copy, url)
-        if bench.run([mutant.test for mutant in chosen]) != "survived":
-            _say("A test fails on the unbroken product, or is not there: nothing was tried.")
-            return 1
+        bench.try_unbroken([mutant.test for mutant in chosen])
         results = [(bench.verdict(mutant), mutant) for mutant in chosen]
     killed = sum(verdict == "killed" for verdict, _ in results)
     _say(f"\n{killed} of {len(results)} killed")
@@ -863,6 +862,7 @@ class _Bench:
 
     def __init__(self, copy: Path, url: str) -> None:
         self._copy = copy
+        self._red: set[str] = set()
         self._environ = {
             "PATH": os.environ["PATH"],
             "HOME": str(copy),
@@ -871,17 +871,29 @@ class _Bench:
             "TEST_DATABASE_URL": url,
         }
 
+    def try_unbroken(self, tests: Sequence[str]) -> None:
+        """Note which tests fail before anything is broken."""
+        names = {test.split()[0] for test in tests}
+        nodes = [node for name in names if (node := self._node(name)) is not None]
+        _, out = self._pytest(*nodes)
+        self._red = set(re.findall(r"^(?:FAILED|ERROR) \S+::(\w+)", out, re.MULTILINE))
+        _say(out.splitlines()[-1])
+
     def verdict(self, mutant: Mutant) -> str:
         """Break the product, say whether the test noticed, and mend it."""
         began = time.monotonic()
-        file = self._file_of(mutant)
+        file, name = self._file_of(mutant), mutant.test.split()[0]
         if file is None:
-            verdict = "not to be made"
+            verdict = "cannot be made"
+        elif self._node(name) is None:
+            verdict = "has no test"
+        elif name in self._red:
+            verdict = "red unbroken"
         else:
             whole = file.read_text("utf-8")
             file.write_text(whole.replace(mutant.old, mutant.new), "utf-8")
             try:
-                verdict = self.run([mutant.test])
+                verdict = self._tried(mutant.test)
             finally:
                 file.write_text(whole, "utf-8")
         _say(f"{verdict:15}{time.monotonic() - began:4.0f} s  {mutant.promise}")
@@ -895,19 +907,17 @@ class _Bench:
         found = [file for file, count in counts.items() if count]
         return found[0] if len(found) == 1 and counts[found[0]] == 1 else None
 
-    def run(self, tests: Sequence[str]) -> str:
-        """Run tests: `killed` if one fails, `survived` if none does, else what was wrong."""
-        nodes, cases = [], ""
-        for test in dict.fromkeys(tests):
-            name, _, case = test.partition(" ")
-            node = self._node(name)
-            if node is None:
-                return f"no {name}"
-            nodes.append(node)
-            cases = case if len(tests) == 1 else ""
+    def _tried(self, test: str) -> str:
+        name, _, case = test.partition(" ")
+        code, out = self._pytest("-x", str(self._node(name)), *(["-k", case] if case else []))
+        if code == 0 and not re.search(r"\b\d+ passed", out):
+            return "skipped"
+        return {0: "survived", 1: "killed"}.get(code, "no test ran")
+
+    def _pytest(self, *arguments: str) -> tuple[int, str]:
+        """Return exit code and output; a test that hangs has failed."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *nodes]
-            + (["-k", cases] if cases else []),
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
             cwd=self._copy,
             env=self._environ,
             stdin=subprocess.DEVNULL,
@@ -917,18 +927,14 @@ class _Bench:
             start_new_session=True,
         )
         try:
-            out, _ = process.communicate(timeout=MOST_SECONDS if len(nodes) == 1 else None)
+            out, _ = process.communicate(timeout=MOST_SECONDS)
         except subprocess.TimeoutExpired:
-            return "killed"  # a test that hangs is noticed
+            return 1, "it hung"
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, 9)
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        if len(nodes) > 1 and process.returncode:
-            _say(out[-3000:])
-        if process.returncode == 0 and not re.search(r"\b\d+ passed", out):
-            return "skipped"
-        return {0: "survived", 1: "killed"}.get(process.returncode, "no test ran")
+        return process.returncode, out
 
     def _node(self, name: str) -> str | None:
         for file in sorted((self._copy / "tests").glob("test_*.py")):
