@@ -164,7 +164,7 @@ MUTANTS = (
         "budget",
         "MOST_LOWERED_SECONDS = 86_400",
         "MOST_LOWERED_SECONDS = 864_000",
-        "test_the_rate_of_the_settings_is_tried_again_after_a_quarter_of_an_hour_and_then_later",
+        "test_a_lowered_rate_is_tried_again_once_a_day_at_least",
     ),
     Mutant(
         "after a restore without rows no call is made for a window and a call",
@@ -191,8 +191,8 @@ MUTANTS = (
     Mutant(
         "the place of a priority run that never comes is given up after a minute",
         "budget",
-        "PRIORITY_GRACE_SECONDS = 60",
-        "PRIORITY_GRACE_SECONDS = 6000",
+        "and now < reserved_at + make_interval(secs => %(grace)s)",
+        "",
         "test_a_priority_run_that_never_comes_is_given_up",
     ),
     Mutant(
@@ -432,9 +432,16 @@ MUTANTS = (
     Mutant(
         "priority assets come first",
         "queue",
-        "level <> 'critical', sort_at, symbol",
-        "sort_at desc, symbol",
+        """("level = 'critical'", "level <> 'critical'")""",
+        """("level <> 'critical'", "level = 'critical'")""",
         "test_the_line_is_the_order_of_service_critical_first",
+    ),
+    Mutant(
+        "priority assets come in the order of the file",
+        "queue",
+        "level <> 'critical', sort_at, symbol",
+        "level <> 'critical', sort_at desc, symbol",
+        "test_critical_assets_are_served_in_the_order_of_the_file",
     ),
     Mutant(
         "each lower level counts as due later",
@@ -588,9 +595,16 @@ MUTANTS = (
     Mutant(
         "no redirect is followed with the key",
         "provider",
-        "allow_redirects=False,",
-        "allow_redirects=True,",
+        "def get_redirect_target(self",
+        "def no_redirect_target(self",
         "test_a_redirect_is_never_followed",
+    ),
+    Mutant(
+        "a list that goes on elsewhere is not taken for whole",
+        "provider",
+        "if path != REFERENCE_PATH or not re.fullmatch(",
+        "if not re.fullmatch(",
+        "test_a_list_that_goes_on_elsewhere_is_not_taken_for_whole",
     ),
     Mutant(
         "an answer that is too large is left before it unfolds",
@@ -802,7 +816,7 @@ MUTANTS = (
         "schedule",
         "return table[: blocks[0].start()], table[blocks[0].end() :]",
         'return table[: blocks[0].start()], b""',
-        "test_all_else_in_the_table_stays_byte_for_byte",
+        "test_the_earlier_block_is_replaced_where_it_stands",
     ),
     Mutant(
         "assets.toml loses nothing where several add to it at once",
