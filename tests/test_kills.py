@@ -333,11 +333,25 @@ def slow_claims(scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: Iterator
     monkeypatch.setattr(queue, "claim", claim_slowly)
 
 
+def times_of_calls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Note for each call how long it may take."""
+    bars, allowed = Polygon.bars, []
+
+    def bars_in_time(api: Polygon, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
+        allowed.append(api.call_timeout_seconds)
+        return bars(api, ticker, start, end)
+
+    monkeypatch.setattr(Polygon, "bars", bars_in_time)
+    return allowed
+
+
 def test_a_slot_that_has_grown_old_before_its_call_is_given_back(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_claims(scene, monkeypatch, chain([CALL_TIMEOUT_SECONDS * 0.6], repeat(0)))
+    allowed = times_of_calls(monkeypatch)
     report = scene.run()
+    assert min(allowed) > CALL_TIMEOUT_SECONDS / 2
     # It cost neither a call nor a wait: the third asset's is the only one.
     assert (report.api_calls_used, len(scene.api.log)) == (len(SYMBOLS), len(SYMBOLS))
     assert report.waited_seconds < PERIOD_SECONDS + 1
@@ -348,16 +362,30 @@ def test_a_call_ends_before_its_slot_would_be_free_again(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_claims(scene, monkeypatch, repeat(10))
-    bars, allowed = Polygon.bars, []
-
-    def bars_in_time(api: Polygon, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
-        allowed.append(api.call_timeout_seconds)
-        return bars(api, ticker, start, end)
-
-    monkeypatch.setattr(Polygon, "bars", bars_in_time)
+    allowed = times_of_calls(monkeypatch)
     scene.run()
     assert len(allowed) == len(SYMBOLS)
     assert all(0 < seconds <= CALL_TIMEOUT_SECONDS - 10 for seconds in allowed)
+
+
+def test_a_request_that_would_leave_after_its_slots_time_is_not_sent(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host was suspended between the slot and the request."""
+    bars, sent = Polygon.bars, []
+    pauses = chain([CALL_TIMEOUT_SECONDS + 1], repeat(0))
+
+    def bars_late(api: Polygon, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
+        scene.clock.sleep(next(pauses))
+        sent.append(False)
+        answer = bars(api, ticker, start, end)
+        sent[-1] = True
+        return answer
+
+    monkeypatch.setattr(Polygon, "bars", bars_late)
+    report = scene.run()
+    assert sent == [False, *[True] * len(SYMBOLS)]
+    assert report.api_calls_used == len(scene.api.log) == len(SYMBOLS)
 
 
 # --- SIGINT and SIGTERM -----------------------------------------------------------------------

@@ -95,7 +95,9 @@ def test_a_file_is_replaced_whole_and_readable_by_the_collector(
     target = tmp_path / "asset_sync.prom"
     target.write_text("old")
 
-    assert run(monkeypatch, url, "--output", str(target)) == 0
+    with target.open() as reader:
+        assert run(monkeypatch, url, "--output", str(target)) == 0
+        assert reader.read() == "old", "who has it open reads a whole file"
 
     assert samples(target.read_text())["slots"] == 5
     assert target.stat().st_mode & 0o777 == 0o644

@@ -270,6 +270,9 @@ def test_a_queue_full_of_others_does_not_keep_a_critical_asset_out(db: Connectio
     enter(db, asset("A"), asset("B"), settings=small)
     assert enter(db, asset("GOLD", CRITICAL), settings=small) == (1, 0)
     assert serve_all(db, Lane.PRIORITY) == ["GOLD"]
+    euro = asset("EURO", CRITICAL)
+    assert enter(db, asset("A"), asset("B"), euro, settings=small) == (1, 1)
+    assert serve_all(db, Lane.PRIORITY) == ["EURO"]
 
 
 def test_an_item_that_waits_already_takes_no_second_place(db: Connection) -> None:

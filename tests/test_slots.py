@@ -276,6 +276,17 @@ def test_the_rate_of_the_settings_is_tried_again_after_a_quarter_of_an_hour_and_
     assert slots.lowered(db, PAID) is None
 
 
+def test_a_lowered_rate_is_tried_again_once_a_day_at_least(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    slots.prepare(db, PAID)
+    refuse_three_times(db, clock)
+    for _ in range(9):  # 900 s, doubled eight times, are 64 hours
+        clock.sleep(86_400)
+        assert slots.lowered(db, PAID) is None
+        assert refuse(db, take(db, rate=PAID))
+
+
 def test_calls_above_the_free_plans_rate_that_are_answered_end_the_row_of_refusals(
     db: Connection, clock: ShiftingClock
 ) -> None:

@@ -1,0 +1,990 @@
+"""Breaks the product in small ways, and looks whether the test that should notice does.
+
+One breakage for each promise of the README and for most rows of `docs/reliability.md`. Each is put
+into a copy of the repository; the working tree is never touched. Run it from the repository:
+
+    .venv/bin/python tests/mutants.py [--list] [--only WORDS]
+
+It first runs all the tests on the unbroken copy, then one test for each breakage (two to ten
+seconds each), prints a table, and exits 1 if a breakage was not noticed or could not be made.
+A test is found by its name, so that it may move to another file.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from asset_sync.database import embedded
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = "asset_sync"
+MOST_SECONDS = 300
+# What a test reads beside the package.
+COPIED = ("asset_sync", "tests", "docs", "systemd")
+
+
+class Mutant(NamedTuple):
+    """One small breakage."""
+
+    promise: str
+    where: str
+    """The file or directory below the package in which the old text stands exactly once."""
+    old: str
+    new: str
+    test: str
+    """The name of the test that must fail; behind a space, pytest's `-k` may narrow its cases."""
+
+
+MUTANTS = (
+    # --- 1. never over the limit ------------------------------------------------------------------
+    Mutant(
+        "a slot is free one window after its call's end",
+        "budget",
+        "set stamped_at = now, open_seconds = ended.open_seconds, token = null",
+        "set open_seconds = ended.open_seconds, token = null",
+        "test_the_window_of_a_call_begins_when_it_ends",
+    ),
+    Mutant(
+        "a call without an answer holds its slot for two and a half windows",
+        "budget",
+        "FREEZE_WINDOWS = 1.5",
+        "FREEZE_WINDOWS = 0.5",
+        "test_a_call_without_an_answer_serves_again_two_and_a_half_windows_after_it_was_sent",
+    ),
+    Mutant(
+        "no window is too full after a freeze of one and a half windows",
+        "budget",
+        "FREEZE_WINDOWS = 1.5",
+        "FREEZE_WINDOWS = 0.0",
+        "test_an_api_that_freezes_and_then_reads_all_counts_no_window_too_full",
+    ),
+    Mutant(
+        "the slot of a process that dies counts as a call without an answer",
+        "budget",
+        "open_seconds = %(call_timeout)s + %(freeze)s * period_seconds",
+        "open_seconds = 0",
+        "test_a_process_that_dies_in_a_call_frees_its_slot_as_if_it_were_sent_last_and_not_answered",
+    ),
+    Mutant(
+        "after two calls without an answer there is one call at a time",
+        "budget",
+        "UNANSWERED_CALLS = 2",
+        "UNANSWERED_CALLS = 9",
+        "test_from_two_calls_without_an_answer_on_one_is_made_each_half_window_until_one_is_answered",
+    ),
+    Mutant(
+        "two processes never get the same slot",
+        "budget",
+        "select from asset_sync.limiter for update;\n            with {_MOMENT}, {_SLOTS},",
+        "select from asset_sync.limiter;\n            with {_MOMENT}, {_SLOTS},",
+        "test_the_clock_is_read_after_the_turn_has_come",
+    ),
+    Mutant(
+        "hosts with different plans: the busiest slots count",
+        "budget",
+        "order by held_until desc, slot limit (select calls from moment)",
+        "order by held_until, slot limit (select calls from moment)",
+        "test_fewer_calls_allowed_wait_until_so_few_slots_are_busy",
+    ),
+    Mutant(
+        "a call whose slot was taken over counts in the oldest slot",
+        "budget",
+        "where not exists (select from own)",
+        "where false",
+        "test_a_call_whose_slot_was_taken_over_counts_once_in_the_oldest_slot",
+    ),
+    Mutant(
+        "a crash of the server forgets no call",
+        "budget",
+        "set local synchronous_commit = on;",
+        "",
+        "test_a_crash_forgets_no_call_even_where_it_may_forget_commits",
+    ),
+    Mutant(
+        "a clock of the database that jumps does not break the limit",
+        "budget",
+        "if not jumped and not deviation:",
+        "if True:",
+        "test_however_the_databases_clock_jumps_no_window_is_too_full_and_calls_go_on",
+    ),
+    Mutant(
+        "a host's own clock shows a jump of the database's",
+        "budget",
+        "return apart if abs(apart) > TOLERANCE_SECONDS else 0.0",
+        "return 0.0",
+        "test_however_the_databases_clock_jumps_no_window_is_too_full_and_calls_go_on",
+    ),
+    Mutant(
+        "a slot that has grown old before its call is given back",
+        "sync/loop.py",
+        "rate.call_timeout_seconds / 2",
+        "rate.call_timeout_seconds * 0",
+        "test_a_slot_that_has_grown_old_before_its_call_is_given_back",
+    ),
+    Mutant(
+        "a 429 that says nothing holds everybody back for a minute at least",
+        "budget",
+        "max(LEAST_BLOCK_SECONDS, rate.period_seconds)",
+        "rate.period_seconds",
+        "test_a_429_that_does_not_say_for_how_long_holds_for_a_minute_at_least",
+    ),
+    Mutant(
+        "a wait that the API asks for is heeded",
+        "provider",
+        "return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)",
+        "return None",
+        "test_a_wait_that_the_server_asks_for_is_passed_on_and_is_at_most_an_hour",
+    ),
+    Mutant(
+        "after three refusals in a row the free plan's rate holds",
+        "budget",
+        "\nREFUSALS = 3",
+        "\nREFUSALS = 30",
+        "test_the_third_refusal_after_a_full_wait_lowers_this_keys_rate_to_the_free_plans",
+    ),
+    Mutant(
+        "the rate of the settings is tried again after 15 minutes",
+        "budget",
+        "\nLOWERED_SECONDS = 900",
+        "\nLOWERED_SECONDS = 90",
+        "test_the_rate_of_the_settings_is_tried_again_after_a_quarter_of_an_hour_and_then_later",
+    ),
+    Mutant(
+        "a lowered rate is tried again once a day at least",
+        "budget",
+        "MOST_LOWERED_SECONDS = 86_400",
+        "MOST_LOWERED_SECONDS = 864_000",
+        "test_a_lowered_rate_is_tried_again_once_a_day_at_least",
+    ),
+    Mutant(
+        "after a restore without rows no call is made for a window and a call",
+        "database",
+        "select now, now + make_interval(secs => %s) from clock_timestamp() as now",
+        "select now, now + 0 * make_interval(secs => %s) from clock_timestamp() as now",
+        "test_after_a_restore_without_rows_no_call_is_made_for_a_window_and_a_call",
+    ),
+    # --- 2. never idle under it -------------------------------------------------------------------
+    Mutant(
+        "a request that was never sent gives its slot back",
+        "budget",
+        "if end is CallEnd.NOT_SENT:",
+        "if False:",
+        "test_a_request_that_was_never_sent_gives_its_slot_back",
+    ),
+    Mutant(
+        "a block of years stops nobody for longer than an hour",
+        "budget",
+        "least(blocked_until, blocked_at + greatest(interval '1 hour', 3 * period))",
+        "blocked_until",
+        "test_a_block_of_years_that_somebody_else_wrote_stops_nobody_for_longer_than_an_hour",
+    ),
+    Mutant(
+        "the place of a priority run that never comes is given up after a minute",
+        "budget",
+        "and now < reserved_at + make_interval(secs => %(grace)s)",
+        "",
+        "test_a_priority_run_that_never_comes_is_given_up",
+    ),
+    Mutant(
+        "the queue leaves the next priority run its slots",
+        "budget",
+        "and (reserved = 0 or free_for_priority > reserved)",
+        "",
+        "test_from_one_window_before_it_the_queue_leaves_the_priority_runs_slots",
+    ),
+    Mutant(
+        "a run keeps the place of the next priority run",
+        "sync",
+        "(self._let_go, self._hold_next_place, self._note_end)",
+        "(self._let_go, self._note_end)",
+        "test_the_queue_leaves_room_for_the_next_priority_run",
+    ),
+    Mutant(
+        "more priority assets than a window has calls are all served in one run",
+        "sync",
+        "windows_to_wait = (calls - 1) // self.rate.calls",
+        "windows_to_wait = 0",
+        "test_more_priority_assets_than_a_window_has_calls_are_all_served_in_one_run",
+    ),
+    Mutant(
+        "a run that gets no slot before its end stops at once",
+        "sync/loop.py",
+        "if answer.seconds > self._remaining():",
+        "if self._remaining() < 0:",
+        "test_a_run_that_gets_no_slot_before_its_end_stops_at_once",
+    ),
+    # --- 3. nothing lost, nothing twice -----------------------------------------------------------
+    Mutant(
+        "what raises in a transaction leaves nothing",
+        "database",
+        'cursor.execute("rollback")',
+        'cursor.execute("commit")',
+        "test_a_transaction_that_raises_leaves_nothing",
+    ),
+    Mutant(
+        "a run that lost its lease changes nothing",
+        "queue",
+        "and q.lease_token = held.token",
+        "",
+        "test_a_run_that_lost_its_lease_changes_nothing",
+    ),
+    Mutant(
+        "a lease that lasts is not taken back",
+        "queue",
+        "and lease_until < clock_timestamp()",
+        "",
+        "test_a_lease_that_lasts_is_not_taken_back",
+    ),
+    Mutant(
+        "no item is claimed by two runs",
+        "queue",
+        "order by {_FIRST} limit 1\n          for update of q skip locked",
+        "order by {_FIRST} limit 1\n          for update of q",
+        "test_an_item_that_is_just_being_claimed_is_passed_over",
+    ),
+    Mutant(
+        "a run that is cut off gives its item back",
+        "sync",
+        "(self._let_go, self._hold_next_place, self._note_end)",
+        "(self._hold_next_place, self._note_end)",
+        "test_cut_off_in_a_call_the_item_is_back_in_line_without_the_attempt",
+    ),
+    Mutant(
+        "an item that breaks its run keeps the attempt",
+        "sync",
+        "except Exception:\n            held.items = ()\n",
+        "except Exception:\n",
+        "test_an_item_that_breaks_its_run_keeps_the_attempt",
+    ),
+    Mutant(
+        "an item that kills each of its runs is given up",
+        "queue",
+        "case when level <> 'critical' and attempts >= %(max_attempts)s",
+        "case when false and attempts >= %(max_attempts)s",
+        "test_an_item_that_kills_its_runs_is_dead_after_so_many",
+    ),
+    Mutant(
+        "put back for nobody's fault, an item waits",
+        "queue",
+        "not_before = clock_timestamp() + make_interval(secs => %(after)s)",
+        "not_before = clock_timestamp()",
+        "test_put_back_for_nobodys_fault_takes_the_attempt_off_and_waits",
+    ),
+    Mutant(
+        "an answer is stored on another connection where the first is lost",
+        "sync",
+        "STORE_TRIES = 3",
+        "STORE_TRIES = 1",
+        "test_what_may_pass_is_tried_again_with_the_answer_that_is_there",
+    ),
+    Mutant(
+        "where the answer to a commit is lost the server is asked",
+        "sync",
+        "if not committed:\n                raise",
+        "if committed:\n                raise",
+        "test_where_the_answer_to_a_statement_is_lost_it_is_found_out_what_became_of_it",
+    ),
+    Mutant(
+        "a deadlock is tried again",
+        "database",
+        'code[:2] in {"", "08", "40", "57"}',
+        'code[:2] in {"", "08", "57"}',
+        "test_a_deadlock_is_got_out_of",
+    ),
+    Mutant(
+        "a database that fails each time costs few calls",
+        "sync",
+        "CALLS_IN_VAIN = 3",
+        "CALLS_IN_VAIN = 300",
+        "test_what_never_passes_costs_few_calls",
+    ),
+    Mutant(
+        "what the database refuses for its data is one asset's failure",
+        "database",
+        '("", "08", "0A", ',
+        '("", "08", "22", "23", "0A", ',
+        "test_what_the_database_refuses_for_its_data_is_that_assets_failure",
+    ),
+    Mutant(
+        "what it refuses for two assets in a row ends the run",
+        "sync",
+        "before[0] != symbol and",
+        "before[0] == symbol and",
+        "test_what_the_database_refuses_for_two_assets_in_a_row_is_no_assets_failure",
+    ),
+    Mutant(
+        "no call is made whose answer cannot be stored",
+        "sync",
+        "existing_tables.require_usable(self._db, self._settings.assets)",
+        "pass",
+        "test_no_run_spends_a_call_whose_answer_cannot_be_stored",
+    ),
+    Mutant(
+        "two that initialise at once do no harm",
+        "database",
+        "select pg_advisory_xact_lock(hashtext('asset-sync migrations'))",
+        "select 1",
+        "test_two_at_once_do_no_harm",
+    ),
+    Mutant(
+        "a statement has an end",
+        "database",
+        "set local statement_timeout = ",
+        "set local lock_timeout = ",
+        "test_every_statement_is_bounded_in_time",
+    ),
+    Mutant(
+        "a bar that the provider repaired is brought up to date",
+        "store",
+        "is distinct from (excluded.open",
+        "is not distinct from (excluded.open",
+        "test_a_bar_the_provider_repaired_is_brought_up_to_date",
+    ),
+    Mutant(
+        "a bar never overwrites a newer quote",
+        "store",
+        "return known is None or known > now or timestamp >= known",
+        "return True",
+        "test_a_bar_never_overwrites_a_newer_quote",
+    ),
+    Mutant(
+        "no price is of later than now",
+        "store",
+        "timestamp=min(price.timestamp, known[price.symbol][1])",
+        "timestamp=price.timestamp",
+        "test_a_price_of_the_future_is_one_of_now_and_keeps_no_later_one_out",
+    ),
+    Mutant(
+        "a stored bar of an impossible time hides nothing",
+        "store",
+        "and bar.ts >= timestamptz 'epoch' and bar.ts <= now()",
+        "",
+        "test_a_bar_of_an_impossible_time_is_not_the_newest",
+    ),
+    Mutant(
+        "times that Python does not know are read as the nearest",
+        "database",
+        'if text == "-infinity" or text.endswith("BC"):',
+        'if text == "-infinity":',
+        "test_each_is_read_as_the_nearest_that_python_knows",
+    ),
+    # --- 4. a call brings all it can --------------------------------------------------------------
+    Mutant(
+        "a call brings every bar since the last one stored",
+        "sync",
+        "newest - OVERLAP",
+        "max(newest, now - OVERLAP)",
+        "test_an_update_asks_from_the_newest_bar_less_a_few_to_now",
+    ),
+    Mutant(
+        "the last bars are read again",
+        "sync",
+        "OVERLAP = 6 * BAR_LENGTH",
+        "OVERLAP = 0 * BAR_LENGTH",
+        "test_a_later_sync_reads_a_few_bars_again_and_writes_only_what_changed",
+    ),
+    Mutant(
+        "no more history is asked for than the plan has",
+        "sync",
+        "start = max(start, backfilled_to or start, floor)",
+        "start = max(start, backfilled_to or start)",
+        "test_a_gap_is_asked_for_no_further_back_than_the_plans_history",
+    ),
+    Mutant(
+        "a catch-up goes on from where it had asked",
+        "sync",
+        "start = max(start, backfilled_to or start, floor)",
+        "start = max(start, floor)",
+        "test_where_a_catch_up_found_nothing_it_goes_on_from_where_it_had_asked",
+    ),
+    Mutant(
+        "up to 250 assets come in one call",
+        "model.py",
+        "bulk=250",
+        "bulk=25",
+        "test_three_hundred_assets_are_two_calls",
+    ),
+    Mutant(
+        "what the key may not do is asked again after a day",
+        "store",
+        "KEPT_HOURS = 24",
+        "KEPT_HOURS = 240",
+        "test_a_refusal_is_forgotten_after_a_day",
+    ),
+    Mutant(
+        "a plan without today gets bars until yesterday",
+        "sync",
+        "today_denied=self.missing.today",
+        "today_denied=False",
+        "test_a_plan_without_today_gets_bars_until_yesterday_and_it_is_remembered",
+    ),
+    # --- how the queue orders ---------------------------------------------------------------------
+    Mutant(
+        "priority assets come first",
+        "queue",
+        """("level = 'critical'", "level <> 'critical'")""",
+        """("level <> 'critical'", "level = 'critical'")""",
+        "test_the_line_is_the_order_of_service_critical_first",
+    ),
+    Mutant(
+        "priority assets come in the order of the file",
+        "queue",
+        "level <> 'critical', sort_at, symbol",
+        "level <> 'critical', sort_at desc, symbol",
+        "test_critical_assets_are_served_in_the_order_of_the_file",
+    ),
+    Mutant(
+        "each lower level counts as due later",
+        "queue",
+        "else {due_at} + make_interval(secs => 2 * %(aging)s)",
+        "else {due_at}",
+        "test_equally_old_items_are_served_by_level",
+    ),
+    Mutant(
+        "an asset that was just refreshed is left alone",
+        "queue",
+        "w.frequency_seconds * 0.1",
+        "w.frequency_seconds * 0",
+        "test_an_asset_that_was_just_refreshed_is_not_refreshed_again_before_crons_next_start",
+    ),
+    Mutant(
+        "the queue holds no more than its size",
+        "queue",
+        "place <= %(max_size)s",
+        "place <= 1000000 + %(max_size)s",
+        "test_what_does_not_fit_is_told_stays_due_and_comes_later",
+    ),
+    Mutant(
+        "priority assets always fit into the queue",
+        "queue",
+        "where state = 'waiting' or level = 'critical' or place",
+        "where state = 'waiting' or place",
+        "test_a_queue_full_of_others_does_not_keep_a_critical_asset_out",
+    ),
+    Mutant(
+        "an asset is dead after so many failures of its own",
+        "queue",
+        "and q.attempts >= %(max_attempts)s and",
+        "and false and",
+        "test_a_failure_of_its_own_lowers_an_item_and_doubles_its_delay_until_it_is_dead",
+    ),
+    Mutant(
+        "the delay after a failure doubles",
+        "queue",
+        "%(delay)s * power(2, least({strikes}, 20) - 1)",
+        "%(delay)s",
+        "test_a_failure_of_its_own_lowers_an_item_and_doubles_its_delay_until_it_is_dead",
+    ),
+    Mutant(
+        "nothing waits longer than an hour",
+        "queue",
+        "LONGEST_BACK_OFF_SECONDS = 3600",
+        "LONGEST_BACK_OFF_SECONDS = 36000",
+        "test_a_bad_answer_makes_an_item_back_off_up_to_an_hour_and_never_kills_it",
+    ),
+    Mutant(
+        "an outage makes nothing dead",
+        "queue",
+        "or (select answered_at from asset_sync.limiter) > q.failed_at)",
+        "or true)",
+        "test_without_an_asset_that_was_answered_well_since_no_back_off_grows_and_nothing_dies",
+    ),
+    Mutant(
+        "a corrected ticker is tried again at once",
+        "queue",
+        "(cardinality(q.failed_tickers) > 0 and w.ticker <> all(q.failed_tickers))",
+        "false",
+        "test_a_mended_ticker_revives_a_dead_item_as_if_new",
+    ),
+    Mutant(
+        "two wrong tickers of two hosts do not correct each other for ever",
+        "queue",
+        "w.ticker <> all(q.failed_tickers))",
+        "w.ticker <> q.ticker)",
+        "test_two_wrong_tickers_of_two_hosts_do_not_correct_each_other_for_ever",
+    ),
+    Mutant(
+        "a run uses its own settings' ticker",
+        "queue",
+        "ticker = (select own.ticker from own where own.symbol = q.symbol"
+        " and own.feed = q.feed),\n",
+        "\n",
+        "test_the_claimers_ticker_holds",
+    ),
+    Mutant(
+        "the higher of two hosts' levels holds",
+        "queue",
+        '{_RANK.format(level="w.level")} < {_RANK',
+        '{_RANK.format(level="w.level")} <> {_RANK',
+        "test_the_higher_of_two_levels_holds_and_nothing_moves_to_and_fro",
+    ),
+    Mutant(
+        "what a run holds is not removed",
+        "queue",
+        "and q.state <> 'leased' returning",
+        "returning",
+        "test_what_a_run_holds_is_not_removed",
+    ),
+    Mutant(
+        "without priority runs the queue serves their assets",
+        "sync",
+        "self.lane is Lane.PRIORITY and not self.settings.batch.priority_assets_enabled",
+        "False",
+        "test_switched_off_the_priority_run_does_nothing_and_the_queue_serves_them_first",
+    ),
+    Mutant(
+        "--limit ends a run",
+        "sync",
+        "self._report.served >= self._limit",
+        "self._report.served > self._limit",
+        "test_a_limit_ends_the_run",
+    ),
+    # --- the API ----------------------------------------------------------------------------------
+    Mutant(
+        "three requests in a row that could not be sent end the run",
+        "sync",
+        "UNSENT_CALLS = 3",
+        "UNSENT_CALLS = 30",
+        "test_three_requests_in_a_row_that_could_not_be_sent_end_the_run",
+    ),
+    Mutant(
+        "a provider in trouble is asked twice a window",
+        "sync",
+        "\nBAD_ANSWERS = 3",
+        "\nBAD_ANSWERS = 300",
+        "test_when_all_is_odd_for_a_while_nothing_dies_and_all_is_fresh_soon_after",
+    ),
+    Mutant(
+        "a plan without bars ends the run",
+        "sync",
+        "NOT_IN_PLAN = 2",
+        "NOT_IN_PLAN = 20",
+        "test_a_plan_without_bars_ends_the_run",
+    ),
+    Mutant(
+        "a refused key ends the run at once",
+        "sync",
+        "raise _Stop(Ended.KEY_REFUSED",
+        "str(Ended.KEY_REFUSED",
+        "test_a_revoked_key_ends_the_run_at_once",
+    ),
+    Mutant(
+        "a mistyped ticker is told from a silent one",
+        "sync",
+        "    if not exists:",
+        "    if False:",
+        "test_a_mistyped_ticker_costs_one_look_up_and_then_one_call_a_try",
+    ),
+    Mutant(
+        "a firewall's 403 is not the account's",
+        "provider",
+        'case 403 if body is not None and "status" in body:',
+        "case 403:",
+        "test_every_other_answer_has_its_error_too",
+    ),
+    Mutant(
+        "no redirect is followed with the key",
+        "provider",
+        "def get_redirect_target(self",
+        "def no_redirect_target(self",
+        "test_a_redirect_is_never_followed",
+    ),
+    Mutant(
+        "a list that goes on elsewhere is not taken for whole",
+        "provider",
+        "if path != REFERENCE_PATH or not re.fullmatch(",
+        "if not re.fullmatch(",
+        "test_a_list_that_goes_on_elsewhere_is_not_taken_for_whole",
+    ),
+    Mutant(
+        "an answer that is too large is left before it unfolds",
+        "provider",
+        "if len(body) > MAX_BODY_BYTES:",
+        "if False:",
+        "test_a_gzip_bomb_is_left_before_it_unfolds",
+    ),
+    Mutant(
+        "an answer that drips is cut off",
+        "provider",
+        "with Deadline(self.call_timeout_seconds, self.may_send)",
+        "with Deadline(1000.0, self.may_send)",
+        "test_a_server_that_drips_cannot_hold_a_call_past_its_total_time",
+    ),
+    Mutant(
+        "a host that was suspended sends nothing late",
+        "sync",
+        "api.send_only_if(lambda: self._clock.monotonic() < held.until)",
+        "api.send_only_if(lambda: True)",
+        "test_a_request_that_would_leave_after_its_slots_time_is_not_sent",
+    ),
+    Mutant(
+        "a call ends before its slot is free again",
+        "sync",
+        "held.until - self._clock.monotonic(),\n            max(",
+        "1e9,\n            max(",
+        "test_a_call_ends_before_its_slot_would_be_free_again",
+    ),
+    Mutant(
+        "a bar that cannot be true is left out",
+        "provider",
+        "if high < low:\n",
+        "if False:\n",
+        "test_a_bar_that_cannot_be_true_is_left_out_with_its_reason_and_the_others_stand",
+    ),
+    Mutant(
+        "bars of another ticker are never taken",
+        "provider",
+        "if named != ticker and (rows or named is not None):",
+        "if False:",
+        "test_bars_of_another_ticker_are_never_taken",
+    ),
+    Mutant(
+        "no bars without a count of zero are no quiet market",
+        "provider",
+        "if not rows and not _says_empty(body):",
+        "if False:",
+        "test_no_bars_without_a_count_of_zero_is_unreadable",
+    ),
+    # --- 5. it says what it did, and why it failed ------------------------------------------------
+    Mutant(
+        "exit 1 where an asset failed",
+        "cli",
+        "if report.failed or ",
+        "if ",
+        "test_1_for_a_mistyped_ticker",
+    ),
+    Mutant(
+        "exit 3 where the database is not there",
+        "",
+        "DATABASE = 3",
+        "DATABASE = 5",
+        "test_a_database_that_is_down_is_one_sentence_and_exit_3",
+    ),
+    Mutant(
+        "exit 4 where the key is refused",
+        "",
+        "REFUSED = 4",
+        "REFUSED = 5",
+        "test_a_revoked_key_is_exit_4_and_is_never_shown",
+    ),
+    Mutant(
+        "exit 70 for a bug",
+        "",
+        "BUG = 70",
+        "BUG = 71",
+        "test_a_bug_is_told_without_a_traceback_and_without_what_it_was_about",
+    ),
+    Mutant(
+        "exit 130 after Ctrl-C",
+        "",
+        "INTERRUPTED = 130",
+        "INTERRUPTED = 131",
+        "test_an_interrupted_run_says_so_in_its_last_line",
+    ),
+    Mutant(
+        "-q says nothing of a run that is well",
+        "cli",
+        "if self._options.quiet and not _is_news(progress, severity):",
+        "if False:",
+        "test_quiet_says_nothing_when_all_is_well",
+    ),
+    Mutant(
+        "a failure that is known is not reported again",
+        "cli",
+        "        case Failed(is_news=is_news):\n            return is_news\n",
+        "",
+        "test_a_quiet_run_repeats_no_failure_that_is_known_and_says_when_it_is_over",
+    ),
+    Mutant(
+        "--dry-run calls nothing",
+        "cli",
+        "    if dry_run:\n        _plan(options, Lane.PRIORITY",
+        "    if False:\n        _plan(options, Lane.PRIORITY",
+        "test_a_dry_run_names_each_call_and_makes_none",
+    ),
+    Mutant(
+        "no secret shows in a text",
+        "secret.py",
+        'return "***"',
+        "return self._value",
+        "test_no_secret_shows_however_the_settings_are_written_down",
+    ),
+    Mutant(
+        "a key that the server sends back is not shown",
+        "provider",
+        'said = said.replace(secret, "***")',
+        "pass",
+        "test_the_servers_words_are_cut_to_one_printable_line_without_the_key",
+    ),
+    Mutant(
+        "the key goes to no other machine without TLS",
+        "settings",
+        'if scheme == "http" and not may_be_plain(host):',
+        "if False:",
+        "test_http_to_another_machine_is_for_those_who_say_so",
+    ),
+    Mutant(
+        "settings that every account may write are refused",
+        "settings",
+        "if file.st_mode & stat.S_IWOTH:",
+        "if False:",
+        "test_a_file_that_everybody_may_write_is_refused",
+    ),
+    Mutant(
+        "a program that is told of a failure gets no secret",
+        "ops",
+        'if name not in {*SECRET_VARIABLES, "PGPASSWORD"}',
+        "if name",
+        "test_a_failure_starts_the_command_which_is_told_all_but_the_secrets",
+    ),
+    Mutant(
+        "a ping says the exit code",
+        "ops",
+        'how = f"/{ending.exit_code}" if ending.exit_code else ""',
+        'how = ""',
+        "test_a_failure_is_pinged_with_its_code_and_what_was_said",
+    ),
+    Mutant(
+        "a Redis that is down is one warning and fails nothing",
+        "sync",
+        "except publish.EventsError as error:",
+        "except ZeroDivisionError as error:",
+        "test_redis_down_is_one_warning",
+    ),
+    Mutant(
+        "listeners in the database hear each new price",
+        "store",
+        'CHANNEL = "asset_update"',
+        'CHANNEL = "asset_updates"',
+        "test_listeners_hear_each_price_once_it_is_committed",
+    ),
+    Mutant(
+        "health: no priority run for two intervals is unhealthy",
+        "ops",
+        "OVERDUE_INTERVALS = 2",
+        "OVERDUE_INTERVALS = 20",
+        "test_no_priority_run_for_two_intervals_is_unhealthy",
+    ),
+    Mutant(
+        "health: a refused key is reported after the first run that it stops",
+        "ops",
+        "verdict = Verdict.UNHEALTHY if refused else Verdict.HEALTHY",
+        "verdict = Verdict.HEALTHY",
+        "test_a_refused_key_is_told_after_the_first_run_that_it_stops",
+    ),
+    Mutant(
+        "health: a dead asset is reported",
+        "ops",
+        "Verdict.DEGRADED if dead else Verdict.HEALTHY",
+        "Verdict.HEALTHY",
+        "test_a_dead_item_is_told",
+    ),
+    Mutant(
+        "health: a stale asset is reported",
+        "ops",
+        "> factor * asset.update_frequency_seconds",
+        "> 1000 * factor * asset.update_frequency_seconds",
+        "test_an_asset_stale_beyond_three_times_its_frequency_is_named",
+    ),
+    Mutant(
+        "the history keeps calls for 30 days",
+        "store",
+        "CALLS_KEPT_DAYS = 30",
+        "CALLS_KEPT_DAYS = 300",
+        "test_runs_are_kept_90_days_and_calls_30",
+    ),
+    # --- set-up -----------------------------------------------------------------------------------
+    Mutant(
+        "the metrics file is replaced whole",
+        "cli",
+        "_replace(path.resolve(), text)",
+        "path.write_text(text)",
+        "test_a_file_is_replaced_whole_and_readable_by_the_collector",
+    ),
+    Mutant(
+        "the crontab keeps all that is not ours",
+        "schedule",
+        "return table[: blocks[0].start()], table[blocks[0].end() :]",
+        'return table[: blocks[0].start()], b""',
+        "test_the_earlier_block_is_replaced_where_it_stands",
+    ),
+    Mutant(
+        "assets.toml loses nothing where several add to it at once",
+        "assetfile",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX)",
+        "pass",
+        "test_who_comes_second_waits_and_reads_what_the_first_has_written",
+    ),
+    Mutant(
+        "doctor names each right that is missing",
+        "database",
+        '(("asset_sync.calls",), "select insert delete"),',
+        '(("asset_sync.calls",), "select insert"),',
+        "test_the_doctor_names_each_right_that_is_missing",
+    ),
+    Mutant(
+        "plan says when it is not enough",
+        "ops",
+        "return self.share <= 1 and all(one.kept for one in self.assets)",
+        "return True",
+        "test_it_says_whether_200_more_assets_fit_and_what_would_make_them",
+    ),
+)
+
+
+# --- running them ---------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Run the breakages asked for; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="print the breakages and run nothing")
+    parser.add_argument("--only", metavar="WORDS", help="those whose promise or test holds this")
+    options = parser.parse_args()
+    words = (options.only or "").lower()
+    chosen = [one for one in MUTANTS if words in one.promise.lower() or words in one.test]
+    if not chosen:
+        parser.error("no promise and no test holds these words")
+    if options.list:
+        for mutant in chosen:
+            _say(f"{mutant.promise}\n    {mutant.where or PACKAGE}: {mutant.test}")
+        return 0
+    with _copy() as copy, _server() as url:
+        bench = _Bench(copy, url)
+        bench.try_unbroken([mutant.test for mutant in chosen])
+        results = [(bench.verdict(mutant), mutant) for mutant in chosen]
+    killed = sum(verdict == "killed" for verdict, _ in results)
+    _say(f"\n{killed} of {len(results)} killed")
+    for verdict, mutant in results:
+        if verdict != "killed":
+            _say(f"{verdict}: {mutant.promise}\n    {mutant.test}")
+    return 0 if killed == len(results) else 1
+
+
+class _Bench:
+    """A copy of the repository, with a server for its tests."""
+
+    def __init__(self, copy: Path, url: str) -> None:
+        self._copy = copy
+        self._red: set[str] = set()
+        self._environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(copy),
+            "PYTHONPATH": str(copy),
+            "PYTHONDONTWRITEBYTECODE": "1",  # a breakage of the same size in the same second
+            "TEST_DATABASE_URL": url,
+        }
+
+    def try_unbroken(self, tests: Sequence[str]) -> None:
+        """Note which tests fail before anything is broken."""
+        names = {test.split()[0] for test in tests}
+        nodes = [node for name in names if (node := self._node(name)) is not None]
+        _, out = self._pytest(*nodes)
+        self._red = set(re.findall(r"^(?:FAILED|ERROR) \S+::(\w+)", out, re.MULTILINE))
+        _say(out.splitlines()[-1])
+
+    def verdict(self, mutant: Mutant) -> str:
+        """Break the product, say whether the test noticed, and mend it."""
+        began = time.monotonic()
+        file, name = self._file_of(mutant), mutant.test.split()[0]
+        if file is None:
+            verdict = "cannot be made"
+        elif self._node(name) is None:
+            verdict = "has no test"
+        elif name in self._red:
+            verdict = "red unbroken"
+        else:
+            whole = file.read_text("utf-8")
+            file.write_text(whole.replace(mutant.old, mutant.new), "utf-8")
+            try:
+                verdict = self._tried(mutant.test)
+            finally:
+                file.write_text(whole, "utf-8")
+        _say(f"{verdict:15}{time.monotonic() - began:4.0f} s  {mutant.promise}")
+        return verdict
+
+    def _file_of(self, mutant: Mutant) -> Path | None:
+        """Return the one file that holds the old text exactly once, None if there is no such."""
+        place = self._copy / PACKAGE / mutant.where
+        files = [place] if place.is_file() else [*place.rglob("*.py"), *place.rglob("*.sql")]
+        counts = {file: file.read_text("utf-8").count(mutant.old) for file in files}
+        found = [file for file, count in counts.items() if count]
+        return found[0] if len(found) == 1 and counts[found[0]] == 1 else None
+
+    def _tried(self, test: str) -> str:
+        name, _, case = test.partition(" ")
+        code, out = self._pytest("-x", str(self._node(name)), *(["-k", case] if case else []))
+        if code == 0 and not re.search(r"\b\d+ passed", out):
+            return "skipped"
+        return {0: "survived", 1: "killed"}.get(code, "no test ran")
+
+    def _pytest(self, *arguments: str) -> tuple[int, str]:
+        """Return exit code and output; a test that hangs has failed."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+            cwd=self._copy,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, _ = process.communicate(timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            return 1, "it hung"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        return process.returncode, out
+
+    def _node(self, name: str) -> str | None:
+        for file in sorted((self._copy / "tests").glob("test_*.py")):
+            if f"\ndef {name}(" in file.read_text("utf-8"):
+                return f"tests/{file.name}::{name}"
+        return None
+
+
+@contextmanager
+def _copy() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="asset-sync-mutants-") as directory:
+        Path(directory).chmod(0o755)  # for tests that act as another account
+        copy = Path(directory)
+        for one in COPIED:
+            shutil.copytree(REPOSITORY / one, copy / one, ignore=shutil.ignore_patterns("__pyc*"))
+        for file in REPOSITORY.iterdir():
+            if file.is_file():
+                shutil.copy2(file, copy / file.name)
+        yield copy
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """Give one server for all of them: a start would cost each two seconds."""
+    with tempfile.TemporaryDirectory(prefix="asset-sync-mutants-") as base:
+        server = embedded.start(Path(base) / "data")
+        try:
+            yield server.address("postgres")
+        finally:
+            server.leave()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
