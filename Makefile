@@ -35,7 +35,7 @@ pictures: .venv/installed-dev
 	$(BIN)/python docs/pictures.py
 
 reference: .venv/installed-dev
-	$(BIN)/python docs/commands.py
+	$(BIN)/python docs/commands.py > docs/commands.md
 	$(BIN)/python docs/generate.py
 
 clean:
