@@ -1,6 +1,6 @@
 """What an answer means, judged without a database."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -30,6 +30,7 @@ from asset_sync.sync.feeds.bars import BarsRequest
 from asset_sync.sync.feeds.snapshot import SnapshotRequest
 from asset_sync.sync.judge import (
     Answer,
+    End,
     Fail,
     Fetch,
     Finish,
@@ -301,23 +302,28 @@ def test_one_that_spoils_the_call_of_all_has_bars_serve_them_for_a_day() -> None
 # --- refusals that no feed decides ------------------------------------------------------------
 
 
+def put_back(error: ProviderError) -> Release:
+    return Release(TRY_AGAIN_SECONDS, str(error))
+
+
 @pytest.mark.parametrize("one", [item(), EURO], ids=["bars", "snapshot"])
 @pytest.mark.parametrize(
     ("error", "end", "told"),
     [
-        (NotSent("no way"), Release(TRY_AGAIN_SECONDS, "no way"), PutBack(["EURUSD"], "no way")),
-        (Unavailable("502"), Strike("502"), None),
-        (Unanswered("silence"), Strike("silence"), None),
-        (Rejected("bad request"), Fail("bad request"), None),
-        (TickerUnknown("no such ticker"), Fail("no such ticker"), None),
+        (NotSent("no way"), put_back, True),
+        (Unavailable("502"), lambda error: Strike(str(error)), False),
+        (Unanswered("silence"), lambda error: Strike(str(error)), False),
+        (Rejected("bad request"), lambda error: Fail(str(error)), False),
+        (TickerUnknown("no such ticker"), lambda error: Fail(str(error)), False),
     ],
+    ids=lambda value: type(value).__name__ if isinstance(value, ProviderError) else "",
 )
 def test_a_refusal_has_one_end_whatever_the_feed(
-    one: Item, error: ProviderError, end: object, told: PutBack | None
+    one: Item, error: ProviderError, end: Callable[[ProviderError], End], *, told: bool
 ) -> None:
     judgement = judged(error, one, within=scope("starter"))
-    assert ends(judgement) == [(["EURUSD"], end)]
-    assert list(judgement.told) == ([told] if told else [])
+    assert ends(judgement) == [(["EURUSD"], end(error))]
+    assert list(judgement.told) == ([PutBack(["EURUSD"], str(error))] if told else [])
     assert (judgement.outcome, judgement.error) == (error.kind, str(error))
 
 
