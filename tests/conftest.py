@@ -17,6 +17,7 @@ from anytime import WEDNESDAY, Today
 
 from asset_sync import database
 from asset_sync.budget.slots import Lane
+from asset_sync.clock import Clock
 from asset_sync.database import Connection, Row, embedded
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
@@ -209,7 +210,7 @@ class _Closing(list[Connection]):
             connection.close()
 
 
-class ShiftingClock(loop.Clock):
+class ShiftingClock(Clock):
     """A clock for `loop.run` that does not wait: it moves the database's past away instead.
 
     Hand `monotonic` to the stand-in, too, and both agree on how late it is.

@@ -31,6 +31,8 @@ from psycopg2.extensions import make_dsn
 
 from asset_sync import database
 from asset_sync.budget.slots import Lane
+from asset_sync.budget.turn import POLL_SECONDS
+from asset_sync.clock import Clock
 from asset_sync.database import Connection, Cursor, Parameters
 from asset_sync.provider.errors import Unanswered
 from asset_sync.provider.polygon import client
@@ -114,7 +116,7 @@ class World:
         return awake
 
 
-class WorldClock(loop.Clock):
+class WorldClock(Clock):
     """The world's time, as a run measures it.
 
     A run that waits looks every few seconds whether somebody has changed something. Where nobody
@@ -133,7 +135,7 @@ class WorldClock(loop.Clock):
         alone = self._world.sleep(seconds)
         left, self.announced_seconds = self.announced_seconds - seconds, 0.0
         while alone and left > 0:
-            pause = min(left, loop.POLL_SECONDS)
+            pause = min(left, POLL_SECONDS)
             alone = self._world.sleep(pause)
             left -= pause
 

@@ -28,8 +28,8 @@ from asset_sync.demo.server import StandIn
 from asset_sync.model import Feed
 from asset_sync.settings import SHIPPED_FILE, QueueSettings, load
 from asset_sync.store import runs
-from asset_sync.sync.loop import Ended
 from asset_sync.sync.progress import Waiting
+from asset_sync.sync.report import Ended
 
 KEY = "demo-key"
 COMMANDS = (

@@ -30,6 +30,7 @@ from servers import Server, binaries, pgbouncer, standby_of, tablespace_of, thro
 import asset_sync
 from asset_sync import database
 from asset_sync.budget.slots import Lane
+from asset_sync.clock import Clock
 from asset_sync.database import (
     Connection,
     DatabaseError,
@@ -43,9 +44,9 @@ from asset_sync.database.embedded import EmbeddedError
 from asset_sync.demo.sandbox import bars_unlike_the_replay
 from asset_sync.demo.server import StandIn
 from asset_sync.settings import VARIABLES, Secret, Settings, load
-from asset_sync.sync import loop
-from asset_sync.sync.loop import Clock, Ended, Report
+from asset_sync.sync import connection, loop
 from asset_sync.sync.progress import Calling, Listener, Progress, Recovered, Started, Warned
+from asset_sync.sync.report import Ended, Report
 
 TICKERS = ["X:BTCUSD", "X:ETHUSDT"]
 TWO_ASSETS = Path(__file__).parent / "two_assets.toml"
@@ -217,7 +218,7 @@ STEPS = (
     "budget.slots:take",
     "queue:claim",
     "store.market:newest_bar",
-    "polygon:Polygon.bars",
+    "provider.polygon.client:Polygon.bars",
     "budget.slots:release",
     "store.market:save_bars",
     "queue:finish",
@@ -243,7 +244,7 @@ def test_a_connection_ended_at_any_step_costs_nothing(
     outages = 0 if step == "store.runs:end" else 1
     assert len(job.warnings()) == outages
     assert [one.what for one in job.recoveries()] == ["the database"] * outages, "it is over"
-    assert all(loop.RECONNECT_SECONDS <= one.seconds < 10 for one in job.recoveries())
+    assert all(connection.RECONNECT_SECONDS <= one.seconds < 10 for one in job.recoveries())
 
 
 def test_a_connection_ended_at_each_call_costs_nothing(job: Job) -> None:
@@ -712,7 +713,7 @@ def test_a_crash_forgets_no_call_even_where_it_may_forget_commits(
             raise psycopg2.OperationalError
 
         with pytest.MonkeyPatch.context() as patched, session(job.settings.conninfo) as db:
-            patched.setattr("asset_sync.sync.loop.connect", find_no_server)
+            patched.setattr("asset_sync.sync.connection.connect", find_no_server)
             with pytest.raises(KeyboardInterrupt):
                 loop.run(db, job.settings, Lane.QUEUE, tell=crash)
         with raw_session(Secret(its_url)) as db:

@@ -20,7 +20,7 @@ from asset_sync.demo.server import StandIn
 from asset_sync.errors import ExitCode
 from asset_sync.ops.health import Check, JobStatus, examine, without_database
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
-from asset_sync.sync.loop import Report
+from asset_sync.sync.report import Report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

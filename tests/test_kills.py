@@ -30,6 +30,7 @@ from asset_sync.provider.polygon.client import Polygon
 from asset_sync.queue import Wanted
 from asset_sync.settings import VARIABLES, Settings, load
 from asset_sync.sync import loop
+from asset_sync.sync.report import Report
 
 CALLS, PERIOD_SECONDS = 2, 60
 CALL_TIMEOUT_SECONDS, LEASE_SECONDS = 30, 60
@@ -148,7 +149,7 @@ class Scene:
         out, err = process.communicate(timeout=30)
         assert process.returncode == -signal.SIGKILL, (out, err)
 
-    def run(self) -> loop.Report:
+    def run(self) -> Report:
         """Run plainly, on a clock that does not wait."""
         report = loop.run(self.db, self.settings, Lane.QUEUE, clock=self.clock)
         assert report.failed == []

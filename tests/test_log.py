@@ -25,8 +25,8 @@ from asset_sync.cli.sync import summary
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Feed
-from asset_sync.sync.loop import Report
 from asset_sync.sync.progress import Failed, Recovered, Synced
+from asset_sync.sync.report import Report
 
 JSON = ("--log-format", "json")
 

@@ -44,6 +44,7 @@ from asset_sync.settings import (
 )
 from asset_sync.store import market
 from asset_sync.sync import loop
+from asset_sync.sync.report import Report
 
 KEY = "zq-the-key-zq"
 
@@ -774,7 +775,7 @@ update asset_sync.limiter set blocked_until = '-infinity', reserved_calls = 0
 
 def run_against(
     db: Connection, url: str, plan: str, answer: Callable[[str, str], bytes | str]
-) -> tuple[loop.Report, int]:
+) -> tuple[Report, int]:
     """Run the queue on an empty database; return the report and how many requests came."""
     query(db, _FORGET)
     configured = load(
@@ -801,7 +802,7 @@ def run_against(
         return report, len(server.calls)
 
 
-def assert_whole(db: Connection, report: loop.Report, requests_made: int, plan: str) -> None:
+def assert_whole(db: Connection, report: Report, requests_made: int, plan: str) -> None:
     """Nothing is held, each call is told, and bars, price, status and item fit together."""
     [(leased, in_flight, calls, written, bars, bad)] = query(
         db,

@@ -29,7 +29,7 @@ from asset_sync.provider.errors import (
 )
 from asset_sync.settings import PLANS, Settings
 from asset_sync.sync import loop
-from asset_sync.sync.loop import Ended, Report
+from asset_sync.sync.report import Ended, Report
 
 GOLD = asset("XAUUSD", Level.CRITICAL, position=1)
 BITCOIN = asset("BTCUSD", asset_type=AssetType.CRYPTO)

@@ -22,8 +22,7 @@ from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.settings import Secret, Settings, SettingsError
-from asset_sync.sync import dry_run, loop
-from asset_sync.sync.loop import Ended, Failure, Report
+from asset_sync.sync import dry_run, loop, streaks
 from asset_sync.sync.progress import (
     Calling,
     Failed,
@@ -34,6 +33,7 @@ from asset_sync.sync.progress import (
     Waiting,
     Warned,
 )
+from asset_sync.sync.report import Ended, Failure, Report
 
 GOLD = asset("XAUUSD", Level.CRITICAL, position=1)
 EURO = asset("EURUSD", Level.CRITICAL, position=2)
@@ -1115,7 +1115,7 @@ def test_a_key_revoked_in_the_middle_keeps_what_came_before(job: Job) -> None:
 def test_a_plan_without_bars_ends_the_run(job: Job) -> None:
     job.api.set_faults(["forbidden"])
     report = job.run(Lane.PRIORITY)
-    assert (report.reason_ended, report.api_calls_used) == (Ended.PLAN_REFUSED, loop.NOT_IN_PLAN)
+    assert (report.reason_ended, report.api_calls_used) == (Ended.PLAN_REFUSED, streaks.NOT_IN_PLAN)
     assert "plan" in report.message
     assert job.item("XAUUSD") == ("waiting", 1, "critical")
 
@@ -1290,16 +1290,16 @@ def test_a_denied_feed_is_not_asked_for_again_by_those_still_in_line(paid: Job) 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
 def test_cut_off_in_a_call_the_item_is_back_in_line_without_the_attempt(
-    job: Job, how: type[BaseException]
+    job: Job, how: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job.serve(COIN, history_days=2)
 
-    def cut_off(progress: Progress) -> None:
-        if isinstance(progress, Calling):
-            raise how
+    def cut_off(*_: object) -> None:
+        raise how
 
-    with pytest.raises(how):
-        job.run(tell=cut_off)
+    with monkeypatch.context() as patched, pytest.raises(how):
+        patched.setattr("asset_sync.provider.polygon.client.Polygon.bars", cut_off)
+        job.run()
     assert job.item("BTCUSD") == ("waiting", 0, "medium")
     assert job.slots() == (1, 0)
     assert job.row("select reason_ended, ended_at is null from asset_sync.runs") == (

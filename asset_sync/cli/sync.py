@@ -26,7 +26,7 @@ from asset_sync.ops.hooks import Ending, Monitors
 from asset_sync.settings import Settings
 from asset_sync.sync import loop
 from asset_sync.sync.dry_run import PlannedCall, plan
-from asset_sync.sync.loop import Ended, Report
+from asset_sync.sync.report import Ended, Report
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the calls it would make; make and write nothing.")

@@ -1,19 +1,19 @@
 """Questions to the provider outside of a run, each of them one call within the limit."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Self, TypeVar
 
 from asset_sync.budget import slots
-from asset_sync.budget.clocks import Watch
-from asset_sync.budget.slots import CallEnd, Lane, Slot
+from asset_sync.budget.slots import Lane
+from asset_sync.budget.turn import Turn, Turns
+from asset_sync.clock import Clock
 from asset_sync.database import SERVER_ERRORS, Connection, hurry
 from asset_sync.errors import AssetSyncError, ExitCode
-from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unanswered
+from asset_sync.provider.errors import ProviderError, RateLimited
 from asset_sync.provider.protocol import Provider
 from asset_sync.settings import Settings
-from asset_sync.sync.loop import INTERRUPTED_SECONDS, POLL_SECONDS, Clock
+from asset_sync.sync.loop import INTERRUPTED_SECONDS
 from asset_sync.sync.progress import Listener, Waiting, Warned
 from asset_sync.sync.scope import key_of, open_provider
 
@@ -46,16 +46,13 @@ class Questions:
         clock: Clock | None = None,
     ) -> None:
         """Prepare to ask, for so long in all. Raises SettingsError without a key."""
-        # Both take 0.2 s to import, which a slot need not wait for.
-        from asset_sync.budget.bucket import Limiter  # noqa: PLC0415
-
         key = key_of(settings)
         self._db = db
         self._tell = tell
         self._clock = clock or Clock()
         self._deadline = self._clock.monotonic() + within_seconds
         self._rate = slots.effective_rate(db, slots.rate_of(settings))
-        self._limiter = Limiter(db, self._rate, Watch(self._clock.steady))
+        self._turns = Turns(lambda: db, self._rate, Lane.QUEUE, self._clock, self._wait)
         self._api = open_provider(settings.provider, key)
 
     def __enter__(self) -> Self:
@@ -71,64 +68,40 @@ class Questions:
         """
         refused = 0
         while True:
-            slot, until = self._taken()
+            turn = self._turn()
+            error: ProviderError | None = None
             try:
-                with self._stamped(slot):
-                    self._api.call_timeout_seconds = until - self._clock.monotonic()
-                    self._api.send_only_if(partial(self._before, until))
-                    return question(self._api)
-            except RateLimited as error:
-                lowered = self._limiter.refused(slot, error.retry_after_seconds)
-                if lowered is not None:
-                    self._tell(Warned(str(lowered)))
-                refused += 1
-                blocked = slots.budget(self._db, self._rate).blocked_seconds
-                if refused == _TIMES_REFUSED or blocked > self._remaining():
-                    raise
-                self._tell(Warned(str(error)))
+                answer = self._turns.call(turn, self._api, question)
+            except ProviderError as refusal:
+                error = refusal
+            except BaseException:
+                with suppress(*SERVER_ERRORS), hurry(INTERRUPTED_SECONDS):
+                    self._turns.end(turn)
+                raise
+            lowered = self._turns.end(turn, error)
+            if lowered is not None:
+                self._tell(Warned(str(lowered)))
+            if error is None:
+                return answer
+            refused += 1
+            if not isinstance(error, RateLimited) or refused == _TIMES_REFUSED:
+                raise error
+            if slots.budget(self._db, self._rate).blocked_seconds > self._remaining():
+                raise error
+            self._tell(Warned(str(error)))
 
-    def _before(self, moment: float) -> bool:
-        return self._clock.monotonic() < moment
-
-    @contextmanager
-    def _stamped(self, slot: Slot) -> Iterator[None]:
-        """Stamp the slot at the end of the call that is made in this block."""
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit):
-            with suppress(*SERVER_ERRORS), hurry(INTERRUPTED_SECONDS):
-                self._limiter.release(slot, CallEnd.UNANSWERED)
-            raise
-        except NotSent:
-            self._limiter.give_back(slot)
-            raise
-        except Unanswered as error:
-            ago = error.sent_seconds_ago
-            self._limiter.release(slot, CallEnd.UNANSWERED, sent_seconds_ago=ago)
-            raise
-        except ProviderError:
-            self._limiter.release(slot, CallEnd.ANSWERED)
-            raise
-        except Exception:
-            self._limiter.release(slot, CallEnd.UNANSWERED)
-            raise
-        self._limiter.release(slot, CallEnd.ANSWERED_WELL)
-
-    def _taken(self) -> tuple[Slot, float]:
-        """Return a slot, and when its call must be over: then it frees itself."""
+    def _turn(self) -> Turn:
+        """Return a turn that has most of its time left."""
         while True:
-            asked = self._clock.monotonic()
-            answer = self._limiter.take(Lane.QUEUE)
-            if isinstance(answer, Slot):
-                until = asked + self._rate.call_timeout_seconds
-                if until - self._clock.monotonic() >= self._rate.call_timeout_seconds / 2:
-                    return answer, until
-                self._limiter.give_back(answer)  # the database took its time, or the host slept
-                continue
-            if answer.seconds > self._remaining():
-                raise NoCallLeftError(answer.seconds)
-            self._tell(Waiting("a slot", answer.seconds, slots.budget(self._db, self._rate)))
-            self._clock.sleep(min(max(answer.seconds, 0.02), POLL_SECONDS))
+            turn = self._turns.take(self._remaining())
+            if not isinstance(turn, Turn):
+                raise NoCallLeftError(turn.seconds)
+            if self._turns.in_time(turn):
+                return turn
+            self._turns.give_back(turn)  # the database took its time, or the host slept
+
+    def _wait(self, seconds: float) -> None:
+        self._tell(Waiting("a slot", seconds, slots.budget(self._db, self._rate)))
 
     def _remaining(self) -> float:
         return self._deadline - self._clock.monotonic()

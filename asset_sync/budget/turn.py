@@ -1,0 +1,145 @@
+"""A turn: the right to make one call, waited for, used and given back in one way.
+
+Runs take turns, and so does what asks the provider outside of a run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from asset_sync.budget import slots
+from asset_sync.budget.clocks import Watch
+from asset_sync.budget.slots import CallEnd, Lane, Lowered, Rate, Slot, Wait
+from asset_sync.clock import Clock
+from asset_sync.database import Connection
+from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unanswered
+from asset_sync.provider.protocol import Provider
+
+if TYPE_CHECKING:
+    from asset_sync.budget.bucket import Limiter  # pyrate-limiter takes 87 ms
+
+_T = TypeVar("_T")
+
+# A slot that another process gives back is noticed within this time.
+POLL_SECONDS = 5
+
+
+@dataclass(slots=True)
+class Turn:
+    """A slot that is held, and what has become of its call."""
+
+    slot: Slot
+    until: float
+    """When its call must be over, by the clock: then the slot frees itself."""
+    end: CallEnd = CallEnd.NOT_SENT
+    """What became of its call; unanswered while it may be in flight."""
+    sent_seconds_ago: float = 0.0
+
+    @property
+    def called(self) -> bool:
+        """Whether the provider may have seen the call."""
+        return self.end is not CallEnd.NOT_SENT
+
+
+class Turns:
+    """Takes slots for one process, one at a time."""
+
+    def __init__(
+        self,
+        connection: Callable[[], Connection],
+        rate: Rate,
+        lane: Lane,
+        clock: Clock,
+        waiting: Callable[[float], None],
+    ) -> None:
+        """Take nothing yet; `waiting` hears how long each wait for a slot will last.
+
+        `connection` gives the one to use at that moment.
+        """
+        self.waited_seconds = 0.0
+        """Spent waiting for slots."""
+        self.watch = Watch(clock.steady)
+        self._connection = connection
+        self._rate = rate
+        self._lane = lane
+        self._clock = clock
+        self._waiting = waiting
+        self._limiter: Limiter | None = None
+        self._limiter_on: Connection | None = None
+
+    def take(self, within_seconds: float) -> Turn | Wait:
+        """Take a slot, waiting if need be; return the wait where it would last longer."""
+        deadline = self._clock.monotonic() + within_seconds
+        while True:
+            asked = self._clock.monotonic()
+            answer = self._slots().take(self._lane)
+            if isinstance(answer, Slot):
+                return Turn(answer, asked + self._rate.call_timeout_seconds)
+            if answer.seconds > deadline - self._clock.monotonic():
+                return answer
+            self._waiting(answer.seconds)
+            pause = min(max(answer.seconds, 0.02), POLL_SECONDS)
+            self._clock.sleep(pause)
+            self.waited_seconds += pause
+
+    def in_time(self, turn: Turn) -> bool:
+        """Whether most of the turn's time is left for the call.
+
+        It is not where the database took its time since, or the host slept.
+        """
+        left = turn.until - self._clock.monotonic()
+        return left >= self._rate.call_timeout_seconds / 2
+
+    def call(
+        self,
+        turn: Turn,
+        provider: Provider,
+        ask: Callable[[Provider], _T],
+        *,
+        is_well: Callable[[_T], bool] = lambda _: True,
+        most_seconds: float = float("inf"),
+    ) -> _T:
+        """Make the one call of this turn; the turn knows afterwards what became of it.
+
+        Raises any `ProviderError`, `NotSent` where the turn is over before the request is written.
+        """
+        provider.send_only_if(lambda: self._clock.monotonic() < turn.until)
+        provider.call_timeout_seconds = min(turn.until - self._clock.monotonic(), most_seconds)
+        turn.end = CallEnd.UNANSWERED
+        try:
+            answer = ask(provider)
+        except NotSent:
+            turn.end = CallEnd.NOT_SENT
+            raise
+        except Unanswered as error:
+            turn.sent_seconds_ago = error.sent_seconds_ago
+            raise
+        except ProviderError:
+            turn.end = CallEnd.ANSWERED
+            raise
+        turn.end = CallEnd.ANSWERED_WELL if is_well(answer) else CallEnd.ANSWERED
+        return answer
+
+    def end(self, turn: Turn, error: ProviderError | None = None) -> Lowered | None:
+        """Stamp the slot as its call has ended, and after a 429 hold everybody back.
+
+        Returns that the key's rate was lowered, if it was.
+        """
+        db, rate, ago = self._connection(), self._rate, turn.sent_seconds_ago
+        slots.release(db, turn.slot, turn.end, rate, sent_seconds_ago=ago)
+        if isinstance(error, RateLimited):
+            return slots.refused(db, turn.slot, rate, error.retry_after_seconds)
+        return None
+
+    def give_back(self, turn: Turn) -> None:
+        """Return a slot with which no call was made."""
+        slots.give_back(self._connection(), turn.slot)
+
+    def _slots(self) -> "Limiter":
+        """Return the limiter, made where the first slot is wanted and anew on each connection."""
+        db = self._connection()
+        if self._limiter is None or self._limiter_on is not db:
+            from asset_sync.budget.bucket import Limiter  # noqa: PLC0415
+
+            self._limiter, self._limiter_on = Limiter(db, self._rate, self.watch), db
+        return self._limiter

@@ -1,0 +1,102 @@
+"""A connection that outlives a restart of its server: nothing else knows that connections die."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from asset_sync.clock import Clock
+from asset_sync.database import (
+    SERVER_ERRORS,
+    Connection,
+    Cursor,
+    ServerError,
+    connect,
+    sentence,
+    transaction,
+    transaction_number,
+    was_committed,
+)
+from asset_sync.errors import AssetSyncError
+from asset_sync.secret import Secret
+from asset_sync.sync.progress import Listener, Recovered, Warned
+
+# A server that restarts is back within seconds.
+RECONNECT_SECONDS = 1.0
+
+
+class LastingConnection:
+    """A connection that is made anew where the server ends it, for as long as a run may take."""
+
+    def __init__(
+        self,
+        db: Connection,
+        conninfo: Secret | None,
+        clock: Clock,
+        remaining: Callable[[], float],
+        tell: Listener,
+    ) -> None:
+        """Begin with a connection that is there; `remaining` says how long to go on trying."""
+        self.db = db
+        self._given = db
+        self._conninfo = conninfo
+        self._clock = clock
+        self._remaining = remaining
+        self._tell = tell
+        self._failing_since: float | None = None
+        """Since when the database fails; None while it works."""
+
+    def again(self, error: ServerError) -> None:
+        """Have a connection that works, trying until the run's end; then raise what was wrong."""
+        if self._failing_since is None:
+            self._failing_since = self._clock.monotonic()
+            self._tell(
+                Warned(f"{sentence(error, self._conninfo)} Trying again until the run's end.")
+            )
+        while self._remaining() > RECONNECT_SECONDS:
+            self._clock.sleep(RECONNECT_SECONDS)
+            if not self.db.closed:
+                return
+            with contextlib.suppress(*SERVER_ERRORS, AssetSyncError):
+                self.db = connect(self._conninfo, within_seconds=self._remaining())
+        raise error
+
+    def works(self) -> None:
+        """Report that it works again, once something was written to it."""
+        if self._failing_since is not None:
+            seconds = self._clock.monotonic() - self._failing_since
+            self._failing_since = None
+            self._tell(Recovered("the database", seconds))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Cursor]:
+        """Run a block as one transaction; where the answer to its commit is lost, ask for it."""
+        number, whole = "", False
+        try:
+            with transaction(self.db) as cursor:
+                number = transaction_number(cursor)
+                yield cursor
+                whole = True
+        except SERVER_ERRORS as error:
+            if not whole or not self.db.closed:
+                raise
+            self.again(error)
+            while (committed := was_committed(self.db, number)) is None and self._remaining() > 0:
+                self._clock.sleep(RECONNECT_SECONDS)
+            if not committed:
+                raise
+
+    def try_once_more(self, step: Callable[[], None]) -> None:
+        """Do it if the database lets us, and on another connection if this one is lost."""
+        for _ in range(2):
+            if self.db.closed:
+                self.db = connect(self._conninfo, within_seconds=0)
+            try:
+                step()
+            except SERVER_ERRORS:
+                if self.db.closed:
+                    continue
+            return
+
+    def close(self) -> None:
+        """Close the connection, unless it is the one that was given."""
+        if self.db is not self._given:
+            self.db.close()

@@ -1,0 +1,113 @@
+"""The line of one run: what its settings want and the queue has waiting."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from asset_sync import queue
+from asset_sync.budget import clocks
+from asset_sync.budget.clocks import Watch
+from asset_sync.budget.turn import POLL_SECONDS
+from asset_sync.clock import Clock
+from asset_sync.database import Connection
+from asset_sync.queue import LINE_LENGTH, Item, Wanted
+from asset_sync.sync.progress import Listener, Waiting, Warned
+from asset_sync.sync.scope import Scope
+
+# What failed before is back within a minute, which a run that finds nothing else waits for.
+WAIT_FOR_SECOND_TRY = 60
+# The lease covers the call and its transaction.
+LEASE_MARGIN_SECONDS = 30
+
+
+class Patience(NamedTuple):
+    """How long a run may wait for work."""
+
+    remaining_seconds: float
+    """Until its end."""
+    tried: bool
+    """Whether it has made a call; a run that finds nothing due does not wait for what is not."""
+
+
+class Line:
+    """What a run can claim; it is read anew every few seconds."""
+
+    def __init__(
+        self,
+        connection: Callable[[], Connection],
+        scope: Scope,
+        clock: Clock,
+        watch: Watch,
+        tell: Listener,
+    ) -> None:
+        """Read nothing yet."""
+        self.scope = scope
+        self.left_out = 0
+        """Due, but over the queue's size."""
+        self._connection = connection
+        self._clock = clock
+        self._watch = watch
+        self._tell = tell
+        self._head: tuple[Wanted, ...] = ()
+        self._claimed = 0
+        """How many items were claimed since the line was read."""
+        self._read_at = clock.monotonic()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing that these settings want was waiting when it was read."""
+        return not self._head
+
+    def read(self, cycle_seconds: float | None = None) -> None:
+        """Let in what is due, take back what killed runs held, and read who stands in line.
+
+        With `cycle_seconds` an asset is due if it will not be fresh when the next run starts.
+        """
+        db, settings = self._connection(), self.scope.settings.queue
+        self._read_at = self._clock.monotonic()
+        clocks.look(db, self._watch)
+        queue.reclaim(db, settings)
+        entered = queue.enqueue(db, self.scope.wanted, settings, cycle_seconds=cycle_seconds)
+        if entered.left_out and not self.left_out:
+            self._tell(
+                Warned(
+                    f"The queue is full ({settings.max_size} items): {entered.left_out} due assets"
+                    " wait for a later run. Raise queue.max_size or QUEUE_MAX_SIZE if that is not"
+                    " what you want."
+                )
+            )
+        self.left_out = entered.left_out
+        self._head, self._claimed = entered.line, 0
+
+    def has_work(self, patience: Callable[[], Patience]) -> bool:
+        """Whether an item can be claimed, now or after a wait that the run can afford."""
+        while not queue.waiting(self._connection(), self._head):
+            if self._claimed and len(self._head) >= LINE_LENGTH:  # there may be more behind it
+                self.read()
+                continue
+            seconds = self._next_ready_seconds(patience())
+            if seconds is None:
+                return False
+            self._tell(Waiting("the next asset to be due", seconds))
+            self._clock.sleep(min(max(seconds, 0.05), POLL_SECONDS))
+            self.read()
+        return True
+
+    def claim(self, most: int | None) -> tuple[Item, ...]:
+        """Lease what the next call can serve; nothing where another run was quicker."""
+        # What has become due since may come before what waits.
+        if self._clock.monotonic() - self._read_at >= POLL_SECONDS:
+            self.read()
+        lease = self.scope.settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
+        most = LINE_LENGTH if most is None else most
+        items = queue.claim(self._connection(), self._head, lease_seconds=lease, most=most)
+        self._claimed += len(items)
+        return items
+
+    def _next_ready_seconds(self, patience: Patience) -> float | None:
+        """Return how long to wait for something to do, None if that is not worth it."""
+        within = patience.remaining_seconds
+        if not patience.tried:
+            within = min(within, WAIT_FOR_SECOND_TRY)
+        states = ("idle", "waiting") if patience.tried else ("waiting",)
+        db, wanted = self._connection(), self.scope.wanted
+        return queue.next_ready_seconds(db, wanted, within, states=states)

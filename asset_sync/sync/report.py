@@ -1,0 +1,81 @@
+"""What a run did, and why it ended."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from asset_sync.budget.slots import Lane
+from asset_sync.sync.progress import Failed, Progress, Synced
+
+
+class Ended(StrEnum):
+    """Why a run ended."""
+
+    NOTHING_DUE = "nothing_due"
+    DONE = "done"
+    BUDGET = "budget_used_up"
+    TIME = "time_up"
+    LIMIT = "limit_reached"
+    DISABLED = "disabled"
+    KEY_REFUSED = "key_refused"
+    PLAN_REFUSED = "plan_refused"
+    UNAVAILABLE = "provider_unavailable"
+    INTERRUPTED = "interrupted"
+    BROKEN = "broken"
+
+
+NO_WAY_IN = (Ended.KEY_REFUSED, Ended.PLAN_REFUSED, Ended.UNAVAILABLE)
+"""The provider served nothing at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An asset that could not be refreshed, and why."""
+
+    symbol: str
+    error: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did."""
+
+    run_id: int
+    lane: Lane
+    updated: list[str] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    api_calls_used: int = 0
+    bars_written: int = 0
+    waited_seconds: float = 0.0
+    """Spent waiting for a slot."""
+    left_out: int = 0
+    """Due, but over the queue's size."""
+    reason_ended: Ended = Ended.DONE
+    message: str = ""
+    """The sentence that goes with the reason, where there is one."""
+    is_news: bool = True
+    """Whether the command's last run before this one ended otherwise."""
+
+    @property
+    def served(self) -> int:
+        """How many assets there is something to say of."""
+        return len(self.updated) + len(self.failed)
+
+    @property
+    def progress(self) -> int:
+        """A number that grows as long as the run gets on."""
+        return self.served + self.bars_written
+
+    def note(self, progress: Progress) -> None:
+        """Count what a call has brought; what was said last of an asset holds."""
+        if isinstance(progress, Synced):
+            self.bars_written += progress.bars_written
+            if not progress.more:
+                self._forget_failure(progress.symbol)
+                if progress.symbol not in self.updated:
+                    self.updated.append(progress.symbol)
+        elif isinstance(progress, Failed):
+            self._forget_failure(progress.symbol)
+            self.failed.append(Failure(progress.symbol, progress.error))
+
+    def _forget_failure(self, symbol: str) -> None:
+        self.failed = [failure for failure in self.failed if failure.symbol != symbol]

@@ -1,0 +1,81 @@
+"""What goes wrong in a row, and when it ends a run."""
+
+from dataclasses import dataclass, field
+
+from asset_sync.database import ServerError
+from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unavailable
+from asset_sync.sync.apply import Result
+from asset_sync.sync.judge import Fetch, is_well
+from asset_sync.sync.report import Ended
+
+# After so many requests in a row that could not be sent the run ends.
+UNSENT_CALLS = 3
+# After bad answers to so many different assets in a row, one call each half window asks whether the
+# provider is well again.
+BAD_ANSWERS = 3
+# What the plan does not include for so many different assets in a row, it includes for none.
+NOT_IN_PLAN = 2
+
+
+class Stop(Exception):  # noqa: N818  # not an error: how a call ends the loop
+    """Ends a run."""
+
+    def __init__(self, reason: Ended, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Streaks:
+    """What has gone wrong in a row, since a call last went well."""
+
+    unsent: int = 0
+    """Requests that could not be sent."""
+    bad: set[str] = field(default_factory=set)
+    """Assets that got a bad answer or none."""
+    not_in_plan: dict[str, str] = field(default_factory=dict)
+    """Assets that the plan does not include, and what the provider said of each."""
+    unavailable: str = ""
+    """What the last call said, if it got no answer of the API's."""
+    refused_by_database: tuple[str, str] | None = None
+    """The asset whose data the database refused last, and the SQLSTATE."""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether so many assets were answered badly that the provider itself seems to be ill."""
+        return len(self.bad) >= BAD_ANSWERS
+
+    def note(self, fetch: Fetch, result: Result) -> None:
+        """Count what a call has brought."""
+        answer = fetch.answer
+        self.unsent = self.unsent + 1 if isinstance(answer, NotSent) else 0
+        self.unavailable = str(answer) if isinstance(answer, Unavailable) else ""
+        if is_well(answer):
+            self.bad.clear()
+            self.not_in_plan.clear()
+        elif isinstance(answer, ProviderError) and not isinstance(answer, NotSent | RateLimited):
+            self.bad.update(fetch.symbols)
+        if result.not_in_plan is not None:
+            self.not_in_plan |= dict.fromkeys(fetch.symbols, str(result.not_in_plan))
+
+    def refused(self, symbol: str, error: ServerError) -> bool:
+        """Note that the database refused an asset's data; return whether it is not the data.
+
+        It is not where two different assets in a row are refused in the same way.
+        """
+        before = self.refused_by_database
+        self.refused_by_database = (symbol, error.pgcode or "")
+        return before is not None and before[0] != symbol and before[1] == error.pgcode
+
+    def check(self, result: Result) -> None:
+        """Raise Stop where every further call would bring the same."""
+        if result.hopeless is not None:
+            raise Stop(Ended.KEY_REFUSED, str(result.hopeless))
+        if result.not_in_plan is not None and len(self.not_in_plan) >= NOT_IN_PLAN:
+            raise Stop(Ended.PLAN_REFUSED, str(result.not_in_plan))
+        if self.unsent >= UNSENT_CALLS:
+            raise Stop(
+                Ended.UNAVAILABLE,
+                f"{self.unavailable} After {UNSENT_CALLS} requests that could not be sent "
+                "the run ends; the next one tries again.",
+            )
