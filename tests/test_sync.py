@@ -1297,9 +1297,10 @@ def test_cut_off_in_a_call_the_item_is_back_in_line_without_the_attempt(
     def cut_off(*_: object) -> None:
         raise how
 
-    with monkeypatch.context() as patched, pytest.raises(how):
+    with monkeypatch.context() as patched:
         patched.setattr("asset_sync.provider.polygon.client.Polygon.bars", cut_off)
-        job.run()
+        with pytest.raises(how):
+            job.run()
     assert job.item("BTCUSD") == ("waiting", 0, "medium")
     assert job.slots() == (1, 0)
     assert job.row("select reason_ended, ended_at is null from asset_sync.runs") == (
