@@ -49,19 +49,18 @@ class Setting:
     def __init__(
         self,
         kind: Kind[object] | Depending[object],
-        *,
         default: object,
-        env: str,
-        in_file: bool,
         doc: str,
+        env: str,
+        in_file: bool,  # noqa: FBT001  `setting` names them all
         example: object,
         left_out: str,
     ) -> None:
         self.kind = kind
         self.default = default
+        self.doc = doc
         self.env = tuple(env.split())
         self.in_file = in_file
-        self.doc = doc
         self.example = example
         self.left_out = left_out
 
@@ -82,23 +81,17 @@ def setting(
     example: object = None,
     left_out: str = "",
 ) -> _T:
-    """Declare a field of a section.
+    """Declare a field of a section: what it may be, its default and its sentence of documentation.
 
     Without a `default` a value is needed, or the reader hands one in. `env` names the environment
-    variables that are asked first, separated by spaces; `in_file` says whether the file may hold
-    the setting. `doc` is its sentence of documentation. Where there is no fixed default, `left_out`
-    says what holds instead, and `example` is what the shipped file shows.
+    variables that win over the file, separated by spaces; the first that is set wins. `in_file`
+    says whether the file may hold the setting. Where there is no fixed default, `left_out` says
+    what holds instead, and `example` is what the shipped file shows.
     """
-    declared = Setting(
-        kind,
-        default=default,
-        env=env,
-        in_file=in_file,
-        doc=doc,
-        example=example,
-        left_out=left_out,
+    made = field(
+        default=MISSING if default is ... else default,
+        metadata={"setting": Setting(kind, default, doc, env, in_file, example, left_out)},
     )
-    made = field(default=MISSING if default is ... else default, metadata={"setting": declared})
     return cast("_T", made)
 
 
