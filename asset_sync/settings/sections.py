@@ -8,6 +8,7 @@ and not pydantic models because of start-up: importing pydantic takes longer tha
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import EllipsisType
 from typing import Generic, TypeVar, cast
@@ -95,7 +96,8 @@ def setting(
     return cast("_T", made)
 
 
-def declared(section: type) -> dict[str, Setting]:
+@cache
+def declared(section: type) -> Mapping[str, Setting]:
     """Return what is declared about each field of a section, by name."""
     return {
         made.name: made.metadata["setting"]
