@@ -36,7 +36,7 @@ pictures: .venv/installed-dev
 
 reference: .venv/installed-dev
 	$(BIN)/python docs/commands.py > docs/commands.md
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/settings.py
 
 clean:
 	rm -rf .venv

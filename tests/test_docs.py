@@ -104,7 +104,7 @@ def test_the_readme_makes_the_same_promises_as_the_page_that_shows_how_they_are_
 
 
 def test_the_page_of_settings_and_the_shipped_file_are_what_the_declarations_make() -> None:
-    generator = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    generator = runpy.run_path(str(ROOT / "docs" / "settings.py"))
 
     for path, text in generator["files"]().items():
         assert path.read_text() == text, "run `make reference`"

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -427,12 +428,6 @@ SECRETS = {
 }
 
 
-NOT_A_PING_URL = (
-    "is no URL to ping; it must begin with https:// (http:// only for this machine), without user"
-    " and fragment, and with no placeholder but {command}"
-)
-
-
 def test_no_secret_shows_however_the_settings_are_written_down(cwd: Path) -> None:
     names = ("POLYGON_API_KEY", "DATABASE_URL", "REDIS_URL", "PING_URL")
     read = settings_of(cwd, "", **{name: SECRETS[name] for name in names})
@@ -473,6 +468,10 @@ def test_a_secret_may_stand_in_a_file(cwd: Path, name: str) -> None:
     assert found == {Secret(expected), None}
 
 
+def test_every_secret_is_tried_here() -> None:
+    assert set(SECRETS) == set(settings.SECRET_VARIABLES)
+
+
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_set_twice_is_a_mistake(cwd: Path, name: str) -> None:
     (cwd / "credential").write_text(SECRETS[name], encoding="utf-8")
@@ -488,7 +487,6 @@ def test_a_secrets_file_that_cannot_be_used_is_named(cwd: Path, name: str) -> No
     (cwd / "latin1").write_bytes(b"k\xe9y")
     (cwd / "huge").write_bytes(b"x" * (64 * 1024 + 1))
     (cwd / "loop").symlink_to("loop")
-    right = "it must be a file with nothing but the secret"
 
     for file, wrong in (
         ("empty", "is empty"),
@@ -498,71 +496,36 @@ def test_a_secrets_file_that_cannot_be_used_is_named(cwd: Path, name: str) -> No
         (".", "is a directory"),
         ("loop", f"cannot be read ({os.strerror(errno.ELOOP)})"),
     ):
-        environ = {f"{name}_FILE": str(cwd / file)}
-        assert mistakes_of(cwd, "", **environ) == (
-            f"environment: {name}_FILE names {cwd / file}, which {wrong}; {right}.",
-        )
+        [mistake] = mistakes_of(cwd, "", **{f"{name}_FILE": str(cwd / file)})
+        assert mistake.startswith(f"environment: {name}_FILE names {cwd / file}, which {wrong};")
 
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_where_its_files_path_belongs_is_not_shown(cwd: Path, name: str) -> None:
-    assert mistakes_of(cwd, "", **{f"{name}_FILE": SECRETS[name]}) == (
-        (
-            f"environment: {name}_FILE names a file that does not exist; it must be a file with "
-            "nothing but the secret."
-        ),
-    )
+    [mistake] = mistakes_of(cwd, "", **{f"{name}_FILE": SECRETS[name]})
+
+    assert mistake.startswith(f"environment: {name}_FILE names a file that does not exist;")
+    assert HIDDEN not in mistake
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
+    ("name", "values", "verdict"),
     [
         (
             "POLYGON_API_KEY",
-            f"{HIDDEN} {HIDDEN}",
-            (
-                "POLYGON_API_KEY holds a space or another character that no key has;"
-                " it must be the key and nothing else"
-            ),
+            (f"{HIDDEN} {HIDDEN}", f"{HIDDEN}é"),
+            "holds a space or another character that no key has",
         ),
+        ("MASSIVE_API_KEY", (f"{HIDDEN}\x07{HIDDEN}",), "another character that no key has"),
         (
-            "MASSIVE_API_KEY",
-            f"{HIDDEN}\x07{HIDDEN}",
-            (
-                "MASSIVE_API_KEY holds a space or another character that no key has;"
-                " it must be the key and nothing else"
-            ),
+            "DATABASE_URL",
+            (HIDDEN, f"mysql://u:{HIDDEN}@h/d", f"postgresql+psycopg2://{HIDDEN}?a=b"),
+            "is no address of a PostgreSQL database",
         ),
+        ("REDIS_URL", (f"http://:{HIDDEN}@cache",), "is no address of a Redis server"),
         (
-            "POLYGON_API_KEY",
-            f"{HIDDEN}é",
+            "PING_URL",
             (
-                "POLYGON_API_KEY holds a space or another character that no key has;"
-                " it must be the key and nothing else"
-            ),
-        ),
-        *(
-            (
-                "DATABASE_URL",
-                value,
-                (
-                    "DATABASE_URL is no address of a PostgreSQL database; it must begin with"
-                    " postgresql:// or be of the form host=… dbname=…"
-                ),
-            )
-            for value in (HIDDEN, f"mysql://u:{HIDDEN}@h/d", f"postgresql+psycopg2://{HIDDEN}?a=b")
-        ),
-        (
-            "REDIS_URL",
-            f"http://:{HIDDEN}@cache",
-            (
-                "REDIS_URL is no address of a Redis server; it must begin with redis://, rediss://"
-                " or unix://"
-            ),
-        ),
-        *(
-            ("PING_URL", value, f"PING_URL {NOT_A_PING_URL}")
-            for value in (
                 HIDDEN,
                 f"http://hc.example/{HIDDEN}",
                 f"http://localhost.example/{HIDDEN}",
@@ -570,10 +533,11 @@ def test_a_secret_where_its_files_path_belongs_is_not_shown(cwd: Path, name: str
                 f"https://hc.example/{HIDDEN}#top",
                 f"https://hc.example/{HIDDEN}/{{lane}}",
                 f"ftp://hc.example/{HIDDEN}",
-            )
+            ),
+            "is no URL to ping",
         ),
         *(
-            (name, f"{HIDDEN}{odd}", f"{name} holds a NUL or is not UTF-8; it must be text")
+            (name, (f"{HIDDEN}\0", f"{HIDDEN}\udce9"), "holds a NUL or is not UTF-8")
             for name in (
                 "POLYGON_API_KEY",
                 "DATABASE_URL",
@@ -581,22 +545,25 @@ def test_a_secret_where_its_files_path_belongs_is_not_shown(cwd: Path, name: str
                 "DB_HOST",
                 "QUEUE_MAX_SIZE",
             )
-            for odd in ("\0", "\udce9")
         ),
     ],
 )
 def test_a_wrong_secret_is_named_and_not_shown(
-    cwd: Path, name: str, value: str, sentence: str
+    cwd: Path, name: str, values: tuple[str, ...], verdict: str
 ) -> None:
-    assert HIDDEN not in sentence
-    assert mistakes_of(cwd, "", **{name: value}) == (f"environment: {sentence}.",)
+    for value in values:
+        [mistake] = mistakes_of(cwd, "", **{name: value})
+        assert mistake.startswith(f"environment: {name} ")
+        assert verdict in mistake
+        assert HIDDEN not in mistake
 
 
 @pytest.mark.parametrize("value", [f'"http://hc.example/{HIDDEN}"', f"['{HIDDEN}']", "1"])
 def test_a_wrong_ping_url_in_the_file_is_not_shown(cwd: Path, value: str) -> None:
-    assert mistakes_of(cwd, f"monitoring.ping_url = {value}") == (
-        f"FILE: monitoring.ping_url {NOT_A_PING_URL}.",
-    )
+    [mistake] = mistakes_of(cwd, f"monitoring.ping_url = {value}")
+
+    assert mistake.startswith("FILE: monitoring.ping_url is no URL to ping;")
+    assert HIDDEN not in mistake
 
 
 @pytest.mark.parametrize(
@@ -620,32 +587,23 @@ def test_a_ping_url_is_taken_as_it_is(cwd: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        ("'mail me'", '"mail me"'),
-        ("[]", "an array"),
-        ("['']", "an array"),
-        (f"['{HIDDEN}', 1]", "an array"),
-        ('["a", "b\\u0000"]', "an array"),
-    ],
+    "value", ["'mail me'", "[]", "['']", f"['{HIDDEN}', 1]", '["a", "b\\u0000"]']
 )
-def test_a_command_that_nobody_can_start_is_a_mistake(cwd: Path, value: str, shown: str) -> None:
-    assert mistakes_of(cwd, f"monitoring.on_failure = {value}") == (
-        (
-            f"FILE: monitoring.on_failure is {shown}; it must be an array of strings, a program and"
-            ' its arguments, such as ["/usr/local/bin/tell-me"] or ["sh", "-c", "…"].'
-        ),
-    )
+def test_a_command_that_nobody_can_start_is_a_mistake(cwd: Path, value: str) -> None:
+    [mistake] = mistakes_of(cwd, f"monitoring.on_failure = {value}")
+
+    assert mistake.startswith("FILE: monitoring.on_failure is ")
+    assert "a program and its arguments" in mistake
+    assert HIDDEN not in mistake
 
 
 def test_a_wrong_secret_from_a_file_is_named_by_its_file(cwd: Path) -> None:
     (cwd / "credential").write_text(f"{HIDDEN}\n{HIDDEN}", encoding="utf-8")
-    assert mistakes_of(cwd, "", POLYGON_API_KEY_FILE="credential") == (
-        (
-            "environment: POLYGON_API_KEY_FILE holds a space or another character that no key has;"
-            " it must be the key and nothing else."
-        ),
-    )
+
+    [mistake] = mistakes_of(cwd, "", POLYGON_API_KEY_FILE="credential")
+
+    assert mistake.startswith("environment: POLYGON_API_KEY_FILE holds a space or ")
+    assert HIDDEN not in mistake
 
 
 @pytest.mark.parametrize(
@@ -671,211 +629,32 @@ def test_a_secret_in_the_file_is_sent_where_it_belongs(
 
 # --- Mistakes in the file ------------------------------------------------------------------------
 
-NOT_A_SYMBOL = (
-    "it must be 1 to 32 characters of A-Z, 0-9, dot, _ and -, the first a letter or a digit"
-)
-NOT_A_URL = (
-    'is not a base URL; it must be https:// and a host, such as "https://api.polygon.io",'
-    " without user, query or fragment"
-)
-NOT_SAFE = (
-    "sends the key over http:// to another machine; it must begin with https://, or"
-    " provider.allow_insecure_http must be true"
-)
-NOT_A_NAME = "it must be 1 to 200 characters, none of them a line end or another control character"
-ASSET_KEYS = "symbol, asset_type, polygon_ticker, name, update_frequency_seconds, enabled"
-
 
 @pytest.mark.parametrize(
     ("toml", "sentence"),
     [
-        # Unknown names.
-        ("[qeue]\nmax_size = 1", "qeue is not a setting; did you mean queue"),
         ("queue.max_sise = 1", "queue.max_sise is not a setting; did you mean max_size"),
-        ("queue.MAX_SIZE = 1", "queue.MAX_SIZE is not a setting; did you mean max_size"),
         (
             "batch.colour = 1",
             "batch.colour is not a setting; known here: interval_minutes, priority_assets_enabled",
         ),
-        (
-            asset_toml(ticker='"C:EURUSD"'),
-            "secondary_assets[1].ticker (EURUSD) is not a setting; did you mean polygon_ticker",
-        ),
-        (
-            asset_toml(zzz="1"),
-            (
-                "secondary_assets[1].zzz (EURUSD) is not a setting;"
-                f" known here: priority, {ASSET_KEYS}"
-            ),
-        ),
-        (
-            '"a\\u001b b" = 1',
-            (
-                '"a\\x1b b" is not a setting; known here: provider, rate_limit, queue, batch,'
-                " health, monitoring, priority_assets, secondary_assets"
-            ),
-        ),
-        # Wrong types.
         ("queue = 5", "queue is 5; it must be a table, written [queue]"),
-        ("[[queue]]", "queue is an array; it must be a table, written [queue]"),
-        (
-            "[priority_assets]",
-            "priority_assets is a table; it must be tables, each written [[priority_assets]]",
-        ),
-        (
-            'secondary_assets = ["EURUSD"]',
-            'secondary_assets[1] is "EURUSD"; it must be a table, written [[secondary_assets]]',
-        ),
         (
             'queue.max_size = "1000"',
             'queue.max_size is "1000"; it must be a whole number from 1 to 1000000',
         ),
         (
-            "queue.max_size = true",
-            "queue.max_size is true; it must be a whole number from 1 to 1000000",
-        ),
-        (
-            "queue.max_size = 5.0",
-            "queue.max_size is 5.0; it must be a whole number from 1 to 1000000",
-        ),
-        (
-            "queue.max_size = 2026-01-01",
-            "queue.max_size is a date or time; it must be a whole number from 1 to 1000000",
-        ),
-        (
-            "batch.interval_minutes = false",
-            "batch.interval_minutes is false; it must be a number from 0.5 to 1440",
-        ),
-        (
-            "batch.priority_assets_enabled = 1",
-            "batch.priority_assets_enabled is 1; it must be true or false",
-        ),
-        (
-            "rate_limit.hold_for_priority = 'yes'",
-            'rate_limit.hold_for_priority is "yes"; it must be true or false',
-        ),
-        (
-            "provider.plan = 1",
-            'provider.plan is 1; it must be one of "free", "starter", "developer", "advanced"',
-        ),
-        # Numbers out of range.
-        (
-            "rate_limit.calls = 0",
-            "rate_limit.calls is 0; it must be a whole number from 1 to 10000",
-        ),
-        (
-            f"rate_limit.calls = {'9' * 100}",
-            "rate_limit.calls is a huge number; it must be a whole number from 1 to 10000",
-        ),
-        (
-            f"rate_limit.calls = 0x{'f' * 5000}",
-            "rate_limit.calls is a huge number; it must be a whole number from 1 to 10000",
-        ),
-        (
-            f"rate_limit.period_seconds = {'9' * 400}",
-            "rate_limit.period_seconds is a huge number; it must be a number from 0.1 to 86400",
-        ),
-        (
-            "rate_limit.period_seconds = nan",
-            "rate_limit.period_seconds is nan; it must be a number from 0.1 to 86400",
-        ),
-        (
-            "rate_limit.period_seconds = 1e999",
-            "rate_limit.period_seconds is inf; it must be a number from 0.1 to 86400",
-        ),
-        (
-            "provider.call_timeout_seconds = -1",
-            "provider.call_timeout_seconds is -1; it must be a number from 0.1 to 600",
-        ),
-        (
-            "queue.max_attempts = 101",
-            "queue.max_attempts is 101; it must be a whole number from 1 to 100",
-        ),
-        (
-            "queue.retry_delay_seconds = 0",
-            "queue.retry_delay_seconds is 0; it must be a whole number from 1 to 86400",
-        ),
-        (
-            "queue.aging_seconds = -1",
-            "queue.aging_seconds is -1; it must be a whole number from 0 to 604800",
-        ),
-        # Plans, priorities, types.
-        (
             "provider.plan = 'gold'",
             'provider.plan is "gold"; it must be one of "free", "starter", "developer", "advanced"',
         ),
-        (
-            asset_toml(priority='"urgent"'),
-            (
-                'secondary_assets[1].priority (EURUSD) is "urgent"; it must be one of "high",'
-                ' "medium", "low" (critical assets stand under [[priority_assets]])'
-            ),
-        ),
-        (
-            asset_toml(priority='"critical"'),
-            (
-                'secondary_assets[1].priority (EURUSD) is "critical"; it must be one of "high",'
-                ' "medium", "low" (critical assets stand under [[priority_assets]])'
-            ),
-        ),
-        (
-            asset_toml("priority_assets", priority='"high"'),
-            (
-                'priority_assets[1].priority (EURUSD) is "high"; it must be a whole number'
-                " from 1 to 1000000"
-            ),
-        ),
-        (
-            asset_toml("priority_assets", priority="0"),
-            (
-                "priority_assets[1].priority (EURUSD) is 0; it must be a whole number"
-                " from 1 to 1000000"
-            ),
-        ),
-        (
-            asset_toml(asset_type='"metal"'),
-            (
-                'secondary_assets[1].asset_type (EURUSD) is "metal"; it must be one of "forex",'
-                ' "crypto" (metals are forex)'
-            ),
-        ),
-        (
-            asset_toml(update_frequency_seconds="0"),
-            (
-                "secondary_assets[1].update_frequency_seconds (EURUSD) is 0; it must be a whole"
-                " number from 1 to 2592000"
-            ),
-        ),
-        # Symbols.
         (asset_toml(symbol=None), "secondary_assets[1].symbol is missing; every asset needs one"),
         (
-            asset_toml(asset_type=None),
-            "secondary_assets[1].asset_type (EURUSD) is missing; every asset needs one",
-        ),
-        (
-            asset_toml(polygon_ticker=None),
-            "secondary_assets[1].polygon_ticker (EURUSD) is missing; every asset needs one",
-        ),
-        (asset_toml(symbol='""'), f'secondary_assets[1].symbol is ""; {NOT_A_SYMBOL}'),
-        (asset_toml(symbol='"eurusd"'), f'secondary_assets[1].symbol is "eurusd"; {NOT_A_SYMBOL}'),
-        (asset_toml(symbol='"-EUR"'), f'secondary_assets[1].symbol is "-EUR"; {NOT_A_SYMBOL}'),
-        (asset_toml(symbol='"EUR\\n"'), f'secondary_assets[1].symbol is "EUR\\n"; {NOT_A_SYMBOL}'),
-        (
-            asset_toml(symbol='"EUR\\u0000"'),
-            f'secondary_assets[1].symbol is "EUR\\x00"; {NOT_A_SYMBOL}',
-        ),
-        (
-            asset_toml(symbol=f'"{"A" * 41}"'),
-            f'secondary_assets[1].symbol is "{"A" * 40}…"; {NOT_A_SYMBOL}',
-        ),
-        (
-            asset_toml("priority_assets") + asset_toml(symbol='"B"') + asset_toml(),
+            asset_toml(symbol='"eurusd"'),
             (
-                "secondary_assets[2].symbol (EURUSD) stands in priority_assets[1] already;"
-                " a symbol may stand only once"
+                'secondary_assets[1].symbol is "eurusd"; it must be 1 to 32 characters of A-Z, 0-9,'
+                " dot, _ and -, the first a letter or a digit"
             ),
         ),
-        # Tickers that do not fit.
         (
             asset_toml(symbol='"XAUUSD"', polygon_ticker='"XAUUSD"'),
             (
@@ -884,53 +663,54 @@ ASSET_KEYS = "symbol, asset_type, polygon_ticker, name, update_frequency_seconds
             ),
         ),
         (
-            asset_toml(polygon_ticker='"X:EURUSD"'),
+            f'provider.base_url = "https://{HIDDEN}@api.polygon.io"',
             (
-                'secondary_assets[1].polygon_ticker (EURUSD) is "X:EURUSD";'
-                ' a forex ticker begins with "C:", such as "C:EURUSD"'
+                "provider.base_url is not a base URL; it must be https:// and a host, such as"
+                ' "https://api.polygon.io", without user, query or fragment'
             ),
         ),
         (
-            asset_toml(asset_type='"crypto"', polygon_ticker='"btc-usd"'),
+            'provider.base_url = "http://api.polygon.io"',
             (
-                'secondary_assets[1].polygon_ticker (EURUSD) is "btc-usd";'
-                ' a crypto ticker begins with "X:", such as "X:BTCUSD"'
+                "provider.base_url sends the key over http:// to another machine; it must begin"
+                " with https://, or provider.allow_insecure_http must be true"
             ),
         ),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_file_key_and_what_would_be_right(
+    cwd: Path, toml: str, sentence: str
+) -> None:
+    assert mistakes_of(cwd, toml) == (f"FILE: {sentence}.",)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "verdict"),
+    [
+        ("qeue", ("{max_size = 1}",), "did you mean queue"),
+        ("queue.MAX_SIZE", ("1",), "did you mean max_size"),
+        ("queue", ("[{}]",), "must be a table"),
+        ("priority_assets", ("{}",), "must be tables, each written [[priority_assets]]"),
+        ("secondary_assets[1]", (), "must be a table, written [[secondary_assets]]"),
+        ("queue.max_size", ("true", "5.0", "2026-01-01"), "a whole number from 1 to 1000000"),
+        ("queue.max_attempts", ("101",), "a whole number from 1 to 100"),
+        ("queue.retry_delay_seconds", ("0",), "a whole number from 1 to 86400"),
+        ("queue.aging_seconds", ("-1",), "a whole number from 0 to 604800"),
+        ("rate_limit.calls", ("0", "9" * 100), "a whole number from 1 to 10000"),
+        ("rate_limit.period_seconds", ("nan", "1e999", "9" * 400), "a number from 0.1 to 86400"),
+        ("rate_limit.hold_for_priority", ("'yes'",), "true or false"),
+        ("provider.call_timeout_seconds", ("-1", "true"), "a number from 0.1 to 600"),
+        ("provider.plan", ("1",), 'one of "free", "starter"'),
+        ("batch.interval_minutes", ("false", "0.4"), "a number from 0.5 to 1440"),
+        ("batch.priority_assets_enabled", ("1",), "true or false"),
         (
-            asset_toml(polygon_ticker='"C:"'),
+            "provider.base_url",
             (
-                'secondary_assets[1].polygon_ticker (EURUSD) is "C:";'
-                ' a forex ticker begins with "C:", such as "C:EURUSD"'
-            ),
-        ),
-        (
-            asset_toml(polygon_ticker="7"),
-            (
-                "secondary_assets[1].polygon_ticker (EURUSD) is 7;"
-                ' a forex ticker begins with "C:", such as "C:EURUSD"'
-            ),
-        ),
-        # Names.
-        (asset_toml(name='" "'), f'secondary_assets[1].name (EURUSD) is " "; {NOT_A_NAME}'),
-        (
-            asset_toml(name='"a\\u0000"'),
-            f'secondary_assets[1].name (EURUSD) is "a\\x00"; {NOT_A_NAME}',
-        ),
-        (
-            asset_toml(name=f'"{"é" * 201}"'),
-            f'secondary_assets[1].name (EURUSD) is "{"é" * 40}…"; {NOT_A_NAME}',
-        ),
-        # Addresses.
-        *(
-            (f"provider.base_url = {value}", f"provider.base_url {NOT_A_URL}")
-            for value in (
                 "5",
                 '""',
                 '"api.polygon.io"',
                 '"ftp://api.polygon.io"',
                 '"https://"',
-                f'"https://{HIDDEN}@api.polygon.io"',
                 f'"https://api.polygon.io?apiKey={HIDDEN}"',
                 '"https://api.polygon.io#x"',
                 '"https://api.polygon.io:99999"',
@@ -941,49 +721,123 @@ ASSET_KEYS = "symbol, asset_type, polygon_ticker, name, update_frequency_seconds
                 '"https://api.polygon.io/a b"',
                 '"https://api.polygon.io\\n"',
                 '"https://api.polygon.io\\u0000"',
-            )
+            ),
+            "is not a base URL",
         ),
-        ('provider.base_url = "http://api.polygon.io"', f"provider.base_url {NOT_SAFE}"),
-        ('provider.base_url = "http://127.0.0.1.evil.example"', f"provider.base_url {NOT_SAFE}"),
-        ('provider.base_url = "http://192.168.0.1:80"', f"provider.base_url {NOT_SAFE}"),
+        (
+            "provider.base_url",
+            ('"http://127.0.0.1.evil.example"', '"http://192.168.0.1:80"'),
+            "sends the key over http://",
+        ),
     ],
 )
-def test_a_mistake_is_one_sentence_with_file_key_and_what_would_be_right(
-    cwd: Path, toml: str, sentence: str
+def test_a_wrong_setting_is_named_with_what_it_may_be(
+    cwd: Path, key: str, values: tuple[str, ...], verdict: str
 ) -> None:
-    assert mistakes_of(cwd, toml) == (f"FILE: {sentence}.",)
+    lines = [f"{key} = {value}" for value in values] or ['secondary_assets = ["EURUSD"]']
+    for toml in lines:
+        [mistake] = mistakes_of(cwd, toml)
+        assert mistake.startswith(f"FILE: {key} ")
+        assert verdict in mistake
+        assert HIDDEN not in mistake
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "sentence"),
+    ("key", "values", "verdict"),
     [
+        ("ticker", ('"C:EURUSD"',), "did you mean polygon_ticker"),
+        ("zzz", ("1",), "known here: priority, symbol, asset_type, polygon_ticker, name, update_"),
+        ("priority", ('"urgent"', '"critical"', "1"), 'one of "high", "medium", "low"'),
+        ("asset_type", (None,), "is missing"),
+        ("asset_type", ('"metal"',), 'one of "forex", "crypto" (metals are forex)'),
+        ("update_frequency_seconds", ("0",), "a whole number from 1 to 2592000"),
+        ("polygon_ticker", (None,), "is missing"),
+        ("polygon_ticker", ('"X:EURUSD"', '"C:"', "7"), 'begins with "C:", such as "C:EURUSD"'),
+        ("name", ('" "', '"a\\u0000"', f'"{"é" * 201}"'), "1 to 200 characters"),
+    ],
+)
+def test_a_wrong_key_of_an_asset_is_named_with_the_asset_and_what_it_may_be(
+    cwd: Path, key: str, values: tuple[str | None, ...], verdict: str
+) -> None:
+    for value in values:
+        [mistake] = mistakes_of(cwd, asset_toml("secondary_assets", **{key: value}))
+        assert mistake.startswith(f"FILE: secondary_assets[1].{key} (EURUSD) ")
+        assert verdict in mistake
+
+
+@pytest.mark.parametrize("value", ['"high"', "0"])
+def test_the_priority_of_a_priority_asset_is_a_number(cwd: Path, value: str) -> None:
+    [mistake] = mistakes_of(cwd, asset_toml("priority_assets", priority=value))
+
+    assert mistake.startswith("FILE: priority_assets[1].priority (EURUSD) is ")
+    assert "a whole number from 1 to 1000000" in mistake
+
+
+@pytest.mark.parametrize("value", ['""', '"-EUR"', '"EUR\\n"', '"EUR\\u0000"', f'"{"A" * 33}"'])
+def test_a_wrong_symbol_is_a_mistake_which_names_the_asset_by_its_place(
+    cwd: Path, value: str
+) -> None:
+    [mistake] = mistakes_of(cwd, asset_toml(symbol=value))
+
+    assert mistake.startswith("FILE: secondary_assets[1].symbol is ")
+    assert "1 to 32 characters of A-Z" in mistake
+
+
+def test_a_ticker_of_the_wrong_form_is_answered_with_the_right_one(cwd: Path) -> None:
+    [mistake] = mistakes_of(cwd, asset_toml(asset_type='"crypto"', polygon_ticker='"eth-usd"'))
+
+    assert mistake.endswith('a crypto ticker begins with "X:", such as "X:ETHUSD".')
+
+
+@pytest.mark.parametrize(
+    ("toml", "shown"),
+    [
+        ("queue.max_size = 2026-01-01", "is a date or time;"),
+        ("queue.max_size = 0.5", "is 0.5;"),
+        ("rate_limit.period_seconds = 1e999", "is inf;"),
+        (f"rate_limit.calls = {'9' * 100}", "is a huge number;"),
+        (f"rate_limit.calls = 0x{'f' * 5000}", "is a huge number;"),
+        (asset_toml(symbol=f'"{"A" * 41}"'), f'is "{"A" * 40}…";'),
+        (asset_toml(symbol='"EUR\\u0000"'), 'is "EUR\\x00";'),
         (
-            "POLYGON_TIER",
-            "gold",
-            'is "gold"; it must be one of "free", "starter", "developer", "advanced"',
+            '"a\\u001b b" = 1',
+            '"a\\x1b b" is not a setting; known here: provider, rate_limit, queue,',
         ),
+    ],
+)
+def test_what_somebody_wrote_is_shown_so_that_any_terminal_can_show_it(
+    cwd: Path, toml: str, shown: str
+) -> None:
+    [mistake] = mistakes_of(cwd, toml)
+
+    assert shown in mistake
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "verdict"),
+    [
+        ("POLYGON_TIER", "gold", 'is "gold"; it must be one of "free", '),
         ("POLYGON_RATE_LIMIT", "0", "is 0; it must be a whole number from 1 to 10000"),
-        ("POLYGON_RATE_LIMIT", "5.0", 'is "5.0"; it must be a whole number from 1 to 10000'),
-        ("POLYGON_RATE_LIMIT", "1_0", 'is "1_0"; it must be a whole number from 1 to 10000'),
-        ("POLYGON_RATE_LIMIT", "٣", 'is "٣"; it must be a whole number from 1 to 10000'),
-        (
-            "QUEUE_MAX_SIZE",
-            "9" * 5000,
-            f'is "{"9" * 40}…"; it must be a whole number from 1 to 1000000',
-        ),
+        ("POLYGON_RATE_LIMIT", "5.0", 'is "5.0"; it must be a whole number'),
+        ("POLYGON_RATE_LIMIT", "1_0", 'is "1_0"; it must be a whole number'),
+        ("POLYGON_RATE_LIMIT", "٣", 'is "٣"; it must be a whole number'),
+        ("QUEUE_MAX_SIZE", "9" * 5000, f'is "{"9" * 40}…"; it must be a whole number'),
         ("BATCH_INTERVAL_MINUTES", "nan", 'is "nan"; it must be a number from 0.5 to 1440'),
         ("BATCH_INTERVAL_MINUTES", "0", "is 0.0; it must be a number from 0.5 to 1440"),
         ("PRIORITY_ASSETS_ENABLED", "ja", 'is "ja"; it must be true or false'),
-        ("POLYGON_BASE_URL", f"https://{HIDDEN}@h", NOT_A_URL),
-        ("POLYGON_BASE_URL", "http://h", NOT_SAFE),
+        ("POLYGON_BASE_URL", f"https://{HIDDEN}@h", "is not a base URL"),
+        ("POLYGON_BASE_URL", "http://h", "sends the key over http:// to another machine"),
         ("DB_PORT", "99999", 'is "99999"; it must be a port from 1 to 65535'),
-        ("DB_PORT", "5432,", 'is "5432,"; it must be a port from 1 to 65535'),
+        ("DB_PORT", "5432,", 'is "5432,"; it must be a port'),
     ],
 )
 def test_a_mistake_in_the_environment_names_the_variable(
-    cwd: Path, name: str, value: str, sentence: str
+    cwd: Path, name: str, value: str, verdict: str
 ) -> None:
-    assert mistakes_of(cwd, "", **{name: value}) == (f"environment: {name} {sentence}.",)
+    [mistake] = mistakes_of(cwd, "", **{name: value})
+
+    assert mistake.startswith(f"environment: {name} {verdict}")
+    assert HIDDEN not in mistake
 
 
 def test_all_mistakes_of_the_file_and_the_environment_come_at_once(cwd: Path) -> None:
@@ -992,32 +846,27 @@ def test_all_mistakes_of_the_file_and_the_environment_come_at_once(cwd: Path) ->
         + asset_toml("priority_assets", symbol='"A"', priority='"first"')
         + asset_toml(symbol='"A"', polygon_ticker='"A"', colour="1")
     )
-    assert mistakes_of(cwd, text, POLYGON_RATE_LIMIT="x", POLYGON_API_KEY="a b") == (
+    found = mistakes_of(cwd, text, POLYGON_RATE_LIMIT="x", POLYGON_API_KEY="a b")
+
+    assert [re.split(r" (?:is|holds|stands) ", mistake)[0] for mistake in found] == [
+        "environment: POLYGON_API_KEY",
+        "FILE: rate_limit.calls",
+        "environment: POLYGON_RATE_LIMIT",
+        "FILE: priority_assets[1].priority (A)",
+        "FILE: secondary_assets[1].polygon_ticker (A)",
+        "FILE: secondary_assets[1].symbol (A)",
+        "FILE: queue.sise",
+        "FILE: secondary_assets[1].colour (A)",
+    ]
+
+
+def test_an_asset_that_stands_twice_is_named_with_its_first_place(cwd: Path) -> None:
+    text = asset_toml("priority_assets") + asset_toml(symbol='"B"') + asset_toml()
+
+    assert mistakes_of(cwd, text) == (
         (
-            "environment: POLYGON_API_KEY holds a space or another character that no key has;"
-            " it must be the key and nothing else."
-        ),
-        "FILE: rate_limit.calls is -5; it must be a whole number from 1 to 10000.",
-        'environment: POLYGON_RATE_LIMIT is "x"; it must be a whole number from 1 to 10000.',
-        (
-            'FILE: priority_assets[1].priority (A) is "first"; it must be a whole number'
-            " from 1 to 1000000."
-        ),
-        (
-            'FILE: secondary_assets[1].polygon_ticker (A) is "A"; a forex ticker begins with "C:",'
-            ' such as "C:A".'
-        ),
-        (
-            "FILE: secondary_assets[1].symbol (A) stands in priority_assets[1] already;"
+            "FILE: secondary_assets[2].symbol (EURUSD) stands in priority_assets[1] already;"
             " a symbol may stand only once."
-        ),
-        (
-            "FILE: queue.sise is not a setting; known here: max_size, max_attempts,"
-            " retry_delay_seconds, aging_seconds."
-        ),
-        (
-            "FILE: secondary_assets[1].colour (A) is not a setting; known here: priority,"
-            f" {ASSET_KEYS}."
         ),
     )
 
@@ -1058,10 +907,7 @@ def test_http_to_another_machine_is_for_those_who_say_so(cwd: Path) -> None:
         (b"a = " + b"9" * 5000, "is not usable: it holds a number of thousands of digits"),
         (b"a = " + b"[" * 100_000, "is not usable: its values are nested too deeply"),
         (b"# \xe9", "is not UTF-8; it must be a readable TOML file in UTF-8, of at most 1 MiB"),
-        (
-            b"#" * (1024 * 1024 + 1),
-            "is larger than 1024 KiB; it must be a readable TOML file in UTF-8, of at most 1 MiB",
-        ),
+        (b"#" * (1024 * 1024 + 1), "is larger than 1024 KiB; it must be "),
     ],
 )
 def test_a_file_that_is_no_toml_is_told_with_the_place(
@@ -1132,39 +978,27 @@ def test_the_users_directory_is_under_home_unless_xdg_says_otherwise(tmp_path: P
 
 
 def test_a_file_that_was_named_has_to_be_there(cwd: Path) -> None:
-    right = "it must be a readable TOML file in UTF-8, of at most 1 MiB"
-
     with pytest.raises(SettingsError) as caught:
         load(Path("gone.toml"), {"POLYGON_RATE_LIMIT": "x"}, cwd=cwd)
-    assert caught.value.mistakes == (
-        f"{cwd / 'gone.toml'} (--config) does not exist; {right}.",
-        'environment: POLYGON_RATE_LIMIT is "x"; it must be a whole number from 1 to 10000.',
-    )
+    file, environment = caught.value.mistakes
+    assert file.startswith(f"{cwd / 'gone.toml'} (--config) does not exist;")
+    assert environment.startswith("environment: POLYGON_RATE_LIMIT ")
 
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(SettingsError, match=r"gone.toml \(ASSET_SYNC_CONFIG\) does not exist;"):
         load(None, {"ASSET_SYNC_CONFIG": "gone.toml"}, cwd=cwd)
-    assert str(caught.value) == (
-        f"{cwd / 'gone.toml'} (ASSET_SYNC_CONFIG) does not exist; {right}."
-    )
 
 
 def test_a_file_that_is_there_and_cannot_be_read_is_not_passed_over(cwd: Path) -> None:
     path = cwd / "assets.toml"
-    right = "it must be a readable TOML file in UTF-8, of at most 1 MiB"
-
-    def mistake() -> str:
-        with pytest.raises(SettingsError) as caught:
-            load(None, {}, cwd=cwd)
-        return str(caught.value)
 
     path.mkdir()
-    assert mistake() == f"{path} is a directory; {right}."
+    assert refusal(path).startswith(f"{path} is a directory;")
     path.rmdir()
     path.symlink_to("nowhere")
-    assert mistake() == f"{path} does not exist; {right}."
+    assert refusal(path).startswith(f"{path} does not exist;")
     path.unlink()
     path.symlink_to("assets.toml")
-    assert mistake() == f"{path} cannot be read ({os.strerror(errno.ELOOP)}); {right}."
+    assert refusal(path).startswith(f"{path} cannot be read ({os.strerror(errno.ELOOP)});")
 
 
 def test_a_path_that_no_file_can_have_is_a_mistake_and_not_a_traceback(cwd: Path) -> None:

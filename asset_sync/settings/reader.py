@@ -185,7 +185,7 @@ class _Table:
         for key, setting in declared(section).items():
             kind = setting.kind_beside(values)
             if setting.in_file:
-                if setting.default is ... and key not in {*values, *self._values}:
+                if setting.default is ... and key not in values and key not in self._values:
                     self.note(key, "is missing; every asset needs one")
                 _put(values, key, self._in_file(key, kind))
             _put(values, key, self._environment.read(setting, kind))
@@ -194,8 +194,7 @@ class _Table:
     def row(self, block: type[_T], **defaults: object) -> _T | None:
         """Return what this table describes, None where something that it needs is wrong."""
         values = self.read(block, defaults)
-        needed = {key for key, setting in declared(block).items() if setting.default is ...}
-        return block(**values) if needed <= values.keys() else None
+        return block(**values) if _complete(block, values) else None
 
     def note(self, key: str, wrong: str) -> None:
         """Note what is wrong with `key`."""
@@ -223,6 +222,10 @@ class _Table:
         child = _Table(values, f"{self._place}{path}.", self._environment)
         self._tables.append(child)
         return child
+
+
+def _complete(section: type, values: Mapping[str, object]) -> bool:
+    return all(key in values for key, made in declared(section).items() if made.default is ...)
 
 
 def _checked(place: str, kind: Kind[object], value: object, mistakes: list[str]) -> object:
@@ -290,10 +293,7 @@ class _Environment:
 
     def section(self, section: type[_T]) -> _T:
         """Return a section of which the file holds nothing."""
-        values: dict[str, object] = {}
-        for key, setting in declared(section).items():
-            _put(values, key, self.read(setting, setting.kind_beside(values)))
-        return section(**values)
+        return section(**_Table({}, "", self).read(section, {}))
 
     def read(self, setting: Setting, kind: Kind[object]) -> object:
         """Return the first of the setting's variables that holds a `kind`; None if none does."""

@@ -8,6 +8,7 @@ and not pydantic models because of start-up: importing pydantic takes longer tha
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import EllipsisType
 from typing import Generic, TypeVar, cast
@@ -49,19 +50,18 @@ class Setting:
     def __init__(
         self,
         kind: Kind[object] | Depending[object],
-        *,
         default: object,
-        env: str,
-        in_file: bool,
         doc: str,
+        env: str,
+        in_file: bool,  # noqa: FBT001  `setting` names them all
         example: object,
         left_out: str,
     ) -> None:
         self.kind = kind
         self.default = default
+        self.doc = doc
         self.env = tuple(env.split())
         self.in_file = in_file
-        self.doc = doc
         self.example = example
         self.left_out = left_out
 
@@ -82,27 +82,22 @@ def setting(
     example: object = None,
     left_out: str = "",
 ) -> _T:
-    """Declare a field of a section.
+    """Declare a field of a section: what it may be, its default and its sentence of documentation.
 
     Without a `default` a value is needed, or the reader hands one in. `env` names the environment
-    variables that are asked first, separated by spaces; `in_file` says whether the file may hold
-    the setting. `doc` is its sentence of documentation. Where there is no fixed default, `left_out`
-    says what holds instead, and `example` is what the shipped file shows.
+    variables that win over the file, separated by spaces; the first that is set wins. `in_file`
+    says whether the file may hold the setting. Where there is no fixed default, `left_out` says
+    what holds instead, and `example` is what the shipped file shows.
     """
-    declared = Setting(
-        kind,
-        default=default,
-        env=env,
-        in_file=in_file,
-        doc=doc,
-        example=example,
-        left_out=left_out,
+    made = field(
+        default=MISSING if default is ... else default,
+        metadata={"setting": Setting(kind, default, doc, env, in_file, example, left_out)},
     )
-    made = field(default=MISSING if default is ... else default, metadata={"setting": declared})
     return cast("_T", made)
 
 
-def declared(section: type) -> dict[str, Setting]:
+@cache
+def declared(section: type) -> Mapping[str, Setting]:
     """Return what is declared about each field of a section, by name."""
     return {
         made.name: made.metadata["setting"]

@@ -49,7 +49,7 @@ def page() -> str:
     """Return the reference of all settings."""
     return "\n".join(
         (
-            "<!-- Made by docs/generate.py from asset_sync/settings/sections.py: change that, and",
+            "<!-- Made by docs/settings.py from asset_sync/settings/sections.py: change that, and",
             "     run `make reference`. -->",
             "",
             "# Settings",
