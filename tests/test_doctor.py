@@ -5,7 +5,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
@@ -213,7 +212,7 @@ def test_a_database_that_was_not_initialised_is_an_error_with_its_cure(
 
 
 def test_a_server_that_is_too_old_is_an_error(db: Connection) -> None:
-    old = replace(database.status(db), server="12.22")
+    old = database.status(db)._replace(server="12.22")
 
     [finding] = doctor.examine_database(db, load(SHIPPED_FILE, {}), old)
 

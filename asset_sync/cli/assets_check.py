@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -50,7 +49,7 @@ def assets_check(
 
     def count(progress: Progress) -> Progress:
         if isinstance(progress, Waiting):
-            return replace(progress, reason=f"a slot ({len(checked)} of {len(assets)} checked)")
+            return progress._replace(reason=f"a slot ({len(checked)} of {len(assets)} checked)")
         return progress
 
     with asking(options, settings, max_runtime, count) as (db, questions):

@@ -3,7 +3,6 @@
 import json
 import threading
 from contextlib import suppress
-from dataclasses import asdict
 
 import typer
 
@@ -61,7 +60,8 @@ def db_status(
         status = existing_tables.status(db, settings.assets)
     where = "embedded" if settings.conninfo is None else "server"
     if as_json:
-        out_raw(json.dumps({"database": where, "ready": status.ready, **asdict(status)}, indent=2))
+        told = {"database": where, "ready": status.ready, **status._asdict()}
+        out_raw(json.dumps(told, indent=2))
     else:
         _show(status, where)
     if not status.ready:

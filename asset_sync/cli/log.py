@@ -5,7 +5,6 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeAlias
@@ -168,14 +167,11 @@ def _is_news(progress: Progress, severity: _Severity) -> bool:
 def _fields(progress: Progress) -> dict[str, object]:
     """Return what an event knows, for JSON; its text is the line's message, its budget passes."""
     told: dict[str, object] = {}
-    for field in fields(progress):
-        value = getattr(progress, field.name)
-        if isinstance(value, datetime):
-            value = value.isoformat()
-        if field.name == "seconds":
-            value = round(value, 3)
-        if field.name not in {"text", "budget"}:
-            told[field.name] = value
+    for name, value in progress._asdict().items():
+        if name == "seconds":
+            told[name] = round(value, 3)
+        elif name not in {"text", "budget"}:
+            told[name] = value.isoformat() if isinstance(value, datetime) else value
     return told
 
 

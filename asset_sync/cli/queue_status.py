@@ -26,7 +26,7 @@ from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import out_raw, plain, wrapped
 from asset_sync.cli.settings import settings_for
 from asset_sync.database import Connection
-from asset_sync.queue import Dead, Failing, LevelStatus, Upcoming, admin
+from asset_sync.queue import Dead, Failing, LevelStatus, Upcoming
 from asset_sync.settings import Settings
 from asset_sync.store import runs
 from asset_sync.store.runs import Run
@@ -79,8 +79,9 @@ class Status(NamedTuple):
 def look(db: Connection, settings: Settings) -> Status:
     """Read how things stand from the database."""
     rate = slots.rate_of(settings)
-    fresh = queue.last_success(db, [asset.symbol for asset in settings.critical])
     symbols = [asset.symbol for asset in settings.assets]
+    known = queue.freshness(db, symbols)
+    priority = [known[asset.symbol] for asset in settings.critical if asset.symbol in known]
     return Status(
         queue.levels(db, symbols),
         queue.line(db, symbols, _NEXT),
@@ -88,8 +89,8 @@ def look(db: Connection, settings: Settings) -> Status:
         queue.failing(db, symbols),
         slots.budget(db, rate),
         runs.last(db, _RUNS),
-        max(fresh.values(), default=None),
-        admin.unseen(db, [asset.symbol for asset in settings.assets]),
+        max((one.last_success_at for one in priority if one.last_success_at), default=None),
+        len(symbols) - len(known),
     )
 
 

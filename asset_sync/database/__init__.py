@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -221,8 +220,7 @@ def was_committed(db: Connection, number: str) -> bool | None:
 # --- the schema -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(NamedTuple):
     """One numbered step of the schema."""
 
     version: int
@@ -230,8 +228,7 @@ class Migration:
     sql: str
 
 
-@dataclass(frozen=True, slots=True)
-class SchemaStatus:
+class SchemaStatus(NamedTuple):
     """What the database has, against what this program needs."""
 
     server: str
@@ -257,8 +254,7 @@ class SchemaStatus:
         return self.complete and not self.problems
 
 
-@dataclass(frozen=True, slots=True)
-class PlatformTable:
+class PlatformTable(NamedTuple):
     """What a table that may be somebody else's must have for us to write to it."""
 
     name: str

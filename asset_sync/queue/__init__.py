@@ -762,20 +762,23 @@ def preview(
 
 def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, ...]:
     """Return the items of these assets that come next, in the order in which they are claimed."""
-    rows: list[Row] = []
-    for which in ("level = 'critical'", "level <> 'critical'"):  # an index each
-        rows += query(
-            db,
-            f"""
-            select symbol, feed, ticker, asset_type, level, due_at,
-              greatest(0, extract(epoch from not_before - clock_timestamp()))::float8,
-              verify_ticker, backfilled_to
-            from asset_sync.queue
-            where state = 'waiting' and {which} and symbol = any(%s)
-            order by sort_at, symbol, feed_rank limit %s
-            """,
-            (list(symbols), most - len(rows)),
-        )
+    of_lane = """
+        (select * from asset_sync.queue
+         where state = 'waiting' and level {which} 'critical' and symbol = any(%(symbols)s)
+         order by sort_at, symbol, feed_rank limit %(most)s)
+        """
+    rows = query(
+        db,
+        f"""
+        select symbol, feed, ticker, asset_type, level, due_at,
+          greatest(0, extract(epoch from not_before - clock_timestamp()))::float8,
+          verify_ticker, backfilled_to
+        -- an index each
+        from ({of_lane.format(which="=")} union all {of_lane.format(which="<>")}) as next
+        order by {_FIRST} limit %(most)s
+        """,
+        {"symbols": list(symbols), "most": most},
+    )
     return tuple(_upcoming(row) for row in rows)
 
 

@@ -84,19 +84,6 @@ def count(
     return int(rows)
 
 
-def unseen(db: Connection, symbols: Sequence[str]) -> int:
-    """Return how many of these assets no run has entered into the queue yet."""
-    [(number,)] = query(
-        db,
-        """
-        select count(*) from unnest(%s::text[]) as asset (symbol)
-        where not exists (select from asset_sync.queue q where q.symbol = asset.symbol)
-        """,
-        (list(symbols),),
-    )
-    return int(number)
-
-
 def symbols(db: Connection) -> list[str]:
     """Return the symbols that the queue has, each once."""
     rows = query(db, "select distinct symbol from asset_sync.queue order by symbol")

@@ -7,7 +7,6 @@ a run's statements are run once, in a transaction that is rolled back.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -118,7 +117,7 @@ def status(db: Connection, assets: Sequence[Asset]) -> SchemaStatus:
     if not found.ready:
         return found
     trial = _tried(db, _catalogue(db).differences, assets)
-    return replace(found, problems=trial.problems, notes=trial.notes)
+    return found._replace(problems=trial.problems, notes=trial.notes)
 
 
 def require_usable(db: Connection, assets: Sequence[Asset]) -> None:

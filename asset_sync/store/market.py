@@ -6,8 +6,8 @@ transaction. No id of a table travels through Python: an existing platform's may
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from asset_sync.database import Connection, Cursor, DatabaseError, query
 from asset_sync.provider.answers import Bar
@@ -21,8 +21,7 @@ _HAS_NUMBERS = """(
 )"""
 
 
-@dataclass(frozen=True, slots=True)
-class Symbol:
+class Symbol(NamedTuple):
     """What `trading.symbols` is told of an asset that it does not have yet."""
 
     symbol: str
@@ -30,8 +29,7 @@ class Symbol:
     asset_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class LastPrice:
+class LastPrice(NamedTuple):
     """The last price of an asset, as `metadata.last_update` holds it."""
 
     symbol: str
@@ -187,7 +185,7 @@ def save_prices(cursor: Cursor, prices: Sequence[LastPrice]) -> tuple[LastPrice,
     )
     known = {symbol: (_parsed(text), now) for symbol, text, now in cursor.fetchall()}
     newer = tuple(
-        replace(price, timestamp=min(price.timestamp, known[price.symbol][1]))
+        price._replace(timestamp=min(price.timestamp, known[price.symbol][1]))
         for price in prices
         if price.symbol in known and _not_older(price.timestamp, *known[price.symbol])
     )

@@ -6,7 +6,6 @@ items, the history of calls, the event. What has to wait for the commit is hande
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import NamedTuple
 
 from asset_sync import queue
@@ -63,7 +62,7 @@ def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
     written = _write(cursor, scope, judgement)
     if not isinstance(fetch.answer, NotSent):  # that was no call
         call = _call(fetch, judgement.outcome, judgement.error)
-        runs.record(cursor, run_id, replace(call, bars_written=written.bars))
+        runs.record(cursor, run_id, call._replace(bars_written=written.bars))
     publish.notify(cursor, written.prices)
     return Result(
         written.told,
@@ -151,7 +150,7 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
             prices, close = market.save_prices(cursor, [price]), price.last_price
         priced_at = prices[0].timestamp if prices else None
         told = [
-            replace(one, bars_written=bars_written, last_price=close, as_of=priced_at)
+            one._replace(bars_written=bars_written, last_price=close, as_of=priced_at)
             if isinstance(one, Synced)
             else one
             for one in told

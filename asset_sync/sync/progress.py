@@ -1,23 +1,20 @@
 """What a run says while it works. The command line shows it; the loop prints nothing."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from asset_sync.budget.slots import Budget
 from asset_sync.model import Feed
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """The run has a number in the history; told before anything else."""
 
     run_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """The run sleeps, for a slot or for an asset to become due."""
 
     reason: str
@@ -25,8 +22,7 @@ class Waiting:
     budget: Budget | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Calling:
+class Calling(NamedTuple):
     """A call is on its way."""
 
     symbols: Sequence[str]
@@ -34,8 +30,7 @@ class Calling:
     budget: Budget
 
 
-@dataclass(frozen=True, slots=True)
-class Synced:
+class Synced(NamedTuple):
     """An asset was refreshed."""
 
     symbol: str
@@ -50,8 +45,7 @@ class Synced:
     """Whether it was reported as failing before; a quiet run reports that this is over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """An asset that was tried and not refreshed."""
 
     symbol: str
@@ -64,23 +58,20 @@ class Failed:
     """
 
 
-@dataclass(frozen=True, slots=True)
-class PutBack:
+class PutBack(NamedTuple):
     """A call failed for no fault of its assets, which stand in line again."""
 
     symbols: Sequence[str]
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Warned:
+class Warned(NamedTuple):
     """Something the user should know that stops nothing."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
+class Recovered(NamedTuple):
     """What the last warning was about works again."""
 
     what: str
