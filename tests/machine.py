@@ -78,14 +78,13 @@ class Machine:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
-    def tell(self, *arguments: str, columns: int | None = None, **environ: str) -> Told:
+    def tell(self, *arguments: str, **environ: str) -> Told:
         """Run the command line in this process."""
         return self._checked(
             commandline.asset_sync(
                 *arguments,
                 environ=self.environ | environ,
                 directory=self.home,
-                columns=columns,
             )
         )
 
