@@ -210,7 +210,7 @@ STEPS = (
     "budget.slots:take",
     "queue:claim",
     "store.market:newest_bar",
-    "polygon:Polygon.bars",
+    "provider.polygon.client:Polygon.bars",
     "budget.slots:release",
     "store.market:save_bars",
     "queue:finish",
