@@ -14,18 +14,17 @@ from typing import Protocol, Self
 import psycopg2
 import pytest
 from anytime import WEDNESDAY, Today
+from machine import Machine, one_bar
 
 from asset_sync import database
 from asset_sync.budget.slots import Lane
 from asset_sync.clock import Clock
 from asset_sync.database import Connection, Row, embedded
-from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.queue import Wanted
 from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load
-from asset_sync.sync import loop
 
 _TEMPLATE = "asset_sync_template"
 _numbers = itertools.count(1)
@@ -328,22 +327,6 @@ def in_line(db: Connection, lane: Lane | None = None) -> list[Wanted]:
     ]
 
 
-def an_hour_ago(db: Connection, symbol: str, ticker: str) -> None:
-    """Give an asset one bar, as if it had last run then: the first sync is long."""
-    now_ms = int(time.time() * 1000)
-    bar = replay.newest(ticker, 0, now_ms - replay.HOUR_MS, now_ms)
-    assert bar is not None
-    database.query(
-        db,
-        """
-        with new as (insert into trading.symbols (symbol) values (%s) returning id)
-        insert into market_data.ohlcv_5m
-        select id, to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s, %s, %s from new
-        """,
-        (symbol, *bar),
-    )
-
-
 ETHER = """
 [[secondary_assets]]
 symbol = "ETHUSDT"
@@ -353,18 +336,12 @@ asset_type = "crypto"
 TYPO = ETHER.replace("X:ETHUSDT", "X:TYPO").replace("ETHUSDT", "TYPO")
 
 
-def with_ether(url: str, db: Connection, api: StandIn, home: Path) -> dict[str, str]:
-    """The environment of a user who keeps one asset fresh, and last did so an hour ago."""
-    an_hour_ago(db, "ETHUSDT", "X:ETHUSDT")
-    (home / "assets.toml").write_text(ETHER)
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "DATABASE_URL": url,
-        "POLYGON_API_KEY": api.key,
-        "POLYGON_BASE_URL": api.base_url,
-        "PYTHONPATH": str(Path(loop.__file__).parents[2]),
-    }
+def with_ether(url: str, db: Connection, api: StandIn, home: Path) -> Machine:
+    """The machine of a user who keeps one asset fresh, and last did so an hour ago."""
+    one_bar(db, "ETHUSDT", "X:ETHUSDT")
+    machine = Machine(home, url, api)
+    machine.file(ETHER)
+    return machine
 
 
 def _fresh_database(maintenance_url: str, template: str) -> Iterator[str]:

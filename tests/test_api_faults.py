@@ -1,7 +1,6 @@
 """Everything that the API can do wrong, and what becomes of item, slot, data and exit code."""
 
 import json
-import os
 import re
 import socket
 import ssl
@@ -18,12 +17,12 @@ from typing import Any
 import commandline
 import pytest
 from anytime import DAYS, Today
+from machine import Machine, one_bar
 
-import asset_sync
 from asset_sync.database import Connection, Row, query
 from asset_sync.demo import faults, replay
 from asset_sync.demo.faults import FAULTS
-from asset_sync.demo.replay import DAY_MS, HOUR_MS
+from asset_sync.demo.replay import DAY_MS
 from asset_sync.demo.server import StandIn
 
 KEY = "the-key-that-nobody-else-gets"
@@ -49,17 +48,19 @@ asset_type = "{}"
 """
 
 
-@dataclass(slots=True)
-class Host:
+class Host(Machine):
     """A machine with three assets, last synced some hours ago: a call brings some thirty bars."""
 
-    directory: Path
-    environ: dict[str, str]
-    db: Connection
-    today: Today
-    seeded: dict[str, int]
+    def __init__(self, home: Path, url: str, db: Connection, api: StandIn, today: Today) -> None:
+        super().__init__(home, url, api, secrets=(KEY,))
+        self.db, self.today = db, today
+        self.seeded = {
+            symbol: one_bar(db, symbol, ticker, hours_ago=2, now_ms=today.now_ms)
+            for symbol, ticker in TICKERS.items()
+        }
+        self.serve()
 
-    def file(
+    def serve(
         self,
         *symbols: str,
         plan: str = "free",
@@ -72,15 +73,10 @@ class Host:
         for symbol in symbols or SYMBOLS:
             kind = "forex" if symbol == "EURUSD" else "crypto"
             text += ASSET.format(symbol, TICKERS[symbol], kind)
-        (self.directory / "assets.toml").write_text(text)
+        self.file(text)
 
     def sync(self, *arguments: str, **environ: str) -> commandline.Told:
-        told = commandline.asset_sync(
-            "sync", "queue", *arguments, environ=self.environ | environ, directory=self.directory
-        )
-        assert KEY not in told.out + told.err
-        assert "Traceback" not in told.err
-        return told
+        return self.tell("sync", "queue", *arguments, **environ)
 
     def report(self, *arguments: str, **environ: str) -> tuple[int, dict[str, Any]]:
         told = self.sync("--json", *arguments, **environ)
@@ -185,34 +181,9 @@ def api(today: Today) -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def host(tmp_path: Path, url: str, db: Connection, api: StandIn, today: Today) -> Host:
-    environ = {
-        "HOME": str(tmp_path),
-        "POLYGON_API_KEY": KEY,
-        "POLYGON_BASE_URL": api.base_url,
-        "DATABASE_URL": url,
-    }
-    now_ms = today.now_ms
-    seeded = {}
-    for symbol, ticker in TICKERS.items():
-        bar = replay.newest(ticker, now_ms - 7 * DAY_MS, now_ms - 2 * HOUR_MS, now_ms)
-        assert bar is not None
-        seeded[symbol] = bar.start_ms
-        query(
-            db,
-            """
-            with new as (
-              insert into trading.symbols (symbol, name, asset_type) values (%s, '', '')
-              returning id
-            )
-            insert into market_data.ohlcv_5m
-            select id, to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s, %s, %s from new
-            """,
-            (symbol, *bar),
-        )
-    machine = Host(tmp_path, environ, db, today, seeded)
-    machine.file()
-    return machine
+def host(tmp_path: Path, url: str, db: Connection, api: StandIn, today: Today) -> Iterator[Host]:
+    with Host(tmp_path, url, db, api, today) as machine:
+        yield machine
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -288,7 +259,7 @@ def test_every_fault_of_the_stand_in_has_its_fate() -> None:
 @pytest.mark.parametrize("fault", FATES)
 def test_what_becomes_of_item_slot_data_and_exit_code(host: Host, api: StandIn, fault: str) -> None:
     fate = FATES[fault]
-    host.file(read=fate.read_seconds, call=fate.call_seconds)
+    host.serve(read=fate.read_seconds, call=fate.call_seconds)
     api.set_faults([fault])
 
     began = time.monotonic()
@@ -375,7 +346,7 @@ def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_t
         """,
         tuple(bar),
     )
-    host.file("BTCUSD")
+    host.serve("BTCUSD")
     api.set_faults(["nan"])  # the same bar, as a rule
 
     assert host.report()[0] == 0
@@ -563,7 +534,7 @@ def over_tls(directory: Path, pem: str) -> Iterator[tuple[str, Path, list[bytes]
 def test_a_certificate_that_is_not_to_be_trusted_gets_no_key(
     host: Host, pem: str, *, trusted: bool
 ) -> None:
-    with over_tls(host.directory, pem) as (address, certificate, heard):
+    with over_tls(host.home, pem) as (address, certificate, heard):
         bundle = {"REQUESTS_CA_BUNDLE": str(certificate)} if trusted else {}
         told = host.sync(POLYGON_BASE_URL=address, **bundle)
     assert told.code == 1
@@ -574,7 +545,7 @@ def test_a_certificate_that_is_not_to_be_trusted_gets_no_key(
 
 
 def test_a_certificate_that_the_user_trusts_is_good(host: Host) -> None:
-    with over_tls(host.directory, SELF_SIGNED) as (address, certificate, heard):
+    with over_tls(host.home, SELF_SIGNED) as (address, certificate, heard):
         code, told = host.report(POLYGON_BASE_URL=address, REQUESTS_CA_BUNDLE=str(certificate))
     assert (code, told["updated"]) == (0, SYMBOLS)
     assert all(f"Bearer {KEY}".encode() in request for request in heard)
@@ -609,7 +580,7 @@ def test_whatever_a_snapshot_brings_each_asset_has_a_price_at_the_end_of_the_run
     host: Host, api: StandIn, fault: str
 ) -> None:
     last, others, outcome, denied = SNAPSHOT_FATES[fault]
-    host.file(plan="starter", period=1)
+    host.serve(plan="starter", period=1)
     api.set_faults([f"{fault}:1"])
 
     code, told = host.report("--max-runtime", "10")
@@ -646,7 +617,7 @@ def test_whatever_a_snapshot_brings_each_asset_has_a_price_at_the_end_of_the_run
 
 
 def test_a_quote_of_the_future_does_not_keep_out_the_next(host: Host, api: StandIn) -> None:
-    host.file("BTCUSD", plan="starter", period=1)
+    host.serve("BTCUSD", plan="starter", period=1)
     api.set_faults(["future:1"])
     host.report("--max-runtime", "10")
     [(now, stamp)] = query(
@@ -673,14 +644,13 @@ def test_a_quote_of_the_future_does_not_keep_out_the_next(host: Host, api: Stand
 def test_when_all_processes_meet_a_429_at_once_they_all_wait_and_lose_nothing(
     host: Host, api: StandIn
 ) -> None:
-    host.file(calls=3, period=1.5)
+    host.serve(calls=3, period=1.5)
     api.set_faults(["rate-limit-retry-after:3"])  # without, each holds for a minute
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "asset_sync", "sync", "queue", "--json"],
-            env=host.environ
-            | {"PYTHONPATH": str(Path(asset_sync.__file__).parents[1]), "PATH": os.environ["PATH"]},
-            cwd=host.directory,
+            env=host.environ,
+            cwd=host.home,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import commandline
 import pytest
+from machine import Machine, one_bar
 
 import asset_sync
 from asset_sync import database
@@ -43,12 +43,13 @@ asset_type = "crypto"
 TICKERS = {"BTCUSD": "X:BTCUSD", "ETHUSDT": "X:ETHUSDT"}
 
 
-@dataclass(slots=True)
-class Host:
-    directory: Path
-    environ: dict[str, str]
-    db: Connection
-    api: StandIn
+class Host(Machine):
+    def __init__(self, home: Path, url: str, db: Connection, api: StandIn) -> None:
+        super().__init__(home, url, api)
+        self.db, self.api = db, api
+        self.file(FILE)
+        for symbol, ticker in TICKERS.items():
+            one_bar(db, symbol, ticker, hours_ago=2)
 
     def assert_all_is_as_with_any_other_clock(self, began: datetime) -> None:
         """What is stored is of now by the database's clock, and the bars are those of now."""
@@ -97,31 +98,8 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path, url: str, db: Connection) -> Iterator[Host]:
-    (tmp_path / "assets.toml").write_text(FILE)
-    now_ms = int(time.time() * 1000)
-    for symbol, ticker in TICKERS.items():
-        bar = replay.newest(ticker, now_ms - 3 * HOUR_MS, now_ms - 2 * HOUR_MS, now_ms)
-        assert bar is not None
-        query(
-            db,
-            """
-            with new as (
-              insert into trading.symbols (symbol, name, asset_type) values (%s, '', '')
-              returning id
-            )
-            insert into market_data.ohlcv_5m
-            select id, to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s, %s, %s from new
-            """,
-            (symbol, *bar),
-        )
-    with StandIn("free", calls=5, period_seconds=1.5) as api:
-        environ = {
-            "HOME": str(tmp_path),
-            "POLYGON_API_KEY": api.key,
-            "POLYGON_BASE_URL": api.base_url,
-            "DATABASE_URL": url,
-        }
-        yield Host(tmp_path, environ, db, api)
+    with StandIn("free", calls=5, period_seconds=1.5) as api, Host(tmp_path, url, db, api) as host:
+        yield host
 
 
 # --- the source ---------------------------------------------------------------------------------
@@ -198,14 +176,13 @@ def run_under(host: Host, lane: str, **faked: str) -> None:
         [sys.executable, "-c", SCRIPT, "sync", lane],
         env=host.environ
         | {
-            "PATH": os.environ["PATH"],
             "PYTHONPATH": str(PACKAGE.parent),
             "LD_PRELOAD": LIBRARY,
             # As on any host: setting the clock moves no monotonic one.
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             **faked,
         },
-        cwd=host.directory,
+        cwd=host.home,
         capture_output=True,
         text=True,
         timeout=30,
@@ -262,7 +239,7 @@ def jumping(file: Path) -> Iterator[None]:
 @pretended
 def test_a_clock_that_jumps_in_the_middle_of_a_run_brings_the_same(host: Host) -> None:
     began = datetime.now(UTC)
-    file = host.directory / "clock"
+    file = host.home / "clock"
     with jumping(file):
         for lane in ("priority", "queue"):
             run_under(host, lane, FAKETIME_TIMESTAMP_FILE=str(file), FAKETIME_NO_CACHE="1")
@@ -277,7 +254,7 @@ def test_hosts_whose_clocks_differ_share_one_budget(host: Host) -> None:
         'asset_type = "crypto"\n'
         for n in range(7)
     )
-    (host.directory / "assets.toml").write_text(
+    (host.home / "assets.toml").write_text(
         text.replace("[rate_limit]", "[rate_limit]\nhold_for_priority = false")
     )
     started = [
@@ -285,13 +262,12 @@ def test_hosts_whose_clocks_differ_share_one_budget(host: Host) -> None:
             [sys.executable, "-c", SCRIPT, "sync", "queue", "-q"],
             env=host.environ
             | {
-                "PATH": os.environ["PATH"],
                 "PYTHONPATH": str(PACKAGE.parent),
                 "LD_PRELOAD": str(LIBRARY),
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
                 "FAKETIME": offset,
             },
-            cwd=host.directory,
+            cwd=host.home,
         )
         for offset in ("-3600", "+3600")
     ]
@@ -343,16 +319,16 @@ def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None
     began = datetime.now(UTC)
     for lane in ("priority", "queue"):
         told = commandline.asset_sync(
-            "sync", lane, environ=host.environ | zone, directory=host.directory
+            "sync", lane, environ=host.environ | zone, directory=host.home
         )
         assert (told.code, told.out.split(",")[0]) == (0, f"{lane}: 1 refreshed")
     host.assert_all_is_as_with_any_other_clock(began)
     told = commandline.asset_sync(
-        "queue", "status", "--json", environ=host.environ | zone, directory=host.directory
+        "queue", "status", "--json", environ=host.environ | zone, directory=host.home
     )
     assert '+00:00"' in told.out
     # An hour later, and not before, all of it is due again; a run looks five minutes ahead.
-    config = host.directory / "assets.toml"
+    config = host.home / "assets.toml"
     config.write_text(
         FILE.replace(
             'asset_type = "crypto"', 'asset_type = "crypto"\nupdate_frequency_seconds = 3600'
@@ -368,7 +344,7 @@ def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None
             (minutes,),
         )
         planned = commandline.asset_sync(
-            "sync", "queue", "--dry-run", environ=host.environ | zone, directory=host.directory
+            "sync", "queue", "--dry-run", environ=host.environ | zone, directory=host.home
         )
         assert planned.out.count("GET /v2/") == due
 

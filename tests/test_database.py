@@ -5,7 +5,6 @@ import re
 import socket
 import struct
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from machine import until
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from asset_sync import database
@@ -92,14 +92,6 @@ def test_two_at_once_do_no_harm(empty_url: str) -> None:
         applied = [future.result() for future in [pool.submit(init) for _ in range(4)]]
 
     assert sorted(applied, reverse=True) == [ALL_STEPS, (), (), ()]
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Look again and again; what others do takes some milliseconds."""
-    give_up = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 def test_who_waited_for_another_to_initialise_sees_what_it_made(

@@ -23,6 +23,7 @@ import psycopg2.errors
 import pytest
 from commandline import without_times
 from conftest import ShiftingClock
+from machine import until
 from proxy import Proxy
 from psycopg2.extensions import make_dsn
 from servers import Server, binaries, pgbouncer, standby_of, tablespace_of, thrown_away
@@ -54,14 +55,6 @@ TWO_ASSETS = Path(__file__).parent / "two_assets.toml"
 
 def _ignore(_: Progress) -> None:
     pass
-
-
-def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
-    """Look again and again until it is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import commandline
 import pytest
 from conftest import ETHER
+from machine import Machine
 from psycopg2.extensions import make_dsn
 
 from asset_sync import database
@@ -265,13 +266,9 @@ def test_a_table_that_is_locked_is_not_waited_for(
 
 @pytest.fixture
 def run(url: str, tmp_path: Path) -> Callable[..., commandline.Told]:
-    (tmp_path / "assets.toml").write_text(ETHER)
-
-    def asset_sync(*arguments: str, **environ: str) -> commandline.Told:
-        usual = {"HOME": str(tmp_path), "DATABASE_URL": url, "POLYGON_API_KEY": "demo-key"}
-        return commandline.asset_sync(*arguments, environ=usual | environ, directory=tmp_path)
-
-    return asset_sync
+    machine = Machine(tmp_path, url, POLYGON_API_KEY="demo-key")
+    machine.file(ETHER)
+    return machine.tell
 
 
 @pytest.mark.parametrize(

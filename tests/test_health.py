@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from commandline import Told, asset_sync
+from commandline import Told
 from conftest import MakeSettings, ShiftingClock, in_line
+from machine import Machine
 
 from asset_sync import queue
 from asset_sync.budget.slots import Lane
@@ -304,12 +306,7 @@ def test_a_run_at_work_has_not_failed(well: Connection, settings: Settings) -> N
 def told(url: str, tmp_path: Path) -> Callable[..., Told]:
     """Run `health` on the command line."""
 
-    def run(*arguments: str, **environ: str) -> Told:
-        return asset_sync(
-            "health", *arguments, environ={"DATABASE_URL": url, **environ}, directory=tmp_path
-        )
-
-    return run
+    return partial(Machine(tmp_path, url).tell, "health")
 
 
 def test_the_exit_code_is_the_verdict(well: Connection, told: Callable[..., Told]) -> None:
@@ -339,11 +336,7 @@ def test_its_queue_is_that_of_queue_status(
     query(well, "update asset_sync.queue set state = 'dead' where symbol = 'GBPUSD'")
 
     of_health = json.loads(told("--json").out)["queue"]
-    status = json.loads(
-        asset_sync(
-            *("queue", "status", "--json"), environ={"DATABASE_URL": url}, directory=tmp_path
-        ).out
-    )
+    status = json.loads(Machine(tmp_path, url).tell("queue", "status", "--json").out)
 
     assert list(of_health) == [
         *("total_items", "by_priority", "oldest_item_age_seconds", "leased", "dead")

@@ -4,21 +4,17 @@ A run is started whose n-th call of a named function kills the process, before o
 SIGKILL, which nobody can catch. Then a plain run comes at once, time passes, and another finishes.
 """
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
-from conftest import ShiftingClock, an_hour_ago
+from conftest import ShiftingClock
+from machine import Machine, one_bar, until
 
-import asset_sync
 from asset_sync import queue
 from asset_sync.budget import slots
 from asset_sync.budget.slots import Lane
@@ -28,7 +24,7 @@ from asset_sync.demo.server import StandIn
 from asset_sync.provider.answers import BarsAnswer
 from asset_sync.provider.polygon.client import Polygon
 from asset_sync.queue import Wanted
-from asset_sync.settings import VARIABLES, Settings, load
+from asset_sync.settings import load
 from asset_sync.sync import loop
 from asset_sync.sync.report import Report
 
@@ -118,38 +114,29 @@ STEPS = {
 }
 
 
-@dataclass(slots=True)
-class Scene:
+class Scene(Machine):
     """A database, a stand-in on the same clock, and the processes that were started."""
 
-    db: Connection
-    clock: ShiftingClock
-    api: StandIn
-    settings: Settings
-    environ: dict[str, str]
-    started: list["subprocess.Popen[str]"] = field(default_factory=list)
-
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.started.append(process)
-        return process
+    def __init__(
+        self, home: Path, url: str, db: Connection, clock: ShiftingClock, api: StandIn
+    ) -> None:
+        """Three assets that last ran an hour ago."""
+        super().__init__(home, url, api)
+        self.db, self.clock, self.api = db, clock, api
+        self.settings = load(self.file(SETTINGS), self.environ)
+        self.environ |= {"REDIS_URL": "redis://127.0.0.1:1/0"}
+        for asset in self.settings.assets:
+            one_bar(db, asset.symbol, asset.ticker)
 
     def die(self, step: str, moment: str, number: int = 1) -> None:
         """Run the command line until it kills itself there."""
         # With the window full it ends, and does not wait for the next one.
         run = ("sync", "queue", "-q", "--max-runtime", "20")
-        process = self.start("-c", MINED, STEPS[step], moment, str(number), *run)
+        process = self.python("-c", MINED, STEPS[step], moment, str(number), *run)
         out, err = process.communicate(timeout=30)
         assert process.returncode == -signal.SIGKILL, (out, err)
 
-    def run(self) -> Report:
+    def sync(self) -> Report:
         """Run plainly, on a clock that does not wait."""
         report = loop.run(self.db, self.settings, Lane.QUEUE, clock=self.clock)
         assert report.failed == []
@@ -172,38 +159,8 @@ def api(clock: ShiftingClock) -> Iterator[StandIn]:
 def scene(
     tmp_path: Path, url: str, db: Connection, clock: ShiftingClock, api: StandIn
 ) -> Iterator[Scene]:
-    """Three assets that last ran an hour ago."""
-    file = tmp_path / "assets.toml"
-    file.write_text(SETTINGS)
-    environ = {
-        **{name: value for name, value in os.environ.items() if not _is_setting(name)},
-        "HOME": str(tmp_path),
-        "PYTHONPATH": str(Path(asset_sync.__file__).parents[1]),
-        "ASSET_SYNC_CONFIG": str(file),
-        "POLYGON_API_KEY": api.key,
-        "POLYGON_BASE_URL": api.base_url,
-        "DATABASE_URL": url,
-        "REDIS_URL": "redis://127.0.0.1:1/0",
-    }
-    found = Scene(db, clock, api, load(file, {**environ, "REDIS_URL": ""}), environ)
-    for asset in found.settings.assets:
-        an_hour_ago(db, asset.symbol, asset.ticker)
-    yield found
-    for process in found.started:
-        process.kill()
-        process.communicate()
-
-
-def _is_setting(name: str) -> bool:
-    return name in VARIABLES or name.startswith("PG")
-
-
-def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
-    """Look again and again until it is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    with Scene(tmp_path, url, db, clock, api) as found:
+        yield found
 
 
 # --- SIGKILL ----------------------------------------------------------------------------------
@@ -226,10 +183,10 @@ def test_after_a_kill_at_any_step_the_next_runs_finish_the_work(
     began_ms = int(time.time() * 1000)
     scene.die(step, moment, number)
 
-    scene.run()  # at once: what the dead one holds is not touched
+    scene.sync()  # at once: what the dead one holds is not touched
     assert _stored_unlike_replayed(scene.db) == 0
     scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
-    scene.run()
+    scene.sync()
 
     assert scene.items() == [(symbol, "bars", "idle", 0) for symbol in sorted(SYMBOLS)]
     assert _stored_unlike_replayed(scene.db) == 0
@@ -242,7 +199,7 @@ def test_after_a_kill_at_any_step_the_next_runs_finish_the_work(
 def test_a_killed_call_is_made_again_and_counted_twice(scene: Scene) -> None:
     scene.die("answer read", "after")
     scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
-    scene.run()
+    scene.sync()
     asked = [arrival.ticker for arrival in scene.api.log]
     assert len(asked) == len(SYMBOLS) + 1
     [(recorded,)] = query(scene.db, "select count(*) from asset_sync.calls")
@@ -251,7 +208,7 @@ def test_a_killed_call_is_made_again_and_counted_twice(scene: Scene) -> None:
 
 def test_a_kill_after_the_commit_repeats_no_call(scene: Scene) -> None:
     scene.die("commit", "after")
-    scene.run()
+    scene.sync()
     assert len(scene.api.log) == len(SYMBOLS)
 
 
@@ -264,7 +221,7 @@ def test_an_item_that_kills_each_of_its_runs_is_given_up_and_told(scene: Scene) 
         query(scene.db, "update asset_sync.limiter set answered_at = clock_timestamp()")
         queue.reclaim(scene.db, scene.settings.queue)
         query(scene.db, "update asset_sync.queue set not_before = now() where state = 'waiting'")
-    scene.run()
+    scene.sync()
     # Each time the run was killed with the first in line, which was always the same.
     [(symbol, error)] = query(
         scene.db, "select symbol, last_error from asset_sync.queue where state = 'dead'"
@@ -351,7 +308,7 @@ def test_a_slot_that_has_grown_old_before_its_call_is_given_back(
 ) -> None:
     slow_claims(scene, monkeypatch, chain([CALL_TIMEOUT_SECONDS * 0.6], repeat(0)))
     allowed = times_of_calls(monkeypatch)
-    report = scene.run()
+    report = scene.sync()
     assert min(allowed) > CALL_TIMEOUT_SECONDS / 2
     # It cost neither a call nor a wait: the third asset's is the only one.
     assert (report.api_calls_used, len(scene.api.log)) == (len(SYMBOLS), len(SYMBOLS))
@@ -364,7 +321,7 @@ def test_a_call_ends_before_its_slot_would_be_free_again(
 ) -> None:
     slow_claims(scene, monkeypatch, repeat(10))
     allowed = times_of_calls(monkeypatch)
-    scene.run()
+    scene.sync()
     assert len(allowed) == len(SYMBOLS)
     assert all(0 < seconds <= CALL_TIMEOUT_SECONDS - 10 for seconds in allowed)
 
@@ -384,7 +341,7 @@ def test_a_request_that_would_leave_after_its_slots_time_is_not_sent(
         return answer
 
     monkeypatch.setattr(Polygon, "bars", bars_late)
-    report = scene.run()
+    report = scene.sync()
     assert sent == [False, *[True] * len(SYMBOLS)]
     assert report.api_calls_used == len(scene.api.log) == len(SYMBOLS)
 
@@ -416,7 +373,7 @@ def test_a_signal_while_a_statement_waits_ends_the_run_and_gives_all_back(
     somebody = connect()
     somebody.cursor().execute(f"begin; {lock}")
     before = query(scene.db, "select count(*) from market_data.ohlcv_5m")
-    process = scene.start("-m", "asset_sync", "sync", "queue", "-q")
+    process = scene.start("sync", "queue", "-q")
     until(lambda: _somebody_waits(scene.db))
     began = time.monotonic()
     process.send_signal(number)
@@ -445,10 +402,10 @@ def _somebody_waits(db: Connection) -> bool:
 def test_a_signal_while_it_waits_until_an_asset_is_due_ends_the_run(
     scene: Scene, number: signal.Signals, code: int
 ) -> None:
-    file = Path(scene.environ["ASSET_SYNC_CONFIG"])
+    file = scene.home / "assets.toml"
     soon = SETTINGS.split("[[secondary_assets]]\n", 2)
     file.write_text(f"{soon[0]}[[secondary_assets]]\nupdate_frequency_seconds = 20\n{soon[1]}")
-    process = scene.start("-m", "asset_sync", "-v", "sync", "queue")
+    process = scene.start("-v", "sync", "queue")
     assert process.stderr is not None
     until(lambda: "next asset to be due" in process.stderr.readline())  # type: ignore[union-attr]
     began = time.monotonic()

@@ -16,6 +16,7 @@ import commandline
 import pytest
 from commandline import without_times
 from conftest import ETHER, TYPO, with_ether
+from machine import Machine
 
 import asset_sync
 from asset_sync.budget.slots import Lane
@@ -41,16 +42,14 @@ def api() -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def environ(url: str, db: Connection, api: StandIn, tmp_path: Path) -> dict[str, str]:
-    return with_ether(url, db, api, tmp_path)
+def machine(url: str, db: Connection, api: StandIn, tmp_path: Path) -> Iterator[Machine]:
+    with with_ether(url, db, api, tmp_path) as machine:
+        yield machine
 
 
 @pytest.fixture
-def tell(environ: dict[str, str], tmp_path: Path) -> Tell:
-    def tell(*arguments: str, **changes: str) -> commandline.Told:
-        return commandline.asset_sync(*arguments, environ=environ | changes, directory=tmp_path)
-
-    return tell
+def tell(machine: Machine) -> Tell:
+    return machine.tell
 
 
 def lines(told: str) -> list[Line]:
@@ -144,58 +143,42 @@ def test_what_ends_the_program_is_a_line_too(
     assert [line["event"] for line in before] == (["started"] if code == 4 and not quiet else [])
 
 
-def test_a_bug_is_a_line_too(environ: dict[str, str], tmp_path: Path) -> None:
+def test_a_bug_is_a_line_too(machine: Machine) -> None:
     script = (
         "from asset_sync import queue\n"
         "def broken(*what, **more): raise RuntimeError('sesame')\n"
         "queue.claim = broken\n"
         "from asset_sync.cli import main; main()"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", script, "sync", "queue", *JSON],
-        env=environ,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    ended = machine.end(machine.python("-c", script, "sync", "queue", *JSON))
 
-    last = lines(ended.stderr)[-1]
-    assert ended.returncode == last["exit_code"] == 70
+    last = lines(ended.err)[-1]
+    assert ended.code == last["exit_code"] == 70
     assert "this is a bug (RuntimeError at" in str(last["message"])
-    assert "sesame" not in ended.stderr
+    assert "sesame" not in ended.err
     assert last["run_id"] == 1
 
 
-def test_an_interrupted_run_says_so_in_its_last_line(
-    environ: dict[str, str], tmp_path: Path, api: StandIn
-) -> None:
+def test_an_interrupted_run_says_so_in_its_last_line(machine: Machine, api: StandIn) -> None:
     api.set_faults(["stall"])
-    with subprocess.Popen(
-        [sys.executable, "-m", "asset_sync", "-v", "sync", "queue", *JSON],
-        env=environ,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        while '"calling"' not in (line := process.stderr.readline()):
-            assert line
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+    process = machine.start("-v", "sync", "queue", *JSON)
+    assert process.stderr is not None
+    while '"calling"' not in (line := process.stderr.readline()):
+        assert line
+    process.send_signal(signal.SIGINT)
+    ended = machine.end(process)
 
-    assert process.returncode == 130
-    assert events(err) == ["ended"]
-    assert "went back to the queue" in err
+    assert ended.code == 130
+    assert events(ended.err) == ["ended"]
+    assert "went back to the queue" in ended.err
 
 
-def test_on_a_terminal_it_is_lines_all_the_same(environ: dict[str, str], tmp_path: Path) -> None:
+def test_on_a_terminal_it_is_lines_all_the_same(machine: Machine) -> None:
     master, slave = pty.openpty()
     ended = subprocess.run(
         [sys.executable, "-m", "asset_sync", "-v", "sync", "queue", *JSON],
-        env=environ | {"TERM": "xterm-256color", "COLUMNS": "40"},
-        cwd=tmp_path,
+        env=machine.environ | {"TERM": "xterm-256color", "COLUMNS": "40"},
+        cwd=machine.home,
         stderr=slave,
         stdout=subprocess.DEVNULL,
         check=False,
@@ -308,9 +291,9 @@ def test_a_mistyped_format_gets_a_hint(tell: Tell) -> None:
     "to", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>&1 >/dev/null | :"]
 )
 def test_a_run_does_its_work_though_nobody_can_read_what_it_says(
-    environ: dict[str, str], db: Connection, tmp_path: Path, to: str, log_format: str
+    machine: Machine, db: Connection, tmp_path: Path, to: str, log_format: str
 ) -> None:
-    ended = redirected(to, environ, tmp_path, "-v", "sync", "queue", "--log-format", log_format)
+    ended = redirected(to, machine, "-v", "sync", "queue", "--log-format", log_format)
 
     assert (tmp_path / "code").read_text() == "0\n", ended.stderr
     assert "bug" not in ended.stdout + ended.stderr
@@ -318,9 +301,9 @@ def test_a_run_does_its_work_though_nobody_can_read_what_it_says(
 
 
 def test_a_report_that_cannot_be_written_is_no_bug_and_the_run_ends_once(
-    environ: dict[str, str], tmp_path: Path
+    machine: Machine, tmp_path: Path
 ) -> None:
-    told = redirected(">/dev/full", environ, tmp_path, "sync", "queue", *JSON, "--json").stderr
+    told = redirected(">/dev/full", machine, "sync", "queue", *JSON, "--json").stderr
 
     *log, why = told.splitlines()
     assert events("\n".join(log)) == ["started", "synced", "ended"]
@@ -328,15 +311,13 @@ def test_a_report_that_cannot_be_written_is_no_bug_and_the_run_ends_once(
     assert (tmp_path / "code").read_text() == "2\n"
 
 
-def redirected(
-    to: str, environ: dict[str, str], directory: Path, *arguments: str
-) -> "subprocess.CompletedProcess[str]":
+def redirected(to: str, machine: Machine, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run a command line as a shell does that sends its streams elsewhere; `code` is its end."""
     script = f'( "$@"; echo $? 3>code >&3 ) {to}'
     return subprocess.run(
         ["sh", "-c", script, "sh", sys.executable, "-m", "asset_sync", *arguments],
-        env=environ,
-        cwd=directory,
+        env=machine.environ,
+        cwd=machine.home,
         capture_output=True,
         text=True,
         check=False,

@@ -1,23 +1,17 @@
 """Sixteen processes at once: they share one budget, and the API never has to refuse a call."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import an_hour_ago
+from machine import Machine, Process, one_bar
 
-import asset_sync
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.settings import VARIABLES
 
-COMMAND = (sys.executable, "-m", "asset_sync", "sync")
 PROCESSES = 16
 CALLS, PERIOD_SECONDS = 40, 2.0
 SECONDS = 10.0
@@ -47,7 +41,7 @@ def api() -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def environ(tmp_path: Path, url: str, db: Connection, api: StandIn) -> dict[str, str]:
+def machine(tmp_path: Path, url: str, db: Connection, api: StandIn) -> Iterator[Machine]:
     """More assets than the window has calls, due again each second, that last ran an hour ago."""
     text = SETTINGS
     for number in range(CRITICAL + OTHERS):
@@ -59,35 +53,17 @@ polygon_ticker = "{ticker}"
 asset_type = "crypto"
 update_frequency_seconds = {25 if critical else 1}
 """
-        an_hour_ago(db, f"A{number:02}", ticker)
-    (tmp_path / "assets.toml").write_text(text)
-    kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
-    return {
-        **kept,
-        "HOME": str(tmp_path),
-        "PYTHONPATH": str(Path(asset_sync.__file__).parents[1]),
-        "ASSET_SYNC_CONFIG": str(tmp_path / "assets.toml"),
-        "POLYGON_API_KEY": api.key,
-        "POLYGON_BASE_URL": api.base_url,
-        "DATABASE_URL": url,
-    }
-
-
-def _is_setting(name: str) -> bool:
-    return name in VARIABLES or name.startswith("PG")
+        one_bar(db, f"A{number:02}", ticker)
+    with Machine(tmp_path, url, api) as machine:
+        machine.file(text)
+        yield machine
 
 
 def test_sixteen_at_once_keep_the_limit_share_the_work_and_let_priority_runs_pass(
-    environ: dict[str, str], db: Connection, api: StandIn
+    machine: Machine, db: Connection, api: StandIn
 ) -> None:
-    def start(lane: str, seconds: float) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [*COMMAND, lane, "-q", "--json", "--max-runtime", str(seconds)],
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(lane: str, seconds: float) -> Process:
+        return machine.start("sync", lane, "-q", "--json", "--max-runtime", str(seconds))
 
     # The place of a priority run that is due in six seconds.
     query(
@@ -100,22 +76,17 @@ def test_sixteen_at_once_keep_the_limit_share_the_work_and_let_priority_runs_pas
     )
     expected = time.monotonic() + 6
     started = [start("queue", SECONDS) for _ in range(PROCESSES)]
-    try:
-        time.sleep(max(0.0, expected - time.monotonic()))
-        started.append(start("priority", 10))
-        ended = [process.communicate(timeout=40) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    time.sleep(max(0.0, expected - time.monotonic()))
+    started.append(start("priority", 10))
+    ended = [machine.end(process) for process in started]
 
     # A call that gets no answer in time is a failure of its run, and no more than that.
-    assert {process.returncode for process in started} <= {0, 1}, ended
+    assert {told.code for told in ended} <= {0, 1}, ended
     assert (api.refused, api.most_in_a_window() <= CALLS) == (0, True)
-    calls = [json.loads(out)["api_calls_used"] for out, _ in ended[:PROCESSES]]
+    calls = [json.loads(out)["api_calls_used"] for _, out, _ in ended[:PROCESSES]]
     assert sum(calls) + CRITICAL == len(api.log)
     assert min(calls) >= sum(calls) / PROCESSES / 4, calls
-    priority = json.loads(ended[-1][0])
+    priority = json.loads(ended[-1].out)
     assert len(priority["updated"]) == CRITICAL
     assert priority["waited_seconds"] < PRIORITY_WAIT_SECONDS
     # A slot turns round once in a window and a call; `make soak` is the judge of 99 %.

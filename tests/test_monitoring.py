@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import commandline
 import pytest
 from commandline import without_times
 from conftest import ETHER, TYPO, with_ether
+from machine import Machine, until
 
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
@@ -111,31 +111,18 @@ def api() -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def environ(
+def machine(
     url: str, db: Connection, api: StandIn, service: Service, tmp_path: Path
-) -> dict[str, str]:
-    return with_ether(url, db, api, tmp_path) | {"PING_URL": f"{service.url}/{UUID}"}
+) -> Iterator[Machine]:
+    with with_ether(url, db, api, tmp_path) as machine:
+        machine.environ["PING_URL"] = f"{service.url}/{UUID}"
+        machine.secrets = (UUID,)
+        yield machine
 
 
 @pytest.fixture
-def tell(environ: dict[str, str], tmp_path: Path) -> Tell:
-    def tell(*arguments: str, **changes: str) -> commandline.Told:
-        told = commandline.asset_sync(*arguments, environ=environ | changes, directory=tmp_path)
-        assert UUID not in told.out + told.err
-        return told
-
-    return tell
-
-
-def start(environ: dict[str, str], directory: Path, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=environ,
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def tell(machine: Machine) -> Tell:
+    return machine.tell
 
 
 # --- what a ping service is told ----------------------------------------------------------------
@@ -181,17 +168,16 @@ def test_what_keeps_a_run_from_its_work_is_a_failure(
     assert "zq7" not in service.pings[1].body
 
 
-def test_a_bug_is_a_failure(environ: dict[str, str], service: Service, tmp_path: Path) -> None:
+def test_a_bug_is_a_failure(machine: Machine, service: Service) -> None:
     script = (
         "from asset_sync import queue\n"
         "def broken(*what, **more): raise RuntimeError('sesame')\n"
         "queue.claim = broken\n"
         "from asset_sync.cli import main; main()"
     )
-    process = start(environ, tmp_path, "-c", script, "sync", "queue")
-    process.communicate(timeout=60)
+    ended = machine.end(machine.python("-c", script, "sync", "queue"))
 
-    assert process.returncode == 70
+    assert ended.code == 70
     assert service.paths[-1] == f"/{UUID}/70"
     assert "this is a bug" in service.pings[-1].body
     assert "sesame" not in service.pings[-1].body
@@ -199,35 +185,30 @@ def test_a_bug_is_a_failure(environ: dict[str, str], service: Service, tmp_path:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_a_failure(
-    environ: dict[str, str],
+    machine: Machine,
     service: Service,
     api: StandIn,
-    tmp_path: Path,
     number: signal.Signals,
     code: int,
 ) -> None:
     api.set_faults(["stall"])
-    process = start(environ, tmp_path, "-m", "asset_sync", "sync", "queue")
-    deadline = time.monotonic() + 30
-    while not api.log:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = machine.start("sync", "queue")
+    until(lambda: api.log)
     process.send_signal(number)
-    process.communicate(timeout=30)
 
-    assert process.returncode == code
+    assert machine.end(process).code == code
     assert service.paths == [f"/{UUID}/start", f"/{UUID}/{code}"]
 
 
 def test_a_run_whose_report_nobody_reads_is_told_all_the_same(
-    environ: dict[str, str], service: Service, tmp_path: Path
+    machine: Machine, service: Service
 ) -> None:
     read, write = os.pipe()
     os.close(read)
     subprocess.run(
         [sys.executable, "-m", "asset_sync", "sync", "queue"],
-        env=environ,
-        cwd=tmp_path,
+        env=machine.environ,
+        cwd=machine.home,
         stdout=write,
         check=False,
         timeout=60,
@@ -432,14 +413,13 @@ def test_a_success_starts_nothing(tell: Tell, failing: Callable[..., None], tmp_
 
 
 def test_what_the_command_prints_goes_to_stderr(
-    environ: dict[str, str], failing: Callable[..., None], tmp_path: Path
+    machine: Machine, failing: Callable[..., None]
 ) -> None:
     failing("sh", "-c", "echo one; echo two >&2")
 
-    process = start(environ, tmp_path, "-m", "asset_sync", "-q", "sync", "queue")
-    out, err = process.communicate(timeout=60)
+    code, out, err = machine.run("-q", "sync", "queue")
 
-    assert (process.returncode, out) == (1, "")
+    assert (code, out) == (1, "")
     assert err.splitlines()[1:] == ["one", "two"]
 
 
@@ -491,9 +471,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(
 # --- what it costs ------------------------------------------------------------------------------
 
 
-def test_a_run_that_tells_nobody_imports_nothing_for_it(
-    environ: dict[str, str], tmp_path: Path, tell: Tell
-) -> None:
+def test_a_run_that_tells_nobody_imports_nothing_for_it(machine: Machine, tell: Tell) -> None:
     tell("sync", "queue")
     script = (
         "import atexit, sys\n"
@@ -502,10 +480,9 @@ def test_a_run_that_tells_nobody_imports_nothing_for_it(
         "atexit.register(lambda: print(*slow & (set(sys.modules) - before)))\n"
         "from asset_sync.cli import main; main()"
     )
-    process = start(environ | {"PING_URL": ""}, tmp_path, "-c", script, "-q", "sync", "queue")
-    out, err = process.communicate(timeout=60)
+    code, out, err = machine.end(machine.python("-c", script, "-q", "sync", "queue", PING_URL=""))
 
-    assert (process.returncode, out.strip(), err) == (0, "", "")
+    assert (code, out.strip(), err) == (0, "", "")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """`asset-sync plan`: the forecast as a person and as a program get it."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import pytest
-from commandline import Told, asset_sync
+from commandline import Told
+from machine import Machine
 
 from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, transaction
@@ -20,11 +22,7 @@ class Plan(Protocol):
 
 @pytest.fixture
 def plan(url: str, tmp_path: Path) -> Plan:
-    def run(*arguments: str, **environ: str) -> Told:
-        usual = {"DATABASE_URL": url, "HOME": str(tmp_path)}
-        return asset_sync("plan", *arguments, environ=usual | environ, directory=tmp_path)
-
-    return run
+    return partial(Machine(tmp_path, url).tell, "plan")
 
 
 def test_it_shows_each_level_and_each_plan_in_80_columns(plan: Plan) -> None:

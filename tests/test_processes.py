@@ -1,24 +1,20 @@
 """The program as cron starts it: real processes, a real clock, the stand-in as the judge."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from machine import Machine, Process, until
 
-import asset_sync
 from asset_sync.database import Connection, Row, query
 from asset_sync.demo.replay import INSTRUMENTS
 from asset_sync.demo.sandbox import bars_unlike_the_replay
 from asset_sync.demo.server import StandIn
-from asset_sync.settings import SHIPPED_FILE, VARIABLES
+from asset_sync.settings import SHIPPED_FILE
 
 WINDOW_SECONDS = 3
 PASSWORD = "never-to-be-shown"
@@ -33,42 +29,6 @@ asset_type = "crypto"
 """
 
 
-@dataclass(slots=True)
-class Host:
-    """A machine with a directory, a settings file and an environment."""
-
-    directory: Path
-    environ: dict[str, str]
-    started: list["subprocess.Popen[str]"] = field(default_factory=list)
-
-    def file(self, text: str) -> None:
-        (self.directory / "assets.toml").write_text(text)
-
-    def start(self, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "asset_sync", *arguments],
-            cwd=self.directory,
-            env={**self.environ, **environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.started.append(process)
-        return process
-
-    def run(self, *arguments: str, **environ: str) -> tuple[int, str, str]:
-        return self.end(self.start(*arguments, **environ))
-
-    def end(self, process: "subprocess.Popen[str]", *, seconds: float = 50) -> tuple[int, str, str]:
-        """Return exit code, answer and talk, in which there is no secret and no traceback."""
-        out, err = process.communicate(timeout=seconds)
-        for secret in (PASSWORD, self.environ["POLYGON_API_KEY"], "another-key"):
-            assert secret not in out + err
-        assert "Traceback" not in out + err
-        return process.returncode, out, err
-
-
 @pytest.fixture
 def api() -> Iterator[StandIn]:
     with StandIn("free", calls=5, period_seconds=WINDOW_SECONDS, key="a-secret-key") as server:
@@ -76,46 +36,20 @@ def api() -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def host(tmp_path: Path, url: str, api: StandIn) -> Iterator[Host]:
+def host(tmp_path: Path, url: str, api: StandIn) -> Iterator[Machine]:
     """The shipped assets, a window short enough to wait for."""
-    kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
-    machine = Host(
-        tmp_path,
-        {
-            **kept,
-            "HOME": str(tmp_path),
-            "PYTHONPATH": str(Path(asset_sync.__file__).parents[1]),
-            "POLYGON_API_KEY": api.key,
-            "POLYGON_BASE_URL": api.base_url,
-            "DATABASE_URL": url,
-        },
-    )
     shipped = SHIPPED_FILE.read_text()
     window = shipped.replace("# calls = 5", "calls = 5").replace(
         "# period_seconds = 60", f"period_seconds = {WINDOW_SECONDS}"
     )
     assert window != shipped
-    machine.file(window)
-    yield machine
-    for process in machine.started:
-        process.kill()
-        process.communicate()
-
-
-def _is_setting(name: str) -> bool:
-    return name in VARIABLES or name.startswith("PG") or name == "TEST_DATABASE_URL"
-
-
-def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
-    """Look again and again until it is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    with Machine(tmp_path, url, api, secrets=(PASSWORD, api.key, "another-key")) as machine:
+        machine.file(window)
+        yield machine
 
 
 @contextmanager
-def in_the_middle_of_a_call(host: Host, api: StandIn) -> Iterator["subprocess.Popen[str]"]:
+def in_the_middle_of_a_call(host: Machine, api: StandIn) -> Iterator[Process]:
     """Give a run whose request the server has, and does not answer."""
     api.set_faults(["stall@X:ETHUSDT"])
     process = host.start("sync", "queue")
@@ -140,7 +74,7 @@ def in_flight(db: Connection) -> int:
 
 
 def test_eight_at_once_keep_the_limit_and_serve_each_asset_once(
-    host: Host, db: Connection, url: str, api: StandIn
+    host: Machine, db: Connection, url: str, api: StandIn
 ) -> None:
     with StandIn(
         "free",
@@ -170,7 +104,7 @@ def test_eight_at_once_keep_the_limit_and_serve_each_asset_once(
 
 
 def test_after_a_kill_in_the_middle_of_a_call_the_next_run_carries_on(
-    host: Host, db: Connection, api: StandIn
+    host: Machine, db: Connection, api: StandIn
 ) -> None:
     with in_the_middle_of_a_call(host, api) as process:
         process.kill()
@@ -206,7 +140,7 @@ def test_after_a_kill_in_the_middle_of_a_call_the_next_run_carries_on(
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_in_the_middle_of_a_call_ends_the_run_and_gives_the_item_back(
-    host: Host, db: Connection, api: StandIn, number: signal.Signals, code: int
+    host: Machine, db: Connection, api: StandIn, number: signal.Signals, code: int
 ) -> None:
     with in_the_middle_of_a_call(host, api) as process:
         began = time.monotonic()
@@ -223,7 +157,7 @@ def test_a_signal_in_the_middle_of_a_call_ends_the_run_and_gives_the_item_back(
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_while_it_waits_for_a_slot_ends_the_run(
-    host: Host, db: Connection, api: StandIn, number: signal.Signals, code: int
+    host: Machine, db: Connection, api: StandIn, number: signal.Signals, code: int
 ) -> None:
     query(
         db,
@@ -246,7 +180,7 @@ def test_a_signal_while_it_waits_for_a_slot_ends_the_run(
 # --- what cron is told ------------------------------------------------------------------------
 
 
-def test_0_for_done_and_for_nothing_due(host: Host) -> None:
+def test_0_for_done_and_for_nothing_due(host: Machine) -> None:
     host.file(ETHER)
     code, out, err = host.run("sync", "queue", "-q")
     assert (code, out, err) == (0, "", "")
@@ -255,7 +189,7 @@ def test_0_for_done_and_for_nothing_due(host: Host) -> None:
     assert "Nothing was due" in out
 
 
-def test_0_for_a_budget_that_is_used_up(host: Host, api: StandIn) -> None:
+def test_0_for_a_budget_that_is_used_up(host: Machine, api: StandIn) -> None:
     host.file(ETHER)
     api.set_faults(["rate-limit"])
     code, out, _ = host.run("sync", "queue", "--max-runtime", "2")
@@ -263,7 +197,7 @@ def test_0_for_a_budget_that_is_used_up(host: Host, api: StandIn) -> None:
     assert "the next run continues" in out
 
 
-def test_1_for_a_mistyped_ticker(host: Host) -> None:
+def test_1_for_a_mistyped_ticker(host: Machine) -> None:
     host.file(ETHER.replace("X:ETHUSDT", "X:TYPO"))
     code, out, err = host.run("sync", "queue", "-q", "--max-runtime", "20")
     assert (code, out) == (1, "")
@@ -271,20 +205,20 @@ def test_1_for_a_mistyped_ticker(host: Host) -> None:
     assert "X:TYPO" in err
 
 
-def test_1_for_a_provider_that_does_not_answer(host: Host, api: StandIn) -> None:
+def test_1_for_a_provider_that_does_not_answer(host: Machine, api: StandIn) -> None:
     api.set_faults(["reset"])
     code, out, err = host.run("sync", "queue", "-q", "--max-runtime", "5")
     assert (code, out) == (1, "")
     assert _one_sentence(err)
 
 
-def test_2_for_an_option_that_does_not_exist(host: Host) -> None:
+def test_2_for_an_option_that_does_not_exist(host: Machine) -> None:
     code, out, err = host.run("sync", "queue", "--max-runtim", "3")
     assert (code, out) == (2, "")
     assert "--max-runtim" in err
 
 
-def test_2_for_no_key_and_for_mistakes_in_the_file(host: Host) -> None:
+def test_2_for_no_key_and_for_mistakes_in_the_file(host: Machine) -> None:
     code, out, err = host.run("sync", "queue", POLYGON_API_KEY="")
     assert (code, out) == (2, "")
     assert "POLYGON_API_KEY is not set" in err
@@ -295,8 +229,8 @@ def test_2_for_no_key_and_for_mistakes_in_the_file(host: Host) -> None:
     assert "crypt" in err
 
 
-def test_2_for_settings_that_everybody_may_write(host: Host) -> None:
-    (host.directory / "assets.toml").chmod(0o666)
+def test_2_for_settings_that_everybody_may_write(host: Machine) -> None:
+    (host.home / "assets.toml").chmod(0o666)
 
     code, out, err = host.run("sync", "queue")
 
@@ -305,7 +239,7 @@ def test_2_for_settings_that_everybody_may_write(host: Host) -> None:
     assert "can be changed by every account: run `chmod o-w" in err
 
 
-def test_3_for_a_database_that_is_not_there(host: Host) -> None:
+def test_3_for_a_database_that_is_not_there(host: Machine) -> None:
     address = f"postgresql://somebody:{PASSWORD}@127.0.0.1:1/prices"
     for command in (("sync", "queue"), ("sync", "priority", "--dry-run"), ("queue", "status")):
         code, out, err = host.run(*command, DATABASE_URL=address)
@@ -314,7 +248,7 @@ def test_3_for_a_database_that_is_not_there(host: Host) -> None:
         assert "nothing listens" in err
 
 
-def test_4_for_a_key_that_the_api_does_not_know(host: Host, db: Connection) -> None:
+def test_4_for_a_key_that_the_api_does_not_know(host: Machine, db: Connection) -> None:
     code, out, err = host.run("sync", "queue", "-q", POLYGON_API_KEY="another-key")
     assert (code, out) == (4, "")
     assert _one_sentence(err)
@@ -322,14 +256,14 @@ def test_4_for_a_key_that_the_api_does_not_know(host: Host, db: Connection) -> N
     assert item(db, "ETHUSDT") == ("waiting", 0, "medium")
 
 
-def test_4_for_a_plan_without_bars(host: Host, api: StandIn) -> None:
+def test_4_for_a_plan_without_bars(host: Machine, api: StandIn) -> None:
     api.set_faults(["forbidden"])
     code, out, err = host.run("sync", "priority", "-q")
     assert (code, out) == (4, "")
     assert _one_sentence(err)
 
 
-def test_a_dry_run_is_0_and_makes_no_call(host: Host, db: Connection, api: StandIn) -> None:
+def test_a_dry_run_is_0_and_makes_no_call(host: Machine, db: Connection, api: StandIn) -> None:
     code, out, err = host.run("sync", "queue", "--dry-run", "--json")
     assert (code, err) == (0, "")
     assert [call["symbols"] for call in json.loads(out)["calls"]] == [[s] for s in OTHER_SYMBOLS]

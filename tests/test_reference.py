@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 from commandline import Told, asset_sync
 from conftest import MakeSettings, ShiftingClock, asset, in_line, nobody
+from machine import Machine
 
 from asset_sync import queue
 from asset_sync.assetfile import reference
@@ -416,24 +418,22 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def environ(url: str, server: StandIn, tmp_path: Path) -> dict[str, str]:
-    return {
-        "HOME": str(tmp_path),
-        "DATABASE_URL": url,
-        "POLYGON_API_KEY": server.key,
-        "POLYGON_BASE_URL": server.base_url,
-    }
+def machine(url: str, server: StandIn, tmp_path: Path) -> Iterator[Machine]:
+    with Machine(tmp_path, url, server) as machine:
+        yield machine
+
+
+@pytest.fixture
+def environ(machine: Machine) -> dict[str, str]:
+    return machine.environ
 
 
 Run: TypeAlias = Callable[..., Told]
 
 
 @pytest.fixture
-def run(environ: dict[str, str], tmp_path: Path) -> Run:
-    def run(*arguments: str, **changes: str) -> Told:
-        return asset_sync("assets", *arguments, environ=environ | changes, directory=tmp_path)
-
-    return run
+def run(machine: Machine) -> Run:
+    return partial(machine.tell, "assets")
 
 
 def test_what_is_found_is_added_in_one_go(

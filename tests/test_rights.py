@@ -4,12 +4,11 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import commandline
 import psycopg2
 import pytest
+from machine import Machine
 from psycopg2.extensions import make_dsn
 
 from asset_sync.database import Connection, query
@@ -38,17 +37,11 @@ def readme_sql() -> list[str]:
     return [one.replace("syncer", ROLE) for one in block.split(";") if one.strip()]
 
 
-@dataclass(slots=True)
-class Syncer:
-    directory: Path
-    environ: dict[str, str]
-    url: str
-    admin: Connection
-
-    def tell(self, *arguments: str, **environ: str) -> commandline.Told:
-        return commandline.asset_sync(
-            *arguments, environ=self.environ | environ, directory=self.directory
-        )
+class Syncer(Machine):
+    def __init__(self, home: Path, url: str, admin: Connection) -> None:
+        super().__init__(home, url, POLYGON_API_KEY="demo-key")
+        self.url, self.admin = url, admin
+        self.file(FILE)
 
 
 @pytest.fixture
@@ -62,10 +55,8 @@ def syncer(url: str, db: Connection, tmp_path: Path) -> Iterator[Syncer]:
         query(db, statement)
     query(db, f"alter role {ROLE} password '{PASSWORD}'")
     as_syncer = make_dsn(url, user=ROLE, password=PASSWORD)
-    (tmp_path / "assets.toml").write_text(FILE)
-    environ = {"HOME": str(tmp_path), "POLYGON_API_KEY": "demo-key", "DATABASE_URL": as_syncer}
     try:
-        yield Syncer(tmp_path, environ, as_syncer, db)
+        yield Syncer(tmp_path, as_syncer, db)
     finally:
         query(db, f"drop owned by {ROLE}; drop role {ROLE}")
 

@@ -5,11 +5,12 @@ import shlex
 import stat
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commandline import Told, asset_sync
+from commandline import Told
+from machine import Machine
 
 from asset_sync.budget.slots import Lane
 from asset_sync.schedule import installed, lines
@@ -19,11 +20,15 @@ from asset_sync.settings import SHIPPED_FILE
 KEY = "s3same-key"
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Crontab(Machine):
     """A user's home, with a `crontab` and a `systemctl` of the test's own."""
 
-    home: Path
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.environ |= {
+            "PATH": f"{home / 'bin'}:/usr/bin:/bin",
+            "POLYGON_API_KEY_FILE": str(home / "polygon.key"),
+        }
 
     @property
     def table(self) -> Path:
@@ -33,24 +38,8 @@ class Machine:
     def settings(self) -> Path:
         return self.home / "assets.toml"
 
-    @property
-    def environ(self) -> dict[str, str]:
-        return {
-            "HOME": str(self.home),
-            "PATH": f"{self.home / 'bin'}:/usr/bin:/bin",
-            "POLYGON_API_KEY_FILE": str(self.home / "polygon.key"),
-        }
-
-    def program(self, name: str, script: str) -> None:
-        path = self.home / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-
-    def run(self, *arguments: str, **environ: str) -> Told:
-        return asset_sync(
-            "schedule", *arguments, environ=self.environ | environ, directory=self.home
-        )
+    def schedule(self, *arguments: str, **environ: str) -> Told:
+        return self.tell("schedule", *arguments, **environ)
 
     def jobs(self) -> dict[Lane, str]:
         """The command of each job in the table, as cron hands it to the shell."""
@@ -76,11 +65,11 @@ esac
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made = Machine(tmp_path)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crontab:
+    made = Crontab(tmp_path)
     made.program("crontab", CRONTAB.replace("{table}", str(made.table)))
     made.program("systemctl", "exit 0")
-    made.settings.write_text(SHIPPED_FILE.read_text())
+    made.file(SHIPPED_FILE.read_text())
     (tmp_path / "polygon.key").write_text(KEY)
     monkeypatch.setattr(installed, "SYSTEM_CRONTABS", tmp_path / "cron.d")
     monkeypatch.setattr(installed, "SYSTEM_CRONTAB", tmp_path / "etc-crontab")
@@ -92,9 +81,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def test_the_block_holds_for_this_installation_whatever_the_jobs_environment(
-    machine: Machine,
+    machine: Crontab,
 ) -> None:
-    told = machine.run("cron", POLYGON_TIER="starter", PGSSLMODE="require")
+    told = machine.schedule("cron", POLYGON_TIER="starter", PGSSLMODE="require")
 
     begin, *jobs, end = told.out.splitlines()
     assert (told.code, told.err) == (0, "")
@@ -116,9 +105,9 @@ def test_the_block_holds_for_this_installation_whatever_the_jobs_environment(
     assert not machine.table.exists(), "it only prints"
 
 
-def test_what_is_installed_starts_the_job_from_an_empty_environment(machine: Machine) -> None:
+def test_what_is_installed_starts_the_job_from_an_empty_environment(machine: Crontab) -> None:
     """A path with blanks, a quote and a percent sign arrives as it is."""
-    machine.run("cron", "--install", POLYGON_API_KEY_FILE=odd_key(machine))
+    machine.schedule("cron", "--install", POLYGON_API_KEY_FILE=odd_key(machine))
 
     [job] = [job for lane, job in machine.jobs().items() if lane is Lane.QUEUE]
     ran = subprocess.run(
@@ -134,7 +123,7 @@ def test_what_is_installed_starts_the_job_from_an_empty_environment(machine: Mac
     assert str(machine.settings) in ran.stderr
 
 
-def odd_key(machine: Machine) -> str:
+def odd_key(machine: Crontab) -> str:
     path = machine.home / "a 100% 'odd' path" / "polygon.key"
     path.parent.mkdir()
     path.write_text(KEY)
@@ -152,27 +141,27 @@ TABLES = {
 
 
 @pytest.mark.parametrize("before", TABLES.values(), ids=TABLES)
-def test_all_else_in_the_table_stays_byte_for_byte(machine: Machine, before: bytes | None) -> None:
+def test_all_else_in_the_table_stays_byte_for_byte(machine: Crontab, before: bytes | None) -> None:
     if before is not None:
         machine.table.write_bytes(before)
     others = (before or b"") + (b"\n" if before and not before.endswith(b"\n") else b"")
 
-    installed = machine.run("cron", "--install")
+    installed = machine.schedule("cron", "--install")
     table = machine.table.read_bytes()
 
     assert installed.code == 0, installed.err
     assert table.startswith(others)
-    assert table[len(others) :].decode() == machine.run("cron").out
+    assert table[len(others) :].decode() == machine.schedule("cron").out
     assert set(machine.jobs()) == set(Lane)
 
-    assert machine.run("cron", "--remove").code == 0
+    assert machine.schedule("cron", "--remove").code == 0
     assert machine.table.read_bytes() == others
 
 
-def test_it_shows_the_difference(machine: Machine) -> None:
+def test_it_shows_the_difference(machine: Crontab) -> None:
     machine.table.write_text("0 4 * * *  backup\n")
 
-    told = machine.run("cron", "--install")
+    told = machine.schedule("cron", "--install")
 
     assert told.out.startswith("--- crontab (before)\n+++ crontab (now)\n")
     assert " 0 4 * * *  backup\n" in told.out
@@ -180,20 +169,20 @@ def test_it_shows_the_difference(machine: Machine) -> None:
     assert "starts the jobs from now on" in told.err
 
 
-def test_no_line_that_would_change_others_jobs_is_written(machine: Machine) -> None:
-    machine.run("cron", "--install", POLYGON_TIER="starter")
+def test_no_line_that_would_change_others_jobs_is_written(machine: Crontab) -> None:
+    machine.schedule("cron", "--install", POLYGON_TIER="starter")
 
     lines = machine.table.read_text().splitlines()
 
     assert [line for line in lines if not line.startswith(("#", "*/5 "))] == []
 
 
-def test_the_earlier_block_is_replaced_where_it_stands(machine: Machine) -> None:
+def test_the_earlier_block_is_replaced_where_it_stands(machine: Crontab) -> None:
     machine.table.write_text("A=1\n")
-    machine.run("cron", "--install")
+    machine.schedule("cron", "--install")
     machine.table.write_text(machine.table.read_text() + "B=2\n0 4 * * *  backup\n")
 
-    again = machine.run("cron", "--install", BATCH_INTERVAL_MINUTES="15")
+    again = machine.schedule("cron", "--install", BATCH_INTERVAL_MINUTES="15")
 
     table = machine.table.read_text()
     assert again.code == 0
@@ -204,17 +193,17 @@ def test_the_earlier_block_is_replaced_where_it_stands(machine: Machine) -> None
     assert "*/5" not in table
 
 
-def test_installing_the_same_again_changes_nothing(machine: Machine) -> None:
-    machine.run("cron", "--install")
+def test_installing_the_same_again_changes_nothing(machine: Crontab) -> None:
+    machine.schedule("cron", "--install")
 
-    told = machine.run("cron", "--install")
+    told = machine.schedule("cron", "--install")
 
     assert (told.code, told.out) == (0, "")
     assert "nothing was changed" in told.err
 
 
-def test_removing_what_is_not_there_changes_nothing(machine: Machine) -> None:
-    told = machine.run("cron", "--remove")
+def test_removing_what_is_not_there_changes_nothing(machine: Crontab) -> None:
+    told = machine.schedule("cron", "--remove")
 
     assert (told.code, told.out) == (0, "")
     assert "nothing was changed" in told.err
@@ -222,38 +211,38 @@ def test_removing_what_is_not_there_changes_nothing(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("table", [f"{BEGIN}\n*/5 * * * *  x\n", f"{END}\n{BEGIN}\n"])
-def test_marks_that_are_no_pair_are_left_alone(machine: Machine, table: str) -> None:
+def test_marks_that_are_no_pair_are_left_alone(machine: Crontab, table: str) -> None:
     machine.table.write_text(table)
 
     for action in ("--install", "--remove"):
-        told = machine.run("cron", action)
+        told = machine.schedule("cron", action)
         assert told.code == 2
         assert "crontab -e" in told.err
     assert machine.table.read_text() == table
 
 
-def test_a_crontab_that_does_not_work_is_a_sentence(machine: Machine) -> None:
+def test_a_crontab_that_does_not_work_is_a_sentence(machine: Crontab) -> None:
     machine.program("crontab", "echo 'You (me) are not allowed to use this program' >&2; exit 1")
 
-    told = machine.run("cron", "--install")
+    told = machine.schedule("cron", "--install")
 
     assert told.code == 2
     assert "You (me) are not allowed to use this program" in told.err
     assert "Traceback" not in told.err
 
 
-def test_a_machine_without_cron_is_told_what_to_do(machine: Machine) -> None:
-    told = machine.run("cron", "--install", PATH="/nowhere")
+def test_a_machine_without_cron_is_told_what_to_do(machine: Crontab) -> None:
+    told = machine.schedule("cron", "--install", PATH="/nowhere")
 
     assert told.code == 2
     assert "install cron" in told.err
     assert "asset-sync schedule systemd" in told.err
 
 
-def test_a_table_that_cron_refuses_is_a_sentence(machine: Machine) -> None:
+def test_a_table_that_cron_refuses_is_a_sentence(machine: Crontab) -> None:
     machine.program("crontab", '[ "$1" = -l ] || { echo "bad minute" >&2; exit 1; }')
 
-    told = machine.run("cron", "--install")
+    told = machine.schedule("cron", "--install")
 
     assert told.code == 2
     assert "bad minute" in told.err
@@ -263,12 +252,12 @@ def test_a_table_that_cron_refuses_is_a_sentence(machine: Machine) -> None:
 
 
 def test_a_secret_that_is_only_a_variable_is_written_nowhere_and_its_file_is_named(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Crontab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "_secrets_directory", lambda _: machine.home / "secrets")
     environ = {"POLYGON_API_KEY_FILE": "", "POLYGON_API_KEY": KEY}
 
-    refused = machine.run("cron", "--install", **environ)
+    refused = machine.schedule("cron", "--install", **environ)
 
     assert refused.code == 2
     assert not machine.table.exists()
@@ -279,14 +268,14 @@ def test_a_secret_that_is_only_a_variable_is_written_nowhere_and_its_file_is_nam
     assert file.read_text().strip() == KEY
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
-    installed = machine.run("cron", "--install", **environ)
+    installed = machine.schedule("cron", "--install", **environ)
     assert installed.code == 0, installed.err
     assert f"POLYGON_API_KEY_FILE={file}" in machine.table.read_text()
     assert KEY not in installed.out + machine.table.read_text()
 
 
-def test_without_a_key_nothing_is_scheduled(machine: Machine) -> None:
-    told = machine.run("cron", POLYGON_API_KEY_FILE="")
+def test_without_a_key_nothing_is_scheduled(machine: Crontab) -> None:
+    told = machine.schedule("cron", POLYGON_API_KEY_FILE="")
 
     assert (told.code, told.out) == (2, "")
     assert "POLYGON_API_KEY_FILE" in told.err
@@ -295,21 +284,23 @@ def test_without_a_key_nothing_is_scheduled(machine: Machine) -> None:
 @pytest.mark.parametrize(
     "environ", [{"PGPASSWORD": "s3same"}, {"HTTPS_PROXY": "http://me:s3same@proxy:3128"}]
 )
-def test_a_password_of_others_is_not_written(machine: Machine, environ: dict[str, str]) -> None:
-    told = machine.run("cron", **environ)
+def test_a_password_of_others_is_not_written(machine: Crontab, environ: dict[str, str]) -> None:
+    told = machine.schedule("cron", **environ)
 
     assert told.code == 2
     assert next(iter(environ)) in told.err
     assert "s3same" not in told.out + told.err
 
 
-def test_crontab_and_systemctl_get_no_secret(machine: Machine) -> None:
+def test_crontab_and_systemctl_get_no_secret(machine: Crontab) -> None:
     seen = machine.home / "seen"
     machine.program("systemctl", f"env >>{seen}")
     machine.program("crontab", f"env >>{seen}; cat >/dev/null")
 
-    machine.run("cron", "--install", REDIS_URL="redis://:s3same@r", POLYGON_API_KEY_FILE="")
-    machine.run("cron", "--remove", POLYGON_API_KEY=KEY, DATABASE_URL="postgresql://s3same@h/d")
+    machine.schedule("cron", "--install", REDIS_URL="redis://:s3same@r", POLYGON_API_KEY_FILE="")
+    machine.schedule(
+        "cron", "--remove", POLYGON_API_KEY=KEY, DATABASE_URL="postgresql://s3same@h/d"
+    )
 
     assert "PATH=" in seen.read_text()
     assert "s3same" not in seen.read_text()
@@ -318,41 +309,41 @@ def test_crontab_and_systemctl_get_no_secret(machine: Machine) -> None:
 # --- one starter -------------------------------------------------------------------------------
 
 
-def test_jobs_that_systemd_starts_are_not_given_to_cron(machine: Machine) -> None:
+def test_jobs_that_systemd_starts_are_not_given_to_cron(machine: Crontab) -> None:
     machine.program("systemctl", 'case "$*" in list-timers*) echo asset-sync-queue.timer ;; esac')
 
-    told = machine.run("cron", "--install")
+    told = machine.schedule("cron", "--install")
 
     assert told.code == 2
     assert "systemd already starts sync queue (asset-sync-queue.timer)" in told.err
     assert not machine.table.exists()
 
 
-def test_jobs_that_cron_starts_are_not_given_to_systemd(machine: Machine) -> None:
-    machine.run("cron", "--install")
+def test_jobs_that_cron_starts_are_not_given_to_systemd(machine: Crontab) -> None:
+    machine.schedule("cron", "--install")
 
-    told = machine.run("systemd", "--user", "--install")
+    told = machine.schedule("systemd", "--user", "--install")
 
     assert told.code == 2
     assert "cron already starts sync priority" in told.err
     assert not (machine.home / ".config").exists()
 
 
-def test_jobs_written_into_the_table_by_hand_are_not_started_twice(machine: Machine) -> None:
+def test_jobs_written_into_the_table_by_hand_are_not_started_twice(machine: Crontab) -> None:
     machine.table.write_text("# mine\n*/5 * * * *  asset-sync sync queue -q\n")
 
-    told = machine.run("cron", "--install")
+    told = machine.schedule("cron", "--install")
 
     assert told.code == 2
     assert "line 2" in told.err
     assert BEGIN not in machine.table.read_text()
 
 
-def test_jobs_in_the_systems_crontabs_are_not_started_twice(machine: Machine) -> None:
+def test_jobs_in_the_systems_crontabs_are_not_started_twice(machine: Crontab) -> None:
     (machine.home / "cron.d").mkdir()
     (machine.home / "cron.d" / "market").write_text("*/5 * * * * root asset-sync sync queue\n")
 
-    told = machine.run("cron", "--install")
+    told = machine.schedule("cron", "--install")
 
     assert told.code == 2
     assert str(machine.home / "cron.d" / "market") in told.err
@@ -372,10 +363,10 @@ def test_jobs_in_the_systems_crontabs_are_not_started_twice(machine: Machine) ->
     ],
 )
 def test_the_interval_is_that_of_the_settings(
-    machine: Machine, minutes: str, cron: str, systemd: str
+    machine: Crontab, minutes: str, cron: str, systemd: str
 ) -> None:
-    lines = machine.run("cron", BATCH_INTERVAL_MINUTES=minutes).out.splitlines()[1:-1]
-    units = machine.run("systemd", "--user", BATCH_INTERVAL_MINUTES=minutes).out
+    lines = machine.schedule("cron", BATCH_INTERVAL_MINUTES=minutes).out.splitlines()[1:-1]
+    units = machine.schedule("systemd", "--user", BATCH_INTERVAL_MINUTES=minutes).out
 
     assert [line.split("  ")[0] for line in lines] == [cron, cron]
     assert units.count(f"OnCalendar={systemd}\n") == 2
@@ -384,18 +375,18 @@ def test_the_interval_is_that_of_the_settings(
 @pytest.mark.parametrize("minutes", ["7", "0.5", "90", "1000"])
 @pytest.mark.parametrize("scheduler", ["cron", "systemd"])
 def test_an_interval_that_would_not_be_even_is_refused(
-    machine: Machine, minutes: str, scheduler: str
+    machine: Crontab, minutes: str, scheduler: str
 ) -> None:
     users = ["--user"] if scheduler == "systemd" else []
 
-    told = machine.run(scheduler, *users, BATCH_INTERVAL_MINUTES=minutes)
+    told = machine.schedule(scheduler, *users, BATCH_INTERVAL_MINUTES=minutes)
 
     assert (told.code, told.out) == (2, "")
     assert "batch.interval_minutes" in told.err
 
 
-def test_a_command_that_is_too_long_for_cron_is_refused(machine: Machine) -> None:
-    told = machine.run("cron", NO_PROXY="h," * 500)
+def test_a_command_that_is_too_long_for_cron_is_refused(machine: Crontab) -> None:
+    told = machine.schedule("cron", NO_PROXY="h," * 500)
 
     assert told.code == 2
     assert "cron takes at most" in told.err
@@ -404,11 +395,11 @@ def test_a_command_that_is_too_long_for_cron_is_refused(machine: Machine) -> Non
 # --- systemd -----------------------------------------------------------------------------------
 
 
-def test_the_users_units_are_written_and_started(machine: Machine) -> None:
+def test_the_users_units_are_written_and_started(machine: Crontab) -> None:
     machine.program("systemctl", f'echo "$@" >>{machine.home}/asked')
     directory = machine.home / ".config" / "systemd" / "user"
 
-    told = machine.run("systemd", "--user", "--install")
+    told = machine.schedule("systemd", "--user", "--install")
 
     assert told.code == 0, told.err
     assert {path.name for path in directory.iterdir()} == UNITS
@@ -418,9 +409,9 @@ def test_the_users_units_are_written_and_started(machine: Machine) -> None:
     ]
     assert "loginctl enable-linger" in told.err
     assert f"+ExecStart={Path(sys.executable).parent}/asset-sync sync queue" in told.out
-    assert machine.run("systemd", "--user", "--install").out == "", "nothing is left to change"
+    assert machine.schedule("systemd", "--user", "--install").out == "", "nothing is left to change"
 
-    removed = machine.run("systemd", "--user", "--remove")
+    removed = machine.schedule("systemd", "--user", "--remove")
 
     assert removed.code == 0
     assert list(directory.iterdir()) == []
@@ -429,10 +420,10 @@ def test_the_users_units_are_written_and_started(machine: Machine) -> None:
 UNITS = {f"asset-sync-{lane.value}.{kind}" for lane in Lane for kind in ("service", "timer")}
 
 
-def test_where_systemd_does_not_run_the_commands_for_later_are_named(machine: Machine) -> None:
+def test_where_systemd_does_not_run_the_commands_for_later_are_named(machine: Crontab) -> None:
     machine.program("systemctl", "echo 'System has not been booted with systemd' >&2; exit 1")
 
-    told = machine.run("systemd", "--user", "--install")
+    told = machine.schedule("systemd", "--user", "--install")
 
     assert told.code == 1
     assert "System has not been booted with systemd" in told.err
@@ -479,8 +470,8 @@ def test_units_of_the_system_that_could_not_work_are_refused(
         lines.system_units(replace(server_installation, **change), tmp_path)  # type: ignore[arg-type]
 
 
-def test_systemd_takes_the_users_units(machine: Machine, tmp_path: Path) -> None:
-    told = machine.run("systemd", "--user", "--install", POLYGON_TIER="starter")
+def test_systemd_takes_the_users_units(machine: Crontab, tmp_path: Path) -> None:
+    told = machine.schedule("systemd", "--user", "--install", POLYGON_TIER="starter")
     directory = tmp_path / ".config" / "systemd" / "user"
 
     verified = subprocess.run(
@@ -495,8 +486,8 @@ def test_systemd_takes_the_users_units(machine: Machine, tmp_path: Path) -> None
     assert str(directory) not in verified.stderr
 
 
-def test_what_no_unit_can_hold_is_refused(machine: Machine) -> None:
-    told = machine.run("systemd", "--user", POLYGON_API_KEY_FILE=odd_key(machine))
+def test_what_no_unit_can_hold_is_refused(machine: Crontab) -> None:
+    told = machine.schedule("systemd", "--user", POLYGON_API_KEY_FILE=odd_key(machine))
 
     assert (told.code, told.out) == (2, "")
     assert "blank" in told.err

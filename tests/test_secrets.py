@@ -8,11 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import commandline
 import pytest
+from commandline import Told
+from machine import Machine
 from psycopg2.extensions import make_dsn, parse_dsn
 
 import asset_sync
@@ -55,20 +56,17 @@ asset_type = "crypto"
 )
 
 
-@dataclass(slots=True)
-class Host:
+class Host(Machine):
     """A machine on which everything has a secret."""
 
-    directory: Path
-    environ: dict[str, str]
-    db: Connection
+    def __init__(self, home: Path, url: str, db: Connection, **environ: str) -> None:
+        super().__init__(home, url, secrets=(MARK,))
+        self.environ |= environ
+        self.db = db
+        self.file(FILE)
 
-    def tell(self, *arguments: str, **environ: str) -> commandline.Told:
-        told = commandline.asset_sync(
-            *arguments, environ=self.environ | environ, directory=self.directory
-        )
-        assert MARK not in told.out + told.err
-        assert "Traceback" not in told.err
+    def tell(self, *arguments: str, **environ: str) -> Told:
+        told = super().tell(*arguments, **environ)
         assert told.code != 70
         return told
 
@@ -103,13 +101,10 @@ def role(db: Connection) -> Iterator[str]:
 
 
 @pytest.fixture
-def host(tmp_path: Path, url: str, db: Connection, role: str) -> Host:
-    (tmp_path / "assets.toml").write_text(FILE)
+def host(tmp_path: Path, url: str, db: Connection, role: str) -> Iterator[Host]:
     environ = {
-        "HOME": str(tmp_path),
         "POLYGON_API_KEY": KEY,
         "POLYGON_BASE_URL": "http://127.0.0.1:1",
-        "DATABASE_URL": make_dsn(url, user=role, password=PASSWORD),
         "REDIS_URL": f"redis://{REDIS_USER}:{REDIS_PASSWORD}@127.0.0.1:1/0",
         "PING_URL": f"http://127.0.0.1:1/{PING_UUID}",
         "HTTPS_PROXY": f"http://{PROXY_USER}:{PASSWORD}@127.0.0.1:1",
@@ -127,7 +122,9 @@ def host(tmp_path: Path, url: str, db: Connection, role: str) -> Host:
         """,
         (["BTCUSD", "BITCOIN", "BTC", "ETHUSDT", "ETHER"],),
     )
-    return Host(tmp_path, environ, db)
+    address = make_dsn(url, user=role, password=PASSWORD)
+    with Host(tmp_path, address, db, **environ) as host:
+        yield host
 
 
 def assert_nothing_is_stored(db: Connection) -> None:
@@ -366,7 +363,7 @@ def test_a_missing_database_and_an_empty_one_tell_no_secret(host: Host, empty_ur
 
 
 def test_the_address_is_printed_without_its_password_and_only_when_asked_for(host: Host) -> None:
-    told = commandline.asset_sync("db", "url", "-v", environ=host.environ, directory=host.directory)
+    told = commandline.asset_sync("db", "url", "-v", environ=host.environ, directory=host.home)
     assert parse_dsn(told.out)["user"] == USER
     assert PASSWORD not in told.out + told.err
 
@@ -377,7 +374,7 @@ def test_the_address_is_printed_without_its_password_and_only_when_asked_for(hos
 def test_a_secret_in_the_wrong_place_is_not_told(host: Host, name: str) -> None:
     host.tell("-v", "queue", "status", **{f"{name}_FILE": KEY, name: ""})
     host.tell("-v", "queue", "status", **{f"{name}_FILE": host.environ["DATABASE_URL"], name: ""})
-    (host.directory / "assets.toml").write_text(f"[provider]\n{name.lower()} = '{PASSWORD}'\n")
+    (host.home / "assets.toml").write_text(f"[provider]\n{name.lower()} = '{PASSWORD}'\n")
     host.tell("-v", "queue", "status")
 
 
@@ -405,7 +402,7 @@ def test_while_it_works_and_when_it_breaks_nobody_on_the_machine_sees_a_secret(
                 "PYTHONPATH": str(Path(asset_sync.__file__).parents[1]),
                 "PATH": os.environ["PATH"],
             },
-            cwd=host.directory,
+            cwd=host.home,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

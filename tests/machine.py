@@ -1,0 +1,153 @@
+"""A user's machine for the tests: a home, an environment, and the command line in it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self, TypeAlias
+
+import commandline
+from commandline import Told
+
+import asset_sync
+from asset_sync.database import Connection, query
+from asset_sync.demo import replay
+from asset_sync.demo.replay import HOUR_MS
+from asset_sync.demo.server import StandIn
+
+SOURCE = Path(asset_sync.__file__).parents[1]
+"""Where the package under test is, which need not be the one that is installed."""
+
+Process: TypeAlias = "subprocess.Popen[str]"
+
+
+def environment(home: Path, url: str = "", api: StandIn | None = None) -> dict[str, str]:
+    """Return what a user has set who uses this database and this API.
+
+    Of the tests' own environment only PATH and the variables of coverage are inherited.
+    """
+    environ = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
+    environ |= {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(SOURCE)}
+    if url:
+        environ["DATABASE_URL"] = url
+    if api is not None:
+        environ |= {"POLYGON_API_KEY": api.key, "POLYGON_BASE_URL": api.base_url}
+    return environ
+
+
+class Machine:
+    """A home directory, an environment, and what was started there.
+
+    What it starts is ended with the block. No output may hold a traceback or one of `secrets`.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        url: str = "",
+        api: StandIn | None = None,
+        *,
+        secrets: tuple[str, ...] = (),
+        **environ: str,
+    ) -> None:
+        self.home = home
+        self.environ = environment(home, url, api) | environ
+        self.secrets = secrets
+        self._started: list[Process] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate()
+
+    def file(self, text: str) -> Path:
+        """Write the settings file that is found in the home."""
+        path = self.home / "assets.toml"
+        path.write_text(text)
+        return path
+
+    def program(self, name: str, script: str) -> None:
+        """Put a shell script in front of the machine's other programs."""
+        path = self.home / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def tell(self, *arguments: str, **environ: str) -> Told:
+        """Run the command line in this process."""
+        return self._checked(
+            commandline.asset_sync(
+                *arguments,
+                environ=self.environ | environ,
+                directory=self.home,
+            )
+        )
+
+    def run(self, *arguments: str, **environ: str) -> Told:
+        """Run the command line as a process of its own."""
+        return self.end(self.start(*arguments, **environ))
+
+    def start(self, *arguments: str, **environ: str) -> Process:
+        """Start the command line as a process of its own."""
+        return self.python("-m", "asset_sync", *arguments, **environ)
+
+    def python(self, *words: str, **environ: str) -> Process:
+        """Start a Python."""
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=self.home,
+            env=self.environ | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._started.append(process)
+        return process
+
+    def end(self, process: Process, *, seconds: float = 60) -> Told:
+        """Wait until a process has ended, and return what it told."""
+        out, err = process.communicate(timeout=seconds)
+        return self._checked(Told(process.returncode, out, err))
+
+    def _checked(self, told: Told) -> Told:
+        for secret in self.secrets:
+            assert secret not in told.out + told.err
+        assert "Traceback" not in told.out + told.err
+        return told
+
+
+def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
+    """Look again and again until it is so: what other processes and threads do takes its time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def one_bar(
+    db: Connection, symbol: str, ticker: str, *, hours_ago: int = 1, now_ms: int | None = None
+) -> int:
+    """Give an asset one bar, as if it had last run then: a first sync is long.
+
+    Return when the bar starts. Where the market was closed then, it is the last one before.
+    """
+    if now_ms is None:
+        now_ms = int(time.time() * 1000)
+    bar = replay.newest(ticker, 0, now_ms - hours_ago * HOUR_MS, now_ms)
+    assert bar is not None
+    query(
+        db,
+        """
+        with new as (insert into trading.symbols (symbol) values (%s) returning id)
+        insert into market_data.ohlcv_5m
+        select id, to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s, %s, %s from new
+        """,
+        (symbol, *bar),
+    )
+    return bar.start_ms
