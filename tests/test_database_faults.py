@@ -41,6 +41,7 @@ from asset_sync.database import (
     raw_session,
     session,
 )
+from asset_sync.database import connection as database_connection
 from asset_sync.database.embedded import EmbeddedError
 from asset_sync.demo.sandbox import bars_unlike_the_replay
 from asset_sync.demo.server import StandIn
@@ -446,8 +447,8 @@ def test_one_that_falls_silent_for_good_holds_no_run_past_its_end(job: Job, url:
 def test_a_transaction_that_falls_silent_holds_its_locks_no_longer_than_a_statement_may(
     job: Job, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bounds = database._BOUNDS.replace(f"'{database.STATEMENT_SECONDS}s'", "'1s'")
-    monkeypatch.setattr(database, "_BOUNDS", bounds)
+    bounds = database_connection._BOUNDS.replace(f"'{database.STATEMENT_SECONDS}s'", "'1s'")
+    monkeypatch.setattr("asset_sync.database.connection._BOUNDS", bounds)
     with Proxy(url) as proxy:
         job.through(proxy.url)
         strike = once(proxy.freeze)
@@ -927,8 +928,8 @@ def test_a_deadlock_is_got_out_of(job: Job, monkeypatch: pytest.MonkeyPatch, url
 
 def be_brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for locks a tenth of a second, where the program waits 10."""
-    bounds = database._BOUNDS.replace(f"'{database.LOCK_SECONDS}s'", "'100ms'")
-    monkeypatch.setattr(database, "_BOUNDS", bounds)
+    bounds = database_connection._BOUNDS.replace(f"'{database.LOCK_SECONDS}s'", "'100ms'")
+    monkeypatch.setattr("asset_sync.database.connection._BOUNDS", bounds)
 
 
 def test_a_table_that_somebody_locks_is_waited_for_with_the_answer(

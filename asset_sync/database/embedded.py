@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from asset_sync.database import DatabaseError
+from asset_sync.database.errors import DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

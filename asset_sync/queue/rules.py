@@ -1,0 +1,111 @@
+"""The rules of the queue in SQL: what is due, what counts as a failure, and what is the order."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from asset_sync.model import Asset, Feed
+
+LONGEST_BACK_OFF_SECONDS = 3600
+
+WORTH_A_WORD = 3
+"""From so many strikes on `queue status` and `health` name the asset."""
+
+WANTED = """
+  wanted as (
+    select * from unnest(
+      %(symbols)s::text[], %(feeds)s::text[], %(ranks)s::smallint[],
+      %(tickers)s::text[], %(types)s::text[],
+      %(names)s::text[], %(levels)s::text[], %(positions)s::int[], %(frequencies)s::int[]
+    ) as w (
+      symbol, feed, feed_rank, ticker, asset_type, name, level, position, frequency_seconds
+    )
+  )
+"""
+
+RANK = "array_position(array['critical', 'high', 'medium', 'low'], {level})"
+
+# The provider answered an asset well since this one failed, so this one is to blame. A first
+# failure counts without evidence: something has to make it wait.
+COUNTS = """
+  (q.strikes = 0 or (select answered_at from asset_sync.limiter) > q.failed_at)
+"""
+
+STRIKES = f"(case when {COUNTS} then q.strikes + 1 else greatest(q.strikes, 1) end)"
+
+BACK_OFF = """
+  make_interval(secs => least(
+    greatest(%(longest_delay)s, %(delay)s), %(delay)s * power(2, least({strikes}, 20) - 1)
+  ))
+"""
+
+# Another ticker in the settings is a new start, unless it is known to fail as well: two hosts with
+# two wrong tickers for one symbol would otherwise correct each other for ever.
+NEW_TICKER = "(cardinality(q.failed_tickers) > 0 and w.ticker <> all(q.failed_tickers))"
+
+# What enqueue lets in: what will not be fresh when the next run starts, unless it was refreshed a
+# moment ago (a tenth of its frequency); whatever has got another ticker; what was given up and has
+# become critical; and what these settings want more than those of the host that put it in line, so
+# that the higher level holds.
+DUE = f"""
+  case q.state
+    when 'idle' then q.last_success_at is null
+      or (q.last_success_at + make_interval(secs => w.frequency_seconds) <= {{due_by}}
+        and q.last_success_at + make_interval(secs => w.frequency_seconds * 0.1) <= {{now}})
+    when 'leased' then false
+    when 'waiting' then {NEW_TICKER}
+      or (q.strikes = 0 and {RANK.format(level="w.level")} < {RANK.format(level="q.level")})
+    else {NEW_TICKER} or w.level = 'critical'
+  end
+"""
+
+_NEXT_START = """
+  to_timestamp((floor(extract(epoch from {now}) / %(cycle)s + {rounding}) + 1) * %(cycle)s)
+"""
+
+# High items wait from when they are due, medium ones count as due later by one allowance, low
+# ones by two. Critical ones come first and stand in the order of the file.
+SORT_AT = """
+  case {level}
+    when 'critical' then to_timestamp({position})
+    when 'high' then {due_at}
+    when 'medium' then {due_at} + make_interval(secs => %(aging)s)
+    else {due_at} + make_interval(secs => 2 * %(aging)s)
+  end
+"""
+
+ORDER = "level <> 'critical', sort_at, symbol, feed_rank"
+
+
+class Wanted(NamedTuple):
+    """An asset and a feed that the settings ask for."""
+
+    asset: Asset
+    feed: Feed
+
+
+def due_by(now: str, cycle_seconds: float | None, rounding: float = 0) -> str:
+    """Return SQL for the moment at which an asset must still be fresh, or it is due."""
+    if cycle_seconds is None:
+        return now
+    return _NEXT_START.format(now=now, rounding=rounding)
+
+
+def calls_for(items: Mapping[Feed, int]) -> int:
+    """Return how many calls serve so many items of each feed once."""
+    return sum(-(-count // feed.bulk) for feed, count in items.items())
+
+
+def arrays(wanted: Sequence[Wanted]) -> dict[str, object]:
+    """Return what is wanted as the columns that the CTE `wanted` unnests."""
+    assets = [one.asset for one in wanted]
+    return {
+        "symbols": [asset.symbol for asset in assets],
+        "feeds": [one.feed for one in wanted],
+        "ranks": [one.feed.rank for one in wanted],
+        "tickers": [asset.ticker for asset in assets],
+        "types": [asset.asset_type.value for asset in assets],
+        "names": [asset.name for asset in assets],
+        "levels": [asset.level.value for asset in assets],
+        "positions": [asset.position for asset in assets],
+        "frequencies": [asset.update_frequency_seconds for asset in assets],
+    }

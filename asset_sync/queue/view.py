@@ -1,0 +1,279 @@
+"""Looking at the queue: what comes next, how the levels stand, what fails."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from asset_sync.database import Connection, Row, query
+from asset_sync.model import AssetType, Feed, Level
+from asset_sync.queue.rules import (
+    DUE,
+    ORDER,
+    SORT_AT,
+    WANTED,
+    WORTH_A_WORD,
+    Wanted,
+    arrays,
+    calls_for,
+    due_by,
+)
+from asset_sync.settings import QueueSettings
+
+
+class Upcoming(NamedTuple):
+    """An item as it stands in line."""
+
+    symbol: str
+    feed: Feed
+    ticker: str
+    asset_type: AssetType
+    level: Level
+    due_at: datetime
+    wait_seconds: float
+    """Above 0 while a delay after a failure lasts."""
+    verify_ticker: bool
+    """Whether its call is to ask if the ticker exists at all."""
+    backfilled_to: datetime | None
+    """How far a catch-up of several calls has come, where it found no bars."""
+
+
+class LevelStatus(NamedTuple):
+    """How many items of a level wait, are leased, are dead."""
+
+    level: Level
+    waiting: int
+    leased: int
+    dead: int
+    oldest_seconds: float | None
+    """How long the oldest item that waits or is leased has been due."""
+
+
+class Dead(NamedTuple):
+    """An item that failed too often."""
+
+    symbol: str
+    feed: Feed
+    error: str
+
+
+class Failing(NamedTuple):
+    """An item that keeps failing and is tried less and less often."""
+
+    symbol: str
+    feed: Feed
+    strikes: int
+    wait_seconds: float
+    """Until its next try."""
+    error: str
+
+
+class Freshness(NamedTuple):
+    """How fresh an asset is, by whichever feed served it last."""
+
+    last_success_at: datetime | None
+    seconds_old: float
+    """Since its last success; of one that has had none, since it was added."""
+
+
+def next_ready_seconds(
+    db: Connection,
+    wanted: Sequence[Wanted],
+    within_seconds: float,
+    *,
+    states: Sequence[str] = ("idle", "waiting"),
+) -> float | None:
+    """Return in how many seconds there is something to do, None if not within that time.
+
+    Counted are assets whose frequency will have passed before then (idle), and items that have
+    waited since a failure that was not their own (waiting).
+    """
+    [(seconds,)] = query(
+        db,
+        f"""
+        with {WANTED},
+        ready as (
+          select case q.state
+            when 'idle' then q.last_success_at + make_interval(secs => w.frequency_seconds)
+            when 'waiting' then q.not_before end as at
+          from wanted w join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
+          where q.state = any(%(states)s) and (q.state = 'idle' or q.attempts = 0)
+        )
+        select extract(epoch from min(at) - clock_timestamp())::float8 from ready
+        where at < clock_timestamp() + make_interval(secs => %(within)s)
+        """,
+        {**arrays(wanted), "within": within_seconds, "states": list(states)},
+    )
+    return None if seconds is None else max(0.0, seconds)
+
+
+def due_within(
+    db: Connection, wanted: Sequence[Wanted], seconds: float, *, cycle_seconds: float
+) -> int:
+    """Return how many calls a run will need that starts so many seconds from now.
+
+    The start is taken to be the nearest of cron's.
+    """
+    then = "clock_timestamp() + make_interval(secs => %(seconds)s)"
+    rows = query(
+        db,
+        f"""
+        with {WANTED}
+        select w.feed, count(*)
+        from wanted w left join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
+        where q.state is null or q.state = 'leased'
+          or (q.state = 'waiting' and q.not_before <= {then})
+          or {DUE.format(now=then, due_by=due_by(then, cycle_seconds, rounding=0.5))}
+        group by w.feed
+        """,
+        {**arrays(wanted), "cycle": cycle_seconds, "seconds": seconds},
+    )
+    return calls_for({Feed.known[feed]: count for feed, count in rows})
+
+
+def preview(
+    db: Connection,
+    wanted: Sequence[Wanted],
+    settings: QueueSettings,
+    most: int,
+    *,
+    cycle_seconds: float | None,
+) -> tuple[Upcoming, ...]:
+    """Say what a run would serve, in order, and change nothing."""
+    rows = query(
+        db,
+        f"""
+        with {WANTED},
+        known as materialized (
+          select w.symbol, w.feed, w.feed_rank, w.ticker, w.asset_type, w.position, q.state,
+            q.sort_at,
+            coalesce(q.state is null
+              or {DUE.format(now="now()", due_by=due_by("now()", cycle_seconds))}, false)
+              as ready,
+            w.level, coalesce(q.level, w.level) as stands_as,
+            coalesce(q.verify_ticker, false) as verify_ticker, q.backfilled_to,
+            coalesce(q.last_success_at + make_interval(secs => w.frequency_seconds), q.added_at,
+              now()) as due_at,
+            greatest(0, extract(epoch from q.not_before - clock_timestamp()))::float8 as delay
+          from wanted w left join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
+        ),
+        line as (
+          select symbol, feed, feed_rank, ticker, asset_type, level, due_at, 0::float8 as delay,
+            false as verify_ticker, backfilled_to,
+            {SORT_AT.format(level="level", position="position", due_at="due_at")} as sort_at
+          from known where ready
+          union all
+          select symbol, feed, feed_rank, ticker, asset_type, stands_as, due_at, delay,
+            verify_ticker, backfilled_to, sort_at
+          from known where state = 'waiting' and not ready
+        )
+        select symbol, feed, ticker, asset_type, level, due_at, delay, verify_ticker, backfilled_to
+        from line order by {ORDER} limit %(most)s
+        """,
+        {
+            **arrays(wanted),
+            "cycle": cycle_seconds,
+            "aging": settings.aging_seconds,
+            "most": most,
+        },
+    )
+    return tuple(_upcoming(row) for row in rows)
+
+
+def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, ...]:
+    """Return the items of these assets that come next, in the order in which they are claimed."""
+    of_lane = """
+        (select * from asset_sync.queue
+         where state = 'waiting' and level {which} 'critical' and symbol = any(%(symbols)s)
+         order by sort_at, symbol, feed_rank limit %(most)s)
+        """
+    rows = query(
+        db,
+        f"""
+        select symbol, feed, ticker, asset_type, level, due_at,
+          greatest(0, extract(epoch from not_before - clock_timestamp()))::float8,
+          verify_ticker, backfilled_to
+        -- an index each
+        from ({of_lane.format(which="=")} union all {of_lane.format(which="<>")}) as next
+        order by {ORDER} limit %(most)s
+        """,
+        {"symbols": list(symbols), "most": most},
+    )
+    return tuple(_upcoming(row) for row in rows)
+
+
+def levels(db: Connection, symbols: Sequence[str]) -> tuple[LevelStatus, ...]:
+    """Return how the items of these assets stand by level, from critical to low."""
+    found = {
+        level: rest
+        for level, *rest in query(
+            db,
+            """
+            select level, count(*) filter (where state = 'waiting'),
+              count(*) filter (where state = 'leased'), count(*) filter (where state = 'dead'),
+              extract(epoch from greatest(interval '0', clock_timestamp()
+                - min(due_at) filter (where state in ('waiting', 'leased'))))::float8
+            from asset_sync.queue where state <> 'idle' and symbol = any(%s) group by level
+            """,
+            (list(symbols),),
+        )
+    }
+    return tuple(LevelStatus(level, *found.get(level.value, [0, 0, 0, None])) for level in Level)
+
+
+def dead(db: Connection, symbols: Sequence[str], most: int) -> tuple[Dead, ...]:
+    """Return items of these assets that failed too often, the latest first."""
+    return tuple(
+        Dead(symbol, Feed.known[feed], error or "")
+        for symbol, feed, error in query(
+            db,
+            """
+            select symbol, feed, last_error from asset_sync.queue
+            where state = 'dead' and symbol = any(%s) order by last_attempt_at desc limit %s
+            """,
+            (list(symbols), most),
+        )
+    )
+
+
+def failing(db: Connection, symbols: Sequence[str]) -> tuple[Failing, ...]:
+    """Return items of these assets that have three strikes or more and are still tried."""
+    return tuple(
+        Failing(symbol, Feed.known[feed], strikes, wait_seconds, error or "")
+        for symbol, feed, strikes, wait_seconds, error in query(
+            db,
+            """
+            select symbol, feed, strikes,
+              greatest(0, extract(epoch from not_before - clock_timestamp()))::float8, last_error
+            from asset_sync.queue
+            where strikes >= %s and state in ('waiting', 'leased') and symbol = any(%s)
+            order by strikes desc, symbol, feed
+            """,
+            (WORTH_A_WORD, list(symbols)),
+        )
+    )
+
+
+def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
+    """Return how fresh each of these assets is; those the queue has not seen are not in it."""
+    rows = query(
+        db,
+        """
+        select symbol, max(last_success_at),
+          greatest(0, extract(epoch from clock_timestamp()
+            - coalesce(max(last_success_at), min(added_at))))::float8
+        from asset_sync.queue where symbol = any(%s) group by symbol
+        """,
+        (list(symbols),),
+    )
+    return {symbol: Freshness(last, seconds) for symbol, last, seconds in rows}
+
+
+def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:
+    """Return when each of these assets was last fresh, by any feed, if it ever was."""
+    known = freshness(db, symbols).items()
+    return {symbol: one.last_success_at for symbol, one in known if one.last_success_at}
+
+
+def _upcoming(row: Row) -> Upcoming:
+    symbol, feed, ticker, kind, level, *rest = row
+    return Upcoming(symbol, Feed.known[feed], ticker, AssetType(kind), Level(level), *rest)
