@@ -15,7 +15,7 @@ from machine import Machine
 from asset_sync.budget.slots import Lane
 from asset_sync.schedule import installed, lines
 from asset_sync.schedule.crontab import BEGIN, END
-from asset_sync.settings import SHIPPED_FILE
+from asset_sync.settings import SECRET_VARIABLES, SHIPPED_FILE
 
 KEY = "s3same-key"
 
@@ -103,6 +103,10 @@ def test_the_block_holds_for_this_installation_whatever_the_jobs_environment(
         }
         assert words[-4:] == [str(Path(sys.executable).parent / "asset-sync"), "sync", lane, "-q"]
     assert not machine.table.exists(), "it only prints"
+
+
+def test_each_secret_has_a_name_for_its_file() -> None:
+    assert set(lines.SECRET_FILES) == set(SECRET_VARIABLES)
 
 
 def test_what_is_installed_starts_the_job_from_an_empty_environment(machine: Crontab) -> None:
