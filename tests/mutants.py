@@ -432,8 +432,8 @@ MUTANTS = (
     Mutant(
         "priority assets come first",
         "queue",
-        """("level = 'critical'", "level <> 'critical'")""",
-        """("level <> 'critical'", "level = 'critical'")""",
+        "as next\n        order by {_FIRST} limit",
+        "as next\n        order by level = 'critical', sort_at limit",
         "test_the_line_is_the_order_of_service_critical_first",
     ),
     Mutant(

@@ -121,11 +121,11 @@ class Log:
                 return
             self._say(severity, "ended", trouble or summary, {"exit_code": code, **(told or {})})
         elif trouble:
-            self._complain(trouble, otherwise="asset-sync: ")
+            self._print(trouble, otherwise="asset-sync: ")
 
     def _say(self, severity: _Severity, event: str, text: str, told: Fields) -> None:
         if not self.is_json:
-            self._complain(text)
+            self._print(text)
             return
         line = {
             "at": _now().isoformat(timespec="milliseconds"),
@@ -139,7 +139,7 @@ class Log:
         }
         err_raw(json.dumps(line))
 
-    def _complain(self, text: str, otherwise: str = "") -> None:
+    def _print(self, text: str, otherwise: str = "") -> None:
         """Print a line; off a terminal with its time and its run, as a log has them."""
         if sys.stderr.isatty():
             err(otherwise + text)

@@ -1,8 +1,8 @@
 """`asset-sync queue list | add | retry | remove`: the queue by hand; adds to `queue`'s app."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -57,7 +57,7 @@ def queue_list(
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_STATES)}.")
     levels = [one.value for one in level or ()]
     settings = settings_for(options)
-    with _database(settings) as db:
+    with database.session(settings.conninfo) as db:
         chosen = _known(db, symbols or ())
         found = admin.entries(db, symbols=chosen, states=state or (), levels=levels, most=limit)
         more = 0
@@ -81,7 +81,7 @@ def queue_retry(
     Example: asset-sync queue retry EURUSD
     """
     settings = settings_for(options)
-    with _database(settings) as db:
+    with database.session(settings.conninfo) as db:
         chosen = _known(db, symbols or ())
         changed = _do(db, dry_run, lambda: admin.retry(db, chosen))
     nothing = "Nothing is dead or delayed; the next run tries all that is due."
@@ -100,7 +100,7 @@ def queue_add(
     Example: asset-sync queue add ETHUSDT
     """
     settings = settings_for(options)
-    with _database(settings) as db:
+    with database.session(settings.conninfo) as db:
         there = admin.symbols(db)
         new = [asset.symbol for asset in settings.assets if asset.symbol not in there]
         chosen = known_symbols(symbols, {*there, *new}, "The queue has no asset", "queue list")
@@ -162,7 +162,7 @@ def queue_remove(
     Example: asset-sync queue remove OLDCOIN --yes
     """
     settings = settings_for(options)
-    with _database(settings) as db:
+    with database.session(settings.conninfo) as db:
         chosen = _known(db, symbols)
         asked = f"Forget what the queue knows of {', '.join(chosen)}?"
         if not (yes or dry_run or agreed(asked)):
@@ -184,12 +184,6 @@ def queue_remove(
             f"{', '.join(back)}: still in the settings, so the next run adds"
             f" {'it' if len(back) == 1 else 'them'} again. `asset-sync assets remove` ends that."
         )
-
-
-@contextmanager
-def _database(settings: Settings) -> Iterator["Connection"]:
-    with database.session(settings.conninfo) as db:
-        yield db
 
 
 def _do(
