@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TypeAlias
 
-from asset_sync.demo import faults, minutes, replay
-from asset_sync.demo.faults import Call, Document, Json, Reply
+from asset_sync.demo import minutes, refusals, replay, wire
 from asset_sync.demo.minutes import MINUTE_MS
 from asset_sync.demo.replay import BAR_MS, DAY_MS, HOUR_MS, INSTRUMENTS, Bar, Instrument, Market
+from asset_sync.demo.wire import Call, Document, Json, Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _RefusedError(Exception):
 def right_answer(endpoint: Endpoint, call: Call, plan: Plan) -> Reply:
     """Answer a call whose key is good and whose window is not full."""
     if "cursor" in call.query:
-        return faults.bad_request("The parameter 'cursor' is not one that this API gave out")
+        return refusals.bad_request("The parameter 'cursor' is not one that this API gave out")
     try:
         return endpoint(call, plan)
     except _RefusedError as refused:
@@ -56,9 +56,9 @@ def _aggregates(call: Call, plan: Plan) -> Reply:
     start_ms, end_ms = _time_in(call, "from"), _time_in(call, "to", end_of_day=True)
     if end_ms < start_ms:
         sentence = "The parameter 'to' cannot be a time that occurs before 'from'"
-        return faults.bad_request(sentence)
+        return refusals.bad_request(sentence)
     if plan.history_days is not None and start_ms < call.now_ms - plan.history_days * DAY_MS:
-        return faults.outside_timeframe()
+        return refusals.outside_timeframe()
     length_ms = _length_ms(call)
     base_bars = length_ms // (DAY_MS if length_ms >= DAY_MS else MINUTE_MS)
     limit = min(_count(call, "limit", 5_000), 50_000)
@@ -113,7 +113,7 @@ def _bars_reply(call: Call, plan: Plan, rows: list[Json], base_bars: int = 1) ->
         "resultsCount": len(rows),
         "adjusted": call.query.get("adjusted", "true") != "false",
         "status": plan.status if rows else "OK",
-        "request_id": faults.request_id(),
+        "request_id": wire.request_id(),
         "count": len(rows),
     }
     return Reply(200, envelope | {"results": rows} if rows else envelope)
@@ -142,10 +142,10 @@ _MOST_TICKERS = 250
 def _snapshot(call: Call, plan: Plan) -> Reply:
     """Answer with last prices and the day's figures, each row judged by itself."""
     if not plan.snapshots:
-        return faults.not_entitled()
+        return refusals.not_entitled()
     limit = _count(call, "limit", 10)
     if limit > _MOST_TICKERS or len(call.tickers) > _MOST_TICKERS:
-        return faults.bad_request("A snapshot holds at most 250 tickers: 'limit' and 'any_of'")
+        return refusals.bad_request("A snapshot holds at most 250 tickers: 'limit' and 'any_of'")
     reply = _list_reply(call, list(call.tickers or INSTRUMENTS), limit)
     return reply.with_rows([_snapshot_row(str(ticker), call.now_ms) for ticker in reply.rows()])
 
@@ -216,8 +216,8 @@ def _last_trade(last: Bar, updated_ns: int) -> Document:
 def _ticker_details(call: Call, _: Plan) -> Reply:
     instrument = INSTRUMENTS.get(call.parts["ticker"])
     if instrument is None:
-        return faults.ticker_not_found()
-    envelope: Document = {"status": "OK", "request_id": faults.request_id()}
+        return refusals.ticker_not_found()
+    envelope: Document = {"status": "OK", "request_id": wire.request_id()}
     return Reply(200, envelope | {"results": _reference_row(instrument, call.now_ms)})
 
 
@@ -227,7 +227,7 @@ def _ticker_list(call: Call, _: Plan) -> Reply:
     sort, order = query.get("sort", "ticker"), query.get("order", "asc")
     if sort not in _SORTABLE or order not in {"asc", "desc"}:
         sentence = f"The list is not sorted by '{sort}' in the order '{order}'"
-        return faults.bad_request(sentence)
+        return refusals.bad_request(sentence)
     rows = [_reference_row(one, call.now_ms) for one in INSTRUMENTS.values()]
     found: list[Json] = [
         *sorted(
@@ -296,7 +296,7 @@ def _list_reply(call: Call, rows: Sequence[Json], limit: int) -> Reply:
         {
             "results": list(rows[first : first + limit]),
             "status": "OK",
-            "request_id": faults.request_id(),
+            "request_id": wire.request_id(),
         },
     )
     if first + limit >= len(rows):
@@ -331,7 +331,7 @@ def _market_status(call: Call, _: Plan) -> Reply:
 
 
 def _unknown_path(_: Call, __: Plan) -> Reply:
-    return faults.unknown_path()
+    return refusals.unknown_path()
 
 
 # ------------------------------------------------------------------ parameters and paths
@@ -359,7 +359,7 @@ def _time_in(call: Call, name: str, *, end_of_day: bool = False) -> int:
     moment = read_moment(call.parts[name], end_of_day=end_of_day)
     if moment is None:
         raise _RefusedError(
-            faults.bad_request(
+            refusals.bad_request(
                 f"Could not parse the time parameter: '{name}'. "
                 "Use YYYY-MM-DD or Unix MS Timestamps"
             )
@@ -370,7 +370,9 @@ def _time_in(call: Call, name: str, *, end_of_day: bool = False) -> int:
 def _count(call: Call, name: str, default: int, *, least: int = 1) -> int:
     text = call.query.get(name, str(default))
     if not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
-        raise _RefusedError(faults.bad_request(f"The parameter '{name}' is not a positive number"))
+        raise _RefusedError(
+            refusals.bad_request(f"The parameter '{name}' is not a positive number")
+        )
     return int(text)
 
 
@@ -385,7 +387,7 @@ def _length_ms(call: Call) -> int:
         sentence = (
             "The stand-in has bars of 1 minute, 5 minutes and of what divides a day into such"
         )
-        raise _RefusedError(faults.bad_request(sentence))
+        raise _RefusedError(refusals.bad_request(sentence))
     return length_ms
 
 
@@ -403,9 +405,9 @@ _ROUTES: Sequence[tuple[re.Pattern[str], Endpoint]] = [
             _AGGS + r"/grouped/locale/global/market/(?P<market>fx|crypto)/(?P<date>[^/]+)",
             _grouped_daily,
         ),
-        (faults.SNAPSHOT_PATH, _snapshot),
-        (faults.REFERENCE_PATH, _ticker_list),
-        (faults.REFERENCE_PATH + r"/(?P<ticker>[^/]+)", _ticker_details),
+        (wire.SNAPSHOT_PATH, _snapshot),
+        (wire.REFERENCE_PATH, _ticker_list),
+        (wire.REFERENCE_PATH + r"/(?P<ticker>[^/]+)", _ticker_details),
         (r"/v1/marketstatus/now", _market_status),
     )
 ]

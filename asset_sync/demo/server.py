@@ -31,9 +31,10 @@ from types import TracebackType
 from typing import Self, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from asset_sync.demo import answers, faults
+from asset_sync.demo import answers, faults, refusals
 from asset_sync.demo.answers import Endpoint, Plan
-from asset_sync.demo.faults import Call, Document, FaultPlan, Reply, StandInError
+from asset_sync.demo.faults import FaultPlan
+from asset_sync.demo.wire import Call, Document, Reply, StandInError
 
 _PAID = Plan(calls=100, period_seconds=1.0, snapshots=True, status="OK")
 PLANS: Mapping[str, Plan] = {
@@ -246,11 +247,11 @@ class StandIn:
 
     def _judge(self, call: Call, key: str | None, at_seconds: float) -> "_Verdict":
         if key is None:
-            return _Verdict(refusal=faults.no_key(), counts=False)
+            return _Verdict(refusal=refusals.no_key(), counts=False)
         if not secrets.compare_digest(key.encode(), self._key.encode()):
-            return _Verdict(refusal=faults.unknown_key(), counts=False)
+            return _Verdict(refusal=refusals.unknown_key(), counts=False)
         if self._window.add(at_seconds) > self._window.calls:
-            return _Verdict(refusal=faults.rate_limited())
+            return _Verdict(refusal=refusals.rate_limited())
         fault = self._faults.take(call)
         if fault is not None and not fault.counts:
             self._window.take_back()
@@ -262,7 +263,7 @@ class StandIn:
         if path == _LOG_PATH:
             return Reply(200, self._log_document())
         if path not in _POSTED:
-            return faults.unknown_path()
+            return refusals.unknown_path()
         try:
             wanted = json.loads(body)
             match path, wanted:
@@ -273,9 +274,9 @@ class StandIn:
                 case "/_standin/plan", str():
                     self.set_plan(wanted)
                 case _:
-                    return faults.bad_request(f"The body is JSON, such as {_POSTED[path]}")
+                    return refusals.bad_request(f"The body is JSON, such as {_POSTED[path]}")
         except (ValueError, StandInError) as error:
-            return faults.bad_request(str(error))
+            return refusals.bad_request(str(error))
         return Reply(200, {path.removeprefix(_CONTROL): wanted})
 
     def _log_document(self) -> Document:
@@ -416,7 +417,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(self.server.api.control(self.path, self.rfile.read(int(length))))
 
     def _send(self, reply: Reply | None) -> None:
-        found = reply or faults.unknown_path()
+        found = reply or refusals.unknown_path()
         found.send(self, found)
 
     def head(self, reply: Reply, length: int, *, encoding: str | None = None) -> None:

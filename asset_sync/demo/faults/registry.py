@@ -1,0 +1,44 @@
+"""What a fault is, and the list of them by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from asset_sync.demo.wire import Call, Reply
+
+Answer: TypeAlias = Callable[[Call, Reply], Reply]
+"""From the call and the right answer to what is sent instead."""
+
+
+def _always(_: Call) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One way in which the API, or what stands between, lets a client down."""
+
+    name: str
+    about: str
+    """What happens, in a line."""
+
+    answer: Answer
+    applies: Callable[[Call], bool]
+    counts: bool
+    """Whether the call counts against the key's window; a 401 does not."""
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(
+    name: str, *, applies: Callable[[Call], bool] = _always, counts: bool = True
+) -> Callable[[Answer], Answer]:
+    """Register a function under the name by which users ask for it."""
+
+    def register(answer: Answer) -> Answer:
+        about = (answer.__doc__ or "").strip().rstrip(".")
+        FAULTS[name] = Fault(name, about, answer, applies, counts)
+        return answer
+
+    return register
