@@ -20,7 +20,7 @@ from anytime import DAYS, Today
 from machine import Machine, one_bar
 
 from asset_sync.database import Connection, Row, query
-from asset_sync.demo import faults, replay
+from asset_sync.demo import replay, wire
 from asset_sync.demo.faults import FAULTS
 from asset_sync.demo.replay import DAY_MS
 from asset_sync.demo.server import StandIn
@@ -440,7 +440,7 @@ def test_no_other_host_is_ever_spoken_to(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         elsewhere = f"http://127.0.0.1:{other.getsockname()[1]}"
-        monkeypatch.setattr(faults, "FOREIGN_HOST", elsewhere)
+        monkeypatch.setattr(wire, "FOREIGN_HOST", elsewhere)
         api.set_faults([fault])
         host.report()
         other.setblocking(False)  # noqa: FBT003

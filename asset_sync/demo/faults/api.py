@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+from asset_sync.demo import wire
 from asset_sync.demo.faults.figures import _empty
 from asset_sync.demo.faults.registry import fault
 from asset_sync.demo.refusals import (
@@ -14,7 +15,7 @@ from asset_sync.demo.refusals import (
     unknown_key,
 )
 from asset_sync.demo.replay import DAY_MS
-from asset_sync.demo.wire import FOREIGN_HOST, HTML, Call, Document, Json, Reply
+from asset_sync.demo.wire import HTML, Call, Document, Json, Reply
 
 
 @fault("rate-limit")
@@ -94,7 +95,7 @@ def _html(_: Call, __: Reply) -> Reply:
 @fault("redirect")
 def _redirect(call: Call, _: Reply) -> Reply:
     """Redirect with 302 to another host."""
-    return Reply(302, b"", HTML, (("Location", f"{FOREIGN_HOST}{call.path}"),))
+    return Reply(302, b"", HTML, (("Location", f"{wire.FOREIGN_HOST}{call.path}"),))
 
 
 def _is_five_minutes(call: Call) -> bool:

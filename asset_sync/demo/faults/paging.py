@@ -1,7 +1,8 @@
 """Faults of paging: the next page is endless, elsewhere, or short."""
 
+from asset_sync.demo import wire
 from asset_sync.demo.faults.registry import fault
-from asset_sync.demo.wire import FOREIGN_HOST, REFERENCE_PATH, Call, Reply
+from asset_sync.demo.wire import REFERENCE_PATH, Call, Reply
 
 
 @fault("endless-next-url")
@@ -14,7 +15,7 @@ def _endless_next_url(call: Call, right: Reply) -> Reply:
 @fault("foreign-next-url", applies=lambda call: "page" not in call.query)
 def _foreign_next_url(call: Call, right: Reply) -> Reply:
     """Say that the next page is on another host; there is one and no more."""
-    return right.with_keys(next_url=call.page(address=FOREIGN_HOST, page="2"))
+    return right.with_keys(next_url=call.page(address=wire.FOREIGN_HOST, page="2"))
 
 
 _SHORT_PAGE = 2
