@@ -3,7 +3,7 @@
 # make lint   ruff and mypy
 # make soak   the promises under kills, restarts and faults (3 minutes; SOAK_SECONDS=600 longer)
 # make bench  speed and size, each beside its floor in the same run
-# make pictures  the README's pictures, from the program's own output
+# make pictures  the pictures of the pages, from the program's own output
 # make reference  docs/commands.md, docs/settings.md and assets.toml, from the program itself
 
 PYTHON ?= python3

@@ -1,4 +1,4 @@
-"""The README's pictures: what the program prints on a terminal 80 columns wide, as SVG.
+"""The pictures of the pages: what the program prints on a terminal 80 columns wide, as SVG.
 
 Runs the real program against the stand-in API and a database of its own; `make pictures`.
 """

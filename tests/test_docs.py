@@ -8,30 +8,57 @@ import sys
 import tomllib
 from pathlib import Path
 from textwrap import dedent
+from typing import get_args
 
 import pytest
 from conftest import MakeSettings
+from machine import Machine
+from test_layers import LAYERS
 
-from asset_sync import __version__
-from asset_sync.budget.slots import Lane
-from asset_sync.cli import app, health, queue_status, sync
-from asset_sync.database import Connection, DatabaseError
+from asset_sync import __version__, queue
+from asset_sync.cli import app
+from asset_sync.cli.log import _EVENTS
+from asset_sync.database import Connection, DatabaseError, query
 from asset_sync.demo.server import StandIn
 from asset_sync.errors import ExitCode
 from asset_sync.ops.health import Check, JobStatus, examine, without_database
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
-from asset_sync.sync.report import Report
+from asset_sync.sync.judge import End
+from asset_sync.sync.report import Ended
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CRONTAB = (ROOT / "crontab.example").read_text()
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+PAGES = {
+    path.name: path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"))
+}
+OPERATIONS = PAGES["operations.md"]
+SETTINGS = PAGES["settings.md"]
+JSON_AND_TABLES = PAGES["json-and-tables.md"]
+ARCHITECTURE = PAGES["architecture.md"]
+
+ASSETS = """
+[[priority_assets]]
+symbol = "EURUSD"
+polygon_ticker = "C:EURUSD"
+asset_type = "forex"
+[[priority_assets]]
+symbol = "BTCUSD"
+polygon_ticker = "X:BTCUSD"
+asset_type = "crypto"
+[[secondary_assets]]
+symbol = "ETHUSDT"
+polygon_ticker = "X:ETHUSDT"
+asset_type = "crypto"
+"""
 
 
-def section(title: str, page: str = README) -> str:
-    """The page from this heading to the next."""
-    return page.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+def section(title: str, page: str) -> str:
+    """The page from this heading to the next that is as high."""
+    heading = re.search(rf"^(#+) {re.escape(title)}$", page, re.MULTILINE)
+    assert heading is not None, title
+    return re.split(rf"^#{{1,{len(heading[1])}}} ", page[heading.end() :], flags=re.MULTILINE)[0]
 
 
 def first_column(text: str) -> list[str]:
@@ -56,10 +83,8 @@ def commands() -> dict[str, set[str]]:
     return found
 
 
-def test_the_readme_lists_exactly_the_commands_that_there_are() -> None:
-    listed = first_column(section("See how it stands").split("| exit code")[0])
-
-    assert sorted(listed) == sorted(f"asset-sync {name}" for name in commands())
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_page_of_all_commands_is_what_the_program_says() -> None:
@@ -70,37 +95,35 @@ def test_the_page_of_all_commands_is_what_the_program_says() -> None:
         check=True,
     )
 
-    page = (ROOT / "docs" / "commands.md").read_text()
+    page = PAGES["commands.md"]
     assert page == made.stdout, "`make reference` writes it anew"
     for command in commands():
         assert f"# asset-sync {command}\n" in page
 
 
-def test_every_option_the_readme_names_exists() -> None:
+@pytest.mark.parametrize("name", ["README.md", "operations.md", "json-and-tables.md"])
+def test_every_option_that_a_page_names_exists(name: str) -> None:
     known = {option for options in commands().values() for option in options}
     known |= {option for one in app.params for option in (*one.opts, *one.secondary_opts)}
 
-    named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", section("See how it stands")))
+    named = set(re.findall(r"`(--?[a-z][a-z-]*)", PAGES[name]))
 
-    assert named <= known
-    assert {"--dry-run", "--max-runtime", "--limit", "--json", "--config", "-q", "-v"} <= named
-    assert "--log-format" in named
+    others = {"--upgrade", "-t"}  # pip's and journalctl's
+    assert named <= known | others
 
 
-def test_the_readme_lists_exactly_the_exit_codes() -> None:
-    table = section("See how it stands").split("| exit code")[1].split("\n\n")[0]
-    listed = {int(number) for number in re.findall(r"^\| (\d+) ", table, re.MULTILINE)}
-    listed |= {int(number) for number in re.findall(r"\((\d+): terminated\)", table)}
+def test_the_page_lists_exactly_the_exit_codes() -> None:
+    listed = re.findall(r"^\| (\d+) ", section("Exit codes", JSON_AND_TABLES), re.MULTILINE)
 
-    assert listed == {int(code) for code in ExitCode}
+    assert [int(number) for number in listed] == list(ExitCode)
 
 
 def test_the_readme_makes_the_same_promises_as_the_page_that_shows_how_they_are_held() -> None:
     promise = re.compile(r"^\d\. \*\*(.+?)\*\*", re.MULTILINE)
-    made = promise.findall(section("What it promises"))
+    made = promise.findall(section("What it promises", README))
 
     assert len(made) == 5
-    assert made == promise.findall((ROOT / "docs" / "reliability.md").read_text())[:5]
+    assert made == promise.findall(PAGES["reliability.md"])[:5]
 
 
 def test_the_page_of_settings_and_the_shipped_file_are_what_the_declarations_make() -> None:
@@ -139,37 +162,122 @@ def test_the_page_of_settings_lists_exactly_the_settings_of_the_file() -> None:
     assert set(first_column(section("Per asset", SETTINGS))) == asset_keys | {"enabled"}
 
 
-def test_the_readme_names_only_settings_and_variables_that_there_are() -> None:
-    text = section("Settings")
-
-    assert set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`", text)) <= set(VARIABLES)
-    for table, key in re.findall(r"`([a-z_]+)\.([a-z_]+)`", text.replace("assets.toml", "")):
-        assert f"`{key}`" in SETTINGS.split(f"### `[{table}]`")[1].split("\n##")[0]
-
-
-def test_the_readme_names_exactly_the_keys_of_the_json(
+def test_every_setting_that_a_page_names_exists(
     db: Connection, api: StandIn, make_settings: MakeSettings
 ) -> None:
-    text = re.sub(r"\s+", " ", section("See how it stands"))
-    of_sync, of_status, of_health = re.search(
-        r"`sync … --json` tells (.*?)\. `queue status --json` tells (.*?)\. "
-        r"`health --json` tells (.*?)\. ",
-        text,
-    ).groups()  # type: ignore[union-attr]
-    settings = make_settings(api)
-    status = queue_status._as_json(queue_status.look(db, settings))
-    found = examine(db, settings)
+    tables = {
+        name: set(first_column(text))
+        for name, text in re.findall(
+            r"^### `\[(\w+)\]`$(.*?)(?=^##)", SETTINGS, re.MULTILINE | re.DOTALL
+        )
+    }
+    checks = {check.name for check in examine(db, make_settings(api)).checks}
 
-    assert named_keys(of_sync) == set(sync._as_json(Report(1, Lane.QUEUE)))
-    assert named_keys(of_status) == set(status)
-    assert named_keys(of_health) == (
-        set(health._as_json(found)) | set(JobStatus._fields) - {"command"} | set(Check._fields)
+    named = {
+        (table, key)
+        for text in (README, OPERATIONS, JSON_AND_TABLES)
+        for table, key in re.findall(r"`([a-z_]+)\.([a-z_]+)(?:`| =)", text)
+        if table in tables and f"{table}.{key}" not in checks
+    }
+
+    assert named
+    for table, key in named:
+        assert key in tables[table]
+
+
+def test_the_page_names_exactly_the_keys_of_the_json(
+    url: str, api: StandIn, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path, url, api)
+    machine.file(ASSETS)
+
+    def keys(*arguments: str) -> dict[str, object]:
+        told = machine.tell(*arguments, "--json")
+        assert told.code in {0, 1}, told.err  # `health` is degraded: the queue has never run
+        found = json.loads(told.out)
+        assert isinstance(found, dict)
+        return found
+
+    def listed(title: str) -> set[str]:
+        return set(first_column(section(title, JSON_AND_TABLES)))
+
+    assert set(keys("sync", "priority")) == listed("sync")
+    assert set(keys("queue", "status")) == listed("queue status")
+    [item, *_] = keys("queue", "list")["items"]  # type: ignore[misc]
+    assert set(item) == listed("queue list")  # type: ignore[has-type]
+    assert set(keys("health")) == listed("health")
+    of_health = set(re.findall(r"`([a-z_]+)`", section("health", JSON_AND_TABLES)))
+    assert of_health >= {*JobStatus._fields, *Check._fields}
+    assert set(keys("plan")) == listed("plan")
+    [run] = keys("runs")["runs"]  # type: ignore[misc]
+    assert set(run) == listed("runs")  # type: ignore[has-type]
+    [call] = keys("sync", "queue", "--dry-run")["calls"]  # type: ignore[misc]
+    assert all(f"`{key}`" in section("sync", JSON_AND_TABLES) for key in call)  # type: ignore[has-type]
+    first_five = list(keys("queue", "status"))[:5]
+    assert list(keys("health")["queue"]) == first_five  # type: ignore[call-overload]
+
+
+def test_the_page_names_exactly_the_reasons_why_a_run_ends() -> None:
+    [row] = re.findall(r"^\| `reason_ended` \| (.*_.*) \|$", JSON_AND_TABLES, re.MULTILINE)
+
+    assert re.findall(r"`(\w+)`", row) == list(Ended)
+
+
+def test_the_page_names_exactly_the_keys_and_events_of_a_log_line(
+    url: str, api: StandIn, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path, url, api)
+    machine.file(ASSETS)
+    told = machine.tell("sync", "priority", "--log-format", "json", "-v")
+    lines = [json.loads(line) for line in told.err.splitlines()]
+
+    text = section("Log lines", JSON_AND_TABLES)
+    assert set(first_column(text)) == set.intersection(*(set(line) for line in lines))
+    [row] = re.findall(r"^\| `event` \| (.*) \|$", text, re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", row))
+    assert named == {event for event, _ in _EVENTS.values()} | {"settings", "ended"}
+    assert {line["event"] for line in lines} <= named
+    assert lines[-1]["event"] == "ended"
+
+
+def test_the_page_names_exactly_the_tables_and_columns(db: Connection) -> None:
+    text = section("Tables", JSON_AND_TABLES)
+    listed = {
+        name: first_column(section(f"`{name}`", text))
+        for name in re.findall(r"^### `([a-z0-9_.]+)`$", text, re.MULTILINE)
+    }
+
+    there = query(
+        db,
+        """
+        select table_schema || '.' || table_name,
+          array_agg(column_name::text order by ordinal_position)
+        from information_schema.columns
+        where table_schema in ('trading', 'market_data', 'data_sources')
+        group by table_schema, table_name
+        """,
     )
-    json.dumps(status)
+    assert dict(there) == listed
+    own = query(db, "select tablename from pg_tables where schemaname = 'asset_sync'")
+    assert set(first_column(section("asset-sync's own tables", text))) == {one for (one,) in own}
 
 
-def named_keys(text: str) -> set[str]:
-    return set(re.findall(r"`([a-z_]+)`", text))
+QUERIES = [
+    *re.findall(r"```sql\n(.*?)```", README, re.DOTALL),
+    *re.findall(r"```sql\n(.*?)```", section("Queries", JSON_AND_TABLES), re.DOTALL),
+]
+
+
+def test_every_query_on_the_pages_brings_rows_after_a_run(
+    url: str, db: Connection, api: StandIn, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path, url, api)
+    machine.file(ASSETS)
+    assert machine.tell("sync", "priority").code == 0
+
+    assert len(QUERIES) == 5
+    for text in QUERIES:
+        assert query(db, text)
 
 
 def command_lines(text: str) -> list[str]:
@@ -183,15 +291,12 @@ def command_lines(text: str) -> list[str]:
     return [part for part in parts if part.startswith("asset-sync ")]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [README, CRONTAB, OPERATIONS],
-    ids=["README.md", "crontab.example", "operations.md"],
-)
-def test_every_command_line_in_the_documents_is_one_the_program_takes(text: str) -> None:
+@pytest.mark.parametrize("name", ["crontab.example", *sorted(PAGES.keys() - {"commands.md"})])
+def test_every_command_line_in_the_documents_is_one_the_program_takes(name: str) -> None:
     known = commands()
+    text = CRONTAB if name == "crontab.example" else PAGES[name]
 
-    assert command_lines(text)
+    assert command_lines(text) or name in {"CHANGELOG.md", "reliability.md", "settings.md"}
     for line in command_lines(text):
         words = line.split()[1:]
         name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
@@ -244,7 +349,7 @@ def test_what_the_crontab_leaves_to_choose_is_one_that_cron_takes() -> None:
         name = " ".join(word for word in words if not word.startswith(("-", "/")))
         assert options <= known[name]
     *_, (_, metrics) = chosen
-    assert metrics in README
+    assert metrics in OPERATIONS
 
 
 def test_no_log_file_is_written_that_somebody_would_have_to_rotate() -> None:
@@ -255,7 +360,7 @@ def test_no_log_file_is_written_that_somebody_would_have_to_rotate() -> None:
 
 
 def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
-    page = (ROOT / "docs" / "reliability.md").read_text()
+    page = PAGES["reliability.md"]
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
 
     named = set(re.findall(r"`(test_\w+)`", page))
@@ -264,18 +369,47 @@ def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
     assert named <= set(re.findall(r"^def (test_\w+)\(", tests, re.MULTILINE))
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "docs/operations.md", "docs/reliability.md", "docs/settings.md"]
-)
+@pytest.mark.parametrize("name", sorted(PAGES))
 def test_every_file_and_heading_that_a_page_points_to_is_there(name: str) -> None:
-    page = ROOT / name
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+    page = ROOT / name if (ROOT / name).exists() else ROOT / "docs" / name
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
         if target.startswith("http"):
             continue
         file, _, heading = target.partition("#")
         pointed_to = page.parent / file if file else page
         assert pointed_to.exists(), target
         assert not heading or heading in anchors(pointed_to.read_text()), target
+
+
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - {"CHANGELOG.md"}))
+def test_every_path_and_make_target_that_a_page_names_is_there(name: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for path in re.findall(r"`((?:asset_sync|tests|docs|systemd|\.ci)/[^`* ]*)`", PAGES[name]):
+        assert (ROOT / path).exists(), path
+    for target in re.findall(r"`make (\w+)", PAGES[name]):
+        assert f"\n{target}:" in makefile, target
+
+
+def test_the_page_on_the_architecture_has_the_layers_that_are_tested() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", section("Layers", ARCHITECTURE), re.MULTILINE)
+    listed: dict[int, set[str]] = {}
+    for number, cell in rows:
+        names = re.findall(r"`asset_sync/(\w+)", cell)
+        listed.setdefault(int(number), set()).update(names)
+
+    assert list(listed.values()) == [names for names in LAYERS if names != {"__init__"}]
+
+
+def test_the_page_on_the_architecture_names_every_way_a_lease_can_end() -> None:
+    text = section("The states of a queue item", ARCHITECTURE)
+
+    assert {one.__name__ for one in get_args(End)} == set(re.findall(r"`([A-Z]\w+)`", text)) - {
+        "LostLeaseError"
+    }
+    for name in set(re.findall(r"`queue\.(\w+)`", ARCHITECTURE)):
+        assert hasattr(queue, name) or f"`{name}`" in section("`[queue]`", SETTINGS), name
+    states = set(re.findall(r"│ (\w+) │|│ (\w+) +│", text))
+    assert {"idle", "waiting", "leased", "dead"} <= {word for pair in states for word in pair}
 
 
 def anchors(text: str) -> set[str]:

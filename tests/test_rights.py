@@ -1,4 +1,4 @@
-"""A role that may only run syncs, made with the SQL that the README gives."""
+"""A role that may only run syncs, made with the SQL of the page on tables and rights."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from psycopg2.extensions import make_dsn
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "json-and-tables.md"
 ROLE = f"asset_sync_test_syncer_{os.getpid()}"
 PASSWORD = "made-up"
 FILE = """
@@ -30,9 +30,9 @@ asset_type = "crypto"
 """
 
 
-def readme_sql() -> list[str]:
+def sql_of_the_page() -> list[str]:
     """Return the statements under the heading, for a role of the tests' own."""
-    [section] = re.findall(r"^## Rights\n(.*?)^## ", README.read_text(), re.DOTALL | re.MULTILINE)
+    section = PAGE.read_text().split("\n## Rights\n")[1]
     [block] = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
     return [one.replace("syncer", ROLE) for one in block.split(";") if one.strip()]
 
@@ -51,7 +51,7 @@ def syncer(url: str, db: Connection, tmp_path: Path) -> Iterator[Syncer]:
     )
     if not allowed:
         pytest.skip("the role of TEST_DATABASE_URL may not create roles")
-    for statement in readme_sql():
+    for statement in sql_of_the_page():
         query(db, statement)
     query(db, f"alter role {ROLE} password '{PASSWORD}'")
     as_syncer = make_dsn(url, user=ROLE, password=PASSWORD)
@@ -61,7 +61,7 @@ def syncer(url: str, db: Connection, tmp_path: Path) -> Iterator[Syncer]:
         query(db, f"drop owned by {ROLE}; drop role {ROLE}")
 
 
-def test_the_readmes_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
+def test_the_documented_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
     # An old run and its call, to be forgotten by this one.
     query(
         syncer.admin,
