@@ -442,7 +442,7 @@ def test_no_other_host_is_ever_spoken_to(
         elsewhere = f"http://127.0.0.1:{other.getsockname()[1]}"
         monkeypatch.setattr(wire, "FOREIGN_HOST", elsewhere)
         api.set_faults([fault])
-        host.report()
+        host.report("--max-runtime", "5")
         other.setblocking(False)  # noqa: FBT003
         with pytest.raises(BlockingIOError):
             other.accept()

@@ -13,9 +13,8 @@ from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection
 from asset_sync.model import Asset, AssetType, Level
 from asset_sync.provider.answers import Listed, TickersAnswer
+from asset_sync.provider.current import MARKETS, endpoints
 from asset_sync.provider.errors import Fault, ProviderError, Unavailable
-from asset_sync.provider.polygon import endpoints
-from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.settings import SYMBOL_PATTERN, Settings
 from asset_sync.sync.ask import NoCallLeftError, Questions
 

@@ -23,7 +23,7 @@ from asset_sync.cli.output import out_raw
 from asset_sync.cli.settings import settings_for
 from asset_sync.cli.symbols import known_symbols
 from asset_sync.model import Asset, AssetType, Level
-from asset_sync.provider.polygon.markets import MARKETS
+from asset_sync.provider.current import MARKETS
 from asset_sync.queue import admin
 from asset_sync.settings import SYMBOL_PATTERN, Settings
 

@@ -10,6 +10,7 @@ import psycopg2.extensions
 
 from asset_sync.database.connection import Connection, query, transaction
 from asset_sync.database.errors import NotInitialisedError
+from asset_sync.provider.current import CODE
 
 
 class Migration(NamedTuple):
@@ -229,7 +230,7 @@ def _lost_rows(db: Connection, missing: Sequence[str]) -> Iterator[str]:
         yield _NO_LIMITER
     initialised = "asset_sync.limiter" not in missing and PROVIDERS not in missing
     if initialised and _has_column(db, PROVIDERS, "code") and not _knows_us(db):
-        yield f"{PROVIDERS} has no row with the code 'polygon': `asset-sync db init` adds it."
+        yield f"{PROVIDERS} has no row with the code {CODE!r}: `asset-sync db init` adds it."
 
 
 def lacking_rights(db: Connection) -> tuple[str, ...]:
@@ -376,7 +377,7 @@ def _platform_problems(db: Connection) -> list[str]:
 
 
 def _knows_us(db: Connection) -> bool:
-    return bool(query(db, f"select from {PROVIDERS} where code = 'polygon'"))
+    return bool(query(db, f"select from {PROVIDERS} where code = %s", (CODE,)))
 
 
 def _has_unique_index(db: Connection, table: PlatformTable) -> bool:

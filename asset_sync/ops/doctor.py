@@ -144,7 +144,7 @@ def question_to_the_api(settings: Settings) -> str | None:
     """Return the call that `examine_key` will make, None if it can make none."""
     if settings.provider.api_key is None or not settings.assets:
         return None
-    from asset_sync.provider.polygon import endpoints  # noqa: PLC0415
+    from asset_sync.provider.current import endpoints  # noqa: PLC0415
 
     return f"{settings.provider.base_url}{endpoints.reference(settings.assets[0].ticker)}"
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from asset_sync.budget.slots import Lane
 from asset_sync.model import Asset, Level
-from asset_sync.provider.polygon.markets import MARKETS
+from asset_sync.provider.current import MARKETS
 from asset_sync.settings import PLANS, Plan, RateLimit, Settings
 from asset_sync.store.entitlements import Missing
 from asset_sync.sync.scope import Scope

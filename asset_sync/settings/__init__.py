@@ -9,8 +9,8 @@ imports this package. `sections` declares the settings, `kinds` says what each m
 reads them, and `files` says which file holds them.
 """
 
+from asset_sync.provider.current import PLANS
 from asset_sync.provider.plan import Plan
-from asset_sync.provider.polygon.plans import PLANS
 from asset_sync.secret import Secret
 from asset_sync.settings.files import SHIPPED_FILE, SYSTEM_FILE, search_places
 from asset_sync.settings.kinds import SYMBOL_PATTERN

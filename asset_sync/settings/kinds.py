@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from asset_sync.model import AssetType, Level
-from asset_sync.provider.polygon.markets import MARKETS
+from asset_sync.provider.current import MARKETS
 from asset_sync.secret import Secret
 from asset_sync.settings.mistakes import WrongError, shown
 

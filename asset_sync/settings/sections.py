@@ -14,8 +14,8 @@ from types import EllipsisType
 from typing import Generic, TypeVar, cast
 
 from asset_sync.model import Asset, AssetType, Level
+from asset_sync.provider.current import PLANS
 from asset_sync.provider.plan import Plan
-from asset_sync.provider.polygon.plans import PLANS
 from asset_sync.secret import Secret
 from asset_sync.settings import kinds
 from asset_sync.settings.kinds import FLAG, Kind, SecretKind, number, whole

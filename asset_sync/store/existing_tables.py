@@ -28,6 +28,7 @@ from asset_sync.database import (
 )
 from asset_sync.model import Asset, AssetType
 from asset_sync.provider.answers import Bar
+from asset_sync.provider.current import CODE
 from asset_sync.store import market
 
 # Nobody is to wait for a trial.
@@ -132,7 +133,7 @@ def require_usable(db: Connection, assets: Sequence[Asset]) -> None:
     found = _catalogue(db)
     if not found.has_provider:
         raise NotInitialisedError(
-            f"{PROVIDERS} has no row with the code {market.SOURCE!r}: `asset-sync db init` adds it."
+            f"{PROVIDERS} has no row with the code {CODE!r}: `asset-sync db init` adds it."
         )
     if not found.differences or found.tried:
         return
@@ -260,7 +261,7 @@ def _catalogue(db: Connection) -> _Catalogue:
             "columns": [name for _, name, _ in columns],
             "types": [wanted for _, _, wanted in columns],
             "nulled": list(_NULLED),
-            "provider": market.SOURCE,
+            "provider": CODE,
         },
     )
     *_, fingerprint, tried, has_provider = rows[0]
@@ -468,7 +469,7 @@ def _status(cursor: Cursor, symbol: str) -> Iterator[str]:
         join {_SYMBOLS} s on s.id = status.ticker_id join {PROVIDERS} p on p.id = status.provider_id
         where s.symbol = %s and p.code = %s
         """,
-        (symbol, market.SOURCE),
+        (symbol, CODE),
     )
     if cursor.fetchall() != [("error",)]:
         raise _NotKeptError(f"A sync status does not stay in {_STATUS}.")

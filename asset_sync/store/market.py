@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from asset_sync.database import Connection, Cursor, DatabaseError, query
 from asset_sync.provider.answers import Bar
-
-SOURCE = "polygon"
+from asset_sync.provider.current import CODE
 
 # Whether a bar's prices are numbers: NaN is greater than infinity.
 _HAS_NUMBERS = """(
@@ -54,7 +53,7 @@ class LastPrice(NamedTuple):
             "daily_low": self.daily_low,
             "daily_close": self.daily_close,
             "timestamp": self.timestamp.astimezone(UTC).isoformat(),
-            "source": SOURCE,
+            "source": CODE,
         }
 
 
@@ -220,12 +219,12 @@ def save_status(cursor: Cursor, symbols: Sequence[str], error: str | None = None
           sync_status = excluded.sync_status, error_message = excluded.error_message,
           updated_at = excluded.updated_at
         """,
-        {"symbols": list(symbols), "error": error, "provider": SOURCE},
+        {"symbols": list(symbols), "error": error, "provider": CODE},
     )
     # An asset that has never been fresh has no row yet to say an error of.
     if error is None and cursor.rowcount != len(symbols):
         raise DatabaseError(
-            f"data_sources.api_providers has no row with the code {SOURCE!r}: insert it, or run "
+            f"data_sources.api_providers has no row with the code {CODE!r}: insert it, or run "
             "`asset-sync db init`."
         )
 

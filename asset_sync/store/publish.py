@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from asset_sync.database import Cursor
 from asset_sync.errors import AssetSyncError
+from asset_sync.provider.current import CODE
 from asset_sync.settings import Secret
-from asset_sync.store.market import SOURCE, LastPrice
+from asset_sync.store.market import LastPrice
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -26,7 +27,7 @@ def message(price: LastPrice) -> str:
         {
             "symbol": price.symbol,
             **{key: known[key] for key in ("bid", "ask", "last_price", "timestamp")},
-            "source": SOURCE,
+            "source": CODE,
         }
     )
 

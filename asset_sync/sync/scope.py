@@ -8,6 +8,7 @@ from typing import Protocol
 from asset_sync.budget.slots import Lane, Rate, effective_rate, rate_of
 from asset_sync.database import Connection
 from asset_sync.model import AssetType, Feed, Level
+from asset_sync.provider.current import connect
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Wanted, calls_for
 from asset_sync.settings import ProviderSettings, Secret, Settings, SettingsError
@@ -174,10 +175,8 @@ def scope_of(db: Connection, settings: Settings, lane: Lane) -> Scope:
 
 
 def open_provider(settings: ProviderSettings, key: Secret) -> Provider:
-    """Return the provider's client. Importing it takes 150 ms, so this waits for the first call."""
-    from asset_sync.provider.polygon.client import Polygon  # noqa: PLC0415
-
-    return Polygon(
+    """Return the provider's client; it connects with the first call."""
+    return connect(
         base_url=settings.base_url,
         api_key=key,
         connect_timeout_seconds=settings.connect_timeout_seconds,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from asset_sync.model import AssetType
-from asset_sync.provider.polygon.markets import MARKETS
+from asset_sync.provider.current import MARKETS
 
 BAR_LENGTH = timedelta(minutes=5)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from asset_sync.model import Feed
+from asset_sync.provider.current import endpoints
 from asset_sync.provider.errors import ProviderError
-from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.protocol import Provider
 from asset_sync.sync import judge
 from asset_sync.sync.feeds import bars, snapshot

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from asset_sync.provider.answers import BarsAnswer
+from asset_sync.provider.current import endpoints
 from asset_sync.provider.errors import FeedDenied, ProviderError, TodayDenied
-from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.sync import judge
