@@ -471,11 +471,11 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(
 # --- what it costs ------------------------------------------------------------------------------
 
 
-def test_a_run_that_tells_nobody_imports_nothing_for_it(machine: Machine, tell: Tell) -> None:
+def test_a_run_that_tells_nobody_imports_nothing_slow(machine: Machine, tell: Tell) -> None:
     tell("sync", "queue")
     script = (
         "import atexit, sys\n"
-        "slow = {'asset_sync.ops.hooks', 'asset_sync.provider.polygon', 'requests', 'rich'}\n"
+        "slow = {'asset_sync.provider.polygon.client', 'pyrate_limiter', 'requests', 'rich'}\n"
         "before = set(sys.modules)\n"
         "atexit.register(lambda: print(*slow & (set(sys.modules) - before)))\n"
         "from asset_sync.cli import main; main()"
