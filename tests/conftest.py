@@ -6,7 +6,7 @@ import pwd
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
@@ -212,44 +212,15 @@ class _Closing(list[Connection]):
 class ShiftingClock(Clock):
     """A clock for `loop.run` that does not wait: it moves the database's past away instead.
 
-    Hand `monotonic` to the stand-in, too, and both agree on how late it is.
+    Hand `monotonic` to the stand-in, too, and both agree on how late it is. It is not another clock
+    of the database, as in `anytime`: the bars of the stand-in would have to move along, and a test
+    that sleeps for a day would find the markets of another day.
     """
-
-    _SHIFTED: Mapping[str, Sequence[str]] = {
-        "slots": ("stamped_at", "previous_stamped_at"),
-        "limiter": (
-            "blocked_until",
-            "blocked_at",
-            "reserved_at",
-            "called_at",
-            "answered_at",
-            "lowered_at",
-            "seen_at",
-            "mark_at",
-            "jumped_at",
-        ),
-        "queue": (
-            "last_success_at",
-            "last_attempt_at",
-            "added_at",
-            "due_at",
-            "not_before",
-            "lease_until",
-            "failed_at",
-        ),
-    }
-    _SHIFT = """
-        update asset_sync.queue set sort_at = sort_at - make_interval(secs => %(seconds)s)
-        where level <> 'critical';
-    """ + ";".join(
-        f"update asset_sync.{table} set "
-        + ", ".join(f"{one} = {one} - make_interval(secs => %(seconds)s)" for one in columns)
-        for table, columns in _SHIFTED.items()
-    )
 
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._shifted = 0.0
+        self._shift = _shift_of_every_time(db)
 
     def monotonic(self) -> float:
         return time.monotonic() + self._shifted
@@ -259,7 +230,27 @@ class ShiftingClock(Clock):
 
     def sleep(self, seconds: float) -> None:
         self._shifted += seconds
-        database.query(self._db, self._SHIFT, {"seconds": seconds})
+        database.query(self._db, self._shift, {"seconds": seconds})
+
+
+def _shift_of_every_time(db: Connection) -> str:
+    """Return SQL that makes all times in our own tables so many seconds older."""
+    rows = database.query(
+        db,
+        """
+        select attrelid::regclass::text, string_agg(
+          format(case when attname = 'sort_at'
+            -- critical items stand in the order of the file, at seconds of 1970
+            then '%%1$I = case level when ''critical'' then %%1$I else %%1$I - {ago} end'
+            else '%%1$I = %%1$I - {ago}' end, attname), ', ')
+        from pg_attribute join pg_class on pg_class.oid = attrelid
+        where relnamespace = 'asset_sync'::regnamespace and relkind = 'r' and attnum > 0
+          and atttypid = 'timestamptz'::regtype and not attisdropped
+        group by attrelid
+        """,
+    )
+    ago = "make_interval(secs => %(seconds)s)"
+    return ";".join(f"update {table} set {changes}".format(ago=ago) for table, changes in rows)
 
 
 @pytest.fixture

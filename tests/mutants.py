@@ -126,9 +126,9 @@ MUTANTS = (
     ),
     Mutant(
         "a slot that has grown old before its call is given back",
-        "sync/loop.py",
-        "rate.call_timeout_seconds / 2",
-        "rate.call_timeout_seconds * 0",
+        "budget",
+        "return left >= self._rate.call_timeout_seconds / 2",
+        "return True",
         "test_a_slot_that_has_grown_old_before_its_call_is_given_back",
     ),
     Mutant(
@@ -218,9 +218,9 @@ MUTANTS = (
     ),
     Mutant(
         "a run that gets no slot before its end stops at once",
-        "sync/loop.py",
-        "if answer.seconds > self._remaining():",
-        "if self._remaining() < 0:",
+        "budget",
+        "if answer.seconds > deadline - self._clock.monotonic():",
+        "if deadline < self._clock.monotonic():",
         "test_a_run_that_gets_no_slot_before_its_end_stops_at_once",
     ),
     # --- 3. nothing lost, nothing twice -----------------------------------------------------------
@@ -432,8 +432,8 @@ MUTANTS = (
     Mutant(
         "priority assets come first",
         "queue",
-        "as next\n        order by {_FIRST} limit",
-        "as next\n        order by level = 'critical', sort_at limit",
+        "level <> 'critical', sort_at, symbol",
+        "level = 'critical', sort_at, symbol",
         "test_the_line_is_the_order_of_service_critical_first",
     ),
     Mutant(
@@ -574,8 +574,8 @@ MUTANTS = (
     Mutant(
         "a refused key ends the run at once",
         "sync",
-        "raise _Stop(Ended.KEY_REFUSED",
-        "str(Ended.KEY_REFUSED",
+        "raise Stop(Ended.KEY_REFUSED,",
+        "print(Ended.KEY_REFUSED,",
         "test_a_revoked_key_ends_the_run_at_once",
     ),
     Mutant(
@@ -622,16 +622,16 @@ MUTANTS = (
     ),
     Mutant(
         "a host that was suspended sends nothing late",
-        "sync",
-        "api.send_only_if(lambda: self._clock.monotonic() < held.until)",
-        "api.send_only_if(lambda: True)",
+        "budget",
+        "send_only_if(lambda: self._clock.monotonic() < turn.until)",
+        "send_only_if(lambda: True)",
         "test_a_request_that_would_leave_after_its_slots_time_is_not_sent",
     ),
     Mutant(
         "a call ends before its slot is free again",
-        "sync",
-        "held.until - self._clock.monotonic(),\n            max(",
-        "1e9,\n            max(",
+        "budget",
+        "min(turn.until - self._clock.monotonic(), most_seconds)",
+        "most_seconds",
         "test_a_call_ends_before_its_slot_would_be_free_again",
     ),
     Mutant(
@@ -731,7 +731,7 @@ MUTANTS = (
         "settings",
         'if scheme == "http" and not may_be_plain(host):',
         "if False:",
-        "test_http_to_another_machine_is_for_those_who_say_so",
+        "test_a_mistake_in_the_environment_names_the_variable",
     ),
     Mutant(
         "settings that every account may write are refused",

@@ -461,31 +461,6 @@ def test_a_free_key_has_two_years_of_history() -> None:
         assert ask(api, path.format("2024-11-10")).status == 200
 
 
-def test_the_previous_day_is_the_last_with_bars_stamped_at_its_end() -> None:
-    with standin(now_ms=ms("2026-11-23T12:00:00")) as api:
-        (monday,) = ask(api, "/v2/aggs/ticker/C:EURUSD/prev").rows
-    with standin(now_ms=ms("2026-11-22T12:00:00")) as api:
-        (sunday,) = ask(api, "/v2/aggs/ticker/C:EURUSD/prev").rows
-        assert "results" not in ask(api, "/v2/aggs/ticker/C:TYPO/prev").document
-    assert monday.keys() == {"T", "v", "vw", "o", "c", "h", "l", "t", "n"}
-    assert monday["t"] == ms("2026-11-23T00:00:00") - 1
-    assert sunday["t"] == ms("2026-11-21T00:00:00") - 1
-
-
-@pytest.mark.parametrize(("market", "count"), [("fx", 5), ("crypto", 2)])
-def test_a_market_in_one_call_has_end_of_day_stamps(market: str, count: int) -> None:
-    with standin("free") as api:
-        seen = ask(api, f"/v2/aggs/grouped/locale/global/market/{market}/{YESTERDAY}")
-        bad = ask(api, f"/v2/aggs/grouped/locale/global/market/{market}/yesterday")
-    assert "ticker" not in seen.document
-    assert {row["t"] for row in seen.rows} == {ms(TODAY) - 1}
-    assert seen.names("T") == [
-        ticker for ticker, instrument in INSTRUMENTS.items() if instrument.market == market
-    ]
-    assert len(seen.rows) == count
-    assert bad.status == 400
-
-
 # ---------------------------------------------------------------------- shapes: the others
 
 SESSION_KEYS = {
@@ -643,19 +618,6 @@ def test_pages_of_the_list_keep_filters_and_order() -> None:
     assert first.names("ticker") + second.names("ticker") == [
         "C:XAUUSD", "C:XAGUSD", "C:USDJPY", "C:GBPUSD", "C:EURUSD"
     ]  # fmt: skip
-
-
-def test_market_status_has_the_shape_of_the_specification() -> None:
-    with standin("free") as api:
-        document = ask(api, "/v1/marketstatus/now").document
-    assert document == {
-        "afterHours": False,
-        "currencies": {"crypto": "open", "fx": "open"},
-        "earlyHours": False,
-        "exchanges": {"nasdaq": "closed", "nyse": "closed", "otc": "closed"},
-        "market": "closed",
-        "serverTime": "2026-11-18T12:02:00+00:00",
-    }
 
 
 def test_an_unknown_path_is_plain_text() -> None:
