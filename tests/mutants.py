@@ -851,6 +851,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the breakages and run nothing")
     parser.add_argument("--only", metavar="WORDS", help="those whose promise or test holds this")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server and the copy go, too
     words = (options.only or "").lower()
     chosen = [one for one in MUTANTS if words in one.promise.lower() or words in one.test]
     if not chosen:

@@ -13,6 +13,7 @@ import pytest
 from commandline import Told, asset_sync
 from conftest import asset as a_queued_asset
 from conftest import nobody
+from machine import environment
 
 from asset_sync import queue
 from asset_sync.assetfile import edit
@@ -46,17 +47,15 @@ def file(tmp_path: Path) -> Path:
 
 def add(file: Path, *arguments: str) -> Told:
     """Run `assets add` where this is the settings file."""
-    return asset_sync("assets", "add", *arguments, environ=home(file.parent), directory=file.parent)
+    return asset_sync(
+        "assets", "add", *arguments, environ=environment(file.parent), directory=file.parent
+    )
 
 
 def remove(file: Path, *arguments: str) -> Told:
     """Run `assets remove` where this is the settings file."""
-    environ = home(file.parent) | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+    environ = environment(file.parent) | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
     return asset_sync("assets", "remove", *arguments, environ=environ, directory=file.parent)
-
-
-def home(directory: Path) -> dict[str, str]:
-    return {"HOME": str(directory), "PATH": os.environ["PATH"]}
 
 
 def symbols(file: Path) -> list[str]:
@@ -163,7 +162,7 @@ def test_a_secret_that_can_be_read_only_once_is_read_once(file: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"the-key")
     os.close(writing)
-    environ = home(file.parent) | {"POLYGON_API_KEY_FILE": f"/dev/fd/{reading}"}
+    environ = environment(file.parent) | {"POLYGON_API_KEY_FILE": f"/dev/fd/{reading}"}
 
     told = asset_sync("assets", "add", *EURO, environ=environ, directory=file.parent)
 
@@ -369,7 +368,7 @@ def test_what_the_queue_still_has_of_it_is_said_with_the_command_that_forgets_it
     file: Path, url: str, db: Connection
 ) -> None:
     queue.enqueue(db, [queue.Wanted(a_queued_asset("XAUUSD"), Feed.BARS)], QueueSettings())
-    environ = home(file.parent) | {"DATABASE_URL": url}
+    environ = environment(file.parent) | {"DATABASE_URL": url}
     arguments = ("assets", "remove", "XAUUSD")
 
     told = asset_sync(*arguments, environ=environ, directory=file.parent)
@@ -417,7 +416,7 @@ def test_what_cannot_be_removed_is_a_sentence_and_nothing_is_written(
 
 def test_an_asset_that_is_switched_off_is_listed_as_off_and_not_added_again(file: Path) -> None:
     file.write_text(f"{GOLD}enabled = false\n")
-    environ = home(file.parent) | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+    environ = environment(file.parent) | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
 
     shown = asset_sync("assets", "list", environ=environ, directory=file.parent)
     as_json = asset_sync("assets", "list", "--json", environ=environ, directory=file.parent)
@@ -492,7 +491,7 @@ def test_the_shipped_file_is_copied_and_never_changed(tmp_path: Path) -> None:
     assert symbols(copy)[-1] == "EURCHF"
     assert SHIPPED_FILE.read_bytes() == shipped
     assert stat.S_IMODE(copy.stat().st_mode) == 0o644, "whoever runs cron may read it"
-    assert load(None, home(tmp_path), cwd=tmp_path).source == copy, "it holds from then on"
+    assert load(None, environment(tmp_path), cwd=tmp_path).source == copy, "it holds from then on"
 
 
 def test_a_link_to_the_shipped_file_is_not_followed_to_change_it(tmp_path: Path) -> None:
@@ -509,7 +508,7 @@ def test_a_link_to_the_shipped_file_is_not_followed_to_change_it(tmp_path: Path)
 
 
 def test_the_copy_goes_where_xdg_says(tmp_path: Path) -> None:
-    environ = home(tmp_path) | {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    environ = environment(tmp_path) | {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
 
     told = asset_sync("assets", "add", *EURO, environ=environ, directory=tmp_path)
 
@@ -538,7 +537,7 @@ def test_without_a_home_it_says_what_to_do(tmp_path: Path) -> None:
 def start(file: Path, symbol: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "asset_sync", "assets", "add", symbol, "--type", "forex"],
-        env=home(file.parent),
+        env=environment(file.parent),
         cwd=file.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
