@@ -248,8 +248,8 @@ MUTANTS = (
     Mutant(
         "no item is claimed by two runs",
         "queue",
-        "order by {_FIRST} limit 1\n          for update of q skip locked",
-        "order by {_FIRST} limit 1\n          for update of q",
+        "limit 1\n          for update of q skip locked",
+        "limit 1\n          for update of q",
         "test_an_item_that_is_just_being_claimed_is_passed_over",
     ),
     Mutant(
@@ -524,8 +524,8 @@ MUTANTS = (
     Mutant(
         "the higher of two hosts' levels holds",
         "queue",
-        '{_RANK.format(level="w.level")} < {_RANK',
-        '{_RANK.format(level="w.level")} <> {_RANK',
+        '{RANK.format(level="w.level")} < {RANK',
+        '{RANK.format(level="w.level")} <> {RANK',
         "test_the_higher_of_two_levels_holds_and_nothing_moves_to_and_fro",
     ),
     Mutant(
