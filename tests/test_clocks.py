@@ -143,7 +143,7 @@ def test_no_module_but_the_demo_asks_the_host_what_time_it_is() -> None:
     # The doctor compares the host's clock with the database's. The log and the live lines stamp
     # what they show, and `--watch` counts since when the database is down: it cannot be asked then.
     # `clock.py` reads a clock that measures, and cannot tell what time it is.
-    shown = {"doctor.py", "clock.py", "log.py", "queue.py", "watch.py"}
+    shown = {"doctor.py", "clock.py", "log.py", "queue_watch.py", "live.py"}
     assert {use.split(":")[0] for use in uses} == shown
 
 

@@ -3,6 +3,7 @@
 Real servers, real proxies; the clock does not wait where nothing outside has to happen.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -291,6 +292,7 @@ def test_an_interrupt_in_the_middle_of_a_statement_returns_what_is_held(
 
     handled = signal.signal(signal.SIGALRM, interrupt)
     hook(monkeypatch, "store.market:save_bars", before=interrupt_soon)
+    gc.disable()  # Python swallows what is raised in a callback of the collector
     try:
         with database.transaction(job.watch) as cursor:
             cursor.execute("lock table market_data.ohlcv_5m in share row exclusive mode")
@@ -299,6 +301,7 @@ def test_an_interrupt_in_the_middle_of_a_statement_returns_what_is_held(
                 job.run()
             assert time.monotonic() - began < 2
     finally:
+        gc.enable()
         signal.signal(signal.SIGALRM, handled)
 
     assert job.items()[0] == ("BTCUSD", "waiting", 0)

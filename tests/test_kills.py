@@ -78,12 +78,13 @@ if function == "commit":
         def execute(self, sql, parameters=None):
             run = mined(super().execute) if sql == "commit" else super().execute
             return run(sql, parameters)
-    connect = database.connect
+    session = importlib.import_module("asset_sync.database.session")
+    connect = session.connect
     def connect_mined(*arguments, **named):
         db = connect(*arguments, **named)
         db.cursor_factory = Cursor
         return db
-    database.connect = connect_mined
+    session.connect = connect_mined
 else:
     module, _, path = function.partition(":")
     owner = importlib.import_module(module)
