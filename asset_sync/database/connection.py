@@ -40,7 +40,7 @@ _BOUNDS = (
 )
 CONNECT_SECONDS = 10
 # How long an answer is waited for: as long as the statement may take, and the way there and back.
-_patience_seconds = ContextVar[float]("patience", default=STATEMENT_SECONDS + 5)
+_answer_seconds = ContextVar[float]("answer_seconds", default=STATEMENT_SECONDS + 5)
 
 
 def connect(conninfo: Secret | None, *, within_seconds: float = CONNECT_SECONDS) -> Connection:
@@ -76,7 +76,7 @@ def _wait_for_answer(db: Connection) -> None:
     A proxy that stops forwarding keeps its end of the connection alive, so that neither the
     server's time-outs nor TCP's would end the wait. And Ctrl-C ends it, which libpq's does not.
     """
-    give_up = time.monotonic() + _patience_seconds.get()
+    give_up = time.monotonic() + _answer_seconds.get()
     while (state := db.poll()) != psycopg2.extensions.POLL_OK:
         left = give_up - time.monotonic()
         if left <= 0:
@@ -89,13 +89,13 @@ def _wait_for_answer(db: Connection) -> None:
 
 
 @contextmanager
-def hurry(seconds: float | None) -> Iterator[None]:
+def statement_timeout(seconds: float | None) -> Iterator[None]:
     """Wait no longer than so long for any answer in this block; None leaves it as it is."""
-    before = _patience_seconds.set(_patience_seconds.get() if seconds is None else seconds)
+    before = _answer_seconds.set(_answer_seconds.get() if seconds is None else seconds)
     try:
         yield
     finally:
-        _patience_seconds.reset(before)
+        _answer_seconds.reset(before)
 
 
 def _address(conninfo: Secret | None) -> str:
