@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL, its schema, and the sentences for what can go wrong with it."""
+"""The connection to PostgreSQL, its schema, and its errors as sentences."""
 
 from asset_sync.database.connection import (
     EMBEDDED_DATABASE,
