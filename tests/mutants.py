@@ -205,8 +205,8 @@ MUTANTS = (
     Mutant(
         "a run keeps the place of the next priority run",
         "sync",
-        "(self._let_go, self._hold_next_place, self._note_end)",
-        "(self._let_go, self._note_end)",
+        "(self._release_held, self._reserve_for_next_run, self._note_end)",
+        "(self._release_held, self._note_end)",
         "test_the_queue_leaves_room_for_the_next_priority_run",
     ),
     Mutant(
@@ -255,8 +255,8 @@ MUTANTS = (
     Mutant(
         "a run that is cut off gives its item back",
         "sync",
-        "(self._let_go, self._hold_next_place, self._note_end)",
-        "(self._hold_next_place, self._note_end)",
+        "(self._release_held, self._reserve_for_next_run, self._note_end)",
+        "(self._reserve_for_next_run, self._note_end)",
         "test_cut_off_in_a_call_the_item_is_back_in_line_without_the_attempt",
     ),
     Mutant(
@@ -304,8 +304,8 @@ MUTANTS = (
     Mutant(
         "a database that fails each time costs few calls",
         "sync",
-        "CALLS_IN_VAIN = 3",
-        "CALLS_IN_VAIN = 300",
+        "WASTED_CALLS = 3",
+        "WASTED_CALLS = 300",
         "test_what_never_passes_costs_few_calls",
     ),
     Mutant(
@@ -396,15 +396,15 @@ MUTANTS = (
     Mutant(
         "no more history is asked for than the plan has",
         "sync",
-        "start = max(start, backfilled_to or start, floor)",
+        "start = max(start, backfilled_to or start, earliest)",
         "start = max(start, backfilled_to or start)",
         "test_a_gap_is_asked_for_no_further_back_than_the_plans_history",
     ),
     Mutant(
         "a catch-up goes on from where it had asked",
         "sync",
-        "start = max(start, backfilled_to or start, floor)",
-        "start = max(start, floor)",
+        "start = max(start, backfilled_to or start, earliest)",
+        "start = max(start, earliest)",
         "test_where_a_catch_up_found_nothing_it_goes_on_from_where_it_had_asked",
     ),
     Mutant(

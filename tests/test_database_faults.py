@@ -411,7 +411,7 @@ def test_a_slot_whose_taking_was_not_answered_comes_free_by_itself(job: Job, url
 @pytest.fixture
 def impatient() -> Iterator[None]:
     """Wait one second for an answer, where the program waits 25."""
-    with database.hurry(1):
+    with database.statement_timeout(1):
         yield
 
 
@@ -554,7 +554,7 @@ def start(
     kept = {n: v for n, v in os.environ.items() if n not in VARIABLES and not n.startswith("PG")}
     program = (
         "import sys; from asset_sync import database; from asset_sync.cli import main\n"
-        f"with database.hurry({patience_seconds}): main()"
+        f"with database.statement_timeout({patience_seconds}): main()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments, "--config", str(TWO_ASSETS)],
@@ -886,7 +886,7 @@ def test_what_never_passes_costs_few_calls(job: Job) -> None:
     with pytest.raises(DatabaseError, match="got into each other's way"):
         job.run(seconds=290)
 
-    assert len(job.asked()) == loop.CALLS_IN_VAIN + 1
+    assert len(job.asked()) == loop.WASTED_CALLS + 1
     assert {state for _, state, _ in job.items()} == {"waiting"}
     assert job.in_flight() == 0
 
@@ -979,7 +979,7 @@ def test_one_asset_that_somebody_locks_lets_the_others_pass(
 
         states = {symbol: state for symbol, state, _ in job.items()}
         assert states == {"BTCUSD": "waiting", "ETHUSDT": "idle"}
-        assert job.asked().count("X:BTCUSD") <= 2 + loop.CALLS_IN_VAIN
+        assert job.asked().count("X:BTCUSD") <= 2 + loop.WASTED_CALLS
         assert job.in_flight() == 0
     assert report is None or report.updated == ["ETHUSDT"]
 

@@ -132,7 +132,7 @@ def test_bars_to_the_end_of_the_window_end_the_item() -> None:
     assert ends(judgement) == [(["EURUSD"], Finish())]
     assert judgement.bars == (bar(NEWEST), bar(NOON))
     assert judgement.price == Price(NOON, NOW), "the bar is not over yet"
-    assert judgement.told == [Synced("EURUSD", Feed.BARS, 0, None, None, 0.5)]
+    assert judgement.progress == [Synced("EURUSD", Feed.BARS, 0, None, None, 0.5)]
 
 
 def test_a_bar_that_is_over_has_the_price_of_its_end() -> None:
@@ -147,7 +147,7 @@ def test_a_part_of_a_catch_up_is_resumed_from_the_bars() -> None:
     request = BarsRequest("C:EURUSD", window(last=False))
     judgement = judged(bars(NOON), request=request)
     assert ends(judgement) == [(["EURUSD"], Resume(backfilled_to=None))]
-    [told] = judgement.told
+    [told] = judgement.progress
     assert isinstance(told, Synced)
     assert told.more
 
@@ -172,7 +172,7 @@ def test_a_bar_of_the_future_is_stored_and_is_no_price() -> None:
 
 def test_bars_that_cannot_be_true_are_reported_once() -> None:
     judgement = judged(bars(NEWEST, left_out=[LeftOut(Flaw.PRICE, 2)]))
-    assert judgement.told[0] == Warned(
+    assert judgement.progress[0] == Warned(
         "EURUSD: bars that cannot be true were left out: 2 with a price outside 1e-12 to 1e12."
     )
 
@@ -181,7 +181,7 @@ def test_bars_that_cannot_be_true_are_reported_once() -> None:
 def test_an_asset_that_was_reported_as_failing_is_reported_as_recovered(
     attempts: int, strikes: int
 ) -> None:
-    [told] = judged(bars(NEWEST), item(attempts=attempts, strikes=strikes)).told
+    [told] = judged(bars(NEWEST), item(attempts=attempts, strikes=strikes)).progress
     assert isinstance(told, Synced)
     assert told.recovered
 
@@ -323,7 +323,7 @@ def test_a_refusal_has_one_end_whatever_the_feed(
 ) -> None:
     judgement = judged(error, one, within=scope("starter"))
     assert ends(judgement) == [(["EURUSD"], end(error))]
-    assert list(judgement.told) == ([PutBack(["EURUSD"], str(error))] if told else [])
+    assert list(judgement.progress) == ([PutBack(["EURUSD"], str(error))] if told else [])
     assert (judgement.outcome, judgement.error) == (error.kind, str(error))
 
 

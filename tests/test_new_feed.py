@@ -17,7 +17,7 @@ from asset_sync.settings import Settings
 from asset_sync.sync import dry_run, feeds, loop
 from asset_sync.sync.judge import Fetch, Finish, Judgement, Known
 from asset_sync.sync.progress import Progress, Synced
-from asset_sync.sync.scope import Asked, Scope
+from asset_sync.sync.scope import Scope, Target
 
 TOML = """
 [[secondary_assets]]
@@ -45,13 +45,13 @@ class Listing:
         return provider.ticker_exists(self.tickers[0])
 
 
-def request(scope: Scope, asked: Sequence[Asked], known: Known) -> Listing:
-    return Listing([one.ticker for one in asked])
+def request(scope: Scope, targets: Sequence[Target], known: Known) -> Listing:
+    return Listing([one.ticker for one in targets])
 
 
 def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
-    told = [Synced(item.symbol, item.feed, 0, None, None, fetch.seconds) for item in fetch.items]
-    return Judgement([(fetch.items, Finish())], told=told)
+    synced = [Synced(item.symbol, item.feed, 0, None, None, fetch.seconds) for item in fetch.items]
+    return Judgement([(fetch.items, Finish())], progress=synced)
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""The budget of calls, which every process on every host shares."""
+"""The budget of calls, shared by every process on every host."""

@@ -1,6 +1,6 @@
-"""pyrate-limiter over the slots in the database.
+"""A pyrate-limiter bucket over the slots in the database.
 
-Importing pyrate-limiter costs 87 ms, so this module is imported where a call is about to be made.
+Importing pyrate-limiter costs 87 ms, so this module is imported just before the first call.
 """
 
 from pyrate_limiter import AbstractBucket, RateItem, SingleBucketFactory
@@ -15,10 +15,10 @@ from asset_sync.database import Connection
 
 
 class SlotBucket(AbstractBucket):
-    """A pyrate-limiter bucket that is `asset_sync.slots`: `put` takes a slot.
+    """A bucket whose content is the table `asset_sync.slots`: `put` takes a slot.
 
-    The item's name is the lane. pyrate-limiter hands back a bool; which slot was taken, or how
-    long to wait, stands in `answer`.
+    The item's name is the lane. pyrate-limiter returns only a bool; `answer` holds the slot, or
+    how long to wait.
     """
 
     is_async = False
@@ -40,11 +40,11 @@ class SlotBucket(AbstractBucket):
         return self._record(item, Decision(failing_rate=self.rates[0], retry_after_ms=wait_ms))
 
     def leak(self, current_timestamp: int | None = None) -> int:  # noqa: ARG002  # theirs
-        """Nothing leaks: there are as many rows as slots, and a slot frees itself."""
+        """Do nothing: a slot frees itself."""
         return 0
 
     def flush(self) -> None:
-        """Nothing to flush: the budget is the provider's, not ours to forget."""
+        """Forget no call: the provider counts them."""
         self.failing_rate = None
 
     def count(self) -> int:
@@ -52,7 +52,7 @@ class SlotBucket(AbstractBucket):
         return slots.budget(self._db, self._rate).used
 
     def peek(self, index: int) -> RateItem | None:  # noqa: ARG002  # theirs
-        """Return nothing: `put` says how long to wait, so nobody need look for it."""
+        """Return nothing: `put` already reports how long to wait."""
         return None
 
 
@@ -67,9 +67,9 @@ class Limiter:
         self._limiter = PyrateLimiter(SingleBucketFactory(self._bucket, schedule_leak=False))
 
     def take(self, lane: Lane) -> Slot | Wait:
-        """Take a slot or say how long to wait.
+        """Take a slot, or return how long to wait for one.
 
-        It does not wait itself: a run whose end comes first had better stop at once.
+        It does not wait itself: a run that ends before then should stop at once.
         """
         self._limiter.try_acquire(lane.value, blocking=False)
         return self._bucket.answer
@@ -79,9 +79,9 @@ class Limiter:
         slots.release(self._db, slot, end, self._rate, sent_seconds_ago=sent_seconds_ago)
 
     def give_back(self, slot: Slot) -> None:
-        """Return a slot with which no call was made."""
+        """Return a slot without a call."""
         slots.give_back(self._db, slot)
 
     def refused(self, slot: Slot, retry_after_seconds: float | None) -> Lowered | None:
-        """After a 429: let nobody call for a while; return that the rate was lowered, if so."""
+        """Stop all calls for a while after a 429; return the lowered rate, if it was lowered."""
         return slots.refused(self._db, slot, self._rate, retry_after_seconds)

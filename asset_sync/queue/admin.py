@@ -1,4 +1,4 @@
-"""What an operator sees of the queue and does to it by hand."""
+"""What an operator can see and change in the queue."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,7 +9,7 @@ from asset_sync.model import Feed, Level
 
 
 class Entry(NamedTuple):
-    """A row of the queue as it stands."""
+    """A row of the queue."""
 
     symbol: str
     feed: Feed
@@ -19,7 +19,7 @@ class Entry(NamedTuple):
     """idle (fresh), waiting, leased or dead."""
     due_at: datetime
     wait_seconds: float
-    """Above 0 while a delay after a failure lasts."""
+    """Above 0 during the back-off after a failure."""
     attempts: int
     last_success_at: datetime | None
     last_error: str | None
@@ -48,7 +48,7 @@ def entries(
     levels: Sequence[str] = (),
     most: int = 1000,
 ) -> tuple[Entry, ...]:
-    """Return rows of the queue, those that need attention first; no filter stands for all."""
+    """Return rows of the queue, those that need attention first; an empty filter matches all."""
     rows = query(
         db,
         f"""
@@ -75,7 +75,7 @@ def count(
     states: Sequence[str] = (),
     levels: Sequence[str] = (),
 ) -> int:
-    """Return how many rows of the queue are like that; `entries` returns the first of them."""
+    """Return how many rows match the filters; `entries` returns the first of them."""
     [(rows,)] = query(
         db,
         f"select count(*) from asset_sync.queue q where {_LIKE}",
@@ -91,22 +91,22 @@ def symbols(db: Connection) -> list[str]:
 
 
 def retry(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
-    """Put dead and delayed items back in line, to be tried now; no symbols stands for all such.
+    """Put dead items and those that back off in line, to be tried now; no symbols means all.
 
-    Their failures are forgotten. Returns the items that this changed.
+    Their failures are forgotten. Returns the changed items.
     """
     return _changed(
         db,
         symbols,
         """q.state = 'dead' or (q.state = 'waiting' and q.not_before > clock_timestamp())""",
-        # as if it had never failed: a first try asks for data, not whether there is such a ticker
+        # as if it had never failed: a first try asks for data, not whether the ticker exists
         """state = 'waiting', attempts = 0, strikes = 0, failed_tickers = '{}',
            failed_at = '-infinity', verify_ticker = false, not_before = now(), last_error = null""",
     )
 
 
 def add(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
-    """Put fresh assets in line before they are due; returns the items that this changed."""
+    """Put fresh assets in line before they are due; returns the changed items."""
     return _changed(
         db,
         symbols,
@@ -117,9 +117,9 @@ def add(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
 
 
 def remove(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
-    """Forget items that no run holds; returns them as they were.
+    """Delete items that no run holds; returns them as they were.
 
-    An asset that the settings still ask for comes back with the next run, as one never synced.
+    If the settings still ask for an asset, the next run adds it again, as one never synced.
     """
     rows = query(
         db,

@@ -19,11 +19,11 @@ class Item(NamedTuple):
     name: str
     level: Level
     attempts: int
-    """Tries since the last success that count against it, this one included."""
+    """Tries since the last success that count as failures, this one included."""
     strikes: int
-    """Failures in a row that counted, before this try."""
+    """Counted failures in a row, before this try."""
     verify_ticker: bool
-    """Whether the next call is to ask if the ticker exists at all."""
+    """Whether the next call only asks if the ticker exists."""
     backfilled_to: datetime | None
     """How far a catch-up of several calls has come, where it found no bars."""
     token: str
@@ -32,13 +32,13 @@ class Item(NamedTuple):
 def claim(
     db: Connection, line: Sequence[Wanted], *, lease_seconds: float, most: int
 ) -> tuple[Item, ...]:
-    """Lease the first item of the line, and with it what the same call can serve: one statement.
+    """Lease the first item of the line and others that the same call can serve: one statement.
 
-    `line` is that of `enqueue`: what is not in the settings is not fetched, whoever put it in the
-    queue, and the settings' own ticker is used. Returns as many items as one call of the first
-    one's feed serves; none when there is nothing to do. Counts the attempt and writes a new token.
+    `line` comes from `enqueue`, so that only assets of these settings are fetched, by their own
+    tickers. Returns as many items as one call of the first item's feed serves, none when there is
+    nothing to do. Counts the attempt and writes a new token.
     """
-    one_each = all(one.feed.bulk == 1 for one in line)
+    one_each = all(wanted.feed.bulk == 1 for wanted in line)
     for part in (line[:_HEAD], line[_HEAD:]) if one_each else (line,):
         items = _claim(db, part, lease_seconds, most) if part else ()
         if items:
@@ -46,7 +46,7 @@ def claim(
     return ()
 
 
-# So many items from the head nearly always hold one that nobody else has.
+# Among so many items from the head there is nearly always one that no other run holds.
 _HEAD = 32
 
 
@@ -81,26 +81,26 @@ def _claim(
           ticker = (select own.ticker from own where own.symbol = q.symbol and own.feed = q.feed),
           lease_token = gen_random_uuid(),
           lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
-        -- not a join: unaware of how few are picked, it would read the whole queue
+        -- not a join: the planner would read the whole queue, not knowing how few are picked
         where q.symbol = any(array(select symbol from picked))
           and q.feed = (select feed from head)
         returning q.symbol, q.feed, q.attempts, q.strikes, q.verify_ticker, q.backfilled_to,
           q.lease_token::text
         """,
         {
-            "symbols": [one.asset.symbol for one in line],
-            "feeds": [one.feed for one in line],
-            "bulks": [one.feed.bulk for one in line],
-            "tickers": [one.asset.ticker for one in line],
+            "symbols": [wanted.asset.symbol for wanted in line],
+            "feeds": [wanted.feed for wanted in line],
+            "bulks": [wanted.feed.bulk for wanted in line],
+            "tickers": [wanted.asset.ticker for wanted in line],
             "most": most,
             "lease": lease_seconds,
         },
     )
     held = {(symbol, feed): rest for symbol, feed, *rest in rows}
     return tuple(
-        _item(one.asset, one.feed, *held[one.asset.symbol, one.feed])
-        for one in line
-        if (one.asset.symbol, one.feed) in held
+        _item(wanted.asset, wanted.feed, *held[wanted.asset.symbol, wanted.feed])
+        for wanted in line
+        if (wanted.asset.symbol, wanted.feed) in held
     )
 
 
@@ -129,7 +129,7 @@ def _item(
 
 
 def waiting(db: Connection, line: Sequence[Wanted]) -> bool:
-    """Say whether an item of the line (see `enqueue`) can be claimed now."""
+    """Return whether an item of the line (see `enqueue`) can be claimed now."""
     if not line:
         return False
     [(found,)] = query(
@@ -141,6 +141,6 @@ def waiting(db: Connection, line: Sequence[Wanted]) -> bool:
           where q.state = 'waiting' and q.not_before <= clock_timestamp()
         )
         """,
-        ([one.asset.symbol for one in line], [one.feed for one in line]),
+        ([wanted.asset.symbol for wanted in line], [wanted.feed for wanted in line]),
     )
     return bool(found)

@@ -1,6 +1,6 @@
-"""What becomes of a claimed item.
+"""Ending a claim: the item becomes idle, waits again, backs off or is dead.
 
-Every change asks for its token: a run that comes back from the dead changes nothing.
+Every change checks the item's token, so that a run whose lease has ended changes nothing.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from asset_sync.queue.claiming import Item
 from asset_sync.queue.rules import BACK_OFF, COUNTS, LONGEST_BACK_OFF_SECONDS, SORT_AT, STRIKES
 from asset_sync.settings import QueueSettings
 
-# What could not be sent, or was interrupted, is tried again in the same run, but not at once.
+# A call that could not be sent, or was interrupted, is repeated in the same run, but not at once.
 TRY_AGAIN_SECONDS = 15
 
 
@@ -23,16 +23,16 @@ class LostLeaseError(AssetSyncError):
 
 
 class Struck(NamedTuple):
-    """What has become of an item that failed."""
+    """The new state of an item that failed."""
 
     strikes: int
-    """Failures in a row that count, this one included if it does."""
+    """Counted failures in a row, this one included if it counts."""
     dead: bool
-    """Whether it is given up."""
+    """Whether it is not tried any more."""
 
 
 def finish(cursor: Cursor, items: Sequence[Item]) -> None:
-    """End the items well, in the caller's transaction. Raises LostLeaseError."""
+    """Mark the items as fresh, in the caller's transaction. Raises LostLeaseError."""
     _update_held(
         cursor,
         items,
@@ -45,9 +45,9 @@ def finish(cursor: Cursor, items: Sequence[Item]) -> None:
 def release(
     cursor: Cursor, items: Sequence[Item], *, after_seconds: float = 0, reason: str | None = None
 ) -> None:
-    """Return items for which nobody's fault, or more work, keeps them from being done.
+    """Put items back in line that could not finish through no fault of their own.
 
-    The attempt is taken off again. Raises LostLeaseError.
+    The attempt is not counted. Raises LostLeaseError.
     """
     _update_held(
         cursor,
@@ -59,7 +59,7 @@ def release(
 
 
 def resume(cursor: Cursor, item: Item, *, backfilled_to: datetime | None) -> None:
-    """Return an item of which a call brought a part; the next call goes on from there."""
+    """Put an item back in line after a part of its data; the next call continues from there."""
     _update_held(
         cursor,
         [item],
@@ -70,7 +70,7 @@ def resume(cursor: Cursor, item: Item, *, backfilled_to: datetime | None) -> Non
 
 
 def verify(cursor: Cursor, item: Item) -> None:
-    """Return an item without any data; its next call tells a mistyped ticker from silence."""
+    """Put an item without data back in line; its next call asks whether the ticker exists."""
     _update_held(
         cursor,
         [item],
@@ -79,19 +79,19 @@ def verify(cursor: Cursor, item: Item) -> None:
 
 
 def skip(cursor: Cursor, items: Sequence[Item], reason: str) -> None:
-    """End items of a feed that the key may not use; another feed serves their assets."""
+    """Make items of a feed that the key may not use idle; another feed serves their assets."""
     _update_held(
         cursor, items, "state = 'idle', attempts = 0, last_error = %(reason)s", {"reason": reason}
     )
 
 
 def move_back(cursor: Cursor, items: Sequence[Item], reason: str, settings: QueueSettings) -> None:
-    """Return items behind those that are due already; nothing is counted.
+    """Put items back in line behind those that are due already; nothing is counted.
 
     Raises LostLeaseError.
     """
     sort_at = SORT_AT.format(
-        level="coalesce(nullif(q.level, 'critical'), 'high')",  # these stand at seconds of 1970
+        level="coalesce(nullif(q.level, 'critical'), 'high')",  # critical items sort at 1970
         position="0",
         due_at="clock_timestamp()",
     )
@@ -107,7 +107,7 @@ def move_back(cursor: Cursor, items: Sequence[Item], reason: str, settings: Queu
 def strike(
     cursor: Cursor, items: Sequence[Item], error: str, settings: QueueSettings
 ) -> tuple[Struck, ...]:
-    """Return items that were answered badly or not at all: each backs off, and none dies of it.
+    """Let items back off after a bad answer or none; this alone never makes an item dead.
 
     The strike counts if it is the first, or if the provider answered any asset well since the item
     failed last; then the back-off doubles, up to an hour. Simulated for a day with three of seven
@@ -120,11 +120,11 @@ def strike(
 def fail(
     cursor: Cursor, item: Item, error: str, settings: QueueSettings, *, verify_ticker: bool = False
 ) -> Struck:
-    """Count a failure of the asset's own: a strike, and after `max_attempts` of them it is dead.
+    """Count a failure of the asset itself; after `max_attempts` of them the item is dead.
 
-    It counts on the same evidence as a strike. A critical asset is never given up, but tried less
-    and less often; others are lowered to low. `verify_ticker` says that the next try, too, is to
-    ask whether the ticker exists. Raises LostLeaseError.
+    It counts under the same conditions as a strike. A critical asset never dies, but is tried less
+    and less often; others get the level low. With `verify_ticker` the next try, too, asks whether
+    the ticker exists. Raises LostLeaseError.
     """
     [struck] = _back_off(
         cursor,
@@ -154,9 +154,9 @@ def _back_off(
     level: str = "q.level",
     **parameters: object,
 ) -> tuple[Struck, ...]:
-    """End leases with a failure; the items stand in line from the end of their back-off on."""
+    """End leases with a failure; the items are in line again when their back-off ends."""
     back_at = f"clock_timestamp() + {BACK_OFF.format(strikes=STRIKES)}"
-    # Behind the other critical ones, which stand at seconds of 1970.
+    # Behind the other critical items, whose sort_at lies within the first seconds of 1970.
     sort_at = SORT_AT.format(
         level=f"coalesce(nullif({level}, 'critical'), 'high')", position="0", due_at=back_at
     )
@@ -184,7 +184,7 @@ def _update_held(
     changes: str,
     parameters: dict[str, object] | None = None,
 ) -> list[Row]:
-    """Change rows that we hold and end their leases, or change nothing.
+    """Change rows that this run holds and end their leases; raises LostLeaseError.
 
     Returns strikes and state of each.
     """

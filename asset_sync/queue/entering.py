@@ -1,4 +1,4 @@
-"""Entering the queue: what is due is let in, and what killed runs held is taken back."""
+"""Entering the queue: due assets get in line, and items of killed runs return to it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Enqueued(NamedTuple):
 
     entered: int
     left_out: int
-    """Due, but over the queue's `max_size`: reported, stays due, comes with a later run."""
+    """Assets that are due but over the queue's `max_size`; they stay due for a later run."""
     line: tuple[Wanted, ...]
     """The first items in line that these settings want, up to `LINE_LENGTH` of each feed."""
 
@@ -43,11 +43,11 @@ def enqueue(
     *,
     cycle_seconds: float | None = None,
 ) -> Enqueued:
-    """Let in what is due, first what is served first, up to `max_size` items of these settings.
+    """Put due assets in line, in the order of service, up to `max_size` items of these settings.
 
-    With `cycle_seconds`, cron's interval, an asset is due if it will not be fresh any more when
-    the next run starts; without, once its frequency has passed. Critical assets come in however
-    full the queue is.
+    With `cycle_seconds`, cron's interval, an asset is due if it will no longer be fresh when the
+    next run starts; without, once its frequency has passed. Critical assets enter even if the
+    queue is full.
     """
     [(entered, left_out, symbols, feeds)] = query(
         db,
@@ -128,19 +128,20 @@ def enqueue(
             "length": LINE_LENGTH,
         },
     )
-    named = {(one.asset.symbol, one.feed): one for one in wanted}
-    line = tuple(named[key] for key in zip(symbols, feeds, strict=True))
+    by_key = {(item.asset.symbol, item.feed): item for item in wanted}
+    line = tuple(by_key[key] for key in zip(symbols, feeds, strict=True))
     return Enqueued(entered, left_out, line)
 
 
-# What can be claimed before the next `enqueue`.
+# Items that are ready within this time can be claimed before the next `enqueue`.
 _SOON_SECONDS = 5
 
 
 def reclaim(db: Connection, settings: QueueSettings) -> int:
-    """Take back what killed runs left; return how many. Their attempt stays counted.
+    """Put the items of killed runs back in line and return their number; the attempt counts.
 
-    From the second on the item backs off, so that one which kills its run lets others be served.
+    After the second attempt the item backs off, so that one that kills its run does not block the
+    others.
     """
     [(count,)] = query(
         db,

@@ -1,4 +1,4 @@
-"""The rules of the queue in SQL: what is due, what counts as a failure, and what is the order."""
+"""The rules of the queue in SQL: what is due, which failures count, and the order."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from asset_sync.model import Asset, Feed
 LONGEST_BACK_OFF_SECONDS = 3600
 
 WORTH_A_WORD = 3
-"""From so many strikes on `queue status` and `health` name the asset."""
+"""`queue status` and `health` name an asset that has at least so many strikes."""
 
 WANTED = """
   wanted as (
@@ -25,7 +25,7 @@ WANTED = """
 RANK = "array_position(array['critical', 'high', 'medium', 'low'], {level})"
 
 # The provider answered an asset well since this one failed, so this one is to blame. A first
-# failure counts without evidence: something has to make it wait.
+# failure always counts, so that the item backs off.
 COUNTS = """
   (q.strikes = 0 or (select answered_at from asset_sync.limiter) > q.failed_at)
 """
@@ -38,14 +38,14 @@ BACK_OFF = """
   ))
 """
 
-# Another ticker in the settings is a new start, unless it is known to fail as well: two hosts with
-# two wrong tickers for one symbol would otherwise correct each other for ever.
+# Another ticker in the settings clears the failures, unless it is known to fail as well: two hosts
+# with two wrong tickers for one symbol would otherwise reset each other's failures for ever.
 NEW_TICKER = "(cardinality(q.failed_tickers) > 0 and w.ticker <> all(q.failed_tickers))"
 
-# What enqueue lets in: what will not be fresh when the next run starts, unless it was refreshed a
-# moment ago (a tenth of its frequency); whatever has got another ticker; what was given up and has
-# become critical; and what these settings want more than those of the host that put it in line, so
-# that the higher level holds.
+# What `enqueue` puts in line: an item that will not be fresh when the next run starts, unless it
+# was refreshed a moment ago (a tenth of its frequency); one with a new ticker; a dead one that has
+# become critical; and a waiting one to which these settings give a higher level than the host that
+# put it in line, so that the higher level holds.
 DUE = f"""
   case q.state
     when 'idle' then q.last_success_at is null
@@ -62,8 +62,8 @@ _NEXT_START = """
   to_timestamp((floor(extract(epoch from {now}) / %(cycle)s + {rounding}) + 1) * %(cycle)s)
 """
 
-# High items wait from when they are due, medium ones count as due later by one allowance, low
-# ones by two. Critical ones come first and stand in the order of the file.
+# High items sort by the time at which they are due, medium ones by one aging time later, low ones
+# by two. Critical items come first, in the order of the file.
 SORT_AT = """
   case {level}
     when 'critical' then to_timestamp({position})
@@ -84,24 +84,24 @@ class Wanted(NamedTuple):
 
 
 def due_by(now: str, cycle_seconds: float | None, rounding: float = 0) -> str:
-    """Return SQL for the moment at which an asset must still be fresh, or it is due."""
+    """Return SQL for the moment until which an asset must stay fresh; otherwise it is due."""
     if cycle_seconds is None:
         return now
     return _NEXT_START.format(now=now, rounding=rounding)
 
 
 def calls_for(items: Mapping[Feed, int]) -> int:
-    """Return how many calls serve so many items of each feed once."""
+    """Return how many calls it takes to serve so many items of each feed."""
     return sum(-(-count // feed.bulk) for feed, count in items.items())
 
 
 def arrays(wanted: Sequence[Wanted]) -> dict[str, object]:
-    """Return what is wanted as the columns that the CTE `wanted` unnests."""
-    assets = [one.asset for one in wanted]
+    """Return the wanted assets and feeds as the columns that the CTE `wanted` unnests."""
+    assets = [item.asset for item in wanted]
     return {
         "symbols": [asset.symbol for asset in assets],
-        "feeds": [one.feed for one in wanted],
-        "ranks": [one.feed.rank for one in wanted],
+        "feeds": [item.feed for item in wanted],
+        "ranks": [item.feed.rank for item in wanted],
         "tickers": [asset.ticker for asset in assets],
         "types": [asset.asset_type.value for asset in assets],
         "names": [asset.name for asset in assets],

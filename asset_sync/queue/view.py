@@ -1,4 +1,4 @@
-"""Looking at the queue: what comes next, how the levels stand, what fails."""
+"""Reading the queue: what comes next, how many items each level has, what fails."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,7 +21,7 @@ from asset_sync.settings import QueueSettings
 
 
 class Upcoming(NamedTuple):
-    """An item as it stands in line."""
+    """An item in line."""
 
     symbol: str
     feed: Feed
@@ -30,9 +30,9 @@ class Upcoming(NamedTuple):
     level: Level
     due_at: datetime
     wait_seconds: float
-    """Above 0 while a delay after a failure lasts."""
+    """Above 0 during the back-off after a failure."""
     verify_ticker: bool
-    """Whether its call is to ask if the ticker exists at all."""
+    """Whether its call only asks if the ticker exists."""
     backfilled_to: datetime | None
     """How far a catch-up of several calls has come, where it found no bars."""
 
@@ -45,7 +45,7 @@ class LevelStatus(NamedTuple):
     leased: int
     dead: int
     oldest_seconds: float | None
-    """How long the oldest item that waits or is leased has been due."""
+    """For how long the item that waits or is leased longest has been due."""
 
 
 class Dead(NamedTuple):
@@ -68,11 +68,11 @@ class Failing(NamedTuple):
 
 
 class Freshness(NamedTuple):
-    """How fresh an asset is, by whichever feed served it last."""
+    """How fresh an asset is, by the feed that served it last."""
 
     last_success_at: datetime | None
     seconds_old: float
-    """Since its last success; of one that has had none, since it was added."""
+    """Since its last success, or since it was added if it has had none."""
 
 
 def next_ready_seconds(
@@ -84,8 +84,8 @@ def next_ready_seconds(
 ) -> float | None:
     """Return in how many seconds there is something to do, None if not within that time.
 
-    Counted are assets whose frequency will have passed before then (idle), and items that have
-    waited since a failure that was not their own (waiting).
+    It looks at assets that become due (idle), and at items that wait after a failure that does not
+    count (waiting).
     """
     [(seconds,)] = query(
         db,
@@ -109,9 +109,9 @@ def next_ready_seconds(
 def due_within(
     db: Connection, wanted: Sequence[Wanted], seconds: float, *, cycle_seconds: float
 ) -> int:
-    """Return how many calls a run will need that starts so many seconds from now.
+    """Return how many calls a run will need that starts in so many seconds.
 
-    The start is taken to be the nearest of cron's.
+    The run is assumed to start at the nearest of cron's times.
     """
     then = "clock_timestamp() + make_interval(secs => %(seconds)s)"
     rows = query(
@@ -138,7 +138,7 @@ def preview(
     *,
     cycle_seconds: float | None,
 ) -> tuple[Upcoming, ...]:
-    """Say what a run would serve, in order, and change nothing."""
+    """Return what a run would serve, in order; changes nothing."""
     rows = query(
         db,
         f"""
@@ -180,7 +180,7 @@ def preview(
 
 
 def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, ...]:
-    """Return the items of these assets that come next, in the order in which they are claimed."""
+    """Return the next items of these assets, in the order of their claims."""
     of_lane = """
         (select * from asset_sync.queue
          where state = 'waiting' and level {which} 'critical' and symbol = any(%(symbols)s)
@@ -192,7 +192,7 @@ def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, .
         select symbol, feed, ticker, asset_type, level, due_at,
           greatest(0, extract(epoch from not_before - clock_timestamp()))::float8,
           verify_ticker, backfilled_to
-        -- an index each
+        -- each part has its own index
         from ({of_lane.format(which="=")} union all {of_lane.format(which="<>")}) as next
         order by {ORDER} limit %(most)s
         """,
@@ -202,7 +202,7 @@ def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, .
 
 
 def levels(db: Connection, symbols: Sequence[str]) -> tuple[LevelStatus, ...]:
-    """Return how the items of these assets stand by level, from critical to low."""
+    """Return the number and age of these assets' items by level, from critical to low."""
     found = {
         level: rest
         for level, *rest in query(
@@ -254,7 +254,7 @@ def failing(db: Connection, symbols: Sequence[str]) -> tuple[Failing, ...]:
 
 
 def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
-    """Return how fresh each of these assets is; those the queue has not seen are not in it."""
+    """Return how fresh each of these assets is, without those that the queue does not have."""
     rows = query(
         db,
         """
@@ -269,9 +269,9 @@ def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
 
 
 def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:
-    """Return when each of these assets was last fresh, by any feed, if it ever was."""
+    """Return when any feed last refreshed each of these assets, without those never refreshed."""
     known = freshness(db, symbols).items()
-    return {symbol: one.last_success_at for symbol, one in known if one.last_success_at}
+    return {symbol: fresh.last_success_at for symbol, fresh in known if fresh.last_success_at}
 
 
 def _upcoming(row: Row) -> Upcoming:

@@ -1,1 +1,1 @@
-"""What is kept: the platform's bars and prices, and the history of runs."""
+"""What is stored: the platform's bars and prices, and the history of runs."""

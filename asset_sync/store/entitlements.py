@@ -1,16 +1,16 @@
-"""What the key's plan turned out not to include, so that no call is spent on it."""
+"""What the key's plan turned out not to include, so that no more calls are spent on it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from asset_sync.database import Connection, Cursor, query
 
-# A plan is upgraded without our being told: what was denied is asked for again after a day.
+# A plan may be upgraded at any time, so what it did not include is tried again after a day.
 KEPT_HOURS = 24
 
 
 class Missing(NamedTuple):
-    """What the key may not do, as far as it was tried."""
+    """What the key may not do, as far as is known."""
 
     today: bool
     """Whether bars of the running day are refused."""
@@ -25,7 +25,7 @@ class Missing(NamedTuple):
 def note_missing(
     cursor: Cursor, key: str, plan: str, capability: str, symbols: Sequence[str]
 ) -> None:
-    """Remember that the key may not do this; no symbols stands for all."""
+    """Remember that the key may not do this; no symbols means all assets."""
     cursor.execute(
         """
         insert into asset_sync.entitlements (key_fingerprint, plan, capability, symbol)
@@ -37,7 +37,7 @@ def note_missing(
 
 
 def missing(db: Connection, key: str, plan: str) -> Missing:
-    """Return what this key was denied of late."""
+    """Return what the API refused this key during the last day."""
     rows = query(
         db,
         """

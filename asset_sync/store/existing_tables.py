@@ -1,7 +1,7 @@
-"""Platform tables that were there before asset-sync: whether a run can store in them.
+"""Platform tables that existed before asset-sync: whether a run can store data in them.
 
-Where the catalogue says that they are as `db init` makes them, nothing is tried. Where it differs,
-a run's statements are run once, in a transaction that is rolled back.
+If the catalogue shows that they are as `db init` makes them, nothing is tried. If they differ, a
+run's statements are executed once, in a transaction that is rolled back.
 """
 
 import re
@@ -31,7 +31,7 @@ from asset_sync.provider.answers import Bar
 from asset_sync.provider.current import CODE
 from asset_sync.store import market
 
-# Nobody is to wait for a trial.
+# A trial must not make other transactions wait.
 _LOCK_SECONDS = 1
 
 _SYMBOLS, _STATUS, _BARS = (
@@ -42,7 +42,7 @@ _SYMBOLS, _STATUS, _BARS = (
 
 
 class Difference(NamedTuple):
-    """One thing in which an existing table is not as `db init` makes it."""
+    """One way in which an existing table differs from what `db init` makes."""
 
     table: str
     kind: str
@@ -102,18 +102,18 @@ _CURES = {
 
 
 class _Findings(NamedTuple):
-    """What came of trying."""
+    """The result of a trial."""
 
     problems: tuple[str, ...] = ()
-    """Sentences on what a run could not store, and the cure."""
+    """Sentences that say what a run could not store, and how to change that."""
     notes: tuple[str, ...] = ()
-    """Sentences on what is good to know."""
+    """Sentences that are good to know."""
     for_all: bool = False
-    """Whether the problems are those of each asset that was tried."""
+    """Whether every asset that was tried has problems."""
 
 
 def status(db: Connection, assets: Sequence[Asset]) -> SchemaStatus:
-    """Return the schema's status, with what came of trying tables that differ from ours."""
+    """Return the schema's status, with the result of trying tables that differ from ours."""
     found = database.status(db)
     if not found.ready:
         return found
@@ -122,10 +122,10 @@ def status(db: Connection, assets: Sequence[Asset]) -> SchemaStatus:
 
 
 def require_usable(db: Connection, assets: Sequence[Asset]) -> None:
-    """Raise DatabaseError where no answer could be stored, before a call is made.
+    """Raise DatabaseError if no answer could be stored, before a call is made.
 
-    What keeps only some assets from being stored is left to their own failures. Costs two queries
-    where the tables are as ours, or where a run of this role has tried them as they are.
+    If only some assets cannot be stored, those fail by themselves later. This costs two queries if
+    the tables are like ours, or if a run of this role has already tried them as they are.
     """
     lacking = [right for right in lacking_rights(db) if "asset_sync." not in right]
     if lacking:
@@ -177,12 +177,12 @@ class _Catalogue(NamedTuple):
     fingerprint: int
     """Of the differences and of the role that would write."""
     tried: bool
-    """Whether a run of this role has tried just these tables, and could store all."""
+    """Whether a run of this role has tried exactly these tables, and could store everything."""
     has_provider: bool
 
 
 def _catalogue(db: Connection) -> _Catalogue:
-    """Return how the existing tables differ from ours: one query, and no lock on any row."""
+    """Return how the existing tables differ from ours, with one query and no row lock."""
     columns = [
         (table, name, wanted) for table, types in _TYPES.items() for name, wanted in types.items()
     ]
@@ -284,7 +284,7 @@ class _RolledBack(Exception):  # noqa: N818  # not an error: how a trial ends
 
 def _tried(db: Connection, differences: Sequence[Difference], assets: Sequence[Asset]) -> _Findings:
     """Do once what a run does, and roll it back."""
-    differing = [one for one in differences if one.table != PROVIDERS]
+    differing = [found for found in differences if found.table != PROVIDERS]
     if not differing:
         return _Findings()
     trial = _Trial(differing)
@@ -293,21 +293,22 @@ def _tried(db: Connection, differences: Sequence[Difference], assets: Sequence[A
         storable += [trial.of(cursor, asset) for asset in _some_of_each_kind(db, assets)]
         raise _RolledBack
     notes = list(dict.fromkeys(trial.notes))
-    triggers = [one for one in differing if one.kind == "trigger"]
     notes += [
-        f"{one.table}.{one.name} has no time zone: it is written in that of the session."
-        for one in differing
-        if one.detail == "timestamp without time zone" and one.name != "ts"
+        f"{column.table}.{column.name} has no time zone: it is written in that of the session."
+        for column in differing
+        if column.detail == "timestamp without time zone" and column.name != "ts"
     ]
     notes += [
-        f"{one.table} has the trigger {one.name}, which may have effects." for one in triggers
+        f"{trigger.table} has the trigger {trigger.name}, which may have effects."
+        for trigger in differing
+        if trigger.kind == "trigger"
     ]
     problems = tuple(dict.fromkeys(trial.problems))
     return _Findings(problems, tuple(notes), for_all=bool(problems) and not any(storable))
 
 
 def _some_of_each_kind(db: Connection, assets: Sequence[Asset]) -> tuple[Asset, ...]:
-    """Return an asset of each type that has a row, and one that has none, as far as there are."""
+    """Return for each type one asset that has a row and one that has none, if there are any."""
     there = {
         symbol
         for (symbol,) in query(
@@ -323,7 +324,7 @@ def _some_of_each_kind(db: Connection, assets: Sequence[Asset]) -> tuple[Asset, 
 
 
 class _Trial:
-    """Runs each step in a savepoint, so that one that fails does not keep the others from it."""
+    """Runs each step in a savepoint, so that the others run even if one fails."""
 
     def __init__(self, differences: Sequence[Difference]) -> None:
         self._differences = differences
@@ -331,7 +332,7 @@ class _Trial:
         self.notes: list[str] = []
 
     def of(self, cursor: Cursor, asset: Asset) -> bool:
-        """Do all steps for the asset; return whether none was refused."""
+        """Do all steps for the asset; return whether there was no problem."""
         before = len(self.problems)
         symbol = market.Symbol(asset.symbol, asset.name, asset.asset_type.value)
         if not self._step(cursor, "a new asset", _SYMBOLS, lambda: _symbol(cursor, symbol)):
@@ -348,8 +349,8 @@ class _Trial:
     def _step(
         self, cursor: Cursor, what: str, table: str, work: Callable[[], Iterator[str]]
     ) -> bool:
-        """Do the step; return whether it went well, so that another can rest on it."""
-        # A query of the step before may have brought back the usual bounds.
+        """Do the step; return whether it succeeded."""
+        # A query of the step before may have restored the usual time-outs.
         cursor.execute(f"set local lock_timeout = '{_LOCK_SECONDS}s'; savepoint step")
         try:
             self.notes += work()
@@ -375,23 +376,23 @@ class _Trial:
         return True
 
     def _cure(self, table: str, said: str) -> str:
-        """Name what differs and how to change it: what the server's words name, if any."""
-        here = [one for one in self._differences if one.table == table]
+        """Say what differs and how to change it; only what the server named, if it named any."""
+        here = [found for found in self._differences if found.table == table]
         named = [
-            one
-            for one in here
-            if _names(said, one.name) or (one.kind == "type" and _names(said, one.type))
+            found
+            for found in here
+            if _names(said, found.name) or (found.kind == "type" and _names(said, found.type))
         ]
         which = named or here
         if not which:
             return "Nothing in the catalogue explains it."
-        differs = ", ".join(str(one) for one in which)
-        cures = "; or ".join(dict.fromkeys(one.cure for one in which))
+        differs = ", ".join(str(found) for found in which)
+        cures = "; or ".join(dict.fromkeys(found.cure for found in which))
         return f"There {differs}; what helps: {cures}."
 
 
 def _for_good(error: psycopg2.Error) -> bool:
-    """Whether the tables themselves refuse it: not a lock, a full disk, or this role's rights."""
+    """Whether the tables are the reason, and not a lock, a full disk or missing rights."""
     code = error.pgcode or ""
     return refuses_data(error) or (code[:2] in {"0A", "42"} and code != "42501")
 
@@ -401,7 +402,7 @@ def _names(said: str, name: str) -> bool:
 
 
 class _NotKeptError(DatabaseError):
-    """What was stored is not there when it is read."""
+    """Data that was stored is not there when it is read."""
 
 
 def _symbol(cursor: Cursor, symbol: market.Symbol) -> Iterator[str]:
@@ -413,7 +414,7 @@ def _symbol(cursor: Cursor, symbol: market.Symbol) -> Iterator[str]:
 
 
 def _bars(cursor: Cursor, symbol: str) -> Iterator[str]:
-    """Write bars of now twice, with and without what the provider may leave out; read them back."""
+    """Write two bars twice, one without the optional columns, and read them back."""
     cursor.execute("select extract(epoch from date_bin('5 min', now(), 'epoch'))::bigint * 1000")
     [(start_ms,)] = cursor.fetchall()
     full = Bar(start_ms - 300_000, 1.08345, 1.083571, 1.08339, 1.08352, 123.456789, 1.08346789, 42)

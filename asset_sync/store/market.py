@@ -1,7 +1,7 @@
 """The platform's tables: bars, last prices, sync status.
 
-Everything here runs in the caller's transaction, because what one answer brings is one
-transaction. No id of a table travels through Python: an existing platform's may be of any type.
+Everything here runs in the caller's transaction, because each answer is stored in one transaction.
+No table's id travels through Python: an existing platform's ids may be of any type.
 """
 
 import json
@@ -21,7 +21,7 @@ _HAS_NUMBERS = """(
 
 
 class Symbol(NamedTuple):
-    """What `trading.symbols` is told of an asset that it does not have yet."""
+    """What a new row of `trading.symbols` gets."""
 
     symbol: str
     name: str
@@ -40,10 +40,10 @@ class LastPrice(NamedTuple):
     daily_low: float | None
     daily_close: float | None
     timestamp: datetime
-    """When it was true; aware."""
+    """The time of the price; aware."""
 
     def as_json(self) -> dict[str, float | str | None]:
-        """Return the object that stands in `metadata.last_update`."""
+        """Return the object for `metadata.last_update`."""
         return {
             "bid": self.bid,
             "ask": self.ask,
@@ -58,7 +58,7 @@ class LastPrice(NamedTuple):
 
 
 def save_symbols(cursor: Cursor, symbols: Sequence[Symbol]) -> None:
-    """Make rows for assets that the platform does not have; leave those it has as they are."""
+    """Insert rows for assets that the platform does not have; leave existing rows unchanged."""
     cursor.execute(
         """
         insert into trading.symbols (symbol, name, asset_type)
@@ -68,25 +68,25 @@ def save_symbols(cursor: Cursor, symbols: Sequence[Symbol]) -> None:
         on conflict (symbol) do nothing
         """,
         (
-            [one.symbol for one in symbols],
-            [one.name for one in symbols],
-            [one.asset_type for one in symbols],
+            [row.symbol for row in symbols],
+            [row.name for row in symbols],
+            [row.asset_type for row in symbols],
         ),
     )
 
 
 def newest_bar(db: Connection, symbol: str) -> tuple[datetime | None, datetime]:
-    """Return the start of the asset's newest bar, None if it has none, and the time it is."""
+    """Return the start of the asset's newest bar, None if it has none, and the current time."""
     newest, now = newest_bars(db, [symbol])
     return newest.get(symbol), now
 
 
 def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datetime], datetime]:
-    """Return the start of the newest bar of each asset that has one, and the time it is.
+    """Return the start of the newest bar of each asset that has one, and the current time.
 
-    Bars of the future, from before 1970 and with infinite prices or none (NaN) do not count:
-    somebody else wrote them, and they must not hide what is missing before them, be dates that
-    Python does not know, or prices that JSON does not.
+    Bars of the future, from before 1970, and with infinite prices or NaN do not count. Somebody
+    else wrote them: they would hide missing bars before them, and Python cannot represent some of
+    the dates, nor JSON the prices.
     """
     rows = query(
         db,
@@ -110,9 +110,8 @@ def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datet
 def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar]) -> int:
     """Write the bars of one answer in one statement; return how many were new or changed.
 
-    The provider repairs its history, so a bar that is there already is brought up to date; one
-    that is equal costs no write. Arrays as literals bring 189,000 rows/s where row by row reaches
-    11,000 (measured on 100,000 rows).
+    The provider corrects its history, so a stored bar is updated; an equal one costs no write.
+    Arrays as literals write 189,000 rows/s, row by row it is 11,000 (measured on 100,000 rows).
     """
     if not bars:
         return 0
@@ -142,7 +141,7 @@ def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar]) -> int:
 
 
 def price_of_bar(cursor: Cursor, symbol: str, start: datetime, as_of: datetime) -> LastPrice:
-    """Return the price of the stored bar that starts then: no quote, the day's figures up to it."""
+    """Return the stored bar's close as a price: no quote, the day's figures up to this bar."""
     day = start.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     cursor.execute(
         f"""
@@ -168,15 +167,15 @@ def price_of_bar(cursor: Cursor, symbol: str, start: datetime, as_of: datetime) 
 
 
 def save_prices(cursor: Cursor, prices: Sequence[LastPrice]) -> tuple[LastPrice, ...]:
-    """Write last prices and return those written: one that is older than what is there is not.
+    """Write last prices, skipping any older than the stored one; return those written.
 
-    On a plan with quotes the bars of an asset come after its quote, which is newer. No price is of
-    later than now, whatever its sender's clock says: one of tomorrow would keep out all of today.
+    On a plan with quotes an asset's bars come after its quote, which is newer. A time in the future
+    is set to now, because a price of tomorrow would block all prices of today.
     """
     cursor.execute(
         """
         select from trading.symbols where symbol = any(%(symbols)s) order by symbol for update;
-        -- only now that nobody else can write them
+        -- read only after the lock, so that nobody else can write them any more
         select symbol, metadata -> 'last_update' ->> 'timestamp', clock_timestamp()
         from trading.symbols where symbol = any(%(symbols)s)
         """,
@@ -204,7 +203,7 @@ def save_prices(cursor: Cursor, prices: Sequence[LastPrice]) -> tuple[LastPrice,
 
 
 def save_status(cursor: Cursor, symbols: Sequence[str], error: str | None = None) -> None:
-    """Write how the assets stand with the provider: fresh as of now, or why not."""
+    """Write the assets' sync status: fresh as of now, or the error."""
     cursor.execute(
         """
         insert into data_sources.data_sync_status as stored
@@ -221,7 +220,7 @@ def save_status(cursor: Cursor, symbols: Sequence[str], error: str | None = None
         """,
         {"symbols": list(symbols), "error": error, "provider": CODE},
     )
-    # An asset that has never been fresh has no row yet to say an error of.
+    # An error may find no row in trading.symbols: the asset has never been fresh.
     if error is None and cursor.rowcount != len(symbols):
         raise DatabaseError(
             f"data_sources.api_providers has no row with the code {CODE!r}: insert it, or run "
@@ -230,12 +229,12 @@ def save_status(cursor: Cursor, symbols: Sequence[str], error: str | None = None
 
 
 def _array(values: Iterable[float | None]) -> str:
-    """Return numbers as an array literal, which psycopg2 passes on as one string."""
+    """Return numbers as an array literal, which psycopg2 sends as one string."""
     return "{" + ",".join("null" if value is None else repr(value) for value in values) + "}"
 
 
 def _parsed(text: str | None) -> datetime | None:
-    """Read a timestamp that somebody else may have written, in whatever form; UTC if not said."""
+    """Read a timestamp that somebody else may have written in any form; UTC by default."""
     try:
         known = datetime.fromisoformat(text or "")
         return known.astimezone(UTC) if known.tzinfo else known.replace(tzinfo=UTC)
@@ -244,5 +243,5 @@ def _parsed(text: str | None) -> datetime | None:
 
 
 def _not_older(timestamp: datetime, known: datetime | None, now: datetime) -> bool:
-    """Whether to write over the price of `known`; one that is not of the past says nothing."""
+    """Whether a price may replace the one of `known`; a stored time in the future is ignored."""
     return known is None or known > now or timestamp >= known

@@ -1,4 +1,4 @@
-"""Telling others that an asset has a new price."""
+"""Publishing new prices, by NOTIFY and Redis."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ CHANNEL = "asset_update"
 
 
 class EventsError(AssetSyncError):
-    """An event could not be published; the data is stored all the same."""
+    """An event could not be published; the data is stored nevertheless."""
 
 
 def message(price: LastPrice) -> str:
@@ -43,8 +43,8 @@ def notify(cursor: Cursor, prices: Sequence[LastPrice]) -> None:
 class RedisPublisher:
     """Sends the same JSON to the Redis channel `asset:update:{symbol}`, after the commit.
 
-    Redis is a convenience: whatever is wrong with it is an EventsError that the loop makes a
-    warning of, once, and no sync fails for it.
+    Redis is a convenience: every failure of it is an EventsError, which the loop reports once as a
+    warning; no sync fails because of it.
     """
 
     def __init__(self, url: Secret) -> None:

@@ -1,4 +1,4 @@
-"""The history: each run, each call it made, and what the key turned out not to be allowed."""
+"""The history: each run, and each call that it made."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ class Run(NamedTuple):
     host: str
     started_at: datetime
     seconds: float | None
-    """How long it took; None while it works, or for ever if it was killed."""
+    """How long it took; None while it works, and always None if it was killed."""
     reason_ended: str | None
     updated: int
     failed: int
@@ -66,7 +66,7 @@ class CallsMade(NamedTuple):
 
 
 class JobRecord(NamedTuple):
-    """How the runs of one command have gone of late; seconds are by the database's clock."""
+    """How the recent runs of one command went; seconds are by the database's clock."""
 
     last_run_at: datetime | None
     seconds_ago: float | None
@@ -74,10 +74,10 @@ class JobRecord(NamedTuple):
     refused: bool
     """Whether the API refused the last run that has ended, and has not accepted the key since."""
     tried: int
-    """Assets that the last hour's runs refreshed, or asked for in vain."""
+    """Assets that the last hour's runs refreshed, or tried to."""
     updated: int
     p95_ms: float | None
-    """What 95 % of the last hour's runs took at most, not counting waits for a slot."""
+    """The 95th percentile of the last hour's run times, without waits for a slot."""
     waits: int
     """Runs of the last hour that waited for a slot."""
 
@@ -86,10 +86,10 @@ class LastRun(NamedTuple):
     """The last run of a command that somebody started."""
 
     started_by: Starter | None
-    """None of a run before this was recorded."""
+    """None for a run of an older version, which did not record it."""
     seconds_ago: float
     reason_ended: str | None
-    """None while it works, and for ever if it was killed."""
+    """None while it works, and always None if it was killed."""
 
 
 def start(db: Connection, command: str) -> int:
@@ -108,7 +108,7 @@ def start(db: Connection, command: str) -> int:
 def end(
     db: Connection, run_id: int, reason: str, *, updated: int, failed: int, waited_seconds: float
 ) -> None:
-    """Note how a run ended; its calls and bars are counted from what is recorded of them."""
+    """Note how a run ended; its calls and bars are counted from `asset_sync.calls`."""
     query(
         db,
         """
@@ -124,7 +124,7 @@ def end(
 
 
 def record(cursor: Cursor, run_id: int, call: Call) -> None:
-    """Note a call, in the transaction that stores what it brought."""
+    """Note a call, in the transaction that stores its answer."""
     cursor.execute(
         """
         insert into asset_sync.calls
@@ -144,7 +144,7 @@ def record(cursor: Cursor, run_id: int, call: Call) -> None:
 
 
 def reason_before(db: Connection, run_id: int) -> str | None:
-    """Return why the command's last run before this one that asked anything ended, if any did."""
+    """Return why the command's run before this one ended, ignoring runs without work."""
     rows = query(
         db,
         """
@@ -159,7 +159,7 @@ def reason_before(db: Connection, run_id: int) -> str | None:
 
 
 def prune(db: Connection) -> None:
-    """Forget calls after 30 days and runs after 90, a bounded batch at a time."""
+    """Delete calls after 30 days and runs after 90, a bounded batch at a time."""
     query(
         db,
         """
@@ -177,7 +177,7 @@ def prune(db: Connection) -> None:
 _RUN = """
   select r.id, r.command, r.host, r.started_at,
     extract(epoch from r.ended_at - r.started_at)::float8, r.reason_ended,
-    -- of a run that has not ended, what is recorded so far
+    -- for a run that has not ended, the counts so far
     case when r.ended_at is null then so_far.updated else r.updated end,
     case when r.ended_at is null then so_far.failed else r.failed end,
     coalesce(nullif(r.api_calls, 0), made.calls), coalesce(nullif(r.bars_written, 0), made.bars),
@@ -208,7 +208,7 @@ def last(db: Connection, most: int) -> tuple[Run, ...]:
 
 
 def record_of(db: Connection, command: str) -> JobRecord:
-    """Return how the runs of `priority` or `queue` have gone of late."""
+    """Return how the recent runs of `priority` or `queue` went."""
     [row] = query(
         db,
         """
@@ -217,7 +217,7 @@ def record_of(db: Connection, command: str) -> JobRecord:
         ),
         hour as (
           select *, (
-              -- what was put back, as when the key is refused, has not failed, but was tried
+              -- an asset that was put back, as after a refused key, was tried but did not fail
               select count(*) from (
                 select from asset_sync.calls, unnest(symbols) as symbol
                 where run_id = r.id and r.ended_at is not null
@@ -259,7 +259,7 @@ def record_of(db: Connection, command: str) -> JobRecord:
 
 
 def last_by_starter(db: Connection, command: str) -> tuple[LastRun, ...]:
-    """Return the last run of the command by each who starts runs on this host, the latest first."""
+    """Return the last run of the command on this host by each starter, the latest first."""
     rows = query(
         db,
         """
@@ -293,7 +293,7 @@ def calls_of_last_hour(db: Connection) -> tuple[CallsMade, ...]:
 
 
 def usual_call_seconds(db: Connection) -> float | None:
-    """Return what half of the last day's calls took at most, None if there were none."""
+    """Return the median time of the last day's calls, None if there were none."""
     [(seconds,)] = query(
         db,
         """
@@ -305,7 +305,7 @@ def usual_call_seconds(db: Connection) -> float | None:
 
 
 def get(db: Connection, run_id: int) -> Run | None:
-    """Return a run, None if there is no such (any more)."""
+    """Return a run, None if there is none with this id, or no longer."""
     rows = query(db, f"{_RUN} where r.id = %s", (run_id,))
     return Run(*rows[0]) if rows else None
 

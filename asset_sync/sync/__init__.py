@@ -1,1 +1,1 @@
-"""One run: the loop, what becomes of an answer, what is asked for."""
+"""One run: the loop, its calls, and what it does with each answer."""

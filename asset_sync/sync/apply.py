@@ -1,7 +1,7 @@
-"""Applies one answer: reads what is known, has it judged, and writes what was decided.
+"""Applies one answer: reads what is known, judges the answer, and writes the result.
 
-All of it happens in the caller's transaction, in one order: what is stored, what becomes of the
-items, the history of calls, the event. What has to wait for the commit is handed back.
+Everything happens in the caller's transaction, in this order: the data, the queue items, the
+history of calls, the event. What has to wait for the commit is returned.
 """
 
 from collections.abc import Sequence
@@ -36,27 +36,27 @@ from asset_sync.sync.scope import Scope, account
 
 
 class Result(NamedTuple):
-    """What an answer has led to, and what is left to do once that is committed."""
+    """What was written for an answer, and what is left to do after the commit."""
 
-    told: Sequence[Progress] = ()
+    progress: Sequence[Progress] = ()
     prices: Sequence[LastPrice] = ()
-    """Those that are new, to be published."""
+    """New prices, to be published."""
     scope_changed: bool = False
-    """Whether the key may do less than was thought, so that the run's scope is another one now."""
+    """Whether the key turned out to allow less, so that the run's scope has changed."""
     not_in_plan: ProviderError | None = None
-    """What the plan does not include for this asset, and maybe for every other."""
+    """The error, if the plan does not include this asset's data (and perhaps no asset's)."""
     hopeless: ProviderError | None = None
-    """What every call of the run would bring again."""
+    """The error, if every further call of the run would fail in the same way."""
 
 
 class _Written(NamedTuple):
-    told: Sequence[Progress]
+    progress: Sequence[Progress]
     prices: Sequence[LastPrice]
     bars: int
 
 
 def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
-    """Do with an answer what it asks for, and note its call. Raises LostLeaseError."""
+    """Judge an answer, write the result and record the call. Raises LostLeaseError."""
     known = Known(*market.newest_bar(cursor.connection, fetch.items[0].symbol))
     judgement = feeds.judge_answer(scope, fetch, known)
     written = _write(cursor, scope, judgement)
@@ -65,7 +65,7 @@ def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
         runs.record(cursor, run_id, call._replace(bars_written=written.bars))
     publish.notify(cursor, written.prices)
     return Result(
-        written.told,
+        written.progress,
         written.prices,
         judgement.scope_changed,
         judgement.not_in_plan,
@@ -76,29 +76,29 @@ def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
 def refused_by_database(
     cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch, error: ServerError
 ) -> Result:
-    """Do what is left where the database refused what the answer brought, and note the call.
+    """Record the call, and the failures, after the database refused an answer's data.
 
-    One asset's data is that asset's failure. Of many, each is stored by itself. Raises
-    LostLeaseError.
+    If the call was for one asset, that asset fails. If it was for many, each is stored by itself.
+    Raises LostLeaseError.
     """
     words = servers_words(error)
     if isinstance(fetch.answer, SnapshotAnswer):
         parts = [_write_alone(cursor, scope, fetch, item, fetch.answer) for item in fetch.items]
     else:
         item = fetch.items[0]
-        with suppress(ServerError), savepoint(cursor):  # for its status, if it is new
+        with suppress(ServerError), savepoint(cursor):  # a new asset needs its row for the status
             market.save_symbols(cursor, [_symbol(item)])
         parts = [_write(cursor, scope, Judgement([([item], Fail(words))]))]
     runs.record(cursor, run_id, _call(fetch, "refused_by_database", words))
     prices = [price for part in parts for price in part.prices]
     publish.notify(cursor, prices)
-    return Result([progress for part in parts for progress in part.told], prices)
+    return Result([step for part in parts for step in part.progress], prices)
 
 
 def _write_alone(
     cursor: Cursor, scope: Scope, fetch: Fetch, item: Item, answer: SnapshotAnswer
 ) -> _Written:
-    """Write one asset's part of an answer, or the failure that the database makes of it."""
+    """Write one asset's part of an answer, or its failure if the database refuses the data."""
     part = SnapshotAnswer(
         {item.ticker: answer.quotes[item.ticker]} if item.ticker in answer.quotes else {},
         {item.ticker: answer.refused[item.ticker]} if item.ticker in answer.refused else {},
@@ -122,22 +122,22 @@ def _call(fetch: Fetch, outcome: str, error: str | None) -> Call:
 
 
 def _write(cursor: Cursor, scope: Scope, judgement: Judgement) -> _Written:
-    """Write what was decided, and say what is to be reported."""
-    bars_written, prices, told = _store(cursor, judgement)
+    """Write a judgement, and return what was written and what to report."""
+    bars_written, prices, progress = _store(cursor, judgement)
     for missing in judgement.missing:
         entitlements.note_missing(
             cursor, *account(scope.settings), missing.capability, missing.symbols
         )
     for items, end in judgement.ends:
-        told += _end(cursor, scope, items, end, is_news=judgement.not_in_plan is None)
-    return _Written(told, prices, bars_written)
+        progress += _end(cursor, scope, items, end, is_news=judgement.not_in_plan is None)
+    return _Written(progress, prices, bars_written)
 
 
 def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPrice], list[Progress]]:
-    """Store bars, prices and who is fresh; return what is to be reported of them, too."""
+    """Store symbols, bars and prices; return the bars' number, the new prices, the report."""
     bars_written = 0
     prices: Sequence[LastPrice] = ()
-    told = list(judgement.told)
+    progress = list(judgement.progress)
     served = [item for items, end in judgement.ends for item in items if _is_served(end)]
     if served:
         market.save_symbols(cursor, [_symbol(item) for item in served])
@@ -149,16 +149,16 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
             price = market.price_of_bar(cursor, item.symbol, *judgement.price)
             prices, close = market.save_prices(cursor, [price]), price.last_price
         priced_at = prices[0].timestamp if prices else None
-        told = [
-            one._replace(bars_written=bars_written, last_price=close, as_of=priced_at)
-            if isinstance(one, Synced)
-            else one
-            for one in told
+        progress = [
+            step._replace(bars_written=bars_written, last_price=close, as_of=priced_at)
+            if isinstance(step, Synced)
+            else step
+            for step in progress
         ]
     if judgement.quotes:
         quotes = [_price(item, quote) for item, quote in judgement.quotes]
         prices = market.save_prices(cursor, quotes)
-    return bars_written, prices, told
+    return bars_written, prices, progress
 
 
 def _is_served(end: End) -> bool:
@@ -168,7 +168,7 @@ def _is_served(end: End) -> bool:
 def _end(
     cursor: Cursor, scope: Scope, items: Sequence[Item], end: End, *, is_news: bool
 ) -> Sequence[Progress]:
-    """Move the items; return the failures that are to be reported."""
+    """Update the queue items; return the failures to report."""
     settings = scope.settings.queue
     match end:
         case Finish():
@@ -196,7 +196,7 @@ def _end(
 
 
 def _failed(cursor: Cursor, item: Item, error: str, *, is_news: bool) -> Failed:
-    """Write an asset's error for readers, unless it is this very row that the database refuses."""
+    """Write an asset's error to its sync status, unless the database refuses that row, too."""
     try:
         with savepoint(cursor):
             market.save_status(cursor, [item.symbol], error)
@@ -207,18 +207,18 @@ def _failed(cursor: Cursor, item: Item, error: str, *, is_news: bool) -> Failed:
 
 
 def _third(item: Item, struck: Struck) -> bool:
-    """Whether this is the strike from which on the asset is named as failing."""
+    """Whether this strike is the first one that has the asset listed as failing."""
     return item.strikes < struck.strikes == queue.WORTH_A_WORD
 
 
 def _is_news(item: Item, struck: Struck) -> bool:
-    """Whether a failure changes how the asset stands: the first, the third and the last do."""
+    """Whether a failure is news: the first, the third and the last are."""
     return struck.strikes > item.strikes and (
         item.strikes == 0 or struck.dead or struck.strikes == queue.WORTH_A_WORD
     )
 
 
-# --- an item as the store has it --------------------------------------------------------------
+# --- from the queue's and provider's types to the store's -------------------------------------
 
 
 def _symbol(item: Item) -> market.Symbol:

@@ -1,4 +1,4 @@
-"""Questions to the provider outside of a run, each of them one call within the limit."""
+"""Calls to the provider outside of a run, within the same limit."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,7 +8,7 @@ from asset_sync.budget import slots
 from asset_sync.budget.slots import Lane
 from asset_sync.budget.turn import Turn, Turns
 from asset_sync.clock import Clock
-from asset_sync.database import SERVER_ERRORS, Connection, hurry
+from asset_sync.database import SERVER_ERRORS, Connection, statement_timeout
 from asset_sync.errors import AssetSyncError, ExitCode
 from asset_sync.provider.errors import ProviderError, RateLimited
 from asset_sync.provider.protocol import Provider
@@ -19,12 +19,12 @@ from asset_sync.sync.scope import key_of, open_provider
 
 _T = TypeVar("_T")
 
-# Each 429 holds everybody back for a window; who is refused so often is not alone with the key.
+# Each 429 stops every process for a window. After so many, somebody else uses the key, too.
 _TIMES_REFUSED = 3
 
 
 class NoCallLeftError(AssetSyncError):
-    """No slot came free in the time that there was."""
+    """No slot came free in the time given."""
 
     exit_code = ExitCode.SOME_FAILED
 
@@ -34,7 +34,7 @@ class NoCallLeftError(AssetSyncError):
 
 
 class Questions:
-    """Asks the provider, one call at a time, leaving the next priority run its place."""
+    """Asks the provider, one call at a time; slots reserved for priority runs stay free."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Questions:
         tell: Listener = lambda _: None,
         clock: Clock | None = None,
     ) -> None:
-        """Prepare to ask, for so long in all. Raises SettingsError without a key."""
+        """Prepare to ask, for `within_seconds` in all. Raises SettingsError without a key."""
         key = key_of(settings)
         self._db = db
         self._tell = tell
@@ -62,9 +62,10 @@ class Questions:
         self._api.close()
 
     def ask(self, question: Callable[[Provider], _T]) -> _T:
-        """Wait for a slot, put the question, which is one call, and return its answer.
+        """Wait for a slot, make one call and return its answer.
 
-        A 429 is waited out. Raises any ProviderError, and NoCallLeftError when the time is over.
+        After a 429 it waits and asks again. Raises any ProviderError, and NoCallLeftError when the
+        time is over.
         """
         refused = 0
         while True:
@@ -75,7 +76,7 @@ class Questions:
             except ProviderError as refusal:
                 error = refusal
             except BaseException:
-                with suppress(*SERVER_ERRORS), hurry(INTERRUPTED_SECONDS):
+                with suppress(*SERVER_ERRORS), statement_timeout(INTERRUPTED_SECONDS):
                     self._turns.end(turn)
                 raise
             lowered = self._turns.end(turn, error)
@@ -98,7 +99,7 @@ class Questions:
                 raise NoCallLeftError(turn.seconds)
             if self._turns.in_time(turn):
                 return turn
-            self._turns.give_back(turn)  # the database took its time, or the host slept
+            self._turns.give_back(turn)  # the database was slow, or the host slept
 
     def _wait(self, seconds: float) -> None:
         self._tell(Waiting("a slot", seconds, slots.budget(self._db, self._rate)))

@@ -1,4 +1,4 @@
-"""A connection that outlives a restart of its server: nothing else knows that connections die."""
+"""A connection that survives a restart of its server; only this module handles lost ones."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ RECONNECT_SECONDS = 1.0
 
 
 class LastingConnection:
-    """A connection that is made anew where the server ends it, for as long as a run may take."""
+    """A connection that is opened again if the server ends it, until the run's end."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class LastingConnection:
         remaining: Callable[[], float],
         tell: Listener,
     ) -> None:
-        """Begin with a connection that is there; `remaining` says how long to go on trying."""
+        """Start with an open connection; `remaining` returns how long to keep trying."""
         self.db = db
         self._given = db
         self._conninfo = conninfo
@@ -44,8 +44,8 @@ class LastingConnection:
         self._failing_since: float | None = None
         """Since when the database fails; None while it works."""
 
-    def again(self, error: ServerError) -> None:
-        """Have a connection that works, trying until the run's end; then raise what was wrong."""
+    def reconnect(self, error: ServerError) -> None:
+        """Connect again, trying until the run's end; then raise the error."""
         if self._failing_since is None:
             self._failing_since = self._clock.monotonic()
             self._tell(
@@ -59,8 +59,8 @@ class LastingConnection:
                 self.db = connect(self._conninfo, within_seconds=self._remaining())
         raise error
 
-    def works(self) -> None:
-        """Report that it works again, once something was written to it."""
+    def report_recovery(self) -> None:
+        """Report the recovery, if there was a failure; called after a successful write."""
         if self._failing_since is not None:
             seconds = self._clock.monotonic() - self._failing_since
             self._failing_since = None
@@ -68,7 +68,7 @@ class LastingConnection:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Cursor]:
-        """Run a block as one transaction; where the answer to its commit is lost, ask for it."""
+        """Run a block as one transaction; if the answer to its commit is lost, look it up."""
         number, whole = "", False
         try:
             with transaction(self.db) as cursor:
@@ -78,14 +78,14 @@ class LastingConnection:
         except SERVER_ERRORS as error:
             if not whole or not self.db.closed:
                 raise
-            self.again(error)
+            self.reconnect(error)
             while (committed := was_committed(self.db, number)) is None and self._remaining() > 0:
                 self._clock.sleep(RECONNECT_SECONDS)
             if not committed:
                 raise
 
-    def try_once_more(self, step: Callable[[], None]) -> None:
-        """Do it if the database lets us, and on another connection if this one is lost."""
+    def try_twice(self, step: Callable[[], None]) -> None:
+        """Run the step; if the connection is lost, once more on a new one. Failures are ignored."""
         for _ in range(2):
             if self.db.closed:
                 self.db = connect(self._conninfo, within_seconds=0)
@@ -97,6 +97,6 @@ class LastingConnection:
             return
 
     def close(self) -> None:
-        """Close the connection, unless it is the one that was given."""
+        """Close the connection, unless it is the caller's."""
         if self.db is not self._given:
             self.db.close()

@@ -24,7 +24,7 @@ class PlannedCall(NamedTuple):
     feed: Feed
     endpoint: str
     at_seconds: float | None
-    """When its slot comes free, from now; None if not before the run's end."""
+    """In how many seconds its slot comes free; None if not before the run's end."""
 
 
 def plan(
@@ -55,18 +55,18 @@ def plan(
         request = feeds.request_of(scope, batch, known)
         if request is not None:
             at = max(next(times), batch[0].wait_seconds)
-            symbols = tuple(one.symbol for one in batch)
+            symbols = tuple(item.symbol for item in batch)
             when = at if at <= runtime else None
             calls.append(PlannedCall(symbols, batch[0].feed, request.endpoint, when))
     return tuple(calls)
 
 
 def _batches(upcoming: Sequence[Upcoming]) -> Iterator[list[Upcoming]]:
-    """Put together what one call serves, as claims do."""
+    """Group the items that one call serves, as `queue.claim` does."""
     left = {
-        feed: deque(one for one in upcoming if one.feed is feed) for feed in Feed.known.values()
+        feed: deque(item for item in upcoming if item.feed is feed) for feed in Feed.known.values()
     }
-    for one in upcoming:
-        same = left[one.feed]
-        if same and same[0] is one:  # else an earlier call serves it
-            yield [same.popleft() for _ in range(min(len(same), one.feed.bulk))]
+    for item in upcoming:
+        same = left[item.feed]
+        if same and same[0] is item:  # else an earlier call serves it
+            yield [same.popleft() for _ in range(min(len(same), item.feed.bulk))]

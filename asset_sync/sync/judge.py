@@ -1,8 +1,7 @@
 """What an answer means: what to store, what becomes of each item, and what to report.
 
-The judgement is pure: whatever has to be known of an asset is read before, and
-`asset_sync.sync.apply` writes what is decided. The feeds judge the answers that are theirs; what
-every feed shares is here.
+The judgement is pure: `asset_sync.sync.apply` reads what it needs to know first, and writes what
+it decides. Each feed judges its own answers; this module has what all feeds share.
 """
 
 from collections.abc import Sequence
@@ -24,11 +23,11 @@ from asset_sync.queue import Item
 from asset_sync.sync.progress import Progress, PutBack, Synced
 
 Answer: TypeAlias = BarsAnswer | SnapshotAnswer | bool | ProviderError
-"""Whatever a call can bring; True or False where it asked whether a ticker exists."""
+"""What a call can return; True or False if it asked whether a ticker exists."""
 
 
 class Request(Protocol):
-    """One call that is to be made."""
+    """One call to make."""
 
     @property
     def endpoint(self) -> str:
@@ -41,7 +40,7 @@ class Request(Protocol):
 
 
 class Fetch(NamedTuple):
-    """A call that was made, for these items, and what came back after so many seconds."""
+    """A call that was made for these items, its answer, and how many seconds it took."""
 
     items: Sequence[Item]
     request: Request
@@ -71,7 +70,7 @@ class Finish(NamedTuple):
 
 
 class Resume(NamedTuple):
-    """A call brought a part; the next one goes on from there."""
+    """A call brought a part of the data; the next call continues from there."""
 
     backfilled_to: datetime | None
 
@@ -94,7 +93,7 @@ class Release(NamedTuple):
 
 
 class MoveBack(NamedTuple):
-    """It waits behind those that are due already, and nothing is counted."""
+    """It waits behind the items that are due already, and nothing is counted."""
 
     reason: str
 
@@ -128,29 +127,29 @@ class Missing(NamedTuple):
 
     capability: str
     symbols: Sequence[str] = ()
-    """The assets that it is missing for; none stands for all."""
+    """The assets concerned; empty for all."""
 
 
 class Judgement(NamedTuple):
-    """What an answer asks for."""
+    """What to store, how each item ends, and what to report."""
 
     ends: Sequence[tuple[Sequence[Item], End]]
     outcome: str = "ok"
     """The kind of error, for the history of calls."""
     error: str | None = None
     bars: Sequence[Bar] | None = None
-    """To be stored, of the first item; None where there is nothing to store."""
+    """Bars to store for the first item; None if there is nothing to store."""
     price: Price | None = None
     quotes: Sequence[tuple[Item, Quote]] = ()
-    """To be stored as last prices."""
+    """Quotes to store as last prices."""
     missing: Sequence[Missing] = ()
     scope_changed: bool = False
-    """Whether the key may do less than was thought, so that the run's scope is another one now."""
-    told: Sequence[Progress] = ()
+    """Whether the key turned out to allow less, so that the run's scope has changed."""
+    progress: Sequence[Progress] = ()
     not_in_plan: ProviderError | None = None
-    """What the plan does not include for this asset, and maybe for every other."""
+    """The error, if the plan does not include this asset's data (and perhaps no asset's)."""
     hopeless: ProviderError | None = None
-    """What every call of the run would bring again."""
+    """The error, if every further call of the run would fail in the same way."""
 
 
 # --- what every feed shares -------------------------------------------------------------------
@@ -159,7 +158,7 @@ class Judgement(NamedTuple):
 def is_well(answer: Answer) -> bool:
     """Whether the answer shows that the provider is well: it brought bars or a price.
 
-    So does a ticker that exists. Nothing at all may be what a provider in trouble says.
+    A ticker that exists shows it, too. An empty answer does not: a provider in trouble may send it.
     """
     match answer:
         case BarsAnswer():
@@ -170,7 +169,7 @@ def is_well(answer: Answer) -> bool:
 
 
 def verified(fetch: Fetch, *, exists: bool, silent: Judgement) -> Judgement:
-    """Judge the answer to whether a ticker exists; `silent` is what to do if it has no data."""
+    """Judge whether a ticker exists; `silent` is the judgement if it exists without data."""
     [item] = fetch.items
     if not exists:
         error = (
@@ -182,43 +181,43 @@ def verified(fetch: Fetch, *, exists: bool, silent: Judgement) -> Judgement:
         )
     if item.attempts == 1:
         return silent
-    # It was unknown, and now it is not.
+    # An earlier call found it unknown; now the provider knows it.
     return Judgement([(fetch.items, Resume(backfilled_to=None))])
 
 
 def refused(fetch: Fetch, error: ProviderError) -> Judgement | None:
-    """Judge what no feed has to say anything about; None where the feed decides."""
-    told = [PutBack(fetch.symbols, str(error))]
+    """Judge an error that means the same for every feed; None if the feed decides."""
+    progress = [PutBack(fetch.symbols, str(error))]
     kind, text = error.kind, str(error)
     match error:
         case NotSent():
             release = Release(queue.TRY_AGAIN_SECONDS, text)
-            return Judgement([(fetch.items, release)], kind, text, told=told)
+            return Judgement([(fetch.items, release)], kind, text, progress=progress)
         case Unavailable():
-            # A single one is reported as failed, with what the queue makes of it.
-            many = len(fetch.items) > 1
-            return Judgement([(fetch.items, Strike(text))], kind, text, told=told if many else ())
+            # A single asset is reported as failed when its strike is written.
+            shown = progress if len(fetch.items) > 1 else ()
+            return Judgement([(fetch.items, Strike(text))], kind, text, progress=shown)
         case RateLimited():
-            # As a rule this is the account's. But should one asset alone be answered so, it must
-            # not be the first in line for ever.
-            return Judgement([(fetch.items, MoveBack(text))], kind, text, told=told)
+            # Usually this concerns the whole account. If it is this asset alone, it must not stay
+            # the first in line.
+            return Judgement([(fetch.items, MoveBack(text))], kind, text, progress=progress)
         case KeyRefused():
             return Judgement([(fetch.items, MoveBack(text))], kind, text, hopeless=error)
     return None
 
 
 def failed(fetch: Fetch, error: ProviderError) -> Judgement:
-    """Judge a refusal that is the asset's own."""
+    """Judge an error that concerns this asset only."""
     return Judgement([(fetch.items, Fail(str(error)))], error.kind, str(error))
 
 
 def quiet(fetch: Fetch) -> Judgement:
-    """Judge an answer that brings nothing new to an asset whose ticker exists."""
+    """Judge an answer that brings nothing new for an asset whose ticker exists."""
     [item] = fetch.items
-    told = Synced(item.symbol, item.feed, 0, None, None, fetch.seconds)
-    return Judgement([(fetch.items, Finish())], told=[told])
+    synced = Synced(item.symbol, item.feed, 0, None, None, fetch.seconds)
+    return Judgement([(fetch.items, Finish())], progress=[synced])
 
 
 def had_failed(item: Item) -> bool:
-    """Whether it was reported that the asset fails, so that its recovery is worth a word."""
+    """Whether the asset was reported as failing, so that its recovery is reported, too."""
     return item.attempts > 1 or item.strikes >= queue.WORTH_A_WORD

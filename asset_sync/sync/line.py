@@ -1,4 +1,4 @@
-"""The line of one run: what its settings want and the queue has waiting."""
+"""The line of one run: the items waiting in the queue that its settings want."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from asset_sync.queue import LINE_LENGTH, Item, Wanted
 from asset_sync.sync.progress import Listener, Waiting, Warned
 from asset_sync.sync.scope import Scope
 
-# What failed before is back within a minute, which a run that finds nothing else waits for.
+# An item that failed is back within a minute; a run that finds nothing else waits for it.
 WAIT_FOR_SECOND_TRY = 60
 # The lease covers the call and its transaction.
 LEASE_MARGIN_SECONDS = 30
@@ -25,11 +25,11 @@ class Patience(NamedTuple):
     remaining_seconds: float
     """Until its end."""
     tried: bool
-    """Whether it has made a call; a run that finds nothing due does not wait for what is not."""
+    """Whether it has made a call; only then does it wait for assets to become due."""
 
 
 class Line:
-    """What a run can claim; it is read anew every few seconds."""
+    """The items that a run can claim, read again every few seconds."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Line:
         """Read nothing yet."""
         self.scope = scope
         self.left_out = 0
-        """Due, but over the queue's size."""
+        """How many assets are due but over the queue's size."""
         self._connection = connection
         self._clock = clock
         self._watch = watch
@@ -54,11 +54,11 @@ class Line:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing that these settings want was waiting when it was read."""
+        """Whether nothing that these settings want was waiting at the last reading."""
         return not self._head
 
     def read(self, cycle_seconds: float | None = None) -> None:
-        """Let in what is due, take back what killed runs held, and read who stands in line.
+        """Enqueue what is due, take back what killed runs held, and read the line.
 
         With `cycle_seconds` an asset is due if it will not be fresh when the next run starts.
         """
@@ -93,8 +93,8 @@ class Line:
         return True
 
     def claim(self, most: int | None) -> tuple[Item, ...]:
-        """Lease what the next call can serve; nothing where another run was quicker."""
-        # What has become due since may come before what waits.
+        """Lease the items of the next call; none if another run was quicker."""
+        # Assets that have become due meanwhile may come first.
         if self._clock.monotonic() - self._read_at >= POLL_SECONDS:
             self.read()
         lease = self.scope.settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
@@ -104,7 +104,7 @@ class Line:
         return items
 
     def _next_ready_seconds(self, patience: Patience) -> float | None:
-        """Return how long to wait for something to do, None if that is not worth it."""
+        """Return in how many seconds there is work, None if the run should not wait for it."""
         within = patience.remaining_seconds
         if not patience.tried:
             within = min(within, WAIT_FOR_SECOND_TRY)

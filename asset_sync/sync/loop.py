@@ -1,8 +1,8 @@
-"""One run: take a slot, claim an item, call, store; again, until nothing is due or time is up.
+"""One run: take a slot, claim an item, call, store; repeat until nothing is due or time is up.
 
 `sync priority` and `sync queue` are this loop with two filters. A run may be killed at any
-instruction: what one answer brings is one transaction, a slot frees itself, and a lease ends.
-What an answer means is judged in `asset_sync.sync.judge` and written by `asset_sync.sync.apply`.
+instruction: each answer is stored in one transaction, a slot frees itself, and a lease ends.
+`asset_sync.sync.judge` decides what an answer means, `asset_sync.sync.apply` writes it.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from asset_sync.database import (
     SERVER_ERRORS,
     Connection,
     ServerError,
-    hurry,
     may_pass,
     refuses_data,
+    statement_timeout,
     transaction,
 )
 from asset_sync.provider.errors import NotSent, ProviderError
@@ -40,11 +40,11 @@ from asset_sync.sync.scope import NO_SNAPSHOTS, key_of, open_provider, scope_of
 from asset_sync.sync.streaks import Stop, Streaks
 
 LEAST_CALL_SECONDS = 2.0
-# An answer is paid for, but others wait while it is tried to store it.
+# An answer has cost a call, so storing it is tried again; but other runs wait meanwhile.
 STORE_TRIES = 3
-# A server that is there but fails each time is not to cost a call each time.
-CALLS_IN_VAIN = 3
-# Whoever interrupts a run does not want to wait for a server that may be gone.
+# A database that accepts connections but fails each time must not cost a call each time.
+WASTED_CALLS = 3
+# A user who interrupts a run does not want to wait for a server that may be gone.
 INTERRUPTED_SECONDS = 1.0
 
 
@@ -59,10 +59,10 @@ def run(
     clock: Clock | None = None,
     connect_to: Callable[[ProviderSettings, Secret], Provider] = open_provider,
 ) -> Report:
-    """Refresh what is due in the lane, until nothing is, or the time or the budget is up.
+    """Refresh the due assets of a lane until none is left, or time or budget is used up.
 
     `connect_to` opens the provider when the first call is made. Raises SettingsError without a key,
-    and DatabaseError; what the provider does ends in the report.
+    and DatabaseError; the provider's errors are in the report.
     """
     provider = partial(connect_to, settings.provider, key_of(settings))
     return _Run(
@@ -114,7 +114,7 @@ class _Run:
     # --- the loop -----------------------------------------------------------------------------
 
     def work(self) -> Report:
-        """Run the loop and note how it ended, however it does."""
+        """Run the loop and record how it ended, in every case."""
         report = self._report
         report.reason_ended = Ended.BROKEN
         try:
@@ -132,20 +132,20 @@ class _Run:
         return report
 
     def _loop_persistently(self) -> Ended:
-        """Run the loop, and continue where the database failed it, until the run's end."""
-        in_vain = 0
+        """Run the loop; after a database failure run it again, until the run's end."""
+        wasted = 0
         while True:
             calls, progress = self._report.api_calls_used, self._report.progress
             try:
-                self._let_go(after_seconds=TRY_AGAIN_SECONDS)
+                self._release_held(after_seconds=TRY_AGAIN_SECONDS)
                 return self._loop()
             except SERVER_ERRORS as error:
-                in_vain += self._report.api_calls_used > calls
+                wasted += self._report.api_calls_used > calls
                 if self._report.progress > progress:
-                    in_vain = 0
-                if not may_pass(error) or in_vain > CALLS_IN_VAIN:
+                    wasted = 0
+                if not may_pass(error) or wasted > WASTED_CALLS:
                     raise
-                self._connection.again(error)
+                self._connection.reconnect(error)
 
     def _loop(self) -> Ended:
         if self._scope.switched_off:
@@ -173,34 +173,34 @@ class _Run:
                     self._turns.give_back(turn)
 
     def _begin(self) -> None:
-        """Let in what is due, and keep this run's place."""
+        """Enqueue what is due, and reserve this run's calls."""
         runs.prune(self._db)
-        # A run of the queue that has work stays for what becomes due. To refresh that before its
-        # time would take calls from what is due already (simulated: 539 s instead of 410 s between
-        # refreshes of a high asset, beside a long queue).
+        # A queue run that has work also waits for assets that become due. Refreshing those early
+        # would take calls from assets that are due already (simulated: 539 s instead of 410 s
+        # between refreshes of a high asset, beside a long queue).
         ahead = None if self._tried else self._settings.batch.interval_seconds
         self._line.read(ahead if self._lane is Lane.PRIORITY else None)
         if ahead is not None and self._line.empty:
             self._line.read(ahead)
-        self._hold_place(in_seconds=0)
-        self._connection.works()
+        self._reserve(in_seconds=0)
+        self._connection.report_recovery()
 
     def _nothing_left(self) -> Ended:
-        """Say how the run ends where nothing is left that it can do."""
+        """Return how the run ends when it has nothing left to do."""
         if self._streaks.not_in_plan and not self._report.updated:
             self._report.message = next(iter(self._streaks.not_in_plan.values()))
             return Ended.PLAN_REFUSED
         return self._unless_unavailable(Ended.DONE if self._tried else Ended.NOTHING_DUE)
 
     def _unless_unavailable(self, reason: Ended) -> Ended:
-        """Return the reason, or that the provider does not answer, if all the run got was that."""
+        """Return the reason, or UNAVAILABLE if the provider gave this run no good answer at all."""
         if self._report.updated or not self._streaks.unavailable:
             return reason
         self._report.message = self._streaks.unavailable
         return Ended.UNAVAILABLE
 
     def _compare_with_run_before(self) -> None:
-        """Tell what is news of how the run ended: cron's mail is for what changes."""
+        """Note whether the run ended differently from the one before: cron mails only changes."""
         before = None
         with contextlib.suppress(*SERVER_ERRORS):
             before = runs.reason_before(self._db, self._report.run_id)
@@ -213,8 +213,8 @@ class _Run:
     def _bad_answers_waited_out(self) -> bool:
         """Wait between two calls while the provider answers badly; False if the run is too short.
 
-        An hour of such answers costs no more than two calls a window, and nobody waits longer than
-        half a window once the provider is well.
+        An hour of such answers costs no more than two calls a window. Once the provider is well,
+        no run waits longer than half a window.
         """
         if not self._streaks.is_bad or self._called_at is None:
             return True
@@ -222,17 +222,17 @@ class _Run:
         while (left := again_at - self._clock.monotonic()) > 0:
             if left > self._remaining():
                 return False
-            self._hold_place(left)
+            self._reserve(left)
             self._tell(Waiting("the provider to be well again", left))
             self._clock.sleep(min(left, POLL_SECONDS))
         return True
 
     def _wait_for_a_slot(self, seconds: float) -> None:
-        self._hold_place(seconds)
+        self._reserve(seconds)
         self._tell(Waiting("a slot", seconds, slots.budget(self._db, self._scope.rate)))
 
-    def _hold_place(self, in_seconds: float) -> None:
-        """Reserve what a priority run wants: this one now and while it waits, the next one."""
+    def _reserve(self, in_seconds: float) -> None:
+        """Reserve slots for a priority run: this one, now or after its wait, or the next one."""
         if self._lane is not Lane.PRIORITY:
             return
         calls = 0
@@ -249,7 +249,7 @@ class _Run:
     # --- one call -----------------------------------------------------------------------------
 
     def _serve(self, held: _Held) -> None:
-        """Make the one call that these items need and store what comes of it."""
+        """Make the one call that these items need, and store its answer."""
         items = held.items
         if not self._scope.may_use(items[0].feed, items[0].symbol):
             self._turns.give_back(held.turn)
@@ -271,19 +271,19 @@ class _Run:
         self._tell(Calling([item.symbol for item in items], items[0].feed, budget))
         fetch = self._fetch(held, request)
         result = self._applied(held, fetch)
-        self._connection.works()
+        self._connection.report_recovery()
         self._streaks.note(fetch, result)
         self._follow(result)
 
     def _nothing_new(self, item: Item) -> None:
-        """End an item for which the key can be shown nothing new before tomorrow."""
+        """Finish an item whose newer bars this key may see only tomorrow."""
         with self._connection.transaction() as cursor:
             market.save_status(cursor, [item.symbol])
             queue.finish(cursor, [item])
         self._say([Synced(item.symbol, item.feed, 0, None, None, 0.0)])
 
     def _fetch(self, held: _Held, request: Request) -> Fetch:
-        """Make the call; what the provider refuses comes back as a value like any answer."""
+        """Make the call; a provider error is returned as a value, like any answer."""
         if self._provider is None:
             self._provider = self._open_provider()
         started = self._clock.monotonic()
@@ -306,7 +306,7 @@ class _Run:
         return Fetch(held.items, request, answer, self._called_at - started)
 
     def _applied(self, held: _Held, fetch: Fetch) -> Result:
-        """Stamp the slot and store the answer: on a new connection if need be, it is paid for."""
+        """Stamp the slot and store the answer, on a new connection if this one is lost."""
         tries = 1
         while True:
             try:
@@ -317,7 +317,7 @@ class _Run:
                 if not may_pass(error) or tries == STORE_TRIES:
                     raise
                 tries += 1
-                self._connection.again(error)
+                self._connection.reconnect(error)
             except ServerError as error:
                 if not refuses_data(error):
                     raise
@@ -332,19 +332,19 @@ class _Run:
             self._tell(Warned(str(lowered)))
 
     def _refused_by_database(self, fetch: Fetch, error: ServerError) -> Result:
-        """Note the failure of the asset whose data the database refuses, unless it is not that."""
+        """Record that the database refuses an asset's data; raise if the data is not to blame."""
         with self._connection.transaction() as cursor:
             result = refused_by_database(cursor, self._scope, self._report.run_id, fetch, error)
         if self._streaks.refused(fetch.symbols[0], error):
-            self._say(result.told)
+            self._say(result.progress)
             raise error
         return result
 
     def _follow(self, result: Result) -> None:
-        """Do what is left once an answer is stored."""
+        """Publish and report an answer that is stored, and end the run if it calls for that."""
         self._publish(result.prices)
-        self._say(result.told)
-        if result.scope_changed:  # its items go another way
+        self._say(result.progress)
+        if result.scope_changed:  # another feed serves its items now
             self._scope = self._line.scope = scope_of(self._db, self._settings, self._lane)
             self._line.read()
         self._streaks.check(result)
@@ -357,18 +357,18 @@ class _Run:
         except publish.EventsError as error:
             self._tell(Warned(str(error)))
 
-    def _say(self, told: Sequence[Progress]) -> None:
-        """Have all of it in the report before the first word of it is told."""
-        for progress in told:
-            self._report.note(progress)
-        for progress in told:
-            self._tell(progress)
+    def _say(self, progress: Sequence[Progress]) -> None:
+        """Note everything in the report first, then tell it."""
+        for step in progress:
+            self._report.note(step)
+        for step in progress:
+            self._tell(step)
 
     # --- what is held -------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _holding(self, held: _Held) -> Iterator[_Held]:
-        """Know what is to be let go of, whatever ends the run.
+        """Remember what the run holds, so that it can be released however the run ends.
 
         If the items may have caused the crash, their lease is kept so that the attempt counts.
         """
@@ -380,13 +380,13 @@ class _Run:
         except queue.LostLeaseError as error:
             self._tell(Warned(str(error)))
             held.items = ()
-            self._let_go()
+            self._release_held()
         except Exception:
             held.items = ()
             raise
         self._held = None
 
-    def _let_go(self, *, after_seconds: float = 0) -> None:
+    def _release_held(self, *, after_seconds: float = 0) -> None:
         """Return the slot and the items that the run holds, if they are still ours."""
         held = self._held
         if held is None:
@@ -404,18 +404,19 @@ class _Run:
         self._report.waited_seconds = self._turns.waited_seconds
         self._report.left_out = self._line.left_out
         interrupted = self._report.reason_ended is Ended.INTERRUPTED
-        with contextlib.suppress(Exception), hurry(INTERRUPTED_SECONDS if interrupted else None):
-            for step in (self._let_go, self._hold_next_place, self._note_end):
-                self._connection.try_once_more(step)
+        seconds = INTERRUPTED_SECONDS if interrupted else None
+        with contextlib.suppress(Exception), statement_timeout(seconds):
+            for step in (self._release_held, self._reserve_for_next_run, self._note_end):
+                self._connection.try_twice(step)
         if self._provider is not None:
             self._provider.close()
         if self._redis is not None:
             self._redis.close()
         self._connection.close()
 
-    def _hold_next_place(self) -> None:
+    def _reserve_for_next_run(self) -> None:
         so_far = self._clock.monotonic() - self._started
-        self._hold_place(in_seconds=self._settings.batch.interval_seconds - so_far)
+        self._reserve(in_seconds=self._settings.batch.interval_seconds - so_far)
 
     def _note_end(self) -> None:
         report = self._report
@@ -436,7 +437,7 @@ class _Run:
 
     @property
     def _tried(self) -> bool:
-        """Whether it has made a call, or tried to."""
+        """Whether the run has made a call, or tried to."""
         return self._called_at is not None
 
     def _patience(self) -> Patience:

@@ -1,4 +1,4 @@
-"""What a run says while it works. The command line shows it; the loop prints nothing."""
+"""What a run tells while it works. The command line shows it; the loop prints nothing."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -9,7 +9,7 @@ from asset_sync.model import Feed
 
 
 class Started(NamedTuple):
-    """The run has a number in the history; told before anything else."""
+    """The run has a number in the history; this is told first."""
 
     run_id: int
 
@@ -40,9 +40,9 @@ class Synced(NamedTuple):
     as_of: datetime | None
     seconds: float
     more: bool = False
-    """Whether this was a part, and another call goes on from there."""
+    """Whether this was a part, and another call continues."""
     recovered: bool = False
-    """Whether it was reported as failing before; a quiet run reports that this is over."""
+    """Whether the asset was reported as failing; a quiet run reports that this is over."""
 
 
 class Failed(NamedTuple):
@@ -52,32 +52,32 @@ class Failed(NamedTuple):
     feed: Feed
     error: str
     is_news: bool = True
-    """Whether it changes how the asset stands: the first failure, the third, or the last.
+    """Whether it is the asset's first failure, its third or its last.
 
     A quiet run reports only these, so that cron does not mail the same failure in each cycle.
     """
 
 
 class PutBack(NamedTuple):
-    """A call failed for no fault of its assets, which stand in line again."""
+    """A call failed through no fault of its assets; they wait in line again."""
 
     symbols: Sequence[str]
     reason: str
 
 
 class Warned(NamedTuple):
-    """Something the user should know that stops nothing."""
+    """Something the user should know; the run continues."""
 
     text: str
 
 
 class Recovered(NamedTuple):
-    """What the last warning was about works again."""
+    """What the last warning named works again."""
 
     what: str
     """With its article: `the database`."""
     seconds: float
-    """How long it did not."""
+    """How long it failed."""
 
 
 Progress: TypeAlias = Started | Waiting | Calling | Synced | Failed | PutBack | Warned | Recovered

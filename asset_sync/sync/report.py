@@ -48,25 +48,25 @@ class Report:
     waited_seconds: float = 0.0
     """Spent waiting for a slot."""
     left_out: int = 0
-    """Due, but over the queue's size."""
+    """How many assets were due but over the queue's size."""
     reason_ended: Ended = Ended.DONE
     message: str = ""
-    """The sentence that goes with the reason, where there is one."""
+    """The sentence that explains the reason, if there is one."""
     is_news: bool = True
-    """Whether the command's last run before this one ended otherwise."""
+    """Whether the command's run before this one ended differently."""
 
     @property
     def served(self) -> int:
-        """How many assets there is something to say of."""
+        """How many assets were refreshed or failed."""
         return len(self.updated) + len(self.failed)
 
     @property
     def progress(self) -> int:
-        """A number that grows as long as the run gets on."""
+        """A number that grows while the run achieves something."""
         return self.served + self.bars_written
 
     def note(self, progress: Progress) -> None:
-        """Count what a call has brought; what was said last of an asset holds."""
+        """Count the result of a call; only the latest result of an asset stays."""
         if isinstance(progress, Synced):
             self.bars_written += progress.bars_written
             if not progress.more:

@@ -1,4 +1,4 @@
-"""What a run has to do: the settings and what is known of the key, in the other rooms' words."""
+"""The scope of a run: what it has to do by its settings and by what is known of the key."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ from asset_sync.sync.progress import Warned
 from asset_sync.sync.window import Window, next_window
 
 PRIORITY_SECONDS = 60
-# Cron starts the next run on the minute; this one should be out of its way.
+# Cron starts the next run on the minute; this one should have ended by then.
 QUEUE_MARGIN_SECONDS = 10
 NO_SNAPSHOTS = "The key's plan has no snapshots; bars serve it."
 
 
-class Asked(Protocol):
+class Target(Protocol):
     """An asset that a call is made for, as a run holds it or a dry run shows it."""
 
     @property
@@ -48,12 +48,12 @@ class Asked(Protocol):
 
     @property
     def verify_ticker(self) -> bool:
-        """Whether the call asks if the ticker exists at all."""
+        """Whether the call only asks if the ticker exists."""
         ...
 
     @property
     def backfilled_to(self) -> datetime | None:
-        """How far a catch-up of several calls has come."""
+        """How far a catch-up of several calls has come, where it found no bars."""
         ...
 
 
@@ -65,37 +65,37 @@ class Scope:
     lane: Lane
     missing: Missing
     rate_now: Rate | None = None
-    """The rate that holds where the database knows of another than the settings'."""
+    """The rate that holds now, which may be lowered; None for the settings' rate."""
 
     @property
     def switched_off(self) -> bool:
-        """Whether there are to be no such runs."""
+        """Whether the settings switch off the runs of this lane."""
         return self.lane is Lane.PRIORITY and not self.settings.batch.priority_assets_enabled
 
     @property
     def runtime_seconds(self) -> float:
         """How long a run works unless told otherwise.
 
-        A priority run needs a window more for every so many calls, or the last of its assets would
-        never be served: each run begins with the first.
+        A priority run gets one more window for each full budget of calls. Otherwise its last
+        assets would never be served, because each run begins with the first.
         """
         interval = self.settings.batch.interval_seconds
         longest = max(interval - QUEUE_MARGIN_SECONDS, interval / 2)
         if self.lane is Lane.QUEUE:
             return longest
-        calls = calls_for(Counter(one.feed for one in self.wanted))
+        calls = calls_for(Counter(wanted.feed for wanted in self.wanted))
         windows_to_wait = (calls - 1) // self.rate.calls
         seconds = PRIORITY_SECONDS + windows_to_wait * self.rate.period_seconds
         return max(PRIORITY_SECONDS, min(seconds, longest))
 
     @property
     def rate(self) -> Rate:
-        """The budget of calls, and how long one can last."""
+        """The budget of calls, and how long one call can last."""
         return self.rate_now or rate_of(self.settings)
 
     @property
     def wanted(self) -> tuple[Wanted, ...]:
-        """The assets and feeds of the lane, less what the key may not do."""
+        """The assets and feeds of the lane, without those that the key may not use."""
         settings = self.settings
         assets = settings.critical if self.lane is Lane.PRIORITY else settings.others
         if not settings.batch.priority_assets_enabled:
@@ -110,7 +110,7 @@ class Scope:
         )
 
     def may_use(self, feed: Feed, symbol: str) -> bool:
-        """Whether the plan has the feed, and the key was not refused it for this asset."""
+        """Whether the plan has the feed, and the API did not refuse it for this asset."""
         if feed not in self.settings.provider.plan.feeds:
             return False
         return feed is not Feed.SNAPSHOT or not (
@@ -122,7 +122,7 @@ class Scope:
         return self.may_use(Feed.SNAPSHOT, symbol)
 
     def not_included(self, what: str, instead: str) -> Warned:
-        """Say that the key's plan turned out not to have something."""
+        """Return the warning that the key's plan does not include something."""
         return Warned(
             f"The key's plan ({self.settings.provider.plan.name}) does not include {what}; using "
             f"{instead}. It is asked again after a day."
@@ -135,7 +135,7 @@ class Scope:
         now: datetime,
         backfilled_to: datetime | None = None,
     ) -> Window | None:
-        """Return what the next call for bars has to ask for, None if there is nothing new."""
+        """Return the window of the next call for bars, None if there can be nothing new."""
         return next_window(
             now,
             newest,
@@ -148,7 +148,7 @@ class Scope:
 
 
 def key_of(settings: Settings) -> Secret:
-    """Return the key, without which there is no call; raises SettingsError."""
+    """Return the key; raises SettingsError if there is none."""
     if settings.provider.api_key is None:
         raise SettingsError(
             (
@@ -163,13 +163,13 @@ def key_of(settings: Settings) -> Secret:
 
 
 def account(settings: Settings) -> tuple[str, str]:
-    """Return by what the database remembers a key: its fingerprint, and the plan's name."""
+    """Return how the database identifies a key: its fingerprint and the plan's name."""
     key = settings.provider.api_key
     return (key.fingerprint() if key else ""), settings.provider.plan.name
 
 
 def scope_of(db: Connection, settings: Settings, lane: Lane) -> Scope:
-    """Return the job of a command, with what the database knows of the key."""
+    """Return the scope of a run, with what the database knows of the key."""
     rate = effective_rate(db, rate_of(settings))
     return Scope(settings, lane, entitlements.missing(db, *account(settings)), rate)
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a row, and when it ends a run."""
+"""Failures in a row, and when they end a run."""
 
 from dataclasses import dataclass, field
 
@@ -8,12 +8,12 @@ from asset_sync.sync.apply import Result
 from asset_sync.sync.judge import Fetch, is_well
 from asset_sync.sync.report import Ended
 
-# After so many requests in a row that could not be sent the run ends.
+# The run ends after so many requests in a row that could not be sent.
 UNSENT_CALLS = 3
-# After bad answers to so many different assets in a row, one call each half window asks whether the
-# provider is well again.
+# After bad answers for so many different assets in a row, the run makes one call each half window
+# until the provider is well again.
 BAD_ANSWERS = 3
-# What the plan does not include for so many different assets in a row, it includes for none.
+# If the plan does not include so many different assets in a row, it includes none.
 NOT_IN_PLAN = 2
 
 
@@ -27,7 +27,7 @@ class Stop(Exception):  # noqa: N818  # not an error: how a call ends the loop
 
 @dataclass(slots=True)
 class Streaks:
-    """What has gone wrong in a row, since a call last went well."""
+    """Failures in a row since the last call that went well."""
 
     unsent: int = 0
     """Requests that could not be sent."""
@@ -36,17 +36,17 @@ class Streaks:
     not_in_plan: dict[str, str] = field(default_factory=dict)
     """Assets that the plan does not include, and what the provider said of each."""
     unavailable: str = ""
-    """What the last call said, if it got no answer of the API's."""
+    """The last call's error, if the API did not answer it."""
     refused_by_database: tuple[str, str] | None = None
     """The asset whose data the database refused last, and the SQLSTATE."""
 
     @property
     def is_bad(self) -> bool:
-        """Whether so many assets were answered badly that the provider itself seems to be ill."""
+        """Whether so many assets got bad answers that the provider seems to be in trouble."""
         return len(self.bad) >= BAD_ANSWERS
 
     def note(self, fetch: Fetch, result: Result) -> None:
-        """Count what a call has brought."""
+        """Count the result of a call."""
         answer = fetch.answer
         self.unsent = self.unsent + 1 if isinstance(answer, NotSent) else 0
         self.unavailable = str(answer) if isinstance(answer, Unavailable) else ""
@@ -59,16 +59,16 @@ class Streaks:
             self.not_in_plan |= dict.fromkeys(fetch.symbols, str(result.not_in_plan))
 
     def refused(self, symbol: str, error: ServerError) -> bool:
-        """Note that the database refused an asset's data; return whether it is not the data.
+        """Note that the database refused an asset's data; return whether the database is to blame.
 
-        It is not where two different assets in a row are refused in the same way.
+        It is to blame if it refuses two different assets in a row for the same reason.
         """
         before = self.refused_by_database
         self.refused_by_database = (symbol, error.pgcode or "")
         return before is not None and before[0] != symbol and before[1] == error.pgcode
 
     def check(self, result: Result) -> None:
-        """Raise Stop where every further call would bring the same."""
+        """Raise Stop if every further call would fail in the same way."""
         if result.hopeless is not None:
             raise Stop(Ended.KEY_REFUSED, str(result.hopeless))
         if result.not_in_plan is not None and len(self.not_in_plan) >= NOT_IN_PLAN:

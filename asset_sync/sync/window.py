@@ -8,11 +8,11 @@ from asset_sync.provider.current import MARKETS
 
 BAR_LENGTH = timedelta(minutes=5)
 
-# The provider repairs its history: equal calls may differ.
+# The provider corrects its history, so the last few bars are read again.
 OVERLAP = 6 * BAR_LENGTH
 
 SAFE_HISTORY = timedelta(days=720)
-"""How far back every plan goes; a range that starts before a plan's floor is refused (403)."""
+"""How far back every plan goes; the API rejects a range that starts before that (403)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Window:
     start: datetime
     end: datetime
     last: bool
-    """Whether it ends where the data does; otherwise another call goes on from there."""
+    """Whether it ends with the newest data; otherwise another call continues from its end."""
 
 
 def next_window(
@@ -35,12 +35,12 @@ def next_window(
     today_denied: bool = False,
     past_denied: bool = False,
 ) -> Window | None:
-    """Return what the next call has to ask for, None when there can be nothing new.
+    """Return the window of the next call, None when there can be nothing new.
 
-    From the newest bar stored less a few, or on the first sync as far back as one call reaches,
-    to now. `backfilled_to` is how far earlier calls of the same catch-up came, where they found
-    nothing. A key that may not see the running day gets a range that ends with yesterday, UTC; one
-    that may not see more of the past than the smallest plan, a range that starts within that.
+    It begins a few bars before the newest stored one, or on the first sync as far back as one call
+    reaches, and ends now. `backfilled_to` is how far earlier calls of the same catch-up came if
+    they found nothing. If the key may not see the running day, the window ends with yesterday
+    (UTC); if it may see only the smallest plan's past, the window starts within that.
     """
     end = now
     if today_denied:
@@ -51,14 +51,14 @@ def next_window(
     longest = MARKETS[asset_type].window
     start = end - longest if newest is None else newest - OVERLAP
     history = timedelta(days=history_days)
-    floor = now - (min(history, SAFE_HISTORY) if past_denied else history)
-    start = max(start, backfilled_to or start, floor)
-    start = _floor(min(start, end))
+    earliest = now - (min(history, SAFE_HISTORY) if past_denied else history)
+    start = max(start, backfilled_to or start, earliest)
+    start = _start_of_bar(min(start, end))
     if end - start <= longest + BAR_LENGTH:
         return Window(start, end, last=True)
     return Window(start, start + longest, last=False)
 
 
-def _floor(moment: datetime) -> datetime:
-    """Return the start of the bar that holds the moment, or its bar would come cut."""
+def _start_of_bar(moment: datetime) -> datetime:
+    """Return the start of the bar that contains the moment, so that no bar comes cut off."""
     return moment - (moment - datetime(1970, 1, 1, tzinfo=UTC)) % BAR_LENGTH

@@ -1,4 +1,4 @@
-"""The feeds: what each asks for, and how it judges what comes back.
+"""The feeds: what each asks for, and how it judges the answer.
 
 A run and a dry run ask the same objects. A new feed is a module beside these two, a `Feed` in
 `asset_sync.model`, and a line in `WORK`; a plan names it among its feeds.
@@ -15,17 +15,17 @@ from asset_sync.provider.protocol import Provider
 from asset_sync.sync import judge
 from asset_sync.sync.feeds import bars, snapshot
 from asset_sync.sync.judge import Fetch, Judgement, Known, Request
-from asset_sync.sync.scope import Asked, Scope
+from asset_sync.sync.scope import Scope, Target
 
 
 class FeedWork(NamedTuple):
-    """What is particular to one feed."""
+    """The two functions that differ from feed to feed."""
 
-    request: Callable[[Scope, Sequence[Asked], Known], Request | None]
-    """Return what the next call for these assets asks for; None if there is nothing new."""
+    request: Callable[[Scope, Sequence[Target], Known], Request | None]
+    """Return the next call for these assets; None if there can be nothing new."""
 
     judge: Callable[[Scope, Fetch, Known], Judgement]
-    """Judge what came back."""
+    """Judge its answer."""
 
 
 WORK: dict[Feed, FeedWork] = {
@@ -36,7 +36,7 @@ WORK: dict[Feed, FeedWork] = {
 
 @dataclass(frozen=True, slots=True)
 class TickerRequest:
-    """Whether a ticker exists at all."""
+    """The question whether a ticker exists."""
 
     ticker: str
 
@@ -50,16 +50,16 @@ class TickerRequest:
         return provider.ticker_exists(self.ticker)
 
 
-def request_of(scope: Scope, asked: Sequence[Asked], known: Known) -> Request | None:
+def request_of(scope: Scope, targets: Sequence[Target], known: Known) -> Request | None:
     """Return the one call that these assets need; None if it could bring nothing new."""
-    first = asked[0]
+    first = targets[0]
     if first.verify_ticker:
         return TickerRequest(first.ticker)
-    return WORK[first.feed].request(scope, asked, known)
+    return WORK[first.feed].request(scope, targets, known)
 
 
 def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
-    """Judge an answer, in the words of the feed where they differ."""
+    """Judge an answer: common errors here, everything else by its feed."""
     if isinstance(fetch.answer, ProviderError):
         refused = judge.refused(fetch, fetch.answer)
         if refused is not None:

@@ -23,7 +23,7 @@ from asset_sync.sync.judge import (
     Verify,
 )
 from asset_sync.sync.progress import Synced, Warned
-from asset_sync.sync.scope import Asked, Scope
+from asset_sync.sync.scope import Scope, Target
 from asset_sync.sync.window import BAR_LENGTH, SAFE_HISTORY, Window
 
 
@@ -44,9 +44,9 @@ class BarsRequest:
         return provider.bars(self.ticker, self.window.start, self.window.end)
 
 
-def request(scope: Scope, asked: Sequence[Asked], known: Known) -> BarsRequest | None:
-    """Return what the next call asks for; None if the key can be shown nothing new."""
-    [item] = asked
+def request(scope: Scope, targets: Sequence[Target], known: Known) -> BarsRequest | None:
+    """Return the next call; None if it could bring this key nothing new."""
+    [item] = targets
     window = scope.window(item.asset_type, known.newest, known.now, item.backfilled_to)
     return None if window is None else BarsRequest(item.ticker, window)
 
@@ -68,17 +68,17 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
 
 
 def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judgement:
-    """Have bars and last price stored; the item ends, or goes on from there."""
+    """Store bars and last price; finish the item, or let another call continue."""
     [item], newest = fetch.items, known.newest
     window = _window(fetch)
-    # The window begins with bars that are stored already: those at least should have come.
+    # The window begins with bars that are stored already; at least those should have come.
     if not answer.bars and (newest is None or window.start <= newest):
         return _no_data(scope, fetch, known)
     last = _newest(answer, known)
     advanced = last is not None and (newest is None or last > newest)
     done = window.last and (answer.complete or not advanced)
     end = Finish() if done else Resume(backfilled_to=None if advanced else window.end)
-    told = Synced(
+    synced = Synced(
         item.symbol,
         item.feed,
         0,
@@ -92,7 +92,7 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
         [(fetch.items, end)],
         bars=answer.bars,
         price=None if last is None else Price(last, _as_of(scope, item, last, known.now)),
-        told=[*_left_out(item, answer), told],
+        progress=[*_left_out(item, answer), synced],
     )
 
 
@@ -103,15 +103,15 @@ def _window(fetch: Fetch) -> Window:
 
 
 def _newest(answer: BarsAnswer, known: Known) -> datetime | None:
-    """Return the start of the newest bar once all are stored; one of the future is none."""
+    """Return the start of the newest bar after storing; bars of the future do not count."""
     came = next((bar.start for bar in reversed(answer.bars) if bar.start <= known.now), None)
     return max(filter(None, (came, known.newest)), default=None)
 
 
 def _as_of(scope: Scope, item: Item, start: datetime, now: datetime) -> datetime:
-    """Return the moment for which the close of the bar is the price: its end, or now.
+    """Return the time of the price that a bar's close gives: the bar's end, but not after now.
 
-    Where the asset has quotes, too, its start: a quote of the same minutes knows more.
+    If the asset has quotes, too, it is the bar's start, so that a quote of the same minutes wins.
     """
     if scope.has_quotes(item.symbol):
         return start
@@ -129,14 +129,14 @@ def _left_out(item: Item, answer: BarsAnswer) -> list[Warned]:
 
 
 def _no_data(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
-    """Have the ticker verified, once."""
+    """Verify the ticker, once."""
     if fetch.items[0].attempts > 1:
         return _silent(scope, fetch, known)
     return Judgement([(fetch.items, Verify())], "empty")
 
 
 def _silent(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
-    """Judge an item whose ticker exists and is silent: it has failed if it always was."""
+    """Judge an item whose ticker exists but has no new bars; without any bars it has failed."""
     [item] = fetch.items
     if known.newest is None:
         error = (
@@ -154,7 +154,7 @@ def _silent(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
 
 
 def _time_denied(scope: Scope, fetch: Fetch, error: TodayDenied, known: Known) -> Judgement:
-    """Ask for less where the plan may have less; otherwise it is this asset that it lacks."""
+    """Ask for a shorter time if the plan may allow that; otherwise it lacks this asset."""
     if isinstance(fetch.request, BarsRequest):
         window = fetch.request.window
         if not scope.missing.past and window.start < known.now - SAFE_HISTORY - BAR_LENGTH:
@@ -176,7 +176,7 @@ def _without(
         str(error),
         missing=[Missing(capability)],
         scope_changed=True,
-        told=[scope.not_included(what, instead)],
+        progress=[scope.not_included(what, instead)],
     )
 
 

@@ -12,7 +12,7 @@ from asset_sync.queue import Item
 from asset_sync.sync import judge
 from asset_sync.sync.judge import End, Fail, Fetch, Finish, Judgement, Known, Missing, Skip
 from asset_sync.sync.progress import Progress, Synced, Warned
-from asset_sync.sync.scope import NO_SNAPSHOTS, Asked, Scope
+from asset_sync.sync.scope import NO_SNAPSHOTS, Scope, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class SnapshotRequest:
         return provider.snapshots(self.tickers)
 
 
-def request(scope: Scope, asked: Sequence[Asked], known: Known) -> SnapshotRequest:  # noqa: ARG001  # as every feed's
-    """Return what the next call asks for."""
-    return SnapshotRequest([item.ticker for item in asked])
+def request(scope: Scope, targets: Sequence[Target], known: Known) -> SnapshotRequest:  # noqa: ARG001  # as every feed's
+    """Return the next call."""
+    return SnapshotRequest([item.ticker for item in targets])
 
 
 def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:  # noqa: ARG001  # as every feed's
@@ -54,25 +54,25 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:  # noqa
 
 
 def _quotes(fetch: Fetch, answer: SnapshotAnswer) -> Judgement:
-    """Have quotes stored; each row is judged by itself."""
+    """Store the quotes; judge each row by itself."""
     ends: list[tuple[Sequence[Item], End]] = []
-    told: list[Progress] = []
+    progress: list[Progress] = []
     missing: list[Missing] = []
     found = [
         (item, answer.quotes[item.ticker]) for item in fetch.items if item.ticker in answer.quotes
     ]
     if found:
         ends.append(([item for item, _ in found], Finish()))
-        told += [_synced(item, quote, fetch.seconds) for item, quote in found]
+        progress += [_synced(item, quote, fetch.seconds) for item, quote in found]
     for item in fetch.items:
         error = answer.refused.get(item.ticker)
         if isinstance(error, FeedDenied):
             missing.append(Missing("snapshot", [item.symbol]))
             ends.append(([item], Skip(str(error))))
-            told.append(Warned(f"{item.symbol}: no snapshots for it on this plan; using bars."))
+            progress.append(Warned(f"{item.symbol}: no snapshots for it on this plan; using bars."))
         elif error is not None:
             ends.append(([item], Fail(str(error))))
-    return Judgement(ends, quotes=found, missing=missing, told=told)
+    return Judgement(ends, quotes=found, missing=missing, progress=progress)
 
 
 def _synced(item: Item, quote: Quote, seconds: float) -> Synced:
@@ -94,12 +94,12 @@ def _without_snapshots(scope: Scope, fetch: Fetch, error: ProviderError) -> Judg
         str(error),
         missing=[Missing(Feed.SNAPSHOT)],
         scope_changed=True,
-        told=[scope.not_included("snapshots", "bars")],
+        progress=[scope.not_included("snapshots", "bars")],
     )
 
 
 def _left_to_bars(fetch: Fetch, error: ProviderError) -> Judgement:
-    """Have bars serve, for a day, assets of which one spoils the call that serves them all."""
+    """Leave these assets to bars for a day: one of them makes the call fail for all."""
     why = Warned(f"{error} Bars serve these {len(fetch.items)} assets for a day.")
     return Judgement(
         [(fetch.items, Skip(str(error)))],
@@ -107,5 +107,5 @@ def _left_to_bars(fetch: Fetch, error: ProviderError) -> Judgement:
         str(error),
         missing=[Missing("snapshot", fetch.symbols)],
         scope_changed=True,
-        told=[why],
+        progress=[why],
     )
