@@ -22,7 +22,7 @@ from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.settings import Secret, Settings, SettingsError
-from asset_sync.sync import dry_run, loop, streaks
+from asset_sync.sync import caller, dry_run, loop, streaks
 from asset_sync.sync.progress import (
     Calling,
     Failed,
@@ -448,7 +448,7 @@ def test_a_call_may_not_take_longer_than_the_run(job: Job) -> None:
     job.api.set_faults(["stall"])
     report = job.run(seconds=0.5)
     [failed] = report.failed
-    assert f"longer than {loop.LEAST_CALL_SECONDS:g} s in all" in failed.error
+    assert f"longer than {caller.LEAST_CALL_SECONDS:g} s in all" in failed.error
     assert report.reason_ended is Ended.UNAVAILABLE
 
 

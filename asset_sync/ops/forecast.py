@@ -165,7 +165,8 @@ class _Line:
     """How the calls are shared out among the assets of one plan; rates are calls a second."""
 
     def __init__(self, settings: Settings, call_seconds: float) -> None:
-        priority, queue = (Scope(settings, lane, _NOTHING_DENIED) for lane in Lane)
+        priority = Scope(settings, Lane.PRIORITY, _NOTHING_DENIED)
+        queue = Scope(settings, Lane.QUEUE, _NOTHING_DENIED)
         self._interval = settings.batch.interval_seconds
         self._limit = settings.rate_limit
         self._aging = settings.queue.aging_seconds

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from asset_sync.database import Cursor
 from asset_sync.errors import AssetSyncError
 from asset_sync.provider.current import CODE
-from asset_sync.settings import Secret
+from asset_sync.settings import Secret, Settings
 from asset_sync.store.market import LastPrice
 
 if TYPE_CHECKING:
@@ -101,3 +101,8 @@ class RedisPublisher:
                 self._url.reveal(), socket_connect_timeout=2, socket_timeout=2
             )
         return self._client
+
+
+def publisher_of(settings: Settings) -> RedisPublisher | None:
+    """Return who publishes new prices beside the database; None where nobody is configured."""
+    return None if settings.redis_url is None else RedisPublisher(settings.redis_url)

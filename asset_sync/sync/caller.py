@@ -1,0 +1,150 @@
+"""One call of a run: asked, accounted for, stored and reported."""
+
+from collections.abc import Callable, Sequence
+
+from asset_sync import queue
+from asset_sync.budget import slots
+from asset_sync.budget.turn import Turn
+from asset_sync.database import SERVER_ERRORS, ServerError, may_pass, refuses_data
+from asset_sync.provider.errors import NotSent, ProviderError
+from asset_sync.provider.protocol import Provider
+from asset_sync.queue import Item
+from asset_sync.store import market, publish
+from asset_sync.sync import feeds
+from asset_sync.sync.apply import Result, apply, refused_by_database
+from asset_sync.sync.judge import Answer, Fetch, Known, Request, is_well
+from asset_sync.sync.progress import Calling, Synced, Warned
+from asset_sync.sync.scope import NO_SNAPSHOTS
+from asset_sync.sync.state import Held, State
+
+LEAST_CALL_SECONDS = 2.0
+# An answer has cost a call, so storing it is tried again; but other runs wait meanwhile.
+STORE_TRIES = 3
+
+
+class Caller:
+    """Serves items, one call at a time."""
+
+    def __init__(self, run: State, open_provider: Callable[[], Provider]) -> None:
+        """Open nothing yet; `open_provider` is called before the first call."""
+        self._run = run
+        self._open_provider = open_provider
+        self._provider: Provider | None = None
+        self._publisher = publish.publisher_of(run.settings)
+
+    def serve(self, held: Held) -> None:
+        """Make the one call that these items need, and store its answer."""
+        items = held.items
+        if not self._run.scope.may_use(items[0].feed, items[0].symbol):
+            self._run.turns.give_back(held.turn)
+            with self._run.connection.transaction() as cursor:
+                queue.skip(cursor, items, NO_SNAPSHOTS)
+            return
+        known = Known(*market.newest_bar(self._run.db, items[0].symbol))
+        request = feeds.request_of(self._run.scope, items, known)
+        if request is None:
+            self._run.turns.give_back(held.turn)
+            self._nothing_new(items[0])
+            return
+        budget = slots.budget(self._run.db, self._run.scope.rate)
+        if not self._run.turns.in_time(held.turn):
+            self._run.turns.give_back(held.turn)
+            with self._run.connection.transaction() as cursor:
+                queue.release(cursor, items)
+            return
+        self._run.tell(Calling([item.symbol for item in items], items[0].feed, budget))
+        fetch = self._fetch(held, request)
+        result = self._applied(held, fetch)
+        self._run.connection.report_recovery()
+        self._run.streaks.note(fetch, result)
+        self._follow(result)
+
+    def _nothing_new(self, item: Item) -> None:
+        """Finish an item whose newer bars this key may see only tomorrow."""
+        with self._run.connection.transaction() as cursor:
+            market.save_status(cursor, [item.symbol])
+            queue.finish(cursor, [item])
+        self._run.say([Synced(item.symbol, item.feed, 0, None, None, 0.0)])
+
+    def _fetch(self, held: Held, request: Request) -> Fetch:
+        """Make the call; a provider error is returned as a value, like any answer."""
+        if self._provider is None:
+            self._provider = self._open_provider()
+        started = self._run.clock.monotonic()
+        self._run.called_at = started
+        self._run.report.api_calls_used += 1
+        answer: Answer
+        try:
+            answer = self._run.turns.call(
+                held.turn,
+                self._provider,
+                request.call,
+                is_well=is_well,
+                most_seconds=max(self._run.remaining(), LEAST_CALL_SECONDS),
+            )
+        except ProviderError as error:
+            answer = error
+        self._run.called_at = self._run.clock.monotonic()
+        if isinstance(answer, NotSent):
+            self._run.report.api_calls_used -= 1
+        return Fetch(held.items, request, answer, self._run.called_at - started)
+
+    def _applied(self, held: Held, fetch: Fetch) -> Result:
+        """Stamp the slot and store the answer, on a new connection if this one is lost."""
+        tries = 1
+        while True:
+            try:
+                self._end_turn(held.turn, fetch.answer)
+                with self._run.connection.transaction() as cursor:
+                    result = apply(cursor, self._run.scope, self._run.report.run_id, fetch)
+            except SERVER_ERRORS as error:
+                if not may_pass(error) or tries == STORE_TRIES:
+                    raise
+                tries += 1
+                self._run.connection.reconnect(error)
+            except ServerError as error:
+                if not refuses_data(error):
+                    raise
+                return self._refused_by_database(fetch, error)
+            else:
+                self._run.streaks.refused_by_database = None
+                return result
+
+    def _end_turn(self, turn: Turn, answer: Answer) -> None:
+        lowered = self._run.turns.end(turn, answer if isinstance(answer, ProviderError) else None)
+        if lowered is not None:
+            self._run.tell(Warned(str(lowered)))
+
+    def _refused_by_database(self, fetch: Fetch, error: ServerError) -> Result:
+        """Record that the database refuses an asset's data; raise if the data is not to blame."""
+        with self._run.connection.transaction() as cursor:
+            result = refused_by_database(
+                cursor, self._run.scope, self._run.report.run_id, fetch, error
+            )
+        if self._run.streaks.refused(fetch.symbols[0], error):
+            self._run.say(result.progress)
+            raise error
+        return result
+
+    def _follow(self, result: Result) -> None:
+        """Publish and report an answer that is stored, and end the run if it calls for that."""
+        self._publish(result.prices)
+        self._run.say(result.progress)
+        if result.scope_changed:  # another feed serves its items now
+            self._run.read_scope()
+        self._run.streaks.check(result)
+
+    def _publish(self, prices: Sequence[market.LastPrice]) -> None:
+        if self._publisher is None or not prices:
+            return
+        try:
+            self._publisher.publish(prices)
+        except publish.EventsError as error:
+            self._run.tell(Warned(str(error)))
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if self._provider is not None:
+            self._provider.close()
+        if self._publisher is not None:
+            self._publisher.close()
