@@ -192,7 +192,7 @@ def examine_monitoring(sights: list[Sight], settings: Settings) -> Iterator[Find
 
 
 def _mail(job: Job) -> tuple[str, str]:
-    """Return to whom cron mails, or else why to nobody."""
+    """Return the address to which cron mails, or else why it mails nobody."""
     if job.scheduler is not Scheduler.CRON:
         return "", "systemd mails nobody"
     if job.environ.get("MAILTO") == "":

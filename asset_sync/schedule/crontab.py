@@ -1,4 +1,4 @@
-"""The user's crontab, of which asset-sync changes only its own marked block.
+"""The user's crontab, in which asset-sync changes only its own marked block.
 
 The table is handled as bytes: it may have any encoding and any line ends.
 """

@@ -157,7 +157,7 @@ def _object(text: str) -> dict[str, object] | None:
 
 
 def _said(body: dict[str, object] | None) -> str:
-    """Return the server's words, which have one of two keys."""
+    """Return the server's words, from `message` or `error`."""
     for name in ("message", "error"):
         said = (body or {}).get(name)
         if isinstance(said, str) and said:
