@@ -1,11 +1,11 @@
-"""The root of everything that asset-sync says went wrong, and the exit codes."""
+"""The base class of all errors of asset-sync, and the exit codes."""
 
 from enum import IntEnum
 from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """What the process tells cron, as the README lists it."""
+    """The process's exit codes, as the README lists them."""
 
     DONE = 0
     SOME_FAILED = 1
@@ -20,8 +20,8 @@ class ExitCode(IntEnum):
 class AssetSyncError(Exception):
     """A sentence for the user: what happened, to which asset or setting, and what to do.
 
-    Each package derives its own family from this. Whatever is not of this family is a bug.
+    Each package derives its own family from this. Any other exception is a bug.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.USAGE
-    """How the program ends where nothing catches the error."""
+    """The program's exit code if nothing catches the error."""

@@ -1,4 +1,4 @@
-"""What is kept fresh, and the words in which the other rooms speak of it."""
+"""The types that every package uses: assets, their types and levels, and feeds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import ClassVar, Self
 
 
 class AssetType(StrEnum):
-    """What kind of thing it is, which decides in which of the provider's markets it trades."""
+    """The kind of an asset, which decides in which of the provider's markets it trades."""
 
     FOREX = "forex"
     CRYPTO = "crypto"
 
 
 class Level(StrEnum):
-    """How much an asset matters; members are declared from first to last served."""
+    """How important an asset is; the members are in the order of service."""
 
     CRITICAL = "critical"
     HIGH = "high"
@@ -23,7 +23,7 @@ class Level(StrEnum):
 
 
 class Feed(str):
-    """How an asset is fetched; the text is its name, as the database and JSON have it."""
+    """How an asset is fetched; the text is its name in the database and in JSON."""
 
     __slots__ = ("bulk", "rank")
 
@@ -37,20 +37,20 @@ class Feed(str):
     """Every feed by its name."""
 
     rank: int
-    """Its place where several feeds of an asset stand in line together, the lowest first."""
+    """The order of several feeds of one asset in the line, the lowest first."""
 
     bulk: int
     """How many assets one call serves."""
 
     def __new__(cls, name: str, *, rank: int, bulk: int = 1) -> Self:
-        """Return a feed, which is known from now on."""
+        """Return a feed, and register it in `known`."""
         feed = super().__new__(cls, name)
         feed.rank, feed.bulk = rank, bulk
         cls.known[name] = feed
         return feed
 
     def __reduce__(self) -> tuple[Callable[[str], "Feed"], tuple[str]]:
-        # A copy is the same feed: dataclasses.asdict makes copies.
+        # `dataclasses.asdict` makes copies; a copy must be the same feed.
         return self.known.__getitem__, (str(self),)
 
 
@@ -61,7 +61,7 @@ Feed.BARS = Feed("bars", rank=2)
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One thing to keep fresh, as the settings file names it."""
+    """One asset to keep fresh, as the settings file names it."""
 
     symbol: str
     """Ours: `EURUSD`."""
@@ -73,6 +73,6 @@ class Asset:
     name: str
     level: Level
     position: int
-    """The order among critical assets, 1 first; 0 for the others, which age instead."""
+    """The order among critical assets, 1 first; 0 for the others, whose order comes from aging."""
 
     update_frequency_seconds: int

@@ -1,12 +1,12 @@
-"""A string that is shown nowhere."""
+"""A string that is never shown."""
 
 from typing import Final
 
 
 class Secret:
-    """A string that no `repr`, log, error or format shows; only `reveal` gives it away.
+    """A string that no `repr`, log, error or format shows; only `reveal` returns it.
 
-    Not a dataclass, because `dataclasses.asdict` would lay one open.
+    Not a dataclass, because `dataclasses.asdict` would show it.
     """
 
     __slots__ = ("_value", "source")
@@ -17,11 +17,11 @@ class Secret:
         self.source: Final = source
 
     def reveal(self) -> str:
-        """Return the value itself, for the one place that has to send it."""
+        """Return the value itself, for the code that sends it."""
         return self._value
 
     def fingerprint(self) -> str:
-        """Return 12 hex digits of its SHA-256: enough to know it again, too little to use it."""
+        """Return 12 hex digits of its SHA-256: enough to recognise it, too little to use it."""
         import hashlib  # noqa: PLC0415  most runs do not need it, and it loads OpenSSL
 
         return hashlib.sha256(self._value.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Judges who started this process, so that the history can say so."""
+"""Finds out who started this process, for the history of runs."""
 
 import os
 from collections.abc import Iterator
@@ -19,10 +19,11 @@ _CRONS = frozenset({"cron", "crond", "anacron", "fcron"})
 
 
 def starter() -> Starter:
-    """Return who started this process, as far as this machine tells.
+    """Return who started this process, as far as this machine shows it.
 
-    A person's has a terminal, even where all its output goes elsewhere. Jobs of cron and of systemd
-    have none; cron is among their ancestors, or systemd is their parent and has numbered them.
+    A process that a person started has a terminal, even if all its output is redirected. Jobs of
+    cron and systemd have none: cron's have cron among their ancestors; systemd's have systemd as
+    their parent, and an INVOCATION_ID.
     """
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
@@ -39,7 +40,7 @@ def starter() -> Starter:
 
 
 def _ancestors() -> Iterator[str]:
-    """Yield the names of this process's ancestors, the nearest first; none where /proc is not."""
+    """Yield the names of this process's ancestors, the nearest first; none without /proc."""
     pid = os.getppid()
     while pid > 0:
         try:

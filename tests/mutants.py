@@ -835,7 +835,7 @@ MUTANTS = (
     Mutant(
         "plan says when it is not enough",
         "ops",
-        "return self.share <= 1 and all(one.kept for one in self.assets)",
+        "return self.share <= 1 and all(asset.kept for asset in self.assets)",
         "return True",
         "test_it_says_whether_200_more_assets_fit_and_what_would_make_them",
     ),

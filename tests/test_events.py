@@ -400,7 +400,7 @@ def test_a_redis_that_stops_within_a_run_is_one_warning_and_fails_nothing(
 
     assert told.code == 0
     assert told.out.startswith("priority: 3 refreshed")
-    assert told.err.count("Redis was not told of new prices (ConnectionError)") == 1
+    assert told.err.count("Redis did not get the new prices (ConnectionError)") == 1
     assert [channel for channel, _ in before] == ["asset:update:XAUUSD"]
     assert len(heard(listener)) == 3, "PostgreSQL tells them all"
 
@@ -414,7 +414,7 @@ def test_a_wrong_redis_password_is_one_sentence_without_it(
 
     assert (told.code, told.out) == (0, "")
     [line] = told.err.splitlines()
-    assert "Redis was not told of new prices (AuthenticationError)" in line
+    assert "Redis did not get the new prices (AuthenticationError)" in line
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from machine import Machine
 
 from asset_sync import queue
 from asset_sync.assetfile import reference
-from asset_sync.assetfile.reference import Check, Checked, Verdict
+from asset_sync.assetfile.reference import Checked, TickerCheck, TickerStatus
 from asset_sync.budget import slots
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
@@ -290,7 +290,7 @@ def pairs(*symbols: str) -> list[Asset]:
 
 def test_each_ticker_is_one_call(api: StandIn, ask: Ask, settings: Settings) -> None:
     with ask() as questions:
-        found = verdicts(Check(questions).each(settings.assets))
+        found = verdicts(TickerCheck(questions).each(settings.assets))
 
     assert {verdict for _, verdict in found} == {"exists"}
     assert reference.calls_to_check(settings.assets) == len(api.log) == 7
@@ -302,7 +302,7 @@ def test_an_unknown_ticker_may_be_meant_to_be_the_nearest_of_its_market(
 ) -> None:
     typo, far = asset("EURUDS"), asset("QQQQQQ")
     with ask() as questions:
-        check = Check(questions)
+        check = TickerCheck(questions)
         assert verdicts(check.each([typo, far])) == [("EURUDS", "unknown"), ("QQQQQQ", "unknown")]
         assert check.calls_to_suggest([typo, far]) == 2
         assert check.nearest(typo) == "C:EURUSD"
@@ -320,7 +320,7 @@ def test_of_many_assets_of_a_market_the_list_tells_and_only_who_lacks_in_it_is_a
 ) -> None:
     assets = [*MANY, asset("EURUDS")]
     with ask() as questions:
-        check = Check(questions)
+        check = TickerCheck(questions)
         found = verdicts(check.each(assets))
         assert check.nearest(assets[-1]) == "C:EURUSD"
 
@@ -332,7 +332,7 @@ def test_of_many_assets_of_a_market_the_list_tells_and_only_who_lacks_in_it_is_a
 def test_where_the_list_is_unreadable_each_is_asked_for(api: StandIn, ask: Ask) -> None:
     api.set_faults(["wrong-shape:1"])
     with ask() as questions:
-        found = verdicts(Check(questions).each([*MANY, asset("EURUSD")]))
+        found = verdicts(TickerCheck(questions).each([*MANY, asset("EURUSD")]))
 
     assert {verdict for _, verdict in found} == {"exists"}
     assert len(api.log) == 12
@@ -341,10 +341,10 @@ def test_where_the_list_is_unreadable_each_is_asked_for(api: StandIn, ask: Ask) 
 def test_a_refused_key_is_asked_with_once(api: StandIn, ask: Ask) -> None:
     api.set_faults(["key-revoked"])
     with ask() as questions:
-        found = list(Check(questions).each(pairs("EURUSD", "GBPUSD", "USDJPY")))
+        found = list(TickerCheck(questions).each(pairs("EURUSD", "GBPUSD", "USDJPY")))
 
     assert [one.verdict for one in found] == [
-        *(Verdict.REFUSED, Verdict.UNANSWERED, Verdict.UNANSWERED),
+        *(TickerStatus.REFUSED, TickerStatus.UNANSWERED, TickerStatus.UNANSWERED),
     ]
     assert "POLYGON_API_KEY" in str(found[0].why)
     assert "Not asked" in str(found[1].why)
@@ -354,9 +354,9 @@ def test_a_refused_key_is_asked_with_once(api: StandIn, ask: Ask) -> None:
 def test_an_api_that_is_down_is_asked_three_times(api: StandIn, ask: Ask) -> None:
     api.set_faults(["server-error"])
     with ask() as questions:
-        found = list(Check(questions).each(pairs(*"ABCDEF")))
+        found = list(TickerCheck(questions).each(pairs(*"ABCDEF")))
 
-    assert {one.verdict for one in found} == {Verdict.UNANSWERED}
+    assert {one.verdict for one in found} == {TickerStatus.UNANSWERED}
     assert "tried again" not in str(found[0].why), "nobody does"
     assert len(api.log) == 3
 
@@ -366,7 +366,9 @@ def test_an_answer_in_between_lets_it_go_on(api: StandIn, ask: Ask) -> None:
     silver = "XAGUSD"
     with ask() as questions:
         found = verdicts(
-            Check(questions).each(pairs("A", "B", "USDJPY", silver, "C", silver, silver, "EURUSD"))
+            TickerCheck(questions).each(
+                pairs("A", "B", "USDJPY", silver, "C", silver, silver, "EURUSD")
+            )
         )
 
     assert [verdict for _, verdict in found] == [
@@ -377,7 +379,7 @@ def test_an_answer_in_between_lets_it_go_on(api: StandIn, ask: Ask) -> None:
 
 def test_what_there_is_no_time_for_is_not_asked(api: StandIn, ask: Ask) -> None:
     with ask(within_seconds=0) as questions:
-        found = list(Check(questions).each(pairs(*"ABCDEFG")))
+        found = list(TickerCheck(questions).each(pairs(*"ABCDEFG")))
 
     assert [one.verdict.value for one in found] == ["unknown"] * 5 + ["unanswered"] * 2
     assert "the budget is used up" in str(found[-1].why)

@@ -1,7 +1,7 @@
-"""Adds assets to the settings file and removes them: all else in it stays, byte for byte.
+"""Adds assets to the settings file and removes them: everything else stays, byte for byte.
 
-The new content is read as `settings.load` reads it, and only then does a new file take the old
-one's place: whoever reads it meanwhile, or pulls the plug, has the one or the other.
+The new content is first checked with `settings.load`. Then a new file replaces the old one, so
+that readers, or a power failure, find either the old or the new file, complete.
 """
 
 import errno
@@ -27,12 +27,12 @@ _NEW_FILE_MODE = 0o644
 
 
 class AssetFileError(AssetSyncError):
-    """The settings file cannot be changed like that; nothing was written."""
+    """The settings file cannot be changed in this way; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What was added to which file or removed from it, or would be."""
+    """The blocks that were added to a file or removed from it, or would be."""
 
     path: Path
     blocks: str
@@ -47,7 +47,7 @@ class _Place:
     """Where the assets go."""
 
     path: Path
-    """No link: what one leads to."""
+    """The file itself, with links resolved."""
 
     base: Path
     """The file whose text is changed: the same, or the shipped one."""
@@ -58,12 +58,12 @@ _Edit: TypeAlias = Callable[[_Place], tuple[bytes, str]]
 
 
 def ensure_writable(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Raise as `add` would where the file could not be written, before anything is paid for."""
+    """Raise as `add` would if the file cannot be written, before any call is made."""
     with _errors_as_sentences(settings, environ):
         path = _place(settings, environ).path
-        there = next(one for one in (path, *path.parents) if one.exists())
-        for one in (there, path.parent) if there == path else (there,):
-            if not os.access(one, os.W_OK, effective_ids=True):
+        there = next(place for place in (path, *path.parents) if place.exists())
+        for place in (there, path.parent) if there == path else (there,):
+            if not os.access(place, os.W_OK, effective_ids=True):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
@@ -73,11 +73,11 @@ def preview(settings: Settings, assets: Sequence[Asset], environ: Mapping[str, s
 
 
 def add(settings: Settings, assets: Sequence[Asset], environ: Mapping[str, str]) -> Change:
-    """Append the assets to the settings file, all or none; critical ones come last of their kind.
+    """Append the assets to the settings file, all or none; critical ones get the last positions.
 
-    Where the settings in use are the shipped ones, a copy of these with the assets becomes the
-    user's own file. Two processes take turns. Raises AssetFileError, or SettingsError where an
-    asset is not one that the settings may hold.
+    If the settings in use are the shipped ones, a copy of these with the assets becomes the user's
+    own file. Two processes take turns. Raises AssetFileError, or SettingsError for an asset that is
+    not valid in the settings.
     """
     return _change(settings, environ, lambda place: _appended(place, assets))
 
@@ -173,7 +173,7 @@ def _appended(place: _Place, assets: Sequence[Asset]) -> tuple[bytes, str]:
 
 
 def _blocks(assets: Sequence[Asset], last_position: int) -> Iterator[str]:
-    """Write each asset as the file has it; critical ones go to the end of their line."""
+    """Yield the block of each asset; critical ones get the next positions."""
     for asset in assets:
         if asset.level is Level.CRITICAL:
             last_position += 1
@@ -183,7 +183,7 @@ def _blocks(assets: Sequence[Asset], last_position: int) -> Iterator[str]:
 
 
 def _block(asset: Asset) -> str:
-    import tomli_w  # noqa: PLC0415  # only what adds needs it
+    import tomli_w  # noqa: PLC0415  # only adding needs it
 
     row: dict[str, object] = {
         "symbol": asset.symbol,
@@ -202,7 +202,7 @@ def _array(asset: Asset) -> str:
 
 
 def _joined(before: bytes, blocks: str) -> bytes:
-    """Append the blocks after a blank line, with the line ends that the file has."""
+    """Append the blocks after a blank line, with the file's line ends."""
     try:
         added = blocks.encode()
     except UnicodeEncodeError:  # an argument's bytes that are no text come as lone surrogates
@@ -233,7 +233,7 @@ def _without(place: _Place, symbols: Sequence[str]) -> tuple[bytes, str]:
         del lines[_with_blank_lines(lines, block)]
     content = "".join(lines).encode()
     if _parsed(content) != _rows_removed(_parsed(before), symbols):
-        # such as where a string of several lines looks like blocks
+        # for example if a string of several lines looks like blocks
         raise AssetFileError(
             f"{place.path} is written in a way that cannot be changed by command; remove"
             f" {', '.join(symbols)} by hand. Nothing was written."
@@ -243,7 +243,7 @@ def _without(place: _Place, symbols: Sequence[str]) -> tuple[bytes, str]:
 
 
 def _block_of(path: Path, lines: Sequence[str], symbol: str) -> range:
-    """Return which lines are the asset's: its header, what follows, and the comments around it."""
+    """Return the lines of the asset: its header, its values, and the comments around them."""
     document = _parsed("".join(lines).encode()) or {}
     found = [
         (array, number)
@@ -315,7 +315,7 @@ def _rows(document: Mapping[str, object], array: str) -> list[dict[str, object]]
 def _rows_removed(
     document: Mapping[str, object] | None, symbols: Sequence[str]
 ) -> dict[str, object]:
-    """Return the document as it is to be without these assets."""
+    """Return the document without these assets."""
     wanted = dict(document or {})
     for array in _ARRAYS:
         if rows := _rows(wanted, array):
@@ -331,7 +331,8 @@ def _rows_removed(
 def _checked(path: Path, content: bytes) -> Settings:
     """Return the settings that the file would hold; raises SettingsError, which names the file.
 
-    The environment is left out: it makes no file right, and a secret in a pipe is read only once.
+    The environment is ignored: it cannot make a file valid, and a secret in a pipe can be read only
+    once.
     """
     with tempfile.TemporaryDirectory(prefix="asset-sync-") as directory:
         trial = Path(directory) / path.name
@@ -339,7 +340,9 @@ def _checked(path: Path, content: bytes) -> Settings:
         try:
             return load(trial, {})
         except SettingsError as error:
-            mistakes = [one.replace(f"{directory}/", f"{path.parent}/") for one in error.mistakes]
+            mistakes = [
+                mistake.replace(f"{directory}/", f"{path.parent}/") for mistake in error.mistakes
+            ]
     raise SettingsError(mistakes)
 
 
@@ -348,9 +351,9 @@ def _checked(path: Path, content: bytes) -> Settings:
 
 @contextmanager
 def _turn(directory: Path) -> Iterator[int]:
-    """Wait for our turn to change a file in the directory; give the directory's descriptor.
+    """Wait for our turn to change a file in the directory; yield the directory's descriptor.
 
-    What is locked is the directory, because the file is another one after each change.
+    The lock is on the directory, because each change replaces the file.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -361,16 +364,16 @@ def _turn(directory: Path) -> Iterator[int]:
 
 
 def _replace(path: Path, content: bytes, directory: int) -> None:
-    """Put a new file in the place of `path`, with its mode and, where possible, its owner."""
+    """Replace `path` with a new file that has its mode and, if possible, its owner."""
     like = None
     if path.exists():
-        with path.open("r+b") as old:  # to replace a file that is read-only would be allowed
+        with path.open("r+b") as old:  # fails for a read-only file, which replacing would not
             like = os.fstat(old.fileno())
     descriptor, new = tempfile.mkstemp(prefix=".assets-", suffix=".new", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             if like is not None:
-                # Only root may give a file away; its group anybody who is in it.
+                # Only root may change the owner; the group may be any of the user's own.
                 for owner in ((-1, like.st_gid), (like.st_uid, -1)):
                     with suppress(PermissionError):
                         os.fchown(descriptor, *owner)

@@ -1,4 +1,4 @@
-"""The provider's reference: which tickers there are, and whether the assets' are among them."""
+"""The provider's reference: finds tickers, and checks that the assets' tickers exist."""
 
 import re
 from collections import Counter
@@ -19,26 +19,26 @@ from asset_sync.settings import SYMBOL_PATTERN, Settings
 from asset_sync.sync.ask import NoCallLeftError, Questions
 
 _MOST_PAGES = 20
-# After so many calls in a row without an answer the rest is not asked.
+# After so many calls in a row without an answer no more are made.
 _SILENT_CALLS = 3
-# From how many assets of a market on its whole list costs fewer calls and tells the same.
+# For more assets of a market than this, its whole list costs fewer calls than one call each.
 _LIST_FROM = 10
-# One letter that is wrong, missing or out of its place leaves a pair's ticker this much alike.
+# A pair's ticker with one letter wrong, missing or misplaced is still this similar.
 _ALIKE = 0.75
 
 
-# --- Which there are -----------------------------------------------------------------------------
+# --- finding tickers -----------------------------------------------------------------------------
 
 
 def pages(
     questions: Questions, asset_type: AssetType, search: str = ""
 ) -> Iterator[tuple[Listed, ...]]:
-    """Give the tickers of a market, a page a call; one that brings nothing new is the last."""
+    """Yield the tickers of a market, one page per call, until a page has no new ones."""
     seen: set[str] = set()
     page = endpoints.tickers(asset_type, search)
     for _ in range(_MOST_PAGES):
         answer = _page(questions, page)
-        new = {one.ticker: one for one in answer.tickers if one.ticker not in seen}
+        new = {listed.ticker: listed for listed in answer.tickers if listed.ticker not in seen}
         seen.update(new)
         yield tuple(new.values())
         if not new or answer.next_page is None:
@@ -51,7 +51,7 @@ def _page(questions: Questions, page: str) -> TickersAnswer:
 
 
 class Skipped(NamedTuple):
-    """A ticker that cannot become an asset by itself."""
+    """A ticker that cannot become an asset without the user's help."""
 
     ticker: str
     why: str
@@ -59,7 +59,7 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search has brought."""
+    """The result of a search."""
 
     new: tuple[Asset, ...]
     there: tuple[Asset, ...]
@@ -77,16 +77,16 @@ def find(
     every_seconds: int,
     most: int | None = None,
 ) -> Found:
-    """Turn pages of tickers into assets, none of which is `there`; at most so many new ones.
+    """Turn pages of tickers into assets that are not yet `there`, at most so many new ones.
 
-    No page is asked for once there are enough.
+    Once there are enough, no further page is read.
     """
     by_ticker = {asset.ticker: asset for asset in there}
     by_symbol = {asset.symbol: asset for asset in there}
     new: list[Asset] = []
     already: list[Asset] = []
     skipped: list[Skipped] = []
-    for ticker, name in (one for page in found for one in page):
+    for ticker, name in (listed for page in found for listed in page):
         symbol = ticker.removeprefix(MARKETS[asset_type].prefix)
         if (asset := by_ticker.get(ticker)) is not None:
             already.append(asset)
@@ -111,31 +111,31 @@ def _unfit(
     return None
 
 
-# --- Whether they exist --------------------------------------------------------------------------
+# --- checking tickers ----------------------------------------------------------------------------
 
 
-class Verdict(StrEnum):
-    """What came of the question whether the provider has a ticker."""
+class TickerStatus(StrEnum):
+    """Whether the provider has a ticker."""
 
     EXISTS = "exists"
     UNKNOWN = "unknown"
     REFUSED = "refused"
     """The provider refuses the key or its plan."""
     UNANSWERED = "unanswered"
-    """Asked in vain, or not asked at all."""
+    """There was no usable answer, or no call."""
 
 
 class Checked(NamedTuple):
-    """What came of it for one asset."""
+    """The result for one asset."""
 
     asset: Asset
-    verdict: Verdict
+    verdict: TickerStatus
     why: str | None = None
-    """Where there is no answer, the reason."""
+    """The reason, if there is no answer."""
 
 
-class Check:
-    """Asks whether tickers exist: one call each, or a market's whole list where that is less."""
+class TickerCheck:
+    """Asks whether tickers exist: one call each, or a market's whole list if that is cheaper."""
 
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
@@ -143,22 +143,22 @@ class Check:
         self._silent_calls = 0
 
     def each(self, assets: Sequence[Asset]) -> Iterator[Checked]:
-        """Give a verdict for each; what would fail for all of them is not tried again."""
+        """Yield the result of each asset; no more calls after an error that concerns all."""
         many = Counter(asset.asset_type for asset in assets)
         not_asked: str | None = None
         for asset in assets:
             if not_asked is not None:
-                yield Checked(asset, Verdict.UNANSWERED, not_asked)
+                yield Checked(asset, TickerStatus.UNANSWERED, not_asked)
                 continue
             checked = self._one(asset, many[asset.asset_type] > _LIST_FROM)
             yield checked
-            if checked.verdict is Verdict.REFUSED or self._silent_calls == _SILENT_CALLS:
+            if checked.verdict is TickerStatus.REFUSED or self._silent_calls == _SILENT_CALLS:
                 not_asked = "Not asked: it would fail as the calls before it did."
 
     def nearest(self, asset: Asset) -> str | None:
-        """Return the ticker that an unknown one may be meant to be, from its market's list.
+        """Return the ticker of the market's list that is most similar to an unknown one.
 
-        The list costs `calls_to_suggest` once; raises what `Questions.ask` does.
+        The list costs `calls_to_suggest` once; raises what `Questions.ask` raises.
         """
         from difflib import get_close_matches  # noqa: PLC0415  only a mistake needs it
 
@@ -173,20 +173,22 @@ class Check:
     def _one(self, asset: Asset, by_list: bool) -> Checked:  # noqa: FBT001
 
         try:
-            # What the list lacks is asked for by itself: only that answer is about this ticker.
+            # A ticker that is not in the list gets its own call: only that answer is certain.
             exists = (by_list and self._is_listed(asset)) or self._questions.ask(
                 lambda api: api.ticker_exists(asset.ticker)
             )
         except NoCallLeftError as error:
             none = f"Not asked: the budget is used up for {error.seconds:.0f} s."
-            return Checked(asset, Verdict.UNANSWERED, none)
+            return Checked(asset, TickerStatus.UNANSWERED, none)
         except ProviderError as error:
             silent = isinstance(error, Unavailable)
             self._silent_calls = self._silent_calls + 1 if silent else 0
             refused = error.fault is Fault.ACCOUNT
-            return Checked(asset, Verdict.REFUSED if refused else Verdict.UNANSWERED, error.reason)
+            return Checked(
+                asset, TickerStatus.REFUSED if refused else TickerStatus.UNANSWERED, error.reason
+            )
         self._silent_calls = 0
-        return Checked(asset, Verdict.EXISTS if exists else Verdict.UNKNOWN)
+        return Checked(asset, TickerStatus.EXISTS if exists else TickerStatus.UNKNOWN)
 
     def _is_listed(self, asset: Asset) -> bool:
 
@@ -207,7 +209,7 @@ class Check:
 
 
 def calls_to_check(assets: Sequence[Asset]) -> int:
-    """Return how many calls `Check.each` makes for these, if all of them exist."""
+    """Return how many calls `TickerCheck.each` makes for these, if all of them exist."""
     many = Counter(asset.asset_type for asset in assets)
     return sum(MARKETS[kind].pages if many[kind] > _LIST_FROM else many[kind] for kind in many)
 

@@ -48,7 +48,7 @@ class SlotBucket(AbstractBucket):
         self.failing_rate = None
 
     def count(self) -> int:
-        """Return the slots in use."""
+        """Return how many slots are in use."""
         return slots.budget(self._db, self._rate).used
 
     def peek(self, index: int) -> RateItem | None:  # noqa: ARG002  # theirs

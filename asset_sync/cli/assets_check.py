@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from asset_sync.assetfile import reference
-from asset_sync.assetfile.reference import Check, Checked, Verdict
+from asset_sync.assetfile.reference import Checked, TickerCheck, TickerStatus
 from asset_sync.cli.asking import MaxRuntime, asking
 from asset_sync.cli.assets_list import left_the_file, tell_left
 from asset_sync.cli.format import duration, red, table
@@ -53,7 +53,7 @@ def assets_check(
         return progress
 
     with asking(options, settings, max_runtime, count) as (db, questions):
-        check = reference.Check(questions)
+        check = reference.TickerCheck(questions)
         many = "1 asset" if len(assets) == 1 else f"{len(assets)} assets"
         _announce(options, db, settings, reference.calls_to_check(assets), many)
         for one in check.each(assets):
@@ -87,11 +87,11 @@ def _nearest(
     options: Common,
     db: Connection,
     settings: Settings,
-    check: Check,
+    check: TickerCheck,
     checked: Sequence[Checked],
 ) -> dict[str, str]:
     """Return, by symbol, the ticker that each unknown one may be meant to be."""
-    unknown = [one.asset for one in checked if one.verdict is Verdict.UNKNOWN]
+    unknown = [one.asset for one in checked if one.verdict is TickerStatus.UNKNOWN]
     what = f"what the unknown {'one' if len(unknown) == 1 else 'ones'} may be"
     _announce(options, db, settings, check.calls_to_suggest(unknown), what)
     nearest = {}
@@ -112,12 +112,12 @@ def _show_checked(checked: Sequence[Checked], nearest: dict[str, str], settings:
         [
             one.asset.symbol,
             one.asset.ticker,
-            one.verdict if one.verdict is Verdict.EXISTS else red(one.verdict),
+            one.verdict if one.verdict is TickerStatus.EXISTS else red(one.verdict),
         ]
         for one in checked
     ]
     out_raw(table(["symbol", "ticker", "at the provider"], rows))
-    for asset in (one.asset for one in checked if one.verdict is Verdict.UNKNOWN):
+    for asset in (one.asset for one in checked if one.verdict is TickerStatus.UNKNOWN):
         near = nearest.get(asset.symbol)
         out(
             f"{red(asset.symbol)}: The provider knows no ticker {asset.ticker}; correct its"
@@ -147,6 +147,6 @@ def _checked_as_json(checked: Checked, nearest: str | None) -> dict[str, object]
 
 def _exit_code(checked: Sequence[Checked]) -> ExitCode:
     verdicts = {one.verdict for one in checked}
-    if Verdict.REFUSED in verdicts:
+    if TickerStatus.REFUSED in verdicts:
         return ExitCode.REFUSED
-    return ExitCode.DONE if verdicts <= {Verdict.EXISTS} else ExitCode.SOME_FAILED
+    return ExitCode.DONE if verdicts <= {TickerStatus.EXISTS} else ExitCode.SOME_FAILED

@@ -55,7 +55,7 @@ host all all 127.0.0.1/32 scram-sha-256
 host all all ::1/128 scram-sha-256
 """
 
-# A socket's path has 103 characters at most on some systems, of which its own name takes 14.
+# A socket's path has at most 103 characters on some systems, and the socket's name takes 14.
 _LONGEST_SOCKET_DIRECTORY = 89
 
 _START_SECONDS = 60.0
@@ -213,7 +213,7 @@ class Server:
         self._run(str(self._programs / program), *arguments, standard_input=standard_input)
 
     def _make(self) -> None:
-        """Create the data beside its directory and move it there when it is complete."""
+        """Create the data in a directory beside and rename that when it is complete."""
         with suppress(FileNotFoundError):
             self.directory.rmdir()  # somebody may have made an empty one
         new = self.directory.with_name(f"{self.directory.name}.new")

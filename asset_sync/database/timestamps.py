@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from psycopg2.extensions import PYDATETIMETZ, connection, cursor, new_type, register_type
 
 _OID = 1184  # of `timestamptz`, in every PostgreSQL
-# A year from Python's own limits, so that there is room to add, and to convert to a time zone.
+# A year inside Python's own limits, so that adding, or converting to a time zone, does not fail.
 EARLIEST = datetime(2, 1, 1, tzinfo=UTC)
 LATEST = datetime(9998, 12, 31, tzinfo=UTC)
 

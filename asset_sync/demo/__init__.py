@@ -1,7 +1,7 @@
 """The stand-in API: the provider's answers on loopback, replaying real bars without a key.
 
-It stands apart from everything else: it knows the provider's API as seen from outside and nothing
-of how asset-sync calls it, so that what both agree on has been written down twice.
+It shares no code with the rest of asset-sync: it knows the provider's API from outside, and not
+how asset-sync calls it, so that a misunderstanding of the API cannot be in both.
 
 - `asset_sync.demo.server`: `StandIn`, the server; what it heard is in its log.
 - `asset_sync.demo.answers`: what it says when all is well.

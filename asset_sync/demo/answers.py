@@ -1,4 +1,4 @@
-"""The right answers: which path asks for what, and what the API says to it on each plan.
+"""The right answers: what each path asks for, and what the API answers on each plan.
 
 The shapes are those of the vendor's specification; the bars are those of `asset_sync.demo.replay`.
 """
@@ -18,23 +18,23 @@ from asset_sync.demo.wire import Call, Document, Json, Reply
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a subscription allows."""
+    """What a plan allows."""
 
     calls: int
     period_seconds: float
     snapshots: bool
     status: str
-    """What full answers say of themselves."""
+    """The `status` of full answers."""
 
     history_days: int | None = None
-    """How far back bars go; None is as far as anybody asks."""
+    """How far back bars go; None for no limit."""
 
 
 Endpoint: TypeAlias = Callable[[Call, Plan], Reply]
 
 
 class _RefusedError(Exception):
-    """A parameter that the API would not take; carries its answer."""
+    """A parameter that the API would reject; holds the API's answer."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.status)
@@ -106,7 +106,7 @@ def _grouped_daily(call: Call, plan: Plan) -> Reply:
 
 
 def _bars_reply(call: Call, plan: Plan, rows: list[Json], base_bars: int = 1) -> Reply:
-    """Wrap rows as all aggregates are. Empty, there is no `results`, and OK on every plan."""
+    """Wrap rows like all aggregates; without rows there is no `results`, and the status is OK."""
     envelope: Document = {"ticker": call.parts["ticker"]} if "ticker" in call.parts else {}
     envelope |= {
         "queryCount": len(rows) * base_bars,
@@ -222,7 +222,7 @@ def _ticker_details(call: Call, _: Plan) -> Reply:
 
 
 def _ticker_list(call: Call, _: Plan) -> Reply:
-    """Answer with a page of what trades and passes every filter; all that there is trades."""
+    """Answer with a page of the tickers that pass every filter; all of them trade."""
     query = call.query
     sort, order = query.get("sort", "ticker"), query.get("order", "asc")
     if sort not in _SORTABLE or order not in {"asc", "desc"}:
@@ -240,7 +240,7 @@ def _ticker_list(call: Call, _: Plan) -> Reply:
     return reply.with_keys(count=len(reply.rows()))
 
 
-# As the vendor's page lists them, less what only stocks have.
+# The parameters on the vendor's page, without those that only stocks have.
 _SORTABLE = {
     "ticker",
     "name",
@@ -259,7 +259,7 @@ _ONLY_OF_STOCKS = ("type", "exchange", "cusip", "cik")
 
 
 def _passes(row: Document, query: Mapping[str, str]) -> bool:
-    """Whether a row is asked for; an empty filter is none."""
+    """Whether a row passes the filter; an empty filter passes all."""
     ticker = str(row["ticker"])
     return (
         all((query.get(name) or row[name]) == row[name] for name in ("ticker", "market"))
@@ -289,7 +289,7 @@ def _reference_row(instrument: Instrument, now_ms: int) -> Document:
 
 
 def _list_reply(call: Call, rows: Sequence[Json], limit: int) -> Reply:
-    """Wrap one page of rows as the v3 lists are, and say where the next one is."""
+    """Wrap one page of rows like the v3 lists, with the address of the next page."""
     first = _count(call, "offset", 0, least=0)
     reply = Reply(
         200,
@@ -305,7 +305,7 @@ def _list_reply(call: Call, rows: Sequence[Json], limit: int) -> Reply:
 
 
 def _market_status(call: Call, _: Plan) -> Reply:
-    """Currencies as the replay has them; stocks, of which there are none here, are closed."""
+    """Answer which markets are open: currencies as in the replay; stocks are always closed."""
     open_now = {
         market: any(
             replay.is_open(instrument.ticker, call.now_ms)
@@ -380,7 +380,7 @@ _SPANS_MS = {"minute": MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS}
 
 
 def _length_ms(call: Call) -> int:
-    """Return the length of the bars asked for; refuse what the recordings cannot make."""
+    """Return the requested length of bars; reject one that the recordings cannot make."""
     length_ms = int(call.parts["mult"]) * _SPANS_MS.get(call.parts["span"], 0)
     of_whole_bars = length_ms and not length_ms % BAR_MS and not DAY_MS % length_ms
     if length_ms != MINUTE_MS and not of_whole_bars:
@@ -414,7 +414,7 @@ _ROUTES: Sequence[tuple[re.Pattern[str], Endpoint]] = [
 
 
 def route(path: str) -> tuple[Endpoint, Mapping[str, str]]:
-    """Return what answers for this path, and what the path names."""
+    """Return the function that answers this path, and what the path names."""
     for pattern, endpoint in _ROUTES:
         found = pattern.fullmatch(path)
         if found is not None:

@@ -7,8 +7,8 @@ real and the weekend is closed; bitcoin repeats every 2 days: the hour of the da
 The other four are NOT market data: X:ETHUSDT is bitcoin times 0.05, C:GBPUSD and C:USDJPY are the
 euro times 1.2 and 74, C:XAGUSD is gold divided by 60. They move as real prices do, no more.
 
-A bar depends on its ticker and its start alone: whoever asks again gets it again. The bar in
-progress is therefore already as it will be when it ends; longer bars do grow, with their parts.
+A bar depends only on its ticker and its start, so asking again returns the same bar. The bar in
+progress is therefore already as it will be at its end; longer bars grow with their parts.
 """
 
 import csv
@@ -161,7 +161,7 @@ def walk(
 
 
 def day(ticker: str, at_ms: int, now_ms: int) -> Bar | None:
-    """Return the bar of the UTC day that holds `at_ms`, as far as it has come; None without."""
+    """Return the bar of the UTC day that contains `at_ms`, up to then; None if there is none."""
     start_ms = at_ms - at_ms % DAY_MS
     return next(walk(ticker, start_ms, start_ms, now_ms, length_ms=DAY_MS), None)
 
@@ -186,7 +186,7 @@ _Figures: TypeAlias = tuple[float, float, float, float, float, float, int]
 
 @lru_cache(maxsize=64)
 def _cycle(instrument: Instrument, length_ms: int) -> Sequence[_Figures | None]:
-    """One turn of the circle: what each of its bars holds, None where nobody quoted."""
+    """Return the bars of one repetition, None where there was no quote."""
     if length_ms == BAR_MS:
         return _read(instrument)
     whole = _cycle(instrument, BAR_MS)

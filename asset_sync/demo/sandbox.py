@@ -1,7 +1,7 @@
-"""The main job, tried out: the embedded PostgreSQL, the stand-in, a window short enough to watch.
+"""A demonstration: the embedded PostgreSQL, the stand-in, and a window short enough to watch.
 
-Apart from the user's own settings and data: the shipped assets, and a database of its own that is
-made anew each time.
+It does not touch the user's settings and data: it uses the shipped assets, and its own database,
+which is created again each time.
 """
 
 from collections.abc import Iterator

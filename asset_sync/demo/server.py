@@ -4,11 +4,11 @@
         ...  # ask api.base_url with the header "Authorization: Bearer demo-key"
         assert api.most_in_a_window() <= 5
 
-It keeps the rate limit as a strict sliding window over the moments at which calls arrive, refused
-ones included, and remembers every arrival: its log is the judge of whoever says that he keeps the
-limit. What it answers is in the shapes of the vendor's specification; the bars are those of
-`asset_sync.demo.replay`. One difference: bars of today are given to a free key too, since nobody
-has yet seen them refused for currencies; the fault `today` refuses them.
+It keeps the rate limit as a strict sliding window over the times at which calls arrive, refused
+ones included, and logs every arrival: its log proves whether a client kept the limit. Its answers
+have the shapes of the vendor's specification; the bars are those of `asset_sync.demo.replay`. One
+difference: a free key gets bars of today, too, because no refusal of them has been seen for
+currencies; the fault `today` refuses them.
 """
 
 import json
@@ -315,7 +315,7 @@ class _Verdict:
 
 
 class _Window:
-    """Stamps within a strict sliding window: half open, so that one period later it is free."""
+    """Stamps within a strict sliding window; it is half open: a stamp leaves after one period."""
 
     def __init__(self, calls: int, period_seconds: float) -> None:
         self.calls = calls
@@ -340,7 +340,7 @@ class _Window:
 def _read(
     target: str, authorization: str | None, now_ms: int, period_seconds: float, address: str
 ) -> tuple[Endpoint, Call, str | None]:
-    """Read what is asked for, with what, and by which key; nonsense too."""
+    """Read a request's path, parameters and key, even if they make no sense."""
     asked = urlsplit(target)
     path = unquote(asked.path)
     query = dict(parse_qsl(asked.query, keep_blank_values=True))
@@ -526,6 +526,6 @@ class _Server(ThreadingHTTPServer):
             del self._connections[threading.current_thread()]
 
     def handle_error(self, request: _Request, client_address: object) -> None:
-        """Show bugs; a client that goes away is none."""
+        """Show bugs; a client that goes away is not one."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)

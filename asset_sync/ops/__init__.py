@@ -1,1 +1,1 @@
-"""What operators look at: health, doctor, metrics, hooks, and how fresh a plan keeps the data."""
+"""For operators: health, doctor, metrics, hooks, and a forecast of how fresh the data will be."""

@@ -1,4 +1,4 @@
-"""Looking for what is wrong before it goes wrong: settings, files, database, key, cron, Redis."""
+"""Finds problems before a run does: settings, files, database, key, cron, Redis."""
 
 import stat
 import time
@@ -27,16 +27,16 @@ class Grade(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of what the doctor says."""
+    """One line of the doctor's report."""
 
     grade: Grade
     subject: str
     text: str
-    """What was found and, where it is not well, what cures it."""
+    """What was found and, if it is a problem, how to correct it."""
 
 
 def examine_settings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at the settings and at who else may read the secrets."""
+    """Check the settings, and who else may read the secrets."""
     which = "the one that came with the program" if settings.shipped else str(settings.source)
     many = f"{len(settings.critical)} priority and {len(settings.others)} other assets"
     yield Finding(Grade.OK, "settings", f"{which}; {many}; plan {settings.provider.plan.name}")
@@ -79,7 +79,7 @@ _WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def examine_database(db: Connection, settings: Settings, status: SchemaStatus) -> Iterator[Finding]:
-    """Look at a database that answers: version, schema, rights, clock, time zone."""
+    """Check a database that answers: version, schema, rights, clock, time zone."""
     where = "embedded PostgreSQL" if settings.conninfo is None else "PostgreSQL"
     if int(status.server.split(".")[0]) < _OLDEST_SERVER:
         text = f"{where} {status.server} is too old: {_OLDEST_SERVER} or newer is needed"
@@ -114,7 +114,7 @@ def _rights(db: Connection) -> Finding:
 
 
 def _clock(db: Connection) -> Finding:
-    """Compare the clocks, which decides nothing but makes logs hard to read together."""
+    """Compare the clocks: a difference breaks nothing, but makes logs hard to compare."""
     [(server, zone)] = query(
         db,
         "select extract(epoch from clock_timestamp())::float8, current_setting('TimeZone')",
@@ -150,7 +150,7 @@ def question_to_the_api(settings: Settings) -> str | None:
 
 
 def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
-    """Ask the API one question, within the limit, and say what the key may do."""
+    """Make one call, within the limit, and report what the key may do."""
     if settings.provider.api_key is None:
         yield Finding(
             Grade.ERROR, "key", "POLYGON_API_KEY is not set: export it, or POLYGON_API_KEY_FILE"
@@ -178,15 +178,15 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
 def _denied(db: Connection, settings: Settings) -> Finding:
     from asset_sync.sync.scope import account  # noqa: PLC0415
 
-    denials = entitlements.missing(db, *account(settings))
+    missing = entitlements.missing(db, *account(settings))
     plan = settings.provider.plan.name
     lowered = slots.lowered(db, slots.rate_of(settings))
     if lowered is not None:
         return Finding(Grade.WARNING, "plan", str(lowered))
-    if denials.snapshot:
+    if missing.snapshot:
         text = f"has no snapshots, though the plan is set to {plan}: set POLYGON_TIER to free"
         return Finding(Grade.WARNING, "plan", text)
-    if denials.today:
+    if missing.today:
         return Finding(Grade.OK, "plan", f"{plan}; bars end with yesterday on this key")
     return Finding(Grade.OK, "plan", f"{plan}; nothing was refused of late")
 
@@ -194,7 +194,7 @@ def _denied(db: Connection, settings: Settings) -> Finding:
 def examine_runs(
     db: Connection, settings: Settings, jobs: tuple[installed.Job, ...]
 ) -> Iterator[Finding]:
-    """Look at when each job last ran on this host, who started it and how it ended."""
+    """Check when each job last ran on this host, who started it and how it ended."""
     for lane in Lane:
         starters = {job.scheduler for job in jobs if job.lane is lane}
         yield _last_run(runs.last_by_starter(db, lane.value), settings, lane, starters)
@@ -209,13 +209,13 @@ def _last_run(
     subject = f"sync {lane.value}"
     names = " and ".join(sorted(starters))
     if not lasts:
-        told = f"{names} is to start it" if starters else f"nothing starts it: {_SCHEDULE}"
-        return Finding(Grade.WARNING, subject, f"has never run on this host; {told}")
+        cause = f"{names} is to start it" if starters else f"nothing starts it: {_SCHEDULE}"
+        return Finding(Grade.WARNING, subject, f"has never run on this host; {cause}")
     last = lasts[0]
     text = f"last ran {_ago(last.seconds_ago)} ago{_started_by(last)}"
     if not starters:
         return Finding(Grade.WARNING, subject, f"{text}; nothing here starts it: {_SCHEDULE}")
-    # Runs of which the starter is not known may be the scheduler's.
+    # A run without a known starter may be the scheduler's.
     its = [run for run in lasts if run.started_by in {None, *(Starter(name) for name in starters)}]
     late_after = OVERDUE_INTERVALS * settings.batch.interval_seconds
     if not its or its[0].seconds_ago > late_after:
@@ -260,7 +260,7 @@ def _ago(seconds: float) -> str:
 
 
 def examine_redis(settings: Settings) -> Iterator[Finding]:
-    """Say hello to Redis, where it is set."""
+    """Check that Redis answers, if it is set."""
     if settings.redis_url is None:
         return
     from asset_sync.store.publish import EventsError, RedisPublisher  # noqa: PLC0415

@@ -1,7 +1,7 @@
-"""Looks at the jobs through the eyes of cron or systemd.
+"""Checks the jobs as cron or systemd will run them.
 
-What starts a job has its own variables, home and rights. So the settings are read once more as the
-job will read them, and compared with what this shell reads.
+A job has the variables, home and rights of its scheduler. So the settings are read once more as
+the job will read them, and compared with those of this shell.
 """
 
 import os
@@ -33,14 +33,14 @@ class Sight:
 
     job: Job
     settings: Settings | None
-    """None where they cannot be read as the job would."""
+    """None if they cannot be read as the job would read them."""
 
     findings: tuple[tuple[Grade, str], ...]
     """What is wrong, or differs from this shell."""
 
 
 def look(jobs: tuple[Job, ...], settings: Settings, environ: Mapping[str, str]) -> list[Sight]:
-    """See what each job would read, beside what this shell reads."""
+    """Compare what each job would read with what this shell reads."""
     sights = []
     for job in jobs:
         if not job.program:
@@ -57,7 +57,7 @@ def look(jobs: tuple[Job, ...], settings: Settings, environ: Mapping[str, str]) 
 
 
 def examine(sights: list[Sight]) -> Iterator[Finding]:
-    """Say what is wrong with the jobs, and where they differ from this shell."""
+    """Report what is wrong with the jobs, and how they differ from this shell."""
     if len(_schedulers(sights)) > 1:
         text = "both cron and systemd start the jobs: take one away (`asset-sync schedule`)"
         yield Finding(Grade.WARNING, "scheduler", text)
@@ -98,10 +98,10 @@ def _program(job: Job) -> Iterator[tuple[Grade, str]]:
 
 
 def _files(job: Job) -> Iterator[tuple[Grade, str]]:
-    """Look whether the job's user may read what is named; that it exists `load` checks."""
+    """Check that the job's user may read the named files; `load` checks that they exist."""
     named = {
         name: Path(job.environ[name])
-        for name in (CONFIG_VARIABLE, *(f"{one}_FILE" for one in SECRET_VARIABLES))
+        for name in (CONFIG_VARIABLE, *(f"{secret}_FILE" for secret in SECRET_VARIABLES))
         if job.environ.get(name)
     }
     if job.config is not None:
@@ -138,7 +138,7 @@ def _differences(
         yield Grade.WARNING, text
     if its.provider.api_key is None:
         yield Grade.ERROR, f"{job.where} has no key: give it POLYGON_API_KEY_FILE"
-    # Where the shell has no key, the jobs' is the one that is tried.
+    # If the shell has no key, the doctor tries that of the jobs.
     elif ours.provider.api_key not in {None, its.provider.api_key}:
         text = "its jobs have another key than this shell: set POLYGON_API_KEY_FILE to one file"
         yield Grade.WARNING, f"{text} in both"
@@ -164,11 +164,11 @@ def _database(settings: Settings, environ: Mapping[str, str]) -> str:
         return "a database whose address cannot be read"
 
 
-# --- whom a failure reaches --------------------------------------------------------------------
+# --- who is told of a failure ------------------------------------------------------------------
 
 
 def examine_monitoring(sights: list[Sight], settings: Settings) -> Iterator[Finding]:
-    """Say who hears of a failed run; the URL is a secret, and arguments may be."""
+    """Report who is told of a failed run, without the URL and arguments, which may be secret."""
     seen = next((sight for sight in sights if sight.settings), None)
     monitoring = (seen.settings or settings if seen else settings).monitoring
     reached = [] if monitoring.ping_url is None else ["each run pings its URL"]
@@ -192,7 +192,7 @@ def examine_monitoring(sights: list[Sight], settings: Settings) -> Iterator[Find
 
 
 def _mail(job: Job) -> tuple[str, str]:
-    """Return whom cron mails, or else why nobody."""
+    """Return the address to which cron mails, or else why it mails nobody."""
     if job.scheduler is not Scheduler.CRON:
         return "", "systemd mails nobody"
     if job.environ.get("MAILTO") == "":
@@ -219,7 +219,7 @@ def _me() -> str:
 
 
 def _may(user: str | None, path: Path, right: int) -> bool:
-    """Return whether the user may read or execute the file, by its modes and its directories'."""
+    """Return whether the user may read or execute the file, by its mode and its directories'."""
     if user == _me():
         return os.access(path, right, effective_ids=True)
     if user is None:
@@ -238,7 +238,7 @@ def _may(user: str | None, path: Path, right: int) -> bool:
         return _allowed(path.stat(), uid, groups, right) and all(
             _allowed(directory.stat(), uid, groups, os.X_OK) for directory in path.parents
         )
-    except OSError:  # this user may not look there; `load` says what else is wrong
+    except OSError:  # this user may not look there; `load` reports other problems
         return True
 
 

@@ -1,11 +1,11 @@
-"""What a plan of the provider gives these assets: calls, staleness, and what would be enough.
+"""How fresh a plan of the provider keeps these assets, and which plan would be enough.
 
-The arithmetic of a queue that is served by turns. An asset is due `update_frequency_seconds` after
-its last success and stands in line by that moment plus its level's allowance (`asset_sync.queue`),
-so that all wait for the same moment in the line: the wait that makes the calls needed equal to the
-calls there are. Between two successes an asset's age grows from 0 to the time between them.
+An asset is due `update_frequency_seconds` after its last success. Its place in line is that time
+plus its level's allowance (`asset_sync.queue`). So all assets wait equally long past their place,
+and this wait is the one at which the calls needed equal the calls available. Between two successes
+an asset's age grows from 0 to the time between them.
 
-`tests/test_forecast.py` holds it against the real loop, simulated for a day.
+`tests/test_forecast.py` compares this with the real loop, simulated for a day.
 """
 
 import math
@@ -24,11 +24,11 @@ from asset_sync.sync.scope import Scope
 
 DAY_SECONDS = 86_400
 CALL_SECONDS = 0.5
-"""How long a call takes, where there is no history yet."""
+"""How long a call takes if there is no history yet."""
 
 
 class Staleness(NamedTuple):
-    """How old the data of some assets is: ages that half and 95 % of the time are not exceeded."""
+    """How old the data of some assets is: the median, the 95th percentile and the maximum."""
 
     p50_seconds: float
     p95_seconds: float
@@ -40,9 +40,9 @@ class AssetForecast(NamedTuple):
 
     asset: Asset
     asked_seconds: float
-    """How often it would be refreshed if it never had to wait: its frequency, as cron allows."""
+    """The time between refreshes if it never had to wait: its frequency, as cron allows."""
     calls_a_day: float
-    """That this takes."""
+    """How many calls that takes."""
     refreshed_every_seconds: float
     staleness: Staleness
 
@@ -53,31 +53,31 @@ class AssetForecast(NamedTuple):
 
     @property
     def later(self) -> bool:
-        """Whether it may have to wait longer than from one refresh to the next."""
+        """Whether a refresh may come later than `refreshed_every_seconds`."""
         return self.staleness.worst_seconds > self.refreshed_every_seconds
 
 
-# So much later is still as asked: a call takes its time.
+# A refresh that is later by this factor is still as often as asked: a call takes time.
 _SLACK = 1.02
 
 
 class Forecast(NamedTuple):
-    """What a plan gives all of the assets."""
+    """What a plan gives all assets together."""
 
     plan: Plan
     limit: RateLimit
     assets: tuple[AssetForecast, ...]
     calls_a_day: float
-    """That can be made, less the places held for priority runs."""
+    """Calls that can be made, without the slots reserved for priority runs."""
     needed_a_day: float
     all_fresh_seconds: float
-    """From a database without any data until each asset has been fresh once."""
+    """From an empty database until each asset has been fresh once."""
     history_calls: int
-    """That all of the history would take which the plan gives these assets."""
+    """How many calls the whole history of these assets takes that the plan includes."""
 
     @property
     def share(self) -> float:
-        """Return which part of the calls is needed; above 1 they are not enough."""
+        """Return the needed share of the calls; above 1 they are not enough."""
         return self.needed_a_day / self.calls_a_day
 
     @property
@@ -88,27 +88,27 @@ class Forecast(NamedTuple):
     @property
     def enough(self) -> bool:
         """Whether every asset is refreshed as often as asked."""
-        return self.share <= 1 and all(one.kept for one in self.assets)
+        return self.share <= 1 and all(asset.kept for asset in self.assets)
 
     @property
     def crowded_out(self) -> int:
         """How many priority assets have to wait for a later window of the limit in each cycle."""
-        return sum(one.later for one in self.of_level(Level.CRITICAL))
+        return sum(asset.later for asset in self.of_level(Level.CRITICAL))
 
     def of_level(self, level: Level) -> tuple[AssetForecast, ...]:
         """Return the assets of a level."""
-        return tuple(one for one in self.assets if one.asset.level is level)
+        return tuple(given for given in self.assets if given.asset.level is level)
 
 
 class Advice(NamedTuple):
-    """What would keep every asset as fresh as asked, where the present plan does not."""
+    """What would keep every asset as fresh as asked, if the present plan does not."""
 
     frequency_seconds: int | None
     """The least `update_frequency_seconds` for all assets of the queue that fits the plan."""
     below: int
     """How many assets have a lower one."""
     plan: Forecast | None
-    """The cheapest plan that is enough as things are."""
+    """The cheapest plan that is enough for the present frequencies."""
 
 
 def forecast(settings: Settings, call_seconds: float = CALL_SECONDS) -> Forecast:
@@ -127,7 +127,7 @@ def forecast(settings: Settings, call_seconds: float = CALL_SECONDS) -> Forecast
 
 
 def staleness(assets: Sequence[AssetForecast]) -> Staleness:
-    """Return how stale these assets get, over all of them, one at least, and all of the time."""
+    """Return how stale these assets get together; at least one is needed."""
     periods = [one.refreshed_every_seconds for one in assets]
     worst = max(one.staleness.worst_seconds for one in assets)
     return Staleness(_age(periods, 0.5), _age(periods, 0.95), worst)
@@ -152,7 +152,7 @@ def side_by_side(settings: Settings, call_seconds: float = CALL_SECONDS) -> tupl
 
 
 def advise(settings: Settings, plans: Sequence[Forecast], call_seconds: float) -> Advice:
-    """Return what helps where the present plan is not enough."""
+    """Return what helps if the present plan is not enough."""
     line = _Line(settings, call_seconds)
     enough = [one for one in plans if one.enough and one.plan.usd_a_month is not None]
     least = line.least_frequency()
@@ -162,7 +162,7 @@ def advise(settings: Settings, plans: Sequence[Forecast], call_seconds: float) -
 
 
 class _Line:
-    """How the calls are shared out among the assets of one plan; rates are calls a second."""
+    """How one plan's calls are divided among the assets; rates are calls a second."""
 
     def __init__(self, settings: Settings, call_seconds: float) -> None:
         priority = Scope(settings, Lane.PRIORITY, _NOTHING_DENIED)
@@ -186,14 +186,14 @@ class _Line:
 
     @property
     def calls_a_second(self) -> float:
-        """Return what can be called in all."""
+        """Return the rate of all calls together."""
         return self._priority_rate + self.queue_rate
 
     @property
     def all_fresh_seconds(self) -> float:
-        """Return how long the first round takes; the first window's slots are there at once.
+        """Return how long the first round takes; the first window's slots are free at once.
 
-        Before the lowest level has had its turn, higher ones have another.
+        Before the lowest level has its first turn, higher levels have further turns.
         """
         first = len(self.critical) * self._critical_cost
         calls = len(self.others) * self._cost
@@ -226,32 +226,32 @@ class _Line:
     # --- priority runs: the whole list once a cycle, in the order of the file --------------------
 
     def priority_assets(self) -> Iterator[AssetForecast]:
-        """Tell what the priority assets get."""
+        """Yield what the priority assets get."""
         periods = self._priority_periods
         for place, (asset, period) in enumerate(zip(self.critical, periods, strict=True), start=1):
-            # Who comes in a later window may fall out of a cycle.
+            # An asset that comes in a later window may miss a cycle.
             later = place * self._critical_cost > self._limit.calls
             pause = self._interval if later else 0
             yield _of(asset, self._in_cycles(asset), period, self._critical_cost, pause)
 
     @cached_property
     def _priority_periods(self) -> Sequence[float]:
-        """Return the time between two refreshes of each; too many for a cycle take turns in it."""
+        """Return the time between two refreshes of each; too many for one cycle take turns."""
         calls = len(self.critical) * self._critical_cost
         crowd = max(1.0, calls * self._window / (self._limit.calls * self._interval))
         return [crowd * self._in_cycles(asset) for asset in self.critical]
 
     def _in_cycles(self, asset: Asset) -> float:
-        """Return its frequency in whole intervals of cron, since no run looks in between.
+        """Return the asset's frequency in whole intervals of cron, because only runs refresh it.
 
-        A run refreshes what would not be fresh any more at the start of the next.
+        A run refreshes what would no longer be fresh at the start of the next run.
         """
         return max(1, asset.update_frequency_seconds // self._interval) * self._interval
 
     def _held(self) -> float:
-        """Return the rate of calls not made, so that a priority run finds its slots free.
+        """Return the rate of calls lost because slots are reserved for priority runs.
 
-        Such a slot is left alone in the window before the run, and then begins its turns anew.
+        Such a slot is unused in the window before the run, and its windows start again with it.
         """
         held, left = 0.0, float(self._limit.calls)
         for period in self._priority_periods:
@@ -264,23 +264,23 @@ class _Line:
     # --- the queue: who has been due longest, after its level's allowance ------------------------
 
     def queue_assets(self) -> Iterator[AssetForecast]:
-        """Tell what the others get."""
+        """Yield what the other assets get."""
         wait = self._wait()
         needed = self._rate(self._asked)
         load = min(1.0, needed / self.queue_rate) if self.queue_rate else 1.0
         for asset in self.others:
             asked, period = self._asked(asset), self._period(asset, wait)
-            # Who stands in line may be passed over for a window, when a priority run's place is
-            # held; who does not may come due with many others (five windows, as simulated).
+            # An asset in line may wait one more window while slots are reserved for a priority
+            # run; one not in line may come due with many others (five windows, as simulated).
             windows = 1 if period > asked else 5 * load
             pause = windows * self._limit.period_seconds
             yield _of(asset, asked, period, self._cost, pause)
 
     def _asked(self, asset: Asset) -> float:
-        """Return how often it is refreshed if it never waits for a call.
+        """Return the time between refreshes if the asset never waits for a call.
 
-        A run that has had something to do stays for what becomes due; where nothing is due at its
-        start there is no run to stay.
+        A run that had work also waits for assets that become due; a run that finds nothing due at
+        its start ends at once.
         """
         return asset.update_frequency_seconds if self._always_busy else self._in_cycles(asset)
 
@@ -291,7 +291,7 @@ class _Line:
         return least <= self._interval or needed > _BUSY * self.queue_rate
 
     def _wait(self) -> float:
-        """Return the wait in line that makes the calls needed equal to the calls there are."""
+        """Return the wait in line at which the calls needed equal the calls available."""
         if not self.queue_rate:
             return math.inf
 
@@ -301,18 +301,18 @@ class _Line:
         return _least(fits, len(self.others) * self._cost / self.queue_rate + 2 * self._aging)
 
     def _period(self, asset: Asset, wait: float) -> float:
-        """Return the time between two refreshes where the lowest level waits so long in line."""
+        """Return the time between two refreshes if the lowest level waits so long in line."""
         late = max(0.0, wait - _ALLOWANCES_BELOW[asset.level] * self._aging)
         return self._asked(asset) + late
 
     def _rate(self, period: Callable[[Asset], float]) -> float:
-        """Return the calls a second that refresh each asset of the queue so often."""
+        """Return the calls a second that refresh each asset of the queue once in its period."""
         return sum(count * self._cost / period(one) for one, count in self._kinds)
 
 
-# A call in a day is 1e-5 a second; less than that is what rounding leaves.
+# One call a day is 1e-5 a second; anything below this is a rounding error.
 _NOTHING = 1e-9
-# With so much of the calls needed there is always an asset that waits for one.
+# If this share of the calls is needed, there is always an asset that waits for a call.
 _BUSY = 0.75
 _ALLOWANCES_BELOW = {Level.HIGH: 2, Level.MEDIUM: 1, Level.LOW: 0}
 _NOTHING_DENIED = Missing(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
@@ -324,7 +324,7 @@ def _of(asset: Asset, asked: float, every: float, cost: float, pause: float) -> 
 
 
 def _age(periods: Sequence[float], share: float) -> float:
-    """Return the age that all of them together do not exceed for that share of the time."""
+    """Return the age that all assets together do not exceed for that share of the time."""
     if math.inf in periods:
         return math.inf
     counts = Counter(periods)
@@ -338,7 +338,7 @@ def _age(periods: Sequence[float], share: float) -> float:
 
 
 def _least(holds: Callable[[float], bool], most: float) -> float:
-    """Return the least number from 0 to `most` for which it holds, as it does for all above."""
+    """Return the least number up to `most` for which `holds` is true; above it is always true."""
     low, high = 0.0, most
     if holds(low):
         return low
@@ -352,18 +352,18 @@ _HALVINGS = 60
 
 
 def _distinct(scope: Scope) -> tuple[Asset, ...]:
-    return tuple(dict.fromkeys(one.asset for one in scope.wanted))
+    return tuple(dict.fromkeys(wanted.asset for wanted in scope.wanted))
 
 
 def _kinds(assets: Sequence[Asset]) -> Sequence[tuple[Asset, int]]:
-    """Return one asset of each level and frequency, and how many there are: all fare alike."""
-    examples = {(one.level, one.update_frequency_seconds): one for one in assets}
-    counts = Counter((one.level, one.update_frequency_seconds) for one in assets)
+    """Return one asset of each level and frequency, and how many there are."""
+    examples = {(asset.level, asset.update_frequency_seconds): asset for asset in assets}
+    counts = Counter((asset.level, asset.update_frequency_seconds) for asset in assets)
     return [(examples[kind], count) for kind, count in counts.items()]
 
 
 def _calls_each(plan: Plan, assets: int) -> float:
-    """Return how many calls one refresh of an asset takes, its share of those that serve many."""
+    """Return how many calls one refresh of an asset takes; a shared call counts by its share."""
     return sum(math.ceil(assets / feed.bulk) / assets for feed in plan.feeds) if assets else 0
 
 

@@ -1,4 +1,4 @@
-"""Whether all is well: what the history and the queue say, held against thresholds."""
+"""The health checks: figures from the history and the queue, compared with thresholds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -15,13 +15,13 @@ from asset_sync.settings import Settings
 from asset_sync.store import runs
 from asset_sync.store.runs import JobRecord
 
-# Cron's runs come once an interval; that one is missing can be chance, two cannot.
+# Cron starts a run once an interval; one missing run can be chance, two cannot.
 OVERDUE_INTERVALS = 2
 JUMP_REPORTED_SECONDS = 3600
 
 
 class Verdict(StrEnum):
-    """How well it is; members are declared from good to bad."""
+    """The result of a check; members are declared from good to bad."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -29,20 +29,20 @@ class Verdict(StrEnum):
 
 
 class Check(NamedTuple):
-    """One thing looked at."""
+    """One figure and its verdict."""
 
     name: str
     value: float | None
-    """None where there is nothing yet to judge by."""
+    """None if there is no figure yet."""
     threshold: float | None
-    """None where there is nothing to count."""
+    """None if the check has no figure."""
     verdict: Verdict
     about: str
     """What was found, for a person."""
 
 
 class JobStatus(NamedTuple):
-    """How one of the two commands stands."""
+    """When one of the two commands ran and will run."""
 
     command: str
     last_run_at: datetime | None
@@ -52,11 +52,11 @@ class JobStatus(NamedTuple):
 
 
 class Health(NamedTuple):
-    """Everything that `health` tells."""
+    """Everything that `health` reports."""
 
     jobs: tuple[JobStatus, ...]
     levels: tuple[LevelStatus, ...]
-    """Of the queue; none where the database could not be asked."""
+    """The levels of the queue; empty if the database could not be asked."""
     checks: tuple[Check, ...]
     last_priority_update: datetime | None
     api_calls_remaining: int | None
@@ -68,7 +68,7 @@ class Health(NamedTuple):
 
 
 def examine(db: Connection, settings: Settings) -> Health:
-    """Look at everything and judge it; reads only."""
+    """Make all checks; reads only."""
     lanes = [lane for lane in Lane if lane is Lane.QUEUE or _has_priority_runs(settings)]
     records = {lane: runs.record_of(db, lane.value) for lane in lanes}
     symbols = [asset.symbol for asset in settings.assets]
@@ -90,14 +90,15 @@ def examine(db: Connection, settings: Settings) -> Health:
             _stale(settings.assets, freshness, settings),
         ),
         last_priority_update=max(
-            (one.last_success_at for one in critical if one and one.last_success_at), default=None
+            (fresh.last_success_at for fresh in critical if fresh and fresh.last_success_at),
+            default=None,
         ),
         api_calls_remaining=slots.budget(db, slots.rate_of(settings)).free,
     )
 
 
 def without_database(why: DatabaseError) -> Health:
-    """Return what can be said where the database cannot be used: that nothing gets fresh."""
+    """Return the health if the database cannot be used: nothing is refreshed."""
     check = Check("database", None, None, Verdict.UNHEALTHY, str(why))
     return Health((), (), (check,), None, None)
 
@@ -117,7 +118,7 @@ def _scope(lane: Lane, record: JobRecord, settings: Settings) -> JobStatus:
 
 
 def _overdue(lane: Lane, record: JobRecord, settings: Settings) -> Check:
-    """Judge since when the last run began; without priority runs nothing that matters is fresh."""
+    """Check how long ago the last run began; missing priority runs are the worse case."""
     longest = settings.batch.interval_seconds * OVERDUE_INTERVALS
     late = record.seconds_ago is None or record.seconds_ago > longest
     bad = Verdict.UNHEALTHY if lane is Lane.PRIORITY else Verdict.DEGRADED
@@ -133,7 +134,7 @@ def _overdue(lane: Lane, record: JobRecord, settings: Settings) -> Check:
 
 
 def _of_priority_runs(record: JobRecord, settings: Settings) -> Iterator[Check]:
-    """Judge the priority runs of the last hour."""
+    """Check the priority runs of the last hour."""
     limits = settings.health
     rate = None if not record.tried else 100 * record.updated / record.tried
     low = rate is not None and rate < limits.success_rate_percent
@@ -162,14 +163,14 @@ def _of_priority_runs(record: JobRecord, settings: Settings) -> Iterator[Check]:
 
 
 def _size(levels: Sequence[LevelStatus], settings: Settings) -> Check:
-    size = sum(one.waiting + one.leased for one in levels)
+    size = sum(level.waiting + level.leased for level in levels)
     threshold = settings.health.queue_size
     verdict = Verdict.DEGRADED if size > threshold else Verdict.HEALTHY
     return Check("queue.size", size, threshold, verdict, "assets that wait or are at work")
 
 
 def _dead(levels: Sequence[LevelStatus]) -> Check:
-    dead = sum(one.dead for one in levels)
+    dead = sum(level.dead for level in levels)
     about = "given up: `asset-sync queue list --state dead` says why"
     return Check("queue.dead", dead, 0, Verdict.DEGRADED if dead else Verdict.HEALTHY, about)
 
@@ -186,7 +187,7 @@ def _failing(failing: Sequence[Failing]) -> Check:
 
 
 def _refused(records: Mapping[Lane, JobRecord]) -> Check:
-    """Tell at once what no later run cures by itself; that nothing is fresh shows much later."""
+    """Report a refused key or plan at once: no later run solves it, and stale data shows late."""
     refused = [lane for lane, record in records.items() if record.refused]
     about = "jobs that the API refused the last time, for the key or its plan"
     if refused:
@@ -214,7 +215,7 @@ def _jumped(db: Connection) -> Check:
 
 
 def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: Settings) -> Check:
-    """Count the assets that have not been fresh for long; one that matters most is a disaster."""
+    """Count the assets that are stale; a critical one makes the result unhealthy."""
     factor = settings.health.stale_after_frequencies
     stale = [
         asset

@@ -1,8 +1,8 @@
-"""Telling others how a run of `sync` went: a ping to healthchecks.io or its kind, and a command.
+"""Reports how a run of `sync` ended: pings healthchecks.io or its like, and starts a command.
 
-The pings are as https://healthchecks.io/docs/http_api/ has them: a POST to the URL with `/start`
-behind its path, then one to the URL itself or, after a failure, with the exit code behind it; the
-body says what happened. Whatever goes wrong here is a sentence to warn with and stops no run.
+The pings follow https://healthchecks.io/docs/http_api/: a POST to the URL with `/start` appended
+to its path, then one to the URL itself or, after a failure, with the exit code appended; the body
+says what happened. A failure here is only a warning and stops no run.
 """
 
 import os
@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from asset_sync.settings import SECRET_VARIABLES, MonitoringSettings
 
-# Pinging the start is done beside the run, which may be over at once, and then waits for it.
+# The start is pinged in a thread beside the run; a run that ends before it waits for it.
 START_SECONDS = 2.0
 END_SECONDS = 5.0
 COMMAND_SECONDS = 30.0
 MOST_LINES = 50
-# The smallest that a service of this kind keeps, and less than a variable may hold.
+# The smallest limit of such services, and less than a variable can hold.
 MOST_BYTES = 10_000
 _ANSWER_BYTES = 100
 
@@ -31,13 +31,13 @@ class Ending(NamedTuple):
 
     exit_code: int
     run_id: int | None
-    """None if it ended before it was one."""
+    """None if it ended before it had an id."""
     said: Sequence[str]
-    """Its last words."""
+    """The last lines that it printed."""
 
 
 class Monitors:
-    """All who are told of one run."""
+    """The ping and the command of one run."""
 
     def __init__(
         self, settings: MonitoringSettings, command: str, environ: Mapping[str, str]
@@ -48,16 +48,16 @@ class Monitors:
         self._starting: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Ping the start; the run does not wait for it, and only the end is worth a warning."""
+        """Ping the start; the run does not wait for it, and a failure is not reported."""
         if self._settings.ping_url is not None:
             self._starting = threading.Thread(
                 target=self._ping, args=("/start", b"", START_SECONDS), daemon=True
             )
-            with suppress(RuntimeError):  # no thread is to be had
+            with suppress(RuntimeError):  # no thread can be started
                 self._starting.start()
 
     def end(self, ending: Ending) -> Iterator[str]:
-        """Tell how it ended; yield what went wrong with that, a sentence each."""
+        """Report how the run ended; yield a sentence for each failure of that."""
         text = last_words(ending.said)
         if self._starting is not None and self._starting.ident is not None:
             self._starting.join()  # a start that comes after the end would look like another run
@@ -96,7 +96,7 @@ class Monitors:
 
 
 def last_words(said: Sequence[str]) -> str:
-    """Return the last lines, so few that a ping and a variable hold them."""
+    """Return the last lines, at most as many as fit into a ping and a variable."""
     lines = "\n".join(said).replace("\0", "").splitlines()[-MOST_LINES:]
     return "\n".join(lines).encode(errors="replace")[-MOST_BYTES:].decode(errors="ignore")
 
@@ -107,8 +107,8 @@ def _outcome(ending: Ending) -> str:
 
 
 def _post(address: str, body: bytes, most_seconds: float) -> str:
-    """Return why the ping did not arrive, "" if it did; no word of it holds the address."""
-    # Only now: most runs ping nobody, and this takes longer than most of them.
+    """Return why the ping did not arrive, "" if it did; never with the address."""
+    # Imported only now: most runs ping nobody, and the import takes longer than most of them.
     from asset_sync.provider.deadline import Deadline, Session, reason  # noqa: PLC0415
 
     deadline = Deadline(most_seconds)
@@ -127,17 +127,17 @@ def _post(address: str, body: bytes, most_seconds: float) -> str:
 
 
 def _refusal(status: int, answer: bytes) -> str:
-    """Return what an answer says against a ping, "" if nothing."""
+    """Return why an answer rejects a ping, "" if it accepts it."""
     if not 200 <= status <= 299:  # noqa: PLR2004
         return f"it was answered with HTTP {status}"
-    # Healthchecks says so, with 200, of a check that it does not have or that is pinged too often.
+    # Healthchecks answers so, with 200, if it has no such check or it is pinged too often.
     known = (b"not found", b"rate limited")
     found = next((word for word in known if answer.startswith(b"OK (" + word)), b"")
     return f'it was answered with "OK ({found.decode()})"' if found else ""
 
 
 def _run(words: Sequence[str], environ: Mapping[str, str]) -> str:
-    """Run a command without a shell, with what it prints on stderr; return what went wrong."""
+    """Run a command without a shell, its output on stderr; return why it failed, or ""."""
     try:
         process = subprocess.Popen(  # noqa: S603  # the user's own program
             words, env=environ, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True

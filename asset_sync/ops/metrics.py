@@ -1,7 +1,7 @@
-"""What `health` looks at, in Prometheus' text format.
+"""The figures of `health`, in Prometheus' text format.
 
-Gauges only: nobody is resident who could count, and the history forgets. What Prometheus would
-rather have counted is given as of the last hour.
+All are gauges: no process runs all the time to count, and the history is pruned. Instead of
+counters there are the figures of the last hour.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ PREFIX = "asset_sync"
 
 
 class Family(NamedTuple):
-    """One metric: its name without the prefix, what it says, its labels and its samples."""
+    """One metric: its name without the prefix, its meaning, its labels and its samples."""
 
     name: str
     about: str
@@ -60,7 +60,7 @@ def _assets(db: Connection, settings: Settings) -> Iterator[Family]:
         "asset_staleness_seconds",
         "Since the asset was last fresh; since it was added, if it never was.",
         ("symbol",),
-        [((symbol,), one.seconds_old) for symbol, one in sorted(fresh.items())],
+        [((symbol,), freshness.seconds_old) for symbol, freshness in sorted(fresh.items())],
     )
     yield Family(
         "asset_update_frequency_seconds",
@@ -83,34 +83,34 @@ def _budget(db: Connection, settings: Settings) -> Iterator[Family]:
 
 
 def _calls(db: Connection, _: Settings) -> Iterator[Family]:
-    made = runs.calls_of_last_hour(db)
+    calls = runs.calls_of_last_hour(db)
     yield Family(
         "calls_last_hour",
         "Calls of the last hour, by feed and outcome.",
         ("feed", "outcome"),
-        [((one.feed, one.outcome), one.calls) for one in made],
+        [((group.feed, group.outcome), group.calls) for group in calls],
     )
     yield Family(
         "bars_written_last_hour",
         "Bars that were new or changed in the last hour.",
         (),
-        [((), sum(one.bars_written for one in made))],
+        [((), sum(group.bars_written for group in calls))],
     )
 
 
 def _runs(db: Connection, _: Settings) -> Iterator[Family]:
     records = {command: runs.record_of(db, command) for command in ("priority", "queue")}
     for name, about, value in (
-        # A moment goes on ageing where nobody writes the collector's file any more.
+        # A time, because an age would stand still if the collector's file were no longer written.
         ("last_run_timestamp_seconds", "When the last run began.", _last_run),
         ("run_duration_p95_seconds", "What 95 % of the last hour's runs took at most.", _p95),
-        ("runs_waited_last_hour", "Runs that waited for a slot.", lambda one: one.waits),
+        ("runs_waited_last_hour", "Runs that waited for a slot.", lambda record: record.waits),
         (
             "assets_tried_last_hour",
             "Assets refreshed, or asked for in vain.",
-            lambda one: one.tried,
+            lambda record: record.tried,
         ),
-        ("assets_updated_last_hour", "Assets refreshed.", lambda one: one.updated),
+        ("assets_updated_last_hour", "Assets refreshed.", lambda record: record.updated),
     ):
         samples = [((command,), value(record)) for command, record in records.items()]
         yield Family(name, about, ("command",), samples)
@@ -132,12 +132,12 @@ def _health(db: Connection, settings: Settings) -> Iterator[Family]:
         "Items of the queue, by level and state.",
         ("level", "state"),
         [
-            ((one.level.value, state), count)
-            for one in levels
+            ((status.level.value, state), count)
+            for status in levels
             for state, count in (
-                ("waiting", one.waiting),
-                ("leased", one.leased),
-                ("dead", one.dead),
+                ("waiting", status.waiting),
+                ("leased", status.leased),
+                ("dead", status.dead),
             )
         ],
     )
@@ -145,7 +145,7 @@ def _health(db: Connection, settings: Settings) -> Iterator[Family]:
         "queue_oldest_item_seconds",
         "How long the oldest item of a level has been due.",
         ("level",),
-        [((one.level.value,), one.oldest_seconds) for one in levels],
+        [((status.level.value,), status.oldest_seconds) for status in levels],
     )
     rank = list(Verdict).index
     yield Family(

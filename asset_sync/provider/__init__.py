@@ -1,1 +1,1 @@
-"""Where data comes from: `polygon`, and the deadline that every request of ours keeps."""
+"""Where the data comes from: the protocol of a provider, `polygon`, and a deadline for HTTP."""

@@ -1,4 +1,4 @@
-"""What a provider's answers bring: plain data, the same whoever the provider is.
+"""The data in a provider's answers: plain types, the same for every provider.
 
 These are named tuples because a frozen data class costs 0.3 ms at every start.
 """
@@ -25,11 +25,11 @@ class Bar(NamedTuple):
     close: float
 
     volume: float
-    """Units traded; for forex the number of quotes, of which such bars are made."""
+    """Units traded; for forex, whose bars are made of quotes, the number of quotes."""
 
     vwap: float | None
     trades: int | None
-    """For forex again the number of quotes."""
+    """The number of trades; for forex again of quotes."""
 
     @property
     def start(self) -> datetime:
@@ -38,7 +38,7 @@ class Bar(NamedTuple):
 
 
 class Flaw(StrEnum):
-    """Why a bar cannot be true. No reason compares it with earlier bars: crashes are real."""
+    """Why a bar cannot be true. It is never compared with earlier bars: crashes are real."""
 
     UNREADABLE = "a figure that is missing or no number"
     PRICE = "a price outside 1e-12 to 1e12"
@@ -60,7 +60,7 @@ class LeftOut(NamedTuple):
 
 
 class BarsAnswer(NamedTuple):
-    """The bars of one ticker that one call brought."""
+    """The bars of one ticker from one call."""
 
     ticker: str
 
@@ -68,14 +68,14 @@ class BarsAnswer(NamedTuple):
     """Strictly ascending; where the provider sent a start twice, the later one."""
 
     complete: bool
-    """False when the provider has more of the range: ask again from the last bar on."""
+    """False when the provider has more of the range: the next call starts at the last bar."""
 
     left_out: tuple[LeftOut, ...] = ()
     """The bars that cannot be true and are therefore not in `bars`; each reason once."""
 
 
 class Quote(NamedTuple):
-    """The newest price of a ticker and its day so far; None is what is not known yet."""
+    """The newest price of a ticker and its day so far; None for a figure not known yet."""
 
     ticker: str
     bid: float | None
@@ -94,7 +94,7 @@ class Quote(NamedTuple):
 
 
 class SnapshotAnswer(NamedTuple):
-    """Every ticker asked for is in exactly one of the two."""
+    """Quotes and errors by ticker; every requested ticker is in exactly one of the two."""
 
     quotes: Mapping[str, Quote]
     refused: Mapping[str, ProviderError]
@@ -105,7 +105,7 @@ class Listed(NamedTuple):
 
     ticker: str
     name: str
-    """One printable line; the ticker where there is none."""
+    """One printable line; the ticker if it has no name."""
 
 
 class TickersAnswer(NamedTuple):
@@ -114,4 +114,4 @@ class TickersAnswer(NamedTuple):
     tickers: tuple[Listed, ...]
 
     next_page: str | None
-    """Path and query of the next page, without a host or a key; None where the list ends."""
+    """Path and query of the next page, without host and key; None on the last page."""

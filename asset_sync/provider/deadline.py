@@ -1,8 +1,8 @@
-"""HTTP that ends in time, follows nothing, repeats nothing, and says in our words why it failed.
+"""HTTP with a deadline, without redirects and retries, and with errors in our own words.
 
-A socket's own time-out starts anew with every byte, so a server that drips its headers holds a
-call for hours. Here a timer ends the call by shutting its connections down: whatever waits on
-them, TLS handshake and proxy tunnel included, reads the end of the stream at once.
+A socket's own time-out starts again with every byte, so a server that sends its headers slowly can
+hold a call for hours. Here a timer ends the call by shutting down its connections: every wait on
+them, including TLS handshake and proxy tunnel, reads the end of the stream at once.
 """
 
 import http.client
@@ -38,10 +38,10 @@ FAILURES = (requests.RequestException, HTTPError, http.client.HTTPException, OSE
 
 
 class Session(requests.Session):
-    """A session whose calls obey the `Deadline` that is going on.
+    """A session whose calls obey the current `Deadline`.
 
-    An auth of its own, even one that adds nothing, keeps a .netrc from setting another. The
-    environment stays trusted otherwise: HTTPS_PROXY and REQUESTS_CA_BUNDLE are the user's.
+    Its own auth, even one that adds nothing, keeps a .netrc from setting another. Otherwise the
+    environment is trusted: HTTPS_PROXY and REQUESTS_CA_BUNDLE are the user's.
     """
 
     def __init__(self, headers: Mapping[str, str], auth: Auth = lambda request: request) -> None:
@@ -60,9 +60,9 @@ class Session(requests.Session):
         verify: bool | str | None,  # noqa: FBT001
         cert: str | tuple[str, str] | None,
     ) -> "_Settings":
-        """Return what the environment says; no proxy is asked for this host itself.
+        """Return the environment's settings, but without a proxy for this host itself.
 
-        Another host would be sent the key, without TLS, and could not reach this one anyway.
+        A proxy on another host would get the key without TLS, and could not reach this host anyway.
         """
         settings = super().merge_environment_settings(url, proxies, stream, verify, cert)
         host = urlsplit(url.decode() if isinstance(url, bytes) else url or "").hostname
@@ -71,7 +71,7 @@ class Session(requests.Session):
         return settings
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
-        """Know of no redirect: requests would read its whole body, however large, to prepare one.
+        """Find no redirect: requests would read its whole body, however large, to prepare one.
 
         That happens even with `allow_redirects=False`.
         """
@@ -91,7 +91,7 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
-# The first that fits; a time-out while connecting is both a Timeout and a ConnectionError.
+# The first match counts; a time-out while connecting is both a Timeout and a ConnectionError.
 _REASONS: tuple[tuple[type[requests.RequestException], str], ...] = (
     (requests.exceptions.InvalidURL, "its address is no URL, check {setting}"),
     (requests.exceptions.MissingSchema, "its address is no URL, check {setting}"),
@@ -105,9 +105,9 @@ _REASONS: tuple[tuple[type[requests.RequestException], str], ...] = (
 
 
 def reason(error: BaseException, *, setting: str) -> str:
-    """Say what went wrong in our own words: theirs quote addresses, a proxy's with its password.
+    """Say what went wrong in our own words: theirs quote addresses, and a proxy's password.
 
-    `setting` is the one that holds the address.
+    `setting` is the name of the setting that holds the address.
     """
     for kind, words in _REASONS:
         if isinstance(error, kind):
@@ -134,10 +134,10 @@ def _detail(error: BaseException) -> str:
 
 
 class Deadline:
-    """The end of one call; every connection that the call uses is under its watch."""
+    """The deadline of one call, which watches every connection that the call uses."""
 
     def __init__(self, seconds: float, may_send: Callable[[], bool] = lambda: True) -> None:
-        """Give the call so long; `may_send` is asked immediately before its request is written."""
+        """Start the time; `may_send` is called immediately before the request is written."""
         self._ends = monotonic() + seconds
         self._may_send = may_send
         self._timer = threading.Timer(seconds, self._expire)
@@ -146,7 +146,7 @@ class Deadline:
         self._lines: list[socket.socket] = []
         self.expired = False
         self.sent_at: float | None = None
-        """When the first byte of the request was about to be written, by `hostclock.monotonic`."""
+        """When the first byte of the request was about to be written, by `clock.monotonic`."""
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -161,10 +161,10 @@ class Deadline:
             line.close()
 
     def watch(self, sock: socket.socket) -> None:
-        """Shut `sock` down when the time is over; raises TimeoutError when it is already.
+        """Shut `sock` down when the time is over; raises TimeoutError if it is over already.
 
-        The watch is kept on a second descriptor of the same connection: the first one is handed
-        on when TLS begins, and its number may soon belong to another file.
+        This watches a second descriptor of the same connection: TLS takes over the first one, and
+        its number may soon belong to another file.
         """
         with self._lock:
             if self.expired:
@@ -174,9 +174,9 @@ class Deadline:
     def connect(self, dial: Callable[[], socket.socket]) -> socket.socket:
         """Return the socket that `dial` opens; raises TimeoutError when that takes too long.
 
-        A name that does not resolve and a host with many dead addresses take as long as they
-        like and cannot be interrupted, not even by Ctrl-C, so a thread of its own does it. One
-        that is given up ends when the resolver does, and closes what it opened.
+        Resolving a name, or trying many dead addresses, may take any time and cannot be
+        interrupted, not even by Ctrl-C, so a separate thread does it. After a time-out the thread
+        ends when the resolver does, and closes what it opened.
         """
         opened: Future[socket.socket] = Future()
         threading.Thread(target=_dial_into, args=(opened, dial), daemon=True).start()
@@ -195,7 +195,7 @@ class Deadline:
         return sock
 
     def send(self) -> None:
-        """Note that the request is about to be written; raises TimeoutError if it is too late.
+        """Note that the request will be written now; raises TimeoutError if it is too late.
 
         The host may have been suspended since the call began, which no timer notices in time.
         """
@@ -234,7 +234,7 @@ class _Watched(HTTPConnection):
     _connecting = False
 
     def connect(self) -> None:
-        self._connecting = True  # what a proxy is sent now is not the request
+        self._connecting = True  # data sent to a proxy now is not the request
         try:
             super().connect()
         finally:
@@ -274,17 +274,17 @@ _POOLS = {"http": _Pool, "https": _TLSPool}
 
 
 class _DeadlineAdapter(HTTPAdapter):
-    """Requests' adapter, whose connections obey the `Deadline` that is going on."""
+    """Requests' adapter, whose connections obey the current `Deadline`."""
 
     def __init__(self) -> None:
         super().__init__(max_retries=0)  # each HTTP request takes a slot of the rate limit
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def proxy_manager_for(self, proxy: str, **options: object) -> ProxyManager:
-        """Return the manager of this proxy; a SOCKS one keeps its own way to connect."""
+        """Return the manager of this proxy; a SOCKS proxy keeps its own way to connect."""
         manager: ProxyManager = super().proxy_manager_for(proxy, **options)
         if proxy.lower().startswith("socks"):
-            _ongoing.get().send()  # nobody sees when it does
+            _ongoing.get().send()  # its own connection does not report when it sends
         else:
             manager.pool_classes_by_scheme = _POOLS
         return manager

@@ -1,4 +1,4 @@
-"""The one family of what the provider can do wrong, and whose fault each is."""
+"""The one family of provider errors, and who is to blame for each."""
 
 # ruff: noqa: N818 - the names say what the provider did, and all are of one family
 from enum import StrEnum
@@ -8,13 +8,13 @@ from asset_sync.errors import AssetSyncError, ExitCode
 
 
 class Fault(StrEnum):
-    """Who has to change for the call to succeed; the loop decides by it what becomes of an item."""
+    """Who has to change something before the call can succeed."""
 
     NOBODY = "nobody"
-    """Time cures it: the item goes back and no attempt is counted."""
+    """It passes by itself: the item goes back in line and no attempt is counted."""
 
     ASSET = "asset"
-    """This asset, asked for in this way, does not work: the attempt counts."""
+    """This call for this asset cannot succeed: the attempt counts."""
 
     ACCOUNT = "account"
     """The key or its plan: it is the same for every asset."""
@@ -23,7 +23,7 @@ class Fault(StrEnum):
 class ProviderError(AssetSyncError):
     """One sentence: what the provider did, for which ticker, and what to do about it.
 
-    Never holds the key, nor more of an answer than 200 printable characters.
+    It never contains the key, nor more than 200 printable characters of an answer.
     """
 
     exit_code = ExitCode.SOME_FAILED
@@ -35,7 +35,7 @@ class ProviderError(AssetSyncError):
 
     @property
     def reason(self) -> str:
-        """The sentence for who asks only once: it does not promise that a run tries again."""
+        """The sentence without the promise that a run tries again."""
         return str(self)
 
 
@@ -52,17 +52,17 @@ class RateLimited(ProviderError):
             f" wait {wait}, and see that nothing else uses the same key."
         )
         self.retry_after_seconds = retry_after_seconds
-        """What the server asked for, at most an hour; None when it did not say (as a rule)."""
+        """What the server asked for, at most an hour; usually None, when it did not say."""
 
 
 class Unavailable(ProviderError):
-    """Something answered, but not as the API does when it is well: 5xx, a proxy's page."""
+    """An answer came, but not one of a healthy API: 5xx, a proxy's page."""
 
     fault = Fault.NOBODY
     kind = "unavailable"
 
     def __init__(self, what: str, *, tried_again: bool = True) -> None:
-        """Say what happened, without a full stop, and whether a run tries it again by itself."""
+        """Name what happened, without a full stop, and whether a run repeats the call by itself."""
         super().__init__(f"{what}; it is tried again." if tried_again else f"{what}.")
         self._what = what
         self.tried_again = tried_again
@@ -74,7 +74,7 @@ class Unavailable(ProviderError):
 
 
 class NotSent(Unavailable):
-    """The request never left: no such name, connection refused, no TLS. No call was made."""
+    """The request was never sent: no such name, connection refused, no TLS. This is no call."""
 
     kind = "not_sent"
 
@@ -90,7 +90,7 @@ class Unanswered(Unavailable):
     def __init__(self, what: str, sent_seconds_ago: float = 0.0) -> None:
         super().__init__(what)
         self.sent_seconds_ago = sent_seconds_ago
-        """How long before this was raised the request was written, at least."""
+        """The request was written at least so long before this was raised."""
 
 
 class KeyRefused(ProviderError):
@@ -125,14 +125,14 @@ class TickerUnknown(ProviderError):
 
 
 class Unreadable(ProviderError):
-    """Valid JSON that is not what the API's pages promise, or holds nothing that can be true."""
+    """Valid JSON that does not match the API's documentation, or without any plausible data."""
 
     fault = Fault.ASSET
     kind = "unreadable"
 
 
 class Rejected(ProviderError):
-    """400, 405, 414, 422 and others that the same question would bring again."""
+    """400, 405, 414, 422 and other refusals that the same request would get again."""
 
     fault = Fault.ASSET
     kind = "rejected"

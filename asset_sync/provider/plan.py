@@ -1,4 +1,4 @@
-"""What a key may do."""
+"""What a provider's plan includes."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from asset_sync.model import Feed
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a key of one of the provider's plans may do."""
+    """What a key may do on one of the provider's plans."""
 
     name: str
     calls: int
-    """The calls that any `period_seconds` may hold."""
+    """How many calls are allowed in any `period_seconds`."""
 
     period_seconds: float
     feeds: tuple[Feed, ...]
@@ -21,4 +21,4 @@ class Plan:
     """How far back a call may ask."""
 
     usd_a_month: int | None
-    """What it costs, None where the provider does not sell it for currencies and crypto."""
+    """The price, None if the provider does not sell the plan for currencies and crypto."""

@@ -1,4 +1,4 @@
-"""What a run asks of a provider, whoever it is."""
+"""The protocol that every provider fulfils."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -8,16 +8,16 @@ from asset_sync.provider.answers import BarsAnswer, SnapshotAnswer, TickersAnswe
 
 
 class Provider(Protocol):
-    """A provider of market data; each method that asks is exactly one call, and one slot.
+    """A provider of market data; each method that returns data makes exactly one call.
 
-    It ends within `call_timeout_seconds`, or raises a `ProviderError` and no other exception.
+    The call ends within `call_timeout_seconds`, and raises no exception but a `ProviderError`.
     """
 
     call_timeout_seconds: float
     """How long the next call may take in all; may be set between two calls."""
 
     def send_only_if(self, may_send: Callable[[], bool]) -> None:
-        """Ask this immediately before each request is written; if not, raise `NotSent`."""
+        """Call `may_send` immediately before each request is written; if False, raise `NotSent`."""
 
     def bars(self, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
         """Return the five-minute bars that start from `start` to `end`, both aware and included."""

@@ -1,6 +1,6 @@
-"""The user's crontab, in which asset-sync changes nothing but its own marked block.
+"""The user's crontab, in which asset-sync changes only its own marked block.
 
-The table is bytes throughout: it may be in any encoding and have any line ends.
+The table is handled as bytes: it may have any encoding and any line ends.
 """
 
 import re
@@ -15,7 +15,7 @@ _BLOCK = re.compile(
 )
 _MARKER = re.compile(rb"^# (?:BEGIN|END) asset-sync\b", re.MULTILINE)
 
-# What the programs `crontab` of Debian, Red Hat, BSD and BusyBox say where there is no table.
+# What `crontab` of Debian, Red Hat, BSD and BusyBox prints if there is no table.
 _NO_TABLE = ("no crontab", "can't open")
 
 
@@ -24,7 +24,7 @@ class CrontabError(AssetSyncError):
 
 
 def read() -> bytes:
-    """Return the user's table, empty where there is none. Raises CrontabError."""
+    """Return the user's table, empty if there is none. Raises CrontabError."""
     listed = _crontab("-l")
     if listed.code == 0:
         return listed.out
@@ -50,7 +50,7 @@ def with_block(table: bytes, block: bytes) -> bytes:
     """Return the table with the block in its earlier block's place, or else at the end."""
     before, after = _around_block(table)
     if before and not before.endswith(b"\n"):
-        before += b"\n"  # cron ignores, or refuses, a last line without one
+        before += b"\n"  # cron ignores, or rejects, a last line without one
     return before + block + after
 
 

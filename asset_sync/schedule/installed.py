@@ -1,4 +1,4 @@
-"""Finds what starts the jobs on this machine, and what each job would read there."""
+"""Finds the jobs that cron and systemd start on this machine, and what each job reads."""
 
 import os
 import pwd
@@ -18,7 +18,7 @@ SYSTEM_CRONTAB, SYSTEM_CRONTABS = Path("/etc/crontab"), Path("/etc/cron.d")
 
 
 class Scheduler(StrEnum):
-    """Who starts jobs."""
+    """The program that starts jobs."""
 
     CRON = "cron"
     SYSTEMD = "systemd"
@@ -26,7 +26,7 @@ class Scheduler(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that somebody starts."""
+    """A job in a crontab or a systemd timer."""
 
     lane: Lane
     scheduler: Scheduler
@@ -34,20 +34,20 @@ class Job:
     """The line or the unit, for people."""
 
     user: str | None
-    """As whom; None for a user that systemd makes for each run."""
+    """The user that it runs as; None for one that systemd makes for each run."""
 
     environ: Mapping[str, str] = field(default_factory=dict)
     """What the job finds in its environment."""
 
     directory: Path = Path("/")
     program: str = ""
-    """What the line starts; empty where that is no asset-sync, as a script around it."""
+    """What the line starts; empty if that is not asset-sync, but for example a script around it."""
 
     config: Path | None = None
-    """What --config names."""
+    """The file of --config."""
 
     mails_to: str | None = None
-    """Whom cron mails what the job prints; None if nobody."""
+    """The address to which cron mails the job's output; None if to nobody."""
 
 
 def jobs() -> tuple[Job, ...]:
@@ -147,7 +147,7 @@ def _of_command(
         directory=started.directory,
         program=started.program,
         config=started.config,
-        # What goes through a pipe or to a file is not cron's to mail.
+        # cron does not mail output that goes through a pipe or to a file.
         mails_to=None if re.search(r"[|>]", command) else addressee,
     )
 
@@ -163,7 +163,7 @@ class _Started:
 def _started(
     lane: Lane, command: str, environ: Mapping[str, str], directory: Path
 ) -> _Started | None:
-    """Return what the command line starts asset-sync with, None where it starts something else."""
+    """Return how the command line starts asset-sync, None if it starts something else."""
     given = dict(environ)
     for words in _simple_commands(command):
         if words[0] in {".", "source"}:  # may set anything
@@ -223,7 +223,7 @@ def _assignments(words: list[str], environ: Mapping[str, str]) -> Iterator[tuple
 
 
 def _expanded(word: str, environ: Mapping[str, str]) -> str:
-    """Return the word with `~/` and `$NAME` replaced; nothing else that a shell knows is."""
+    """Return the word with `~/` and `$NAME` replaced, but nothing else that a shell replaces."""
     if word == "~" or word.startswith("~/"):
         word = environ.get("HOME", "~") + word[1:]
     return re.sub(r"\$(?:(\w+)|\{(\w+)\})", lambda m: environ.get(m[1] or m[2], ""), word)
@@ -266,7 +266,7 @@ def _of_unit(lane: Lane, where: str, unit: str, *, users: bool) -> Job:
             environ["HOME"] = pwd.getpwnam(user).pw_dir
     for value in (value for key, value in lines if key == "Environment"):
         for name, text in _assignments(_words(value), {}):
-            # What the job sees in its credentials' directory, root reads elsewhere.
+            # `%d` exists only for the job; the credential's source is a file that can be read here.
             credential = re.fullmatch(r"%d/(.+)", text)
             environ[name] = (
                 sources.get(credential[1], text) if credential else _percent(text, environ)

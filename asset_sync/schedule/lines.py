@@ -1,7 +1,7 @@
-"""What starts the two jobs: lines for cron or units for systemd, for this very installation.
+"""Writes what starts the two jobs: lines for cron or units for systemd, for this installation.
 
-Neither holds a secret. Secrets are handed over as paths of files; what is set only as a plain
-variable becomes a step that the user has to take first.
+Neither contains a secret. Secrets are passed as paths of files; if a secret is set only as a plain
+variable, the user first has to write it to a file.
 """
 
 import difflib
@@ -37,7 +37,7 @@ SECRET_FILES: Mapping[str, str] = {
     "REDIS_URL": "redis.url",
     "PING_URL": "ping.url",
 }
-"""What the file of each secret is called where the user has not chosen a name."""
+"""The name of each secret's file if the user has not chosen one."""
 
 # What the job needs of the shell's environment beside our own variables.
 _FILES = (
@@ -56,7 +56,7 @@ class ScheduleError(AssetSyncError):
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What a job needs to do what this shell would do."""
+    """What a job needs to run as it would in this shell."""
 
     program: tuple[str, ...]
     interval_minutes: float
@@ -67,7 +67,7 @@ class Installation:
     """Each secret's variable, as POLYGON_API_KEY, and the file that holds it."""
 
     settings_file: Path | None
-    """None where the one that came with the program holds."""
+    """None for the file that came with the program."""
 
     embedded: bool
     """Whether the data is in the embedded PostgreSQL."""
@@ -78,7 +78,7 @@ class Installation:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of systemd's, as it shall be."""
+    """A unit file of systemd and its wanted content."""
 
     path: Path
     text: str
@@ -88,7 +88,7 @@ class File:
 
 
 def installation(settings: Settings, environ: Mapping[str, str]) -> Installation:
-    """Return what the jobs need; raises ScheduleError where they could not work."""
+    """Return what the jobs need; raises ScheduleError if they could not work."""
     if settings.provider.api_key is None:
         file = _secrets_directory(environ) / SECRET_FILES["POLYGON_API_KEY"]
         raise ScheduleError(
@@ -109,7 +109,7 @@ def installation(settings: Settings, environ: Mapping[str, str]) -> Installation
 
 
 def _refuse_passwords(environ: Mapping[str, str]) -> None:
-    """Raise where something secret is set that the jobs need and that no file of ours can hold."""
+    """Raise if the jobs need a secret that cannot be put into a file."""
     for name in _NETWORK:
         if "@" in environ.get(name, ""):
             raise ScheduleError(
@@ -149,7 +149,7 @@ def _secrets(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
 
 
 def _program() -> tuple[str, ...]:
-    """Return what starts asset-sync: the program beside this Python, else its module."""
+    """Return how to start asset-sync: by the program beside this Python, else as a module."""
     beside = Path(sys.executable).parent / "asset-sync"
     if os.access(beside, os.X_OK):
         return (str(beside),)
@@ -191,7 +191,7 @@ def _steps(name: str, file: Path, environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _data_home(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield XDG_DATA_HOME where cron, which knows only the account's home, would look elsewhere."""
+    """Yield XDG_DATA_HOME if cron, which only has the account's home, would look elsewhere."""
     ours = data_directory(environ)
     if data_directory({"HOME": _home_of_account()}) != ours:
         yield "XDG_DATA_HOME", str(ours.parent.parent)
@@ -257,7 +257,7 @@ _POSSIBLE = "1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60, or to 2, 3, 4, 6, 8, 12 o
 
 
 def _divisor(minutes: float) -> tuple[int, str] | None:
-    """Return the interval in a unit of which the next larger one is a multiple."""
+    """Return the interval in the largest unit that cron can repeat evenly."""
     if minutes < 60 and 60 % minutes == 0 and minutes == int(minutes):  # noqa: PLR2004
         return int(minutes), "minutes"
     if minutes % 60 == 0 and 24 % (minutes / 60) == 0:
@@ -328,9 +328,9 @@ MemoryMax=256M
 
 
 def system_units(this: Installation, directory: Path) -> tuple[File, ...]:
-    """Return units whose jobs run as a user of their own, who may do next to nothing.
+    """Return units whose jobs run as a separate user with minimal rights.
 
-    Raises ScheduleError where such a user could not reach what the job needs.
+    Raises ScheduleError if such a user could not reach what the job needs.
     """
     if this.embedded:
         raise ScheduleError(
@@ -366,7 +366,7 @@ def user_units(this: Installation, directory: Path) -> tuple[File, ...]:
 
 
 def user_units_directory(environ: Mapping[str, str]) -> Path:
-    """Return where systemd looks for this user's units."""
+    """Return the directory of this user's systemd units."""
     return _config_home(environ) / "systemd" / "user"
 
 
@@ -472,7 +472,7 @@ TIMERS = tuple(f"asset-sync-{lane.value}.timer" for lane in Lane)
 
 
 def systemctl(*arguments: str) -> str:
-    """Have systemd do it; return why it did not, empty where it did."""
+    """Run systemctl; return why it failed, empty if it did not."""
     ended = run("systemctl", *arguments)
     if ended is None:
         return "there is no program `systemctl` here"

@@ -1,4 +1,4 @@
-"""Asks other programs of this machine (crontab, systemctl), which get no secret of ours."""
+"""Runs other programs of this machine (crontab, systemctl), without our secrets."""
 
 import os
 import shutil
@@ -21,13 +21,13 @@ class Ended:
 
     @property
     def reason(self) -> str:
-        """Why it failed, to stand after its name."""
+        """Why it failed, to be written after its name."""
         line = next((line.strip() for line in self.error.splitlines() if line.strip()), "")
         return f"failed ({line.rstrip('.')})" if line else f"failed (exit code {self.code})"
 
 
 def run(program: str, *arguments: str, given: bytes = b"") -> Ended | None:
-    """Run the program for at most 10 s, in the C locale; None where it cannot be started."""
+    """Run the program for at most 10 s, in the C locale; None if it cannot be started."""
     path = shutil.which(program)
     if path is None:
         return None
@@ -41,7 +41,7 @@ def run(program: str, *arguments: str, given: bytes = b"") -> Ended | None:
             env={name: value for name, value in os.environ.items() if name not in _SECRETS}
             | {"LC_ALL": "C"},
         )
-    except subprocess.TimeoutExpired:  # as where it waits for a bus that is not there
+    except subprocess.TimeoutExpired:  # for example if it waits for a bus that does not exist
         return Ended(-1, b"", f"no answer within {_SECONDS} s")
     except OSError:
         return None

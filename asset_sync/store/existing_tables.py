@@ -283,7 +283,7 @@ class _RolledBack(Exception):  # noqa: N818  # not an error: how a trial ends
 
 
 def _tried(db: Connection, differences: Sequence[Difference], assets: Sequence[Asset]) -> _Findings:
-    """Do once what a run does, and roll it back."""
+    """Write test data as a run writes its data, and roll it back."""
     differing = [found for found in differences if found.table != PROVIDERS]
     if not differing:
         return _Findings()

@@ -67,7 +67,7 @@ class RedisPublisher:
         except Exception as error:  # noqa: BLE001  # the client raises its own, OSError, ValueError
             self._gave_up = True
             raise EventsError(
-                f"Redis was not told of new prices ({type(error).__name__}); the data is stored. "
+                f"Redis did not get the new prices ({type(error).__name__}); the data is stored. "
                 "Check REDIS_URL and that the server runs."
             ) from None  # its text may hold the address
 

@@ -66,7 +66,7 @@ class Known(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """It is fresh."""
+    """The item is fresh."""
 
 
 class Resume(NamedTuple):
@@ -86,20 +86,20 @@ class Skip(NamedTuple):
 
 
 class Release(NamedTuple):
-    """It waits in line again, and nothing is counted."""
+    """The item waits in line again, and nothing is counted."""
 
     after_seconds: float = 0.0
     reason: str | None = None
 
 
 class MoveBack(NamedTuple):
-    """It waits behind the items that are due already, and nothing is counted."""
+    """The item waits behind the items that are due already, and nothing is counted."""
 
     reason: str
 
 
 class Strike(NamedTuple):
-    """It was answered badly or not at all: it backs off."""
+    """The item was answered badly or not at all: it backs off."""
 
     error: str
 

@@ -150,7 +150,7 @@ class _Run:
         return self._unless_unavailable(Ended.DONE if self._state.tried else Ended.NOTHING_DUE)
 
     def _unless_unavailable(self, reason: Ended) -> Ended:
-        """Return the reason, or UNAVAILABLE if the provider gave this run no good answer at all."""
+        """Return the reason, or UNAVAILABLE if the run refreshed nothing and got no answer last."""
         if self._state.report.updated or not self._state.streaks.unavailable:
             return reason
         self._state.report.message = self._state.streaks.unavailable

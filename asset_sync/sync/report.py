@@ -24,7 +24,7 @@ class Ended(StrEnum):
 
 
 NO_WAY_IN = (Ended.KEY_REFUSED, Ended.PLAN_REFUSED, Ended.UNAVAILABLE)
-"""The provider served nothing at all."""
+"""The reasons that mean that the provider served nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class Target(Protocol):
 
     @property
     def asset_type(self) -> AssetType:
-        """What kind of thing it is."""
+        """The kind of the asset."""
         ...
 
     @property

@@ -40,7 +40,7 @@ def next_window(
     It begins a few bars before the newest stored one, or on the first sync as far back as one call
     reaches, and ends now. `backfilled_to` is how far earlier calls of the same catch-up came if
     they found nothing. If the key may not see the running day, the window ends with yesterday
-    (UTC); if it may see only the smallest plan's past, the window starts within that.
+    (UTC). If the key may see only the smallest plan's past, the window starts within that.
     """
     end = now
     if today_denied:

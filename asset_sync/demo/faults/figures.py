@@ -84,7 +84,7 @@ OTHER_TICKER = "C:ILSCHF"
 
 @fault("other-ticker")
 def _other_ticker(_: Call, right: Reply) -> Reply:
-    """Answer about a ticker that nobody asked for."""
+    """Answer for another ticker than the requested one."""
 
     def spoil(row: Document) -> None:
         for key in ("T", "ticker"):
@@ -113,7 +113,7 @@ def _not_entitled(_: Call, right: Reply) -> Reply:
 
 @fault("wrong-shape")
 def _wrong_shape(_: Call, right: Reply) -> Reply:
-    """Answer 200, with rows in a shape that nobody has promised."""
+    """Answer 200, with rows in an undocumented shape."""
     return right.with_keys(results={"rows": right.rows()})
 
 

@@ -1,4 +1,4 @@
-"""The calls, each of which is one HTTP request."""
+"""The API's client: each call is one HTTP request."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -13,16 +13,16 @@ from asset_sync.provider.polygon.parse import (
     read_snapshots,
     read_tickers,
 )
-from asset_sync.provider.polygon.refusals import Call
+from asset_sync.provider.polygon.refusals import CallContext
 from asset_sync.secret import Secret
 
 
 class Polygon:
     """The API, over one session; each method is exactly one HTTP request, and one slot.
 
-    A call ends within `call_timeout_seconds` whatever the server does, or raises a
-    `ProviderError`; no other exception comes of a server's behaviour. The key travels in the
-    `Authorization` header only, to the host of `base_url` only. For one thread at a time.
+    A call ends within `call_timeout_seconds` whatever the server does. A server's behaviour raises
+    nothing but a `ProviderError`. The key is sent only in the `Authorization` header, and only to
+    the host of `base_url`. For one thread at a time.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Polygon:
         self._http.call_timeout_seconds = seconds
 
     def send_only_if(self, may_send: Callable[[], bool]) -> None:
-        """Ask this immediately before each request is written; if not, `NotSent` is raised."""
+        """Call `may_send` immediately before each request is written; if False, raise `NotSent`."""
         self._http.may_send = may_send
 
     def close(self) -> None:
@@ -72,9 +72,9 @@ class Polygon:
     def bars(self, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
         """Return the five-minute bars that start from `start` to `end`, both aware and included.
 
-        No bars is an answer too: a quiet market and an unknown ticker look the same (ask
-        `ticker_exists`). A `next_url` is not followed but told as `complete=False`. Raises any
-        `ProviderError`; `TodayDenied` when the plan does not reach into the range.
+        The answer may have no bars: a quiet market and an unknown ticker look the same (see
+        `ticker_exists`). A `next_url` is not followed but returned as `complete=False`. Raises any
+        `ProviderError`; `TodayDenied` when the plan does not include the range.
         """
         reply = self._http.get(endpoints.bars(ticker, start, end), ticker)
         return read_bars(reply, self._call(ticker), ticker, start, end)
@@ -82,8 +82,8 @@ class Polygon:
     def snapshots(self, tickers: Sequence[str]) -> SnapshotAnswer:
         """Return the last price of each ticker, up to 250 of any market (paid plans only).
 
-        Each row is judged by itself: what is wrong with one ticker stands in `refused`. What
-        concerns the whole call is raised: any `ProviderError`, `FeedDenied` on a free plan.
+        Each row is judged by itself: the error of one ticker is in `refused`. An error of the
+        whole call is raised: any `ProviderError`, `FeedDenied` on a free plan.
         """
         endpoint = endpoints.snapshot(tickers)
         asked = _named(tickers)
@@ -96,15 +96,15 @@ class Polygon:
         return read_exists(reply, self._call(ticker), ticker)
 
     def tickers(self, page: str) -> TickersAnswer:
-        """Return a page of the API's list: of `endpoints.tickers`, or the next of an answer.
+        """Return a page of the API's list; `page` is `endpoints.tickers` or an answer's next page.
 
         Raises any `ProviderError`.
         """
         asked = "the list of tickers"
         return read_tickers(self._http.get(page, asked), self._call(asked))
 
-    def _call(self, asked: str) -> Call:
-        return Call(asked=asked, host=self._http.host, key=self._key)
+    def _call(self, asked: str) -> CallContext:
+        return CallContext(asked=asked, host=self._http.host, key=self._key)
 
 
 def _named(tickers: Sequence[str]) -> str:

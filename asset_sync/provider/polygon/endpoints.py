@@ -1,4 +1,4 @@
-"""Path and query of each call, without the client that makes it: a dry run shows them."""
+"""Path and query of each call, without the client: a dry run shows them."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ MAX_SNAPSHOT_TICKERS = 250
 def bars(ticker: str, start: datetime, end: datetime) -> str:
     """Return path and query for five-minute bars; both ends are included.
 
-    `limit` is the API's largest, and counts the minute bars that the answer is made of.
+    `limit` is the API's maximum; it counts the minute bars from which the answer is made.
     """
     return (
         f"/v2/aggs/ticker/{_quoted(ticker)}/range/5/minute/{unix_ms(start)}/{unix_ms(end)}"
@@ -41,15 +41,15 @@ def snapshot(tickers: Sequence[str]) -> str:
 
 
 def reference(ticker: str) -> str:
-    """Return the path of what the API knows about a ticker."""
+    """Return the path of the API's reference entry of a ticker."""
     return f"{REFERENCE_PATH}/{_quoted(ticker)}"
 
 
 def tickers(asset_type: AssetType, search: str = "") -> str:
     """Return path and query for the first page of a market's tickers that trade.
 
-    `search` is looked for in tickers and names. A page holds the API's most, 1000; without `limit`
-    it holds 100.
+    The API looks for `search` in tickers and names. A page holds the API's maximum, 1000; without
+    `limit` it would hold 100.
     """
     searched = f"&search={quote(search, safe='', errors='replace')}" if search else ""
     return (

@@ -1,4 +1,4 @@
-"""One GET and its whole answer, or the sentence that says why there is none."""
+"""One GET and its whole answer, or a sentence that says why there is none."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
-# What a chunk of a gzip bomb can grow to, with a urllib3 older than 2.6, is a thousand times this.
+# A chunk of a gzip bomb can grow to a thousand times this with a urllib3 older than 2.6.
 _CHUNK_BYTES = 16 * 1024
 
 _SETTING = "POLYGON_BASE_URL"
@@ -28,12 +28,12 @@ _SETTING = "POLYGON_BASE_URL"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back, whole and decompressed; nothing in it is to be trusted."""
+    """An answer, whole and decompressed; nothing in it can be trusted."""
 
     status: int
 
     text: str = field(repr=False)
-    """Empty when an error's body did not arrive whole: its status says enough."""
+    """Empty if an error's body did not arrive whole: the status says enough."""
 
     retry_after_seconds: float | None
 
@@ -45,11 +45,11 @@ class _Broken:
     why: str
 
     arrived: bool = False
-    """Whether an answer came that cannot be used, so that the API has counted the call."""
+    """Whether an unusable answer came, so that the API has counted the call."""
 
 
 class Http:
-    """The one session, which holds the key, follows nothing and repeats nothing."""
+    """The one session: it holds the key, follows no redirects and repeats no request."""
 
     def __init__(
         self,
@@ -76,13 +76,13 @@ class Http:
     def get(self, endpoint: str, asked: str) -> Reply:
         """Return the answer to one GET of `endpoint`, whatever its status.
 
-        `asked` names the tickers in the sentence of what is raised when no whole answer arrives in
-        time and size: `NotSent`, `Unanswered`, or `Unavailable` for one that cannot be used.
+        `asked` names the tickers in an error's sentence. Raises `NotSent` or `Unanswered`, and
+        `Unavailable` for an answer that cannot be used, for example one that is too large.
         """
         with Deadline(self.call_timeout_seconds, self.may_send) as deadline:
             outcome = self._exchange(endpoint)
-        # Raised out here, where no exception is being handled: one that came along as context
-        # would hold the request, whose headers hold the key.
+        # Raised here, outside of any exception handler: an exception as context would hold the
+        # request, whose headers hold the key.
         if deadline.expired:
             broken = _Broken(f"it took longer than {self.call_timeout_seconds:.3g} s in all")
         elif isinstance(outcome, Reply):
@@ -127,8 +127,8 @@ class _Bearer(AuthBase):
 
 
 def _read(response: requests.Response) -> str | _Broken:
-    """Return the whole body, or why it is not to be had."""
-    # Nothing else was offered; a chain of encodings multiplies what a small body can grow to.
+    """Return the whole body, or why it cannot be read."""
+    # Only gzip was offered; a chain of encodings lets a small body grow much further.
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
         return _Broken("its answer is compressed in a way that was not asked for", arrived=True)
@@ -148,9 +148,9 @@ def _read(response: requests.Response) -> str | _Broken:
 
 
 def _retry_after_seconds(response: requests.Response) -> float | None:
-    """Return what the server asks to wait, at most an hour: seconds or a date (RFC 9110, 10.2.3).
+    """Return how long the server asks to wait, at most an hour (RFC 9110, 10.2.3).
 
-    A date is measured from the server's own `Date`; the host's clock decides nothing.
+    A date instead of seconds is measured from the server's own `Date`, not from the host's clock.
     """
     asked = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", asked):
@@ -172,7 +172,7 @@ def _moment(date: str) -> datetime | None:
 
 
 def _host(base_url: str) -> str:
-    """Return the name for sentences: a URL may carry a password."""
+    """Return the host's name for sentences: a URL may contain a password."""
     try:
         return urlsplit(base_url).hostname or "the API"
     except ValueError:

@@ -1,4 +1,4 @@
-"""The provider's markets: all that is particular to the assets of one type, in one table."""
+"""The provider's markets: everything that differs by asset type, in one table."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -12,24 +12,23 @@ class Market(NamedTuple):
     """What the provider has for one type of assets."""
 
     prefix: str
-    """Of its tickers (the API's ticker page)."""
+    """The prefix of its tickers (the API's ticker page)."""
 
     api_name: str
-    """In the API's parameters."""
+    """The market's name in the API's parameters."""
 
     window: timedelta
-    """How much history one call of bars reaches.
+    """How much history one call of bars covers.
 
-    It returns at most 50,000 base bars, which are minute bars whatever the size asked for (API page
-    `aggregates`): about 34 days of crypto, which never sleeps, or seven weeks of forex.
+    A call returns at most 50,000 base bars, which are always minute bars (API page `aggregates`):
+    about 34 days of crypto, which never closes, or seven weeks of forex.
     """
 
     pages: int
-    """How many pages of 1000 the list of its tickers has; it names some 1,200 of forex, 400 of
-    crypto."""
+    """How many pages of 1000 the list of its tickers has: some 1,200 for forex, 400 for crypto."""
 
     example: str
-    """A symbol of ours that it has."""
+    """A symbol of this market."""
 
 
 MARKETS: Mapping[AssetType, Market] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""From the body of an answer to plain dataclasses; what cannot be true is left out or refused."""
+"""Reads the body of an answer into plain types; implausible data is left out or refused."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from asset_sync.provider.errors import ProviderError, TickerUnknown, Unavailable
 from asset_sync.provider.polygon.endpoints import REFERENCE_PATH, unix_ms
 from asset_sync.provider.polygon.http import Reply
 from asset_sync.provider.polygon.refusals import (
-    Call,
+    CallContext,
     refusal,
     refusal_in_answer,
     refusal_of_row,
@@ -40,23 +40,25 @@ _MAX_TRADES = 2**31 - 1
 _MAX_TICKER = 64
 # Wider than any pair of currencies: a bitcoin in the weakest one, a token in dollars.
 _LEAST_PRICE, _MOST_PRICE = 1e-12, 1e12
-# A thousand times what five minutes of the most traded token have.
+# A thousand times the volume of the most traded token in five minutes.
 _MOST_VOLUME = 1e18
-# The provider rounds each price for itself, so open and close may leave low..high by this part.
+# The provider rounds each price by itself, so open and close may exceed low..high by this share.
 _ROUNDING = 1e-6
-# A cursor has some 200 characters; servers refuse addresses of more than about this.
+# A cursor has some 200 characters; servers reject addresses longer than about this.
 _MAX_QUERY = 8000
 
-# From which size on a time is in ns, us, ms or s (all after 1973), and how it becomes us.
+# The least numbers that are ns, us, ms or s (all after 1973), and how to convert them to us.
 _TO_MICROSECONDS = ((10**17, 1, 1000), (10**14, 1, 1), (10**11, 1000, 1), (0, 10**6, 1))
 
 
-def read_bars(reply: Reply, call: Call, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
-    """Return the bars of `ticker` that start in the range asked for and that can be true.
+def read_bars(
+    reply: Reply, call: CallContext, ticker: str, start: datetime, end: datetime
+) -> BarsAnswer:
+    """Return the plausible bars of `ticker` that start in the requested range.
 
-    A bar that cannot be true is left out, with its `Flaw`. Raises `Unreadable` when no bar is left
-    of those sent, when the bars are another ticker's, and when an answer without bars does not say
-    `resultsCount` 0, as every recorded empty answer does.
+    Other bars are left out, counted by `Flaw`. Raises `Unreadable` when no bar is left, when the
+    bars are another ticker's, and when an answer without bars does not say `resultsCount` 0, as
+    every recorded empty answer does.
     """
     body = _answer(reply, call, hook=_bar_or_object)
     rows = _results(body, call)
@@ -71,7 +73,7 @@ def read_bars(reply: Reply, call: Call, ticker: str, start: datetime, end: datet
             f"The API answered for {ticker} without bars but does not say that there are none"
             " (resultsCount 0), so nothing was stored."
         )
-    # The provider widens a range to whole bars, so the bar that holds the start belongs to it.
+    # The provider widens a range to whole bars, so it includes the bar that contains the start.
     first = unix_ms(start) // BAR_MS * BAR_MS
     last = unix_ms(end)
     bars: list[Bar] = []
@@ -97,11 +99,11 @@ def read_bars(reply: Reply, call: Call, ticker: str, start: datetime, end: datet
     )
 
 
-def read_snapshots(reply: Reply, call: Call, tickers: Sequence[str]) -> SnapshotAnswer:
-    """Return the quote, or the reason why there is none, of each of `tickers`.
+def read_snapshots(reply: Reply, call: CallContext, tickers: Sequence[str]) -> SnapshotAnswer:
+    """Return for each of `tickers` its quote, or the reason why there is none.
 
-    Rows of tickers that were not asked for are passed over. Should a row not say whose it is,
-    a ticker without one is `Unreadable`, otherwise `TickerUnknown`.
+    Rows of other tickers are ignored. A ticker without a row is `TickerUnknown`, or `Unreadable`
+    if some row names no ticker.
     """
     quotes: dict[str, Quote] = {}
     refused: dict[str, ProviderError] = {}
@@ -124,7 +126,7 @@ def read_snapshots(reply: Reply, call: Call, tickers: Sequence[str]) -> Snapshot
     )
 
 
-def read_exists(reply: Reply, call: Call, ticker: str) -> bool:
+def read_exists(reply: Reply, call: CallContext, ticker: str) -> bool:
     """Return whether the reference knows `ticker`."""
     try:
         details = _answer(reply, call).get("results")
@@ -138,27 +140,27 @@ def read_exists(reply: Reply, call: Call, ticker: str) -> bool:
     return True
 
 
-def read_tickers(reply: Reply, call: Call) -> TickersAnswer:
-    """Return a page of the list. Rows that name no ticker, or one that is not active, are left out.
+def read_tickers(reply: Reply, call: CallContext) -> TickersAnswer:
+    """Return a page of the list, without rows that name no ticker or an inactive one.
 
-    Raises `Unreadable` when that leaves nothing of something, or when the next page is not the
-    list's: what has come would pass for all there is.
+    Raises `Unreadable` if no row is left, or if the next page is not one of the list's: the list
+    would look complete when it is not.
     """
     try:
         body = _answer(reply, call)
-    except TickerUnknown:  # what was asked for is no ticker
+    except TickerUnknown:  # the call did not ask for a ticker
         body = {}
     rows = _results(body, call)
-    tickers = tuple(one for row in rows if (one := _listed(row, call.key)) is not None)
+    tickers = tuple(listed for row in rows if (listed := _listed(row, call.key)) is not None)
     if rows and not tickers:
         raise _wrong_shape(call)
     return TickersAnswer(tickers, _next_page(body.get("next_url"), call))
 
 
 def _answer(
-    reply: Reply, call: Call, hook: Callable[[dict[str, object]], object] | None = None
+    reply: Reply, call: CallContext, hook: Callable[[dict[str, object]], object] | None = None
 ) -> dict[str, object]:
-    """Return the answer's object, or raise what it is instead."""
+    """Return the answer's JSON object, or raise the error that it is instead."""
     if reply.status != 200:  # noqa: PLR2004
         raise refusal(reply, call)
     body: object = None
@@ -177,13 +179,13 @@ def _answer(
         raise _wrong_shape(call)
     refused = refusal_in_answer(body, call)
     if refused is not None:
-        del body  # some report locals with a traceback: the server may have sent the key back
+        del body  # some tools report locals with a traceback, and the body may contain the key
         raise refused
     return body
 
 
-def _results(body: dict[str, object], call: Call) -> list[object]:
-    """Return the rows. No rows are shown as no `results`, null or [], with a good status."""
+def _results(body: dict[str, object], call: CallContext) -> list[object]:
+    """Return the rows; none if `results` is missing, null or [] and the status is good."""
     rows = body.get("results")
     status = body.get("status")
     # DELAYED is what free plans get, with full results; some v3 answers come without a status.
@@ -208,8 +210,8 @@ def _listed(row: object, key: Secret) -> Listed | None:
     return Listed(ticker, line.rstrip() or ticker)
 
 
-def _next_page(url: object, call: Call) -> str | None:
-    """Return path and query of a `next_url`: its host may be any, and ours is the one to ask."""
+def _next_page(url: object, call: CallContext) -> str | None:
+    """Return path and query of a `next_url`; its host is ignored, only the API's is asked."""
     if url is None or url == "":
         return None
     path = query = ""
@@ -231,7 +233,7 @@ def _next_page(url: object, call: Call) -> str | None:
     return f"{path}?{query}"
 
 
-def _wrong_shape(call: Call) -> Unreadable:
+def _wrong_shape(call: CallContext) -> Unreadable:
     return Unreadable(
         f"The API answered for {call.asked} in a shape that is not known;"
         " a newer asset-sync may read it."
@@ -244,9 +246,9 @@ def _says_empty(body: dict[str, object]) -> bool:
 
 
 def _bar_or_object(row: dict[str, object]) -> object:
-    """Turn the dict of a bar into a `Bar`, or a `Flaw`, as soon as it is read.
+    """Turn the dict of a bar into a `Bar` or a `Flaw` as soon as it is read.
 
-    50,000 dicts are 30 MB.
+    50,000 dicts would take 30 MB.
     """
     if "t" not in row:
         return row
@@ -272,7 +274,7 @@ def _bar_or_object(row: dict[str, object]) -> object:
 
 
 def _flaw(start_ms: int, open_: float, high: float, low: float, close: float) -> Flaw | None:
-    """Return what is impossible about the figures of one bar, if anything is."""
+    """Return why the figures of a bar cannot be true, None if they can."""
     if high < low:
         return Flaw.UPSIDE_DOWN
     if min(low, open_, close) < _LEAST_PRICE or max(high, open_, close) > _MOST_PRICE:
@@ -283,7 +285,7 @@ def _flaw(start_ms: int, open_: float, high: float, low: float, close: float) ->
 
 
 def _ascending(bars: list[Bar]) -> tuple[Bar, ...]:
-    if all(one.start_ms < next_.start_ms for one, next_ in pairwise(bars)):
+    if all(bar.start_ms < later.start_ms for bar, later in pairwise(bars)):
         return tuple(bars)
     latest = {bar.start_ms: bar for bar in bars}
     return tuple(sorted(latest.values(), key=itemgetter(0)))
@@ -297,8 +299,8 @@ def _quote(row: dict[str, object], ticker: str) -> Quote | Unreadable:
     high, low = _price(session.get("high")), _price(session.get("low"))
     if high is not None and low is not None and high < low:
         high = low = None
-    # The first that has a price, with the time that belongs to it. The order is by directness;
-    # crypto has trades, forex has quotes, and a quiet market may have neither.
+    # The first source that has a price, with its time. The most direct source comes first; crypto
+    # has trades, forex has quotes, and a quiet market may have neither.
     for price, source in ((_price(trade.get("price")), trade), (middle, quote), (close, row)):
         at = _made_at(source) or _made_at(row) or _made_at(_part(row, "last_minute"))
         if price is not None and at is not None:
@@ -317,7 +319,7 @@ def _quote(row: dict[str, object], ticker: str) -> Quote | Unreadable:
 
 
 def _middle(bid: float, ask: float) -> float:
-    """Return the price between the two, without the digits that only halving adds."""
+    """Return the price halfway between the two, without the digits that halving adds."""
     return float(f"{(bid + ask) / 2:.12g}")
 
 
@@ -341,7 +343,7 @@ def _made_at(part: dict[str, object]) -> datetime | None:
 
 
 def _moment(value: object) -> datetime | None:
-    """Return a Unix time whose unit only its size tells."""
+    """Read a Unix time; its size tells its unit."""
     number = value if type(value) is int else _number(value)
     if number is None or number <= 0:
         return None
@@ -353,7 +355,7 @@ def _moment(value: object) -> datetime | None:
 
 
 def _number(value: object) -> float | None:
-    """Return a finite JSON number; a bool is none, though Python counts it as an int."""
+    """Return a finite JSON number as a float; None for anything else, including a bool."""
     if type(value) is int:
         try:
             value = float(value)
@@ -363,7 +365,7 @@ def _number(value: object) -> float | None:
 
 
 def _price(value: object) -> float | None:
-    """Return a number that a price can be; the provider's zero means that there is none yet."""
+    """Return a plausible price, or None; the provider's zero means that there is none yet."""
     number = _number(value)
     return number if number is not None and _LEAST_PRICE <= number <= _MOST_PRICE else None
 

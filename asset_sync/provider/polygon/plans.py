@@ -21,8 +21,8 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
 )
 """The plans by name (the project's notes on the API, `API.md`).
 
-A free key has five calls a minute and two years of history; a range that starts before its floor
-is refused, hence 720 days. Paid keys have no limit but "stay under 100 requests a second". Their
-ten years are more than one call reaches anyway. Prices are those of `massive.com/pricing` for
+A free key has five calls a minute and two years of history; 720 days, because the API rejects a
+range that starts before that. Paid keys have no limit but "stay under 100 requests a second".
+Their ten years are more than one call covers anyway. Prices are those of `massive.com/pricing` for
 currencies, Basic and Starter, as people quoted them in 2026; the higher two are sold for stocks.
 """

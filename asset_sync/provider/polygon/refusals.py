@@ -1,4 +1,4 @@
-"""What an answer other than data means: which error, with which words."""
+"""The errors that an answer without data stands for, and their sentences."""
 
 import json
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from asset_sync.secret import Secret
 
 _MAX_WORDS = 200
 
-# What a proxy or Cloudflare says of an API that does not answer it, and may read the request later.
+# A proxy or Cloudflare answers so if the API does not; the API may still read the request later.
 _UNANSWERED = {504, 522, 523, 524}
-# The same request brings the same answer again: bad request, method not allowed, not acceptable,
+# The same request would get the same answer: bad request, method not allowed, not acceptable,
 # gone, length required, content too large, URI too long, unsupported media type, expectation
 # failed, unprocessable content, header fields too large (RFC 9110 and 6585).
 _NOT_TO_BE_REPEATED = frozenset({400, 405, 406, 410, 411, 413, 414, 415, 417, 422, 431})
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What a sentence about a call needs to know."""
+class CallContext:
+    """What an error's sentence says about its call."""
 
     asked: str
     """The tickers, as the sentence names them."""
@@ -37,10 +37,10 @@ class Call:
     host: str
 
     key: Secret
-    """To be taken out of the server's words, should it send them back."""
+    """It is removed from the server's words, which may repeat it."""
 
 
-def refusal(reply: Reply, call: Call) -> ProviderError:
+def refusal(reply: Reply, call: CallContext) -> ProviderError:
     """Return the error that a status other than 200 stands for."""
     body = _object(reply.text)
     said = _said(body)
@@ -59,7 +59,7 @@ def refusal(reply: Reply, call: Call) -> ProviderError:
     return _not_the_api(reply.status, call)
 
 
-def refusal_in_answer(body: dict[str, object], call: Call) -> ProviderError | None:
+def refusal_in_answer(body: dict[str, object], call: CallContext) -> ProviderError | None:
     """Return the error that an answer with HTTP 200 carries in its `status`, if any."""
     said = _said(body)
     match body.get("status"):
@@ -72,8 +72,8 @@ def refusal_in_answer(body: dict[str, object], call: Call) -> ProviderError | No
     return None
 
 
-def _by_its_words(said: str, call: Call) -> ProviderError | None:
-    """Return the error that the API's words name, whatever status they came with."""
+def _by_its_words(said: str, call: CallContext) -> ProviderError | None:
+    """Return the error that the API's words name, whatever their status."""
     words_said = said.lower()
     if "api key" in words_said:
         return _key_refused(call)
@@ -85,7 +85,7 @@ def _by_its_words(said: str, call: Call) -> ProviderError | None:
 
 
 def refusal_of_row(row: dict[str, object], ticker: str, key: Secret) -> ProviderError | None:
-    """Return the error that one row of a snapshot carries, if any; the other rows stand."""
+    """Return the error in one row of a snapshot, if any; it does not concern the other rows."""
     match row.get("error"):
         case None:
             return None
@@ -96,7 +96,7 @@ def refusal_of_row(row: dict[str, object], ticker: str, key: Secret) -> Provider
     return _rejected(_said(row), ticker, key)
 
 
-def _not_the_api(status: int, call: Call) -> Unavailable:
+def _not_the_api(status: int, call: CallContext) -> Unavailable:
     did = f"{call.host} answers {status} for {call.asked}"
     if status == 404:  # noqa: PLR2004
         return Unavailable(
@@ -128,7 +128,7 @@ def _rejected(said: str, asked: str, key: Secret, status: int = 400) -> Rejected
     )
 
 
-def _key_refused(call: Call) -> KeyRefused:
+def _key_refused(call: CallContext) -> KeyRefused:
     source = call.key.source or "POLYGON_API_KEY"
     return KeyRefused(f"The API does not accept the key, asked for {call.asked}; check {source}.")
 
@@ -157,7 +157,7 @@ def _object(text: str) -> dict[str, object] | None:
 
 
 def _said(body: dict[str, object] | None) -> str:
-    """Return the server's words, which stand under either of two names."""
+    """Return the server's words, from `message` or `error`."""
     for name in ("message", "error"):
         said = (body or {}).get(name)
         if isinstance(said, str) and said:
@@ -166,7 +166,7 @@ def _said(body: dict[str, object] | None) -> str:
 
 
 def words(said: str, key: Secret) -> str:
-    """Return what fits into a sentence: one line, printable, short, and without the key."""
+    """Return the words for a sentence: one line, printable, short, and without the key."""
     secret = key.reveal()
     if secret:
         said = said.replace(secret, "***")
