@@ -51,7 +51,8 @@ def test_a_synced_database_tells_how_fresh_each_asset_is_and_what_it_cost(
     assert (found["slots"], found["slots_used"]) == (5, 0)
     assert found["queue_items medium waiting"] == 0
     assert found["assets_updated_last_hour priority"] == 3
-    assert abs(found["last_run_timestamp_seconds queue"] - time.time()) < 100
+    # 100 s by the test's clock, and what the queue's own run waited for a slot after it began.
+    assert 100 <= time.time() - found["last_run_timestamp_seconds queue"] < 200
     assert found["health assets.stale"] == 0
 
 
