@@ -394,10 +394,10 @@ def test_many_claimers_at_once_serve_each_item_once(
 
 _CHANGES: dict[str, Callable[[Cursor, Item], object]] = {
     "finish": lambda cursor, item: queue.finish(cursor, [item]),
-    "put_back": lambda cursor, item: queue.release(cursor, [item], reason="502"),
-    "go_on": lambda cursor, item: queue.resume(cursor, item, backfilled_to=None),
-    "look_up": queue.verify,
-    "retire": lambda cursor, item: queue.skip(cursor, [item], "no snapshots"),
+    "release": lambda cursor, item: queue.release(cursor, [item], reason="502"),
+    "resume": lambda cursor, item: queue.resume(cursor, item, backfilled_to=None),
+    "verify": queue.verify,
+    "skip": lambda cursor, item: queue.skip(cursor, [item], "no snapshots"),
     "fail": lambda cursor, item: queue.fail(cursor, item, "404", SETTINGS),
     "strike": lambda cursor, item: queue.strike(cursor, [item], "500", SETTINGS),
 }

@@ -1,4 +1,4 @@
-"""A turn: the right to make one call. This is the one way to wait for it and to give it back.
+"""A turn: a slot that is held for one call. This is the one way to wait for it and to end it.
 
 Runs take turns, and so do commands that call the provider outside of a run.
 """
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# A slot that another process gives back is noticed within this time.
+# What other processes change (a slot that they give back, an item, a lease) is noticed within this
+# time.
 POLL_SECONDS = 5
 
 
@@ -30,7 +31,7 @@ class Turn:
 
     slot: Slot
     until: float
-    """When its call must have ended, by the clock: then the slot frees itself."""
+    """When its call must have ended, by the clock; a slot without an answer stays taken longer."""
     end: CallEnd = CallEnd.NOT_SENT
     """How its call ended; UNANSWERED while it may be in flight."""
     sent_seconds_ago: float = 0.0

@@ -1,4 +1,4 @@
-"""The provider in use, named here and nowhere else: its markets, plans, endpoints and client."""
+"""The provider in use; only this module imports its markets, plans, endpoints and client."""
 
 from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.polygon.markets import MARKETS

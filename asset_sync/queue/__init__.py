@@ -1,7 +1,7 @@
 """The queue: one row per asset and feed, from idle to waiting to leased and back.
 
 A row is claimed by one run at a time, under a token that only this run holds, so that a run whose
-lease has ended changes nothing.
+item was taken back changes nothing.
 """
 
 from asset_sync.queue.claiming import Item, claim, waiting

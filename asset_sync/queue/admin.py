@@ -19,7 +19,7 @@ class Entry(NamedTuple):
     """idle (fresh), waiting, leased or dead."""
     due_at: datetime
     wait_seconds: float
-    """Above 0 during the back-off after a failure."""
+    """Until it may be tried; 0 if it may be tried now."""
     attempts: int
     last_success_at: datetime | None
     last_error: str | None

@@ -32,11 +32,11 @@ class Item(NamedTuple):
 def claim(
     db: Connection, line: Sequence[Wanted], *, lease_seconds: float, most: int
 ) -> tuple[Item, ...]:
-    """Lease the first item of the line and others that the same call can serve: one statement.
+    """Lease the first item of the line and others that the same call can serve.
 
     `line` comes from `enqueue`, so that only assets of these settings are fetched, by their own
-    tickers. Returns as many items as one call of the first item's feed serves, none when there is
-    nothing to do. Counts the attempt and writes a new token.
+    tickers. Returns at most as many items as one call of the first item's feed serves, none when
+    there is nothing to do. Counts the attempt and writes a new token.
     """
     one_each = all(wanted.feed.bulk == 1 for wanted in line)
     for part in (line[:_HEAD], line[_HEAD:]) if one_each else (line,):

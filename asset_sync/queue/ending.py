@@ -1,6 +1,6 @@
 """Ending a claim: the item becomes idle, waits again, backs off or is dead.
 
-Every change checks the item's token, so that a run whose lease has ended changes nothing.
+Every change checks the item's token, so that a run whose item was taken back changes nothing.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ TRY_AGAIN_SECONDS = 15
 
 
 class LostLeaseError(AssetSyncError):
-    """The item's lease ended while it was worked on; another run has it now."""
+    """The item's lease ended while the run worked on it, and it was taken back."""
 
 
 class Struck(NamedTuple):
@@ -206,7 +206,7 @@ def _update_held(
     )
     if cursor.rowcount != len(items):
         raise LostLeaseError(
-            f"{items[0].symbol}: its lease ended before its answer was stored; another run has it "
-            "now, and nothing was written twice."
+            f"{items[0].symbol}: its lease ended before its answer was stored, and it was taken "
+            "back; nothing was written twice."
         )
     return cursor.fetchall()

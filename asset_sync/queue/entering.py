@@ -22,7 +22,8 @@ LINE_LENGTH = 300
 """How many items of each feed, from the head of its own line, a run tries to claim.
 
 Filtering 16,000 waiting items by the settings' symbols costs 25 ms a claim, a join 44 ms, the keys
-of the first 300 cost 0.4 ms (PostgreSQL 15). `enqueue`, which runs every few seconds, renews them.
+of the first 300 cost 0.4 ms (PostgreSQL 15). `enqueue` runs every few seconds and
+reads the line again.
 """
 
 
@@ -140,8 +141,8 @@ _SOON_SECONDS = 5
 def reclaim(db: Connection, settings: QueueSettings) -> int:
     """Put the items of killed runs back in line and return their number; the attempt counts.
 
-    After the second attempt the item backs off, so that one that kills its run does not block the
-    others.
+    From the second killed attempt on the item backs off, and after `max_attempts` it may be dead:
+    an item that kills its runs does not block the others.
     """
     [(count,)] = query(
         db,

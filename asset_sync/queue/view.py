@@ -30,7 +30,7 @@ class Upcoming(NamedTuple):
     level: Level
     due_at: datetime
     wait_seconds: float
-    """Above 0 during the back-off after a failure."""
+    """Until it may be tried; 0 if it may be tried now."""
     verify_ticker: bool
     """Whether its call only asks if the ticker exists."""
     backfilled_to: datetime | None
@@ -84,8 +84,8 @@ def next_ready_seconds(
 ) -> float | None:
     """Return in how many seconds there is something to do, None if not within that time.
 
-    It looks at assets that become due (idle), and at items that wait after a failure that does not
-    count (waiting).
+    It looks at assets that become due (idle), and at items that wait after a failure that was not
+    their own (waiting).
     """
     [(seconds,)] = query(
         db,
@@ -181,7 +181,7 @@ def preview(
 
 def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, ...]:
     """Return the next items of these assets, in the order of their claims."""
-    of_lane = """
+    of_level = """
         (select * from asset_sync.queue
          where state = 'waiting' and level {which} 'critical' and symbol = any(%(symbols)s)
          order by sort_at, symbol, feed_rank limit %(most)s)
@@ -193,7 +193,7 @@ def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, .
           greatest(0, extract(epoch from not_before - clock_timestamp()))::float8,
           verify_ticker, backfilled_to
         -- each part has its own index
-        from ({of_lane.format(which="=")} union all {of_lane.format(which="<>")}) as next
+        from ({of_level.format(which="=")} union all {of_level.format(which="<>")}) as next
         order by {ORDER} limit %(most)s
         """,
         {"symbols": list(symbols), "most": most},

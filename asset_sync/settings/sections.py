@@ -192,7 +192,7 @@ class QueueSettings:
     aging_seconds: int = setting(
         whole(0, 604_800),
         600,
-        doc="How many seconds each level is served before the next lower one.",
+        doc="How many seconds later a level counts as due than the level above it.",
     )
 
 
@@ -200,7 +200,7 @@ class QueueSettings:
 class BatchSettings:
     """How often cron starts a run."""
 
-    # A run lasts the interval less ten seconds, so the interval must be longer than those.
+    # A queue run lasts the interval less ten seconds, and half of the interval at least.
     interval_minutes: float = setting(
         number(0.5, 1440),
         5.0,

@@ -1,4 +1,4 @@
-"""A connection that survives a restart of its server; only this module handles lost ones."""
+"""A connection that is opened again where the server ends it, until a run's end."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -181,7 +181,7 @@ def verified(fetch: Fetch, *, exists: bool, silent: Judgement) -> Judgement:
         )
     if item.attempts == 1:
         return silent
-    # An earlier call found it unknown; now the provider knows it.
+    # An earlier call found it unknown, or its run was killed; now the provider knows it.
     return Judgement([(fetch.items, Resume(backfilled_to=None))])
 
 

@@ -170,8 +170,8 @@ class _Run:
     def _bad_answers_waited_out(self) -> bool:
         """Wait between two calls while the provider answers badly; False if the run is too short.
 
-        An hour of such answers costs no more than two calls a window. Once the provider is well,
-        no run waits longer than half a window.
+        Meanwhile there are at most two calls a window. Once the provider is well, no run waits
+        longer than half a window.
         """
         if not self._state.streaks.is_bad or self._state.called_at is None:
             return True
@@ -196,7 +196,7 @@ class _Run:
         try:
             yield held
         except (KeyboardInterrupt, SystemExit, ServerError):
-            raise  # `_close` puts the items back
+            raise  # `_close`, or the loop once it has reconnected, puts the items back
         except queue.LostLeaseError as error:
             self._state.tell(Warned(str(error)))
             held.items = ()

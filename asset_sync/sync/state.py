@@ -87,7 +87,7 @@ class State:
         self.line.read()
 
     def reserve(self, in_seconds: float) -> None:
-        """Reserve slots for a priority run: this one, now or after its wait, or the next one."""
+        """Reserve what a priority run needs that starts, or continues, in so many seconds."""
         if self.lane is not Lane.PRIORITY:
             return
         calls = 0

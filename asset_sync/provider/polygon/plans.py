@@ -19,7 +19,7 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
         )
     }
 )
-"""The plans by name (the project's notes on the API, `API.md`).
+"""The plans by name.
 
 A free key has five calls a minute and two years of history; 720 days, because the API rejects a
 range that starts before that. Paid keys have no limit but "stay under 100 requests a second".

@@ -59,7 +59,7 @@ def request_of(scope: Scope, targets: Sequence[Target], known: Known) -> Request
 
 
 def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
-    """Judge an answer: common errors here, everything else by its feed."""
+    """Judge an answer: errors that every feed shares by `judge.refused`, the rest by its feed."""
     if isinstance(fetch.answer, ProviderError):
         refused = judge.refused(fetch, fetch.answer)
         if refused is not None:

@@ -67,7 +67,7 @@ def _quotes(fetch: Fetch, answer: SnapshotAnswer) -> Judgement:
     for item in fetch.items:
         error = answer.refused.get(item.ticker)
         if isinstance(error, FeedDenied):
-            missing.append(Missing("snapshot", [item.symbol]))
+            missing.append(Missing(Feed.SNAPSHOT, [item.symbol]))
             ends.append(([item], Skip(str(error))))
             progress.append(Warned(f"{item.symbol}: no snapshots for it on this plan; using bars."))
         elif error is not None:
@@ -105,7 +105,7 @@ def _left_to_bars(fetch: Fetch, error: ProviderError) -> Judgement:
         [(fetch.items, Skip(str(error)))],
         error.kind,
         str(error),
-        missing=[Missing("snapshot", fetch.symbols)],
+        missing=[Missing(Feed.SNAPSHOT, fetch.symbols)],
         scope_changed=True,
         progress=[why],
     )
