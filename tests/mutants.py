@@ -325,7 +325,7 @@ MUTANTS = (
     Mutant(
         "no call is made whose answer cannot be stored",
         "sync",
-        "existing_tables.require_usable(self._db, self._settings.assets)",
+        "existing_tables.require_usable(self._state.db, self._state.settings.assets)",
         "pass",
         "test_no_run_spends_a_call_whose_answer_cannot_be_stored",
     ),
@@ -545,8 +545,8 @@ MUTANTS = (
     Mutant(
         "--limit ends a run",
         "sync",
-        "self._report.served >= self._limit",
-        "self._report.served > self._limit",
+        "self._state.report.served >= self._limit",
+        "self._state.report.served > self._limit",
         "test_a_limit_ends_the_run",
     ),
     # --- the API ----------------------------------------------------------------------------------
