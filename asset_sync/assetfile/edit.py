@@ -138,7 +138,7 @@ def _place(settings: Settings, environ: Mapping[str, str]) -> _Place:
 
 
 def _users_file(environ: Mapping[str, str]) -> Sequence[Path]:
-    """Return the place of the user's own file; none where the environment names no home."""
+    """Return the place of the user's own file; none if the environment names no home."""
     return search_places(environ)[1:-2]
 
 
@@ -205,7 +205,7 @@ def _joined(before: bytes, blocks: str) -> bytes:
     """Append the blocks after a blank line, with the file's line ends."""
     try:
         added = blocks.encode()
-    except UnicodeEncodeError:  # an argument's bytes that are no text come as lone surrogates
+    except UnicodeEncodeError:  # an argument that is not UTF-8 has lone surrogates
         raise AssetFileError("What is to be added is not UTF-8; nothing was written.") from None
     tail = before.removeprefix(_BOM)[-4:].replace(b"\r\n", b"\n")
     gap = b"" if tail.endswith(b"\n\n") or tail in {b"", b"\n"} else b"\n"

@@ -2,10 +2,10 @@
 
 All times of slots, items and runs are by the database's clock. An administrator or a fail-over may
 set it back or forward. A stamp or a mark in the future proves a jump back, and a process that was
-running before notices any jump by its own clock. Then every slot is stamped again. Simulated with
-200 runs each for a clock that is set back, twice back, back and then forward, and forward: no
-window held more calls than the limit. Without the correction, 14 and 176 runs exceeded the limit
-in the last two cases.
+running before notices any jump by its own clock. Then every slot is stamped again. This was
+simulated with 200 runs each for a clock that is set back, set back twice, set back and then
+forward, and set forward: no window held more calls than the limit. Without the correction, 14 and
+176 runs exceeded the limit in the last two cases.
 """
 
 from collections.abc import Callable
@@ -86,11 +86,11 @@ def look(db: Connection, watch: Watch) -> None:
 
 
 def settle(db: Connection, jumps: int, deviation: float) -> None:
-    """Correct all times after a jump, unless another process has: every slot is stamped now.
+    """Correct all times after a jump, unless another process has done so; stamp every slot now.
 
     `jumps` is the number that was read together with the proof. Past events that now lie in the
-    future are set to now. Times until which something waits lie at most as far ahead as when they
-    were written.
+    future are set to now. A time until which something waits is set to be at most as far ahead as
+    when it was written.
     """
     query(
         db,

@@ -1,4 +1,4 @@
-"""The budget of calls: as many slots as the provider allows in a window, shared by every process.
+"""The budget of calls: one slot for each call allowed in a window, shared by every process.
 
 A slot is free one window after its last call ENDED, by the database's clock. Only that stamp is
 safe: a call granted at 0 s may reach the server at 2 s, and another granted at 60.0 reach it at
@@ -8,8 +8,8 @@ times a day even with a guard of 2 s; stamping at the end never did, at 99.7 % o
 A call without an answer may still be counted: a server that was frozen reads the request when it
 is back. So a slot without an answer stays open for a window and a half from when its request was
 sent, and serves again one window after that. In 300 simulated runs with freezes of up to 1.5
-windows no window held more calls than allowed. Slots that ended with the time-out let up to 14
-calls through where 5 were allowed.
+windows no window held more calls than allowed. When slots ended with the time-out instead, a
+window held up to 14 calls where 5 were allowed.
 
 This module is the SQL; `asset_sync.budget.bucket` makes a pyrate-limiter bucket of it.
 
@@ -34,7 +34,7 @@ FREEZE_WINDOWS = 1.5
 UNANSWERED_CALLS = 2
 # After a 429 without Retry-After; the provider counts calls by the minute on every plan.
 LEAST_BLOCK_SECONDS = 60
-# After so many 429 in a row, each after a full wait, the key allows less than the settings say.
+# After so many 429s in a row, each after a full wait, the key must allow less than the settings.
 REFUSALS = 3
 LOWERED_SECONDS = 900
 MOST_LOWERED_SECONDS = 86_400
@@ -188,7 +188,7 @@ def prepare(db: Connection, rate: Rate) -> None:
     """Insert slots until there are as many as the rate allows calls.
 
     No slot is ever deleted: its stamp is a call that the provider has seen. If there are too many,
-    as after a change of plan or beside a host with other settings, the busiest ones count.
+    as after a change of plan or beside a host with other settings, those that come free last count.
     """
     query(
         db,
@@ -238,8 +238,8 @@ _SLOTS = """
   )
 """
 
-# Until when nobody may call after a 429. A 429 asks for an hour at most, a restored database for a
-# few windows; a later time is somebody else's mistake, and must not stop the data.
+# Until when nobody may call after a 429. A 429 stops calls for an hour at most, a restored database
+# for a few windows. A later time is somebody else's mistake, and must not stop the refreshes.
 _BLOCKED_UNTIL = "least(blocked_until, blocked_at + greatest(interval '1 hour', 3 * period))"
 
 # The same, or the time until which calls without an answer stop all others, whichever is later.
@@ -440,11 +440,11 @@ def give_back(db: Connection, slot: Slot) -> None:
 def refused(
     db: Connection, slot: Slot, rate: Rate, retry_after_seconds: float | None
 ) -> Lowered | None:
-    """Stop all calls after a 429, for as long as it asks for, or else for at least a minute.
+    """Stop all calls after a 429, for as long as it says, otherwise for at least a minute.
 
-    The third 429 in a row, each after a full wait and with calls to spare by the settings, lowers
-    this key's rate to the free plan's; then that is returned. Calls in flight at the same time
-    count as one 429.
+    The third 429 in a row lowers this key's rate to the free plan's, and this is returned. Only
+    429s after a full wait count, and only if the settings allowed more calls. Calls in flight at
+    the same time count as one 429.
     """
     key = rate.key.fingerprint() if rate.key is not None else ""
     [(lowers, seconds)] = query(

@@ -72,9 +72,9 @@ def main() -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Open to nobody what the caller has closed, as `2>&-` does.
+    """Open the null device for each standard stream that the caller has closed, as with `2>&-`.
 
-    Else the next to be opened, such as the database's socket, would pass for it.
+    Otherwise the next file opened, such as the database's socket, would take the stream's place.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:

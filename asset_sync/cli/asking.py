@@ -38,7 +38,7 @@ def asking(
     max_runtime: float | None,
     words: Callable[[Progress], Progress] = lambda progress: progress,
 ) -> Iterator[tuple[Connection, Questions]]:
-    """Give the database and who asks within its limit; what the provider refuses ends here."""
+    """Yield the database and what asks within the limit; a refusal ends the command here."""
     patience = math.inf if max_runtime is None else max_runtime
     try:
         with (
@@ -60,7 +60,7 @@ def asking(
 
 @contextmanager
 def _watching(options: Common, words: Callable[[Progress], Progress]) -> Iterator[Listener]:
-    """Show waits as a run does; off a terminal each is told once."""
+    """Show waits as a run does; if stderr is no terminal, each is printed once."""
     last_seconds = 0.0
 
     def listen(progress: Progress) -> None:

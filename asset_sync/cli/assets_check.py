@@ -97,7 +97,7 @@ def _nearest(
     nearest = {}
     try:
         for asset in unknown:
-            # a list that is behind the times may still have the ticker itself
+            # an outdated list may still contain the ticker itself
             if (ticker := check.nearest(asset)) not in {None, asset.ticker}:
                 nearest[asset.symbol] = ticker
     except NoCallLeftError as error:

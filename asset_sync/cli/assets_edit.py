@@ -116,7 +116,7 @@ def assets_remove(
 
 
 def _still_queued(options: Common, settings: Settings, symbols: Sequence[str]) -> list[str] | None:
-    """Return which of the symbols the queue has; None where the database cannot say."""
+    """Return which of the symbols the queue has; None if the database cannot be asked."""
     try:
         with database.session(settings.conninfo) as db:
             queued = admin.symbols(db)
@@ -138,7 +138,7 @@ def _check_symbol(symbol: str) -> None:
 
 
 def _guessed(symbol: str, ticker: str | None, kind: AssetType | None) -> tuple[AssetType, str]:
-    """Return type and ticker, of which each tells the other."""
+    """Return type and ticker; one that is not given follows from the other."""
     for prefix in (market.prefix for market in MARKETS.values()):
         if symbol.startswith(prefix):
             own = symbol.removeprefix(prefix)
@@ -176,7 +176,7 @@ def _write(
 
 
 def tell_added(options: Common, addition: Change, assets: Sequence[Asset], dry_run: bool) -> None:
-    """Say what went where, or would."""
+    """Say what was added to which file, or would be."""
     if dry_run:
         options.say(f"This would go to the end of {addition.path}; nothing was written.")
     else:
@@ -199,7 +199,7 @@ def _tell_copied(options: Common, change: Change, dry_run: bool) -> None:
 def addition_as_json(
     addition: Change, assets: Sequence[Asset], *, written: bool
 ) -> dict[str, object]:
-    """Return what went where, or would, for a program."""
+    """Return what was added to which file, or would be, for a program."""
     added = [asset_as_json(asset) for asset in assets]
     return {**_change_as_json(addition, written=written), "added": added}
 

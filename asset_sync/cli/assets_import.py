@@ -111,7 +111,7 @@ def _short(name: str) -> str:
 def _confirm(
     options: Common, settings: Settings, new: Sequence[Asset], where: str, yes: bool
 ) -> None:
-    """Ask whether to add them, having said what that means for the others."""
+    """Say what adding them means for the other assets, and ask whether to do it."""
     many, limit = len(settings.assets) + len(new), settings.rate_limit
     turn_seconds = many * limit.period_seconds / limit.calls
     wanted_seconds = new[0].update_frequency_seconds

@@ -54,7 +54,7 @@ def left_the_file(db: Connection, settings: Settings) -> list[str]:
 
 
 def tell_left(options: Common, left: Sequence[str]) -> None:
-    """Say which assets are left over in the queue; they are forgotten only by command."""
+    """Say which assets are left over in the queue; only a command removes them."""
     if left:
         options.say(
             f"Left over in the queue, not in the settings: {names(left)}. To forget what the queue"

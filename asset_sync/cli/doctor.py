@@ -57,7 +57,7 @@ def doctor(
 
 
 def _examine(options: Common, offline: bool) -> Iterator[Finding]:
-    """Go from what everything rests on to what rests on it; end where nothing more can be seen."""
+    """First check what the other checks depend on; stop where nothing more can be checked."""
     try:
         settings = settings_for(options)
     except SettingsError as error:
@@ -90,7 +90,7 @@ def _examine(options: Common, offline: bool) -> Iterator[Finding]:
 
 
 def _line(finding: Finding) -> str:
-    """Return a finding as a line; on a narrow terminal it goes on below its own words."""
+    """Return a finding as a line; on a narrow terminal its text continues indented."""
     text = f"{bold(finding.subject)}: {finding.text}"
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - _INDENT

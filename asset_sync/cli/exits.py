@@ -1,4 +1,4 @@
-"""What cron and the user are told of what ended the program."""
+"""The exit code and the sentence for an error or a signal that ends the program."""
 
 from asset_sync import __version__
 from asset_sync.errors import AssetSyncError, ExitCode

@@ -25,27 +25,27 @@ _ENDED = {
 
 
 def bold(text: str) -> str:
-    """Return what names the things around it."""
+    """Return text that names what is around it."""
     return _painted(text, 1)
 
 
 def dim(text: str) -> str:
-    """Return what need not be read."""
+    """Return text that need not be read."""
     return _painted(text, 2)
 
 
 def red(text: str) -> str:
-    """Return what is wrong."""
+    """Return text that says what is wrong."""
     return _painted(text, 31)
 
 
 def yellow(text: str) -> str:
-    """Return what is to be known."""
+    """Return text that the reader should notice."""
     return _painted(text, 33)
 
 
 def _painted(text: str, code: int) -> str:
-    """Paint only where somebody looks who has not asked for plain text (no-color.org)."""
+    """Add colour only on a terminal, and only if nobody asked for plain text (no-color.org)."""
     plain = (
         not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     )
@@ -55,7 +55,7 @@ def _painted(text: str, code: int) -> str:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, spare: Sequence[str] = ()
 ) -> str:
-    """Return the rows under their columns; one whose name starts with `>` is set to the right.
+    """Return the rows under their columns; a column named `>…` is aligned to the right.
 
     On a terminal that is too narrow for all of them the `spare` columns are left out, the first
     of these first: a line that is broken in the middle of a number cannot be read.
@@ -156,7 +156,7 @@ def kept_slots(budget: Budget) -> str:
 
 
 def ended(reason: str | None) -> str:
-    """Return why a run ended; a run that has not said so is at work, or was killed."""
+    """Return why a run ended; a run without a reason is at work, or was killed."""
     if reason is None:
         return "at work"
     return _ENDED.get(reason, reason).replace("_", " ")

@@ -28,7 +28,7 @@ from asset_sync.sync.progress import (
 
 @contextmanager
 def live() -> Iterator[Listener]:
-    """Keep one line alive below the lines of what has happened, from the first event on."""
+    """Keep one line up to date below the lines of past events, from the first event on."""
     line = _Line()
     console = Console(stderr=True, highlight=False)
     screen = Live(line, console=console, refresh_per_second=4, transient=True)
@@ -36,7 +36,7 @@ def live() -> Iterator[Listener]:
     def listen(progress: Progress) -> None:
         if isinstance(progress, Waiting | Calling):
             line.turn_to(progress)
-            screen.start(refresh=True)  # only the first time does it do anything
+            screen.start(refresh=True)  # does something only the first time
             screen.refresh()
         elif not isinstance(progress, Started):
             screen.console.print(_marked(progress))
@@ -62,7 +62,7 @@ def _marked(progress: Progress) -> Text:
 
 
 class _Line:
-    """What the run does now, for how long still, and how the budget stands."""
+    """What the run does now, how much longer it will, and the state of the budget."""
 
     def __init__(self) -> None:
         self._progress: Waiting | Calling | None = None
@@ -92,7 +92,7 @@ class _Line:
 
 
 def _budget(budget: Budget, room: int) -> str:
-    """Return the budget in as many words as there is room for; what explains a wait comes first."""
+    """Return the budget in the longest form that fits, or else what explains a wait."""
     most = (gauge(budget), slots_in_words(budget))
     least = kept_slots(budget) if budget.kept else most[-1]
     return next((text for text in most if len(text) <= room), least)

@@ -29,7 +29,7 @@ Fields: TypeAlias = Mapping[str, object]
 
 
 class LogFormat(StrEnum):
-    """What a line of the log is."""
+    """The format of the log's lines."""
 
     TEXT = "text"
     JSON = "json"
@@ -54,7 +54,7 @@ _EVENTS: Mapping[type[Progress], tuple[str, _Severity]] = {
 
 
 class Log:
-    """Says what happens in one run, and remembers its last lines for who is told of its end."""
+    """Says what happens in one run, and remembers its last lines for the monitoring hooks."""
 
     def __init__(
         self, options: Common, command: str, log_format: LogFormat = LogFormat.TEXT
@@ -68,7 +68,7 @@ class Log:
 
     @property
     def on_screen(self) -> bool:
-        """Whether somebody watches, for whom a line can be kept alive."""
+        """Whether stderr can show a live line."""
         return sys.stderr.isatty() and not self._options.quiet and not self.is_json
 
     def hear(self, progress: Progress) -> None:
@@ -84,7 +84,7 @@ class Log:
         self._say(severity, event, sentence(progress), _fields(progress))
 
     def note(self, progress: Progress) -> None:
-        """Remember an event that another says."""
+        """Remember an event that something else prints."""
         if isinstance(progress, Started):
             self.run_id = progress.run_id
         elif not isinstance(progress, Waiting | Calling):
@@ -96,7 +96,7 @@ class Log:
             self._say(_Severity.INFO, "settings", text, {})
 
     def warning(self, text: str) -> None:
-        """Say what went wrong beside the run."""
+        """Report a problem that does not fail the run."""
         self.hear(Warned(text))
 
     def end(
@@ -108,9 +108,10 @@ class Log:
         *,
         is_news: bool = True,
     ) -> None:
-        """Say why it ended, if that is worth a word on stderr: JSON has a last line always.
+        """Say on stderr why the run ended; JSON has a last line even if nothing is wrong.
 
-        A quiet run that ended as the one before says nothing, so that cron mails an outage once.
+        With -q there is no such line after success. A quiet run that ended like the one before
+        prints nothing, so that cron mails an outage once.
         """
         self.lines.extend(text for text in (trouble, summary) if text)
         severity = _Severity.INFO if code is ExitCode.DONE else _Severity.ERROR
@@ -140,7 +141,7 @@ class Log:
         err_raw(json.dumps(line))
 
     def _print(self, text: str, otherwise: str = "") -> None:
-        """Print a line; off a terminal with its time and its run, as a log has them."""
+        """Print a line; if stderr is no terminal, with its time and its run, as in a log."""
         if sys.stderr.isatty():
             err(otherwise + text)
             return
@@ -165,7 +166,7 @@ def _is_news(progress: Progress, severity: _Severity) -> bool:
 
 
 def _fields(progress: Progress) -> dict[str, object]:
-    """Return what an event knows, for JSON; its text is the line's message, its budget passes."""
+    """Return an event's data for JSON, without its text (the line's message) and its budget."""
     told: dict[str, object] = {}
     for name, value in progress._asdict().items():
         if name == "seconds":
@@ -215,6 +216,6 @@ def _synced(synced: Synced) -> str:
 
 
 def names(symbols: Sequence[str]) -> str:
-    """Return the symbols, but not more of them than a line holds."""
+    """Return the first three symbols, and how many more there are."""
     shown = ", ".join(symbols[:3])
     return shown if len(symbols) <= 3 else f"{shown} and {len(symbols) - 3} more"  # noqa: PLR2004

@@ -47,7 +47,7 @@ def metrics(
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the file, or into the device or pipe that is there; behind a link, what it names."""
+    """Write the file, or into the device or pipe of that name; a link is followed."""
     try:
         if not path.exists() or path.is_file():
             _replace(path.resolve(), text)

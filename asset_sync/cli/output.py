@@ -24,11 +24,11 @@ def out(text: str) -> None:
 
 
 def out_raw(text: str) -> None:
-    """Print to stdout as it is, such as what is to be copied: no line is broken."""
+    """Print to stdout without breaking lines, for example what is to be copied."""
     try:
         print(_printable(text), flush=True)  # noqa: T201
     except BrokenPipeError:
-        raise  # nobody reads on, which typer knows how to end
+        raise  # the reader has gone; typer ends the command
     except OSError as error:
         _give_up(sys.stdout)
         raise OutputError(f"What was to be printed was not written: {error.strerror}.") from None
@@ -40,7 +40,7 @@ def err(text: str) -> None:
 
 
 def err_raw(line: str) -> None:
-    """Print to stderr as it is; no run ends because its log's disk is full or nobody reads on."""
+    """Print to stderr as it is; a full disk or a reader that has gone ends no run."""
     try:
         print(_printable(line), file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
@@ -48,7 +48,7 @@ def err_raw(line: str) -> None:
 
 
 def agreed(question: str) -> bool:
-    """Ask the user; where nobody can answer, the answer is no."""
+    """Ask the user; if nobody can answer, the answer is no."""
     if not sys.stdin.isatty():
         return False
     try:
@@ -78,8 +78,8 @@ def plain(row: Row) -> dict[str, object]:
 
 
 _COLOURS = re.compile(r"\x1b\[\d+m")
-# What a terminal obeys and nobody reads, but for line ends, tabs and colours: a database's or a
-# provider's words may hold it.
+# Control characters, except line ends, tabs and colours: messages of a database or a provider may
+# contain them.
 _CONTROLS = re.compile(r"(?!\x1b\[\d+m)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -101,7 +101,7 @@ def wrapped(text: str, stream: TextIO) -> str:
 
 
 def filled(text: str, width: int) -> Iterator[str]:
-    """Give lines of at most this width; textwrap counts colours and so breaks too early."""
+    """Yield lines of at most this width; textwrap counts colours and so breaks too early."""
     if width_of(text) <= width:
         yield text
         return

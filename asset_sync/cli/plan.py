@@ -156,7 +156,7 @@ def _group(now: Forecast, group: Sequence[AssetForecast]) -> list[str]:
 
 
 def _groups(assets: Iterable[AssetForecast]) -> list[list[AssetForecast]]:
-    """Put together what is of one level and frequency, in the order of the levels."""
+    """Group the assets by level and frequency, in the order of the levels."""
     groups: dict[tuple[Level, int], list[AssetForecast]] = {}
     for one in assets:
         key = (one.asset.level, one.asset.update_frequency_seconds)
@@ -187,7 +187,7 @@ def _percent(share: float) -> str:
 
 
 def _advice(now: Forecast, advice: Advice) -> str:
-    """Return in words what is to be done, if anything."""
+    """Say what to do, if anything."""
     if now.enough:
         return (
             "This plan is enough: no asset waits for a call. All of the history that it gives"
@@ -255,5 +255,5 @@ def _advice_as_json(now: Forecast, advice: Advice) -> dict[str, object]:
 
 
 def _finite(seconds: float) -> float | None:
-    """Return what JSON can hold: what never comes is null."""
+    """Return the number for JSON, which has no infinity: null for what never comes."""
     return None if math.isinf(seconds) else round(seconds, 1)

@@ -189,7 +189,7 @@ def queue_remove(
 def _do(
     db: Connection, dry_run: bool, change: Callable[[], tuple[Entry, ...]]
 ) -> tuple[Entry, ...]:
-    """Make the change; on a dry run take it back, so that what it tells is what it would do."""
+    """Make the change; a dry run rolls it back, so that it prints what would happen."""
     if not dry_run:
         return change()
     changed: tuple[Entry, ...] = ()

@@ -77,7 +77,7 @@ class Status(NamedTuple):
 
 
 def look(db: Connection, settings: Settings) -> Status:
-    """Read how things stand from the database."""
+    """Read the status from the database."""
     rate = slots.rate_of(settings)
     symbols = [asset.symbol for asset in settings.assets]
     known = queue.freshness(db, symbols)

@@ -19,7 +19,7 @@ _WATCH_SECONDS = 1.0
 
 
 def keep_on_screen(settings: Settings) -> None:
-    """Show it anew every second, until Ctrl-C, which leaves the terminal as it was."""
+    """Show the status every second, until Ctrl-C, which leaves the terminal as it was."""
     with suppress(KeyboardInterrupt), Live(screen=True, auto_refresh=False) as screen:
         for shown in _again_and_again(settings):
             screen.update(Text.from_ansi(shown, no_wrap=True), refresh=True)
@@ -27,9 +27,9 @@ def keep_on_screen(settings: Settings) -> None:
 
 
 def _again_and_again(settings: Settings) -> Iterator[str]:
-    """Give the status for ever; while the database is away, the last one and since when.
+    """Yield the status for ever; while the database is away, the last one and its time.
 
-    Raises DatabaseError where the database was never there.
+    Raises DatabaseError if the database was never there.
     """
     last, since = "", None
     while True:

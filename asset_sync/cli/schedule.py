@@ -1,4 +1,4 @@
-"""`asset-sync schedule cron | systemd`: have the jobs started, here, as this shell would."""
+"""`asset-sync schedule cron | systemd`: let cron or systemd start the jobs."""
 
 import os
 import shlex
@@ -96,7 +96,7 @@ def _ensure_one(install: bool, remove: bool) -> None:
 
 
 def _installation(options: Common, install: bool) -> Installation:
-    """Return what is to be scheduled; where a step is to be done first, nothing is installed."""
+    """Return what is to be scheduled; install nothing if the user must do a step first."""
     this = lines.installation(settings_for(options), os.environ)
     if this.steps:
         err("The jobs do not have this shell's variables. First put the secrets into files:")
@@ -108,7 +108,7 @@ def _installation(options: Common, install: bool) -> Installation:
 
 
 def _ensure_free(found: tuple[Job, ...], scheduler: str, cure: str) -> None:
-    """Refuse to have a job started twice."""
+    """Refuse if the jobs are already started in another way."""
     if found:
         where = "; ".join(f"sync {job.lane.value} ({job.where})" for job in found)
         raise ScheduleError(

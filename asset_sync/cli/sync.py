@@ -112,7 +112,7 @@ def _sync(
     limit: int | None,
     log_format: LogFormat,
 ) -> None:
-    """Run, and tell whoever wants to know how it ended, however it did."""
+    """Run, and report to the monitoring hooks how it ended, even after an error."""
     log = Log(options, lane.value, log_format)
     monitors = report = None
     try:
@@ -129,7 +129,7 @@ def _sync(
             out_raw(json.dumps(_as_json(report), indent=2))
         elif report is not None and not options.quiet and not log.is_json:
             out(summary(report))
-    finally:  # they are told even where nobody reads the report
+    finally:  # the hooks run even if the report cannot be printed
         if monitors is not None:
             _tell(monitors, log, code)
     raise typer.Exit(code)
@@ -141,7 +141,7 @@ def _tell(monitors: Monitors, log: Log, code: ExitCode) -> None:
 
 
 def _monitors(settings: Settings, lane: Lane) -> Monitors | None:
-    """Tell those who want to know that a run begins; None where nobody does."""
+    """Report to the monitoring hooks that a run begins; return None if there are none."""
     if settings.monitoring.ping_url is None and not settings.monitoring.on_failure:
         return None
     monitors = Monitors(settings.monitoring, lane.value, os.environ)
@@ -164,7 +164,7 @@ def run_and_watch(
     max_runtime: float | None = None,
     limit: int | None = None,
 ) -> Report:
-    """Run and show what happens meanwhile on stderr."""
+    """Run, and show on stderr what happens meanwhile."""
     with watching(log) as listener:
         return loop.run(
             db, settings, lane, max_runtime_seconds=max_runtime, limit=limit, tell=listener
@@ -172,7 +172,7 @@ def run_and_watch(
 
 
 def exit_code_of(report: Report) -> ExitCode:
-    """Return what cron is told of a run."""
+    """Return the exit code of a run."""
     if report.reason_ended in {Ended.KEY_REFUSED, Ended.PLAN_REFUSED}:
         return ExitCode.REFUSED
     if report.failed or report.reason_ended is Ended.UNAVAILABLE:

@@ -9,7 +9,7 @@ from asset_sync.sync.progress import Listener, Progress
 
 @contextmanager
 def watching(log: Log) -> Iterator[Listener]:
-    """Give the listener that suits where stderr goes and how much is to be said."""
+    """Yield the listener for the live line, or the one that prints a line per event."""
     if not log.on_screen:
         yield log.hear
         return

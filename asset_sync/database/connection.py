@@ -30,7 +30,7 @@ Parameters: TypeAlias = Mapping[str, object] | Sequence[object]
 STATEMENT_SECONDS = 20
 LOCK_SECONDS = 10
 # With JIT a statement over the limiter's one row took 2 to 7 s on a new PostgreSQL 15, whose
-# planner expects hundreds of rows before the first analyse; nothing here gets faster by it.
+# planner expects hundreds of rows before the first analyse; JIT makes no statement here faster.
 _BOUNDS = (
     "set local jit = off; "
     "set local transaction_isolation = 'read committed'; "
@@ -101,7 +101,7 @@ def statement_timeout(seconds: float | None) -> Iterator[None]:
 def _address(conninfo: Secret | None) -> str:
     if conninfo is not None:
         return conninfo.reveal()
-    from asset_sync.database import (  # noqa: PLC0415  # 60 ms that a server's user need not wait
+    from asset_sync.database import (  # noqa: PLC0415  # takes 60 ms, which a server's user saves
         embedded,
     )
 
@@ -159,6 +159,6 @@ def was_committed(db: Connection, number: str) -> bool | None:
     """Return whether a transaction was committed; None while it is open."""
     try:
         [(state,)] = query(db, "select pg_xact_status(%s::xid8)", (number,))
-    except psycopg2.errors.InvalidParameterValue:  # a standby was promoted that never heard of it
+    except psycopg2.errors.InvalidParameterValue:  # a promoted standby does not know it
         return False
     return None if state == "in progress" else bool(state == "committed")

@@ -213,7 +213,7 @@ class Server:
         self._run(str(self._programs / program), *arguments, standard_input=standard_input)
 
     def _make(self) -> None:
-        """Create the data in a directory beside and rename that when it is complete."""
+        """Create the data in a new directory beside it, and rename that once it is complete."""
         with suppress(FileNotFoundError):
             self.directory.rmdir()  # somebody may have made an empty one
         new = self.directory.with_name(f"{self.directory.name}.new")
@@ -249,7 +249,7 @@ class Server:
         """Start the server and wait until it is ready; nobody else starts or stops it now."""
         give_up = time.monotonic() + _START_SECONDS
         while self.pid() is not None and not _is_ready(self.directory):
-            _wait_until(give_up)  # it is still starting, its starter killed, or about to end
+            _wait_until(give_up)  # it is starting (and its starter was killed), or ending
         if is_up(self.directory):
             return
         self._end()  # it runs, but the directory of its socket is gone
@@ -548,7 +548,7 @@ def _running_pid(directory: Path) -> int | None:
 def _misleads(directory: Path) -> bool:
     """Return whether a dead server's file keeps a new one from starting.
 
-    So it does if it holds no number, or one that another process has by now. Any other file must
+    It does if it holds no number, or one that another process has by now. Any other file must
     stay: it protects the shared memory of the old server's processes, as long as any is left.
     """
     import psutil  # noqa: PLC0415  # comes with the wheel

@@ -143,8 +143,8 @@ def errors_as_sentences(conninfo: Secret | None = None) -> Iterator[None]:
 def may_pass(error: psycopg2.Error) -> bool:
     """Return whether a server's error may be gone at the next try.
 
-    So it is for lost connections and restarts, time-outs, locks, deadlocks, conflicts and too many
-    connections; not for a full disk, a standby, or a PgBouncer that allows no transactions.
+    True for lost connections and restarts, time-outs, locks, deadlocks, conflicts and too many
+    connections; false for a full disk, a standby, or a PgBouncer that allows no transactions.
     """
     code = error.pgcode or ""
     return (
@@ -280,7 +280,7 @@ _CONNECTION_TROUBLE = (
     ("terminating connection", "it closed the connection"),
 )
 
-# Those among them where the server answers but rejects this role.
+# Those of them that mean that the server answers but rejects this role.
 _NOT_LET_IN = (
     "password authentication failed",
     "no password supplied",

@@ -252,7 +252,7 @@ def lacking_rights(db: Connection) -> tuple[str, ...]:
     return tuple(right for (right,) in rows)
 
 
-# What the README grants: table, right, and the columns if the whole table is not needed.
+# What docs/json-and-tables.md grants: table, right, and columns if not the whole table.
 _RIGHTS = (
     ("trading.symbols", "select", "id symbol metadata"),
     ("trading.symbols", "insert", "symbol name asset_type"),

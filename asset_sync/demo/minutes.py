@@ -1,9 +1,9 @@
 """One-minute bars, made of the recorded five-minute ones.
 
 The recordings have no minutes, so these are NOT market data: the price walks from the open over the
-two extremes to the close. The minutes of a five-minute bar have together its open, high, low, close
-and number of trades exactly; their volumes, added in order, are its volume to the last bit. Like
-the five-minute bars they depend on the ticker and their start alone.
+two extremes to the close. Together, the minutes of a five-minute bar have exactly its open, high,
+low, close and number of trades; their volumes, added in order, are its volume to the last bit. Like
+the five-minute bars, they depend only on the ticker and their start.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def walk(
     instrument = INSTRUMENTS.get(ticker)
     if instrument is None:
         return
-    first_ms = start_ms // BAR_MS * BAR_MS  # the bar whose minutes the start may be among
+    first_ms = start_ms // BAR_MS * BAR_MS  # of the bar that contains the start
     for whole in replay.walk(ticker, first_ms, end_ms, now_ms, newest_first=newest_first):
         minutes = _minutes(whole, instrument)
         for minute in reversed(minutes) if newest_first else minutes:
@@ -31,7 +31,7 @@ def walk(
 
 
 def _minutes(whole: Bar, instrument: Instrument) -> list[Bar]:
-    """Return the minutes of one bar; where there are too few trades, only the first has any."""
+    """Return the minutes of one bar; if it has too few trades, the first has them all."""
     if whole.trades < _MINUTES:
         return [whole]
     first, second = (whole.high, whole.low) if whole.close < whole.open else (whole.low, whole.high)

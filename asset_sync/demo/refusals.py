@@ -14,12 +14,12 @@ def no_key() -> Reply:
 
 
 def unknown_key() -> Reply:
-    """Refuse with 401 a key that is not, or no longer, one."""
+    """Refuse with 401 a key that is not valid, or no longer valid."""
     return _error(401, "Unknown API Key")
 
 
 def not_entitled() -> Reply:
-    """Refuse with 403 what the plan does not hold, such as snapshots on a free key."""
+    """Refuse with 403 what the plan does not include, such as snapshots on a free key."""
     return _not_authorized("You are not entitled to this data.", "massive.com")
 
 
@@ -34,7 +34,7 @@ def ticker_not_found() -> Reply:
 
 
 def unknown_path() -> Reply:
-    """Refuse with 404 as the router does, which knows no JSON."""
+    """Refuse with 404 as the router does, which sends no JSON."""
     return Reply(404, b"404 page not found\n", TEXT)
 
 

@@ -50,7 +50,7 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A file of real bars, and the whole days of it that are replayed in a circle."""
+    """A file of real bars, and which whole days of it are replayed again and again."""
 
     file: str
     first_day: date
@@ -83,7 +83,7 @@ _DOLLAR = Currency("USD", "United States dollar")
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """A ticker that the stand-in knows, and which recording stands behind it."""
+    """A ticker that the stand-in knows, and the recording that it is made from."""
 
     ticker: str
     market: Market
@@ -210,7 +210,7 @@ def _read(instrument: Instrument) -> Sequence[_Figures | None]:
 
 
 def _figures(instrument: Instrument, row: Sequence[float], minutes: int) -> _Figures:
-    """One row, scaled. Rounding keeps order, so high and low stay the bounds they were."""
+    """One row, scaled. Rounding keeps the order, so high and low remain the bounds."""
     open_, high, low, close = (
         round(price * instrument.scale, instrument.digits) for price in row[:4]
     )
@@ -226,7 +226,7 @@ def _figures(instrument: Instrument, row: Sequence[float], minutes: int) -> _Fig
 
 
 def _merged(parts: Sequence[_Figures], instrument: Instrument) -> _Figures | None:
-    """One longer bar made of shorter ones, None of none."""
+    """Return one longer bar made of shorter ones; None if there are none."""
     if not parts:
         return None
     opens, highs, lows, closes, volumes, vwaps, trades = zip(*parts, strict=True)

@@ -87,9 +87,9 @@ class StandIn:
         """Prepare a server; raise StandInError for an unknown plan or fault.
 
         calls, period_seconds: the window; left out, the plan's (5 in 60 s, or 100 in 1 s).
-        latency: seconds, least and most, between which each call draws, or a function that draws
-            them from the seeded generator it is handed (a long tail, say). Half passes before the
-            arrival is stamped (the request travels), half after it.
+        latency: the least and the most seconds that a call takes, drawn at random, or a function
+            that draws them from the seeded generator that it gets (for example with a long tail).
+            Half passes before the arrival is stamped (the request travels), half after it.
         faults: specs as in `asset_sync.demo.faults`.
         port: 0 takes a free one.
         clock: Unix seconds, decides which bars there are; monotonic: seconds, stamps arrivals.
@@ -189,7 +189,7 @@ class StandIn:
     ) -> None:
         """Change what the key may do, as when a subscription lapses.
 
-        The arguments are those of the constructor. Calls of before count in the new window.
+        The arguments are those of the constructor. Earlier calls count in the new window.
         """
         changed = _plan(plan)
         window = _Window(
@@ -214,13 +214,13 @@ class StandIn:
     def freeze(self, seconds: float) -> None:
         """Do nothing for so long, then read, count and answer all that has come meanwhile.
 
-        That a client has gone in the meantime changes nothing: its request was sent.
+        It makes no difference if a client has gone meanwhile: its request was sent.
         """
         with self._lock:
             self._thaws_at = self._monotonic() + seconds
 
     def frozen_seconds(self) -> float:
-        """How long it still does nothing; 0 or less as a rule."""
+        """How much longer it does nothing; usually 0 or less."""
         with self._lock:
             return self._thaws_at - self._monotonic()
 
@@ -259,7 +259,7 @@ class StandIn:
         return _Verdict(fault=fault)
 
     def control(self, path: str, body: bytes) -> Reply:
-        """Answer other processes, which need no key here and whose calls count for nothing."""
+        """Answer other processes, which need no key here; their calls do not count."""
         if path == _LOG_PATH:
             return Reply(200, self._log_document())
         if path not in _POSTED:
@@ -307,7 +307,7 @@ def _plan(name: str) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What becomes of a request: refused at the door, spoiled by a fault, or answered."""
+    """What becomes of a request: refused, spoiled by a fault, or answered."""
 
     refusal: Reply | None = None
     fault: faults.Fault | None = None
@@ -389,7 +389,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # headers and body in one packet
 
     def do_GET(self) -> None:
-        """Answer a call, its latency around the moment at which it counts as arrived.
+        """Answer a call; half of its latency passes before it counts as arrived, half after.
 
         What was sent arrives, whether or not the client still waits for the answer.
         """
@@ -409,7 +409,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(reply)
 
     def do_POST(self) -> None:
-        """Set the faults, the plan or a freeze; the API itself has nothing to post to."""
+        """Set the faults, the plan or a freeze; the API itself takes no POST."""
         length = self.headers.get("Content-Length", "")
         if self.path not in _POSTED or not length.isdecimal() or int(length) > _MOST_POSTED_BYTES:
             self.hang_up()  # with a body unread, the next request could not be found
@@ -468,7 +468,7 @@ class _Handler(BaseHTTPRequestHandler):
         return "asset-sync stand-in"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
-        """Nothing: the log is `StandIn.log`."""
+        """Print nothing: the log is `StandIn.log`."""
 
 
 _Request: TypeAlias = socket | tuple[bytes, socket]
@@ -498,7 +498,7 @@ class _Server(ThreadingHTTPServer):
         self._thread.start()
 
     def end(self) -> None:
-        """Wake and hang up on everybody; a second is plenty for what is left."""
+        """Wake and hang up on everybody; a second is enough for the rest."""
         self.stopping.set()
         self.shutdown()
         self._thread.join()

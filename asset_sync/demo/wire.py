@@ -49,7 +49,7 @@ class Call:
     """What the client calls this server: `http://127.0.0.1:8765`."""
 
     def page(self, path: str | None = None, address: str | None = None, **changes: str) -> str:
-        """Make a `next_url`: this call, some parameters changed, hidden in a cursor, no key.
+        """Make a `next_url`: this call with some parameters changed, in a cursor, without the key.
 
         It leads to this server under the name that the client used: some clients follow it with
         their key. The API's own names its public host. The cursor has no padding, like the API's.

@@ -1,9 +1,9 @@
 """How fresh a plan of the provider keeps these assets, and which plan would be enough.
 
 An asset is due `update_frequency_seconds` after its last success. Its place in line is that time
-plus its level's allowance (`asset_sync.queue`). So all assets wait equally long past their place,
-and this wait is the one at which the calls needed equal the calls available. Between two successes
-an asset's age grows from 0 to the time between them.
+plus its level's allowance (`asset_sync.queue`). So all assets wait equally long past their place.
+The forecast finds the wait at which the calls needed equal the calls available. Between two
+successes an asset's age grows from 0 to the time between them.
 
 `tests/test_forecast.py` compares this with the real loop, simulated for a day.
 """
@@ -42,7 +42,7 @@ class AssetForecast(NamedTuple):
     asked_seconds: float
     """The time between refreshes if it never had to wait: its frequency, as cron allows."""
     calls_a_day: float
-    """How many calls that takes."""
+    """How many calls refreshing it that often takes."""
     refreshed_every_seconds: float
     staleness: Staleness
 
@@ -57,7 +57,7 @@ class AssetForecast(NamedTuple):
         return self.staleness.worst_seconds > self.refreshed_every_seconds
 
 
-# A refresh that is later by this factor is still as often as asked: a call takes time.
+# A refresh that is late by less than this factor still counts as in time: a call takes time.
 _SLACK = 1.02
 
 
@@ -73,7 +73,7 @@ class Forecast(NamedTuple):
     all_fresh_seconds: float
     """From an empty database until each asset has been fresh once."""
     history_calls: int
-    """How many calls the whole history of these assets takes that the plan includes."""
+    """How many calls the whole history takes that the plan includes for these assets."""
 
     @property
     def share(self) -> float:
@@ -134,7 +134,7 @@ def staleness(assets: Sequence[AssetForecast]) -> Staleness:
 
 
 def with_plan(settings: Settings, plan: Plan) -> Settings:
-    """Return the settings of somebody who has that plan; the present one keeps its own limit."""
+    """Return the settings with that plan; the present plan keeps the limit that is set."""
     if plan is settings.provider.plan:
         return settings
     limit = RateLimit(plan.calls, plan.period_seconds, settings.rate_limit.hold_for_priority)
@@ -236,7 +236,7 @@ class _Line:
 
     @cached_property
     def _priority_periods(self) -> Sequence[float]:
-        """Return the time between two refreshes of each; too many for one cycle take turns."""
+        """Return the time between two refreshes of each; those too many for a cycle take turns."""
         calls = len(self.critical) * self._critical_cost
         crowd = max(1.0, calls * self._window / (self._limit.calls * self._interval))
         return [crowd * self._in_cycles(asset) for asset in self.critical]
@@ -251,7 +251,7 @@ class _Line:
     def _held(self) -> float:
         """Return the rate of calls lost because slots are reserved for priority runs.
 
-        Such a slot is unused in the window before the run, and its windows start again with it.
+        Such a slot is unused in the window before the run; its next window begins with the run.
         """
         held, left = 0.0, float(self._limit.calls)
         for period in self._priority_periods:

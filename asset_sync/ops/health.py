@@ -187,7 +187,7 @@ def _failing(failing: Sequence[Failing]) -> Check:
 
 
 def _refused(records: Mapping[Lane, JobRecord]) -> Check:
-    """Report a refused key or plan at once: no later run solves it, and stale data shows late."""
+    """Report a refused key or plan at once: no later run solves it; data gets stale only later."""
     refused = [lane for lane, record in records.items() if record.refused]
     about = "jobs that the API refused the last time, for the key or its plan"
     if refused:

@@ -1,4 +1,4 @@
-"""Reports how a run of `sync` ended: pings healthchecks.io or its like, and starts a command.
+"""Reports how a run of `sync` ended: pings healthchecks.io or the like, and starts a command.
 
 The pings follow https://healthchecks.io/docs/http_api/: a POST to the URL with `/start` appended
 to its path, then one to the URL itself or, after a failure, with the exit code appended; the body
@@ -121,7 +121,7 @@ def _post(address: str, body: bytes, most_seconds: float) -> str:
             ) as response,
         ):
             why = _refusal(response.status_code, response.raw.read(_ANSWER_BYTES))
-    except Exception as error:  # noqa: BLE001  # no ping is worth a run
+    except Exception as error:  # noqa: BLE001  # a failed ping must not end a run
         why = reason(error, setting="PING_URL")
     return f"it took longer than {most_seconds:.0f} s" if deadline.expired else why
 
@@ -130,7 +130,7 @@ def _refusal(status: int, answer: bytes) -> str:
     """Return why an answer rejects a ping, "" if it accepts it."""
     if not 200 <= status <= 299:  # noqa: PLR2004
         return f"it was answered with HTTP {status}"
-    # Healthchecks answers so, with 200, if it has no such check or it is pinged too often.
+    # Healthchecks answers this, with 200, if it has no such check or is pinged too often.
     known = (b"not found", b"rate limited")
     found = next((word for word in known if answer.startswith(b"OK (" + word)), b"")
     return f'it was answered with "OK ({found.decode()})"' if found else ""

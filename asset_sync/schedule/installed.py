@@ -47,7 +47,7 @@ class Job:
     """The file of --config."""
 
     mails_to: str | None = None
-    """The address to which cron mails the job's output; None if to nobody."""
+    """The address to which cron mails the job's output; None if it mails nobody."""
 
 
 def jobs() -> tuple[Job, ...]:

@@ -39,7 +39,7 @@ SECRET_FILES: Mapping[str, str] = {
 }
 """The name of each secret's file if the user has not chosen one."""
 
-# What the job needs of the shell's environment beside our own variables.
+# What the job needs of the shell's environment besides our own variables.
 _FILES = (
     *("PGPASSFILE", "PGSERVICEFILE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"),
     *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
@@ -447,7 +447,7 @@ def install_units(files: tuple[File, ...]) -> str:
 
 
 def remove_units(directory: Path) -> tuple[Path, ...]:
-    """Delete the units; return those that there were. Raises ScheduleError."""
+    """Delete the units; return those that existed. Raises ScheduleError."""
     there = [
         path
         for lane in Lane

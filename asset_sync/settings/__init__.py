@@ -1,4 +1,4 @@
-"""The settings: all that `assets.toml` and the environment say, and nobody else reads either.
+"""The settings: all that `assets.toml` and the environment say. No other module reads either.
 
 `load` returns one frozen `Settings`, or raises one `SettingsError` with every mistake of the file
 and of the environment, so that they can be corrected in one go. A secret stays a `Secret` from here

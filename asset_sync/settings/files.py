@@ -1,4 +1,4 @@
-"""Which file holds the settings, whose it may be, and how a file is read."""
+"""Which file holds the settings, who may own it, and how a file is read."""
 
 import os
 import pwd
@@ -9,13 +9,13 @@ from pathlib import Path
 from asset_sync.settings.mistakes import WrongError, printable
 
 SHIPPED_FILE = Path(__file__).parent.parent / "assets.toml"
-"""The settings of somebody who has written none."""
+"""The settings that are used if the user has written none."""
 
 SYSTEM_FILE = Path("/etc/asset-sync/assets.toml")
 
 
 def search_places(environ: Mapping[str, str], cwd: Path | None = None) -> tuple[Path, ...]:
-    """Return where `assets.toml` is looked for when nobody names one, first to last."""
+    """Return the places to look for `assets.toml` if none is named, first to last."""
     return (
         (cwd or Path()) / "assets.toml",
         *(place / "asset-sync" / "assets.toml" for place in _user_config(environ)),
@@ -36,7 +36,7 @@ def _user_config(environ: Mapping[str, str]) -> Iterator[Path]:
 def refuse_what_others_write(
     source: Path, variables: Mapping[str, str], *, found_here: bool
 ) -> None:
-    """Raise `WrongError`, with what to do, where somebody else may have written these settings.
+    """Raise `WrongError`, with what to do, if somebody else may have written these settings.
 
     Settings name the server that gets the key, and programs to run. Anybody may have put a file
     into the current directory, where it was only found (`found_here`). A file that is named was

@@ -27,7 +27,7 @@ class Kind(Generic[_T_co]):
         """Hold the check.
 
         `accept` returns the value as the settings keep it, or None for a wrong one, or raises
-        `WrongError` where "it must be `must_be`" would not say enough. `from_text` turns an
+        `WrongError` if "it must be `must_be`" would not say enough. `from_text` turns an
         environment variable into what TOML would have made of it, or leaves it as it is.
         """
         self.must_be = must_be
@@ -48,7 +48,7 @@ class SecretKind(Kind[Secret]):
     __slots__ = ()
 
     def __init__(self, must_be: str, pattern: str, otherwise: str) -> None:
-        """Accept what fits `pattern`, of which group 1 is the value; `otherwise` is the mistake."""
+        """Accept what fits `pattern`, whose group 1 is the value; `otherwise` is the mistake."""
 
         def accept(value: object) -> Secret:
             match = re.fullmatch(pattern, value, re.DOTALL) if isinstance(value, str) else None
@@ -258,7 +258,7 @@ _URL_PATTERN = r"""(?x)
 
 
 def _scheme_and_host(value: object) -> tuple[str, str]:
-    # A pattern, because urlsplit forgives too much, and costs a start more than all the rest.
+    # A pattern, because urlsplit accepts too much, and would take more time than all the rest.
     match = re.fullmatch(_URL_PATTERN, value) if isinstance(value, str) else None
     if match is None or int(match[4] or 443) not in _PORT:
         raise WrongError(

@@ -40,7 +40,7 @@ def shown(value: object) -> str:
 
 
 def shown_key(key: str) -> str:
-    """Return a key without quotes if TOML would take it so."""
+    """Return a key, without quotes if TOML needs none."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]{1,40}", key) else shown(key)
 
 

@@ -152,10 +152,10 @@ class _Table:
         symbol = values.get("symbol")
         known = isinstance(symbol, str) and re.fullmatch(SYMBOL_PATTERN, symbol)
         self.symbol: str | None = str(symbol) if known else None
-        """That of the asset described here, which people know better than a number."""
+        """The symbol of the asset described here; people know it better than a number."""
 
     def section(self, key: str, section: type[_T], **defaults: object) -> _T:
-        """Return the section in table `key`; it counts as empty where it is missing or wrong."""
+        """Return the section in table `key`; a missing or wrong table counts as empty."""
         self._known.append(key)
         values = self._values.get(key, {})
         if not isinstance(values, dict):
@@ -164,7 +164,7 @@ class _Table:
         return section(**self._child(key, values).read(section, defaults))
 
     def rows(self, key: str) -> "list[tuple[int, _Table]]":
-        """Return the tables of the array `key` with their numbers, without what is no table."""
+        """Return the tables of the array `key` with their numbers; skip what is not a table."""
         self._known.append(key)
         rows = self._values.get(key, [])
         if not isinstance(rows, list):
@@ -180,7 +180,7 @@ class _Table:
         return tables
 
     def read(self, section: type, defaults: Mapping[str, object]) -> dict[str, object]:
-        """Return `defaults` with what this table says over them, and the environment over that."""
+        """Return the values: the environment's win over this table's, these over `defaults`."""
         values = dict(defaults)
         for key, setting in declared(section).items():
             kind = setting.kind_beside(values)
@@ -192,7 +192,7 @@ class _Table:
         return values
 
     def row(self, block: type[_T], **defaults: object) -> _T | None:
-        """Return what this table describes, None where something that it needs is wrong."""
+        """Return what this table describes; None if a value that it needs is missing or wrong."""
         values = self.read(block, defaults)
         return block(**values) if _complete(block, values) else None
 
@@ -201,7 +201,7 @@ class _Table:
         self._mistakes.append(f"{self._name(key)} {wrong}.")
 
     def note_unknown_keys(self) -> None:
-        """Note each key that is no setting, here and in the tables below."""
+        """Note each key that is not a setting, here and in the tables below."""
         for key in self._values:
             if key not in self._known:
                 self.note(shown_key(key), unknown(key, self._known))
@@ -292,11 +292,11 @@ class _Environment:
         self.mistakes = mistakes
 
     def section(self, section: type[_T]) -> _T:
-        """Return a section of which the file holds nothing."""
+        """Return a section that only the environment can set."""
         return section(**_Table({}, "", self).read(section, {}))
 
     def read(self, setting: Setting, kind: Kind[object]) -> object:
-        """Return the first of the setting's variables that holds a `kind`; None if none does."""
+        """Return the value of the first of the setting's variables with a right one, or None."""
         for name in setting.env:
             if isinstance(kind, SecretKind):
                 value: object = self._secret(name, kind)
@@ -342,7 +342,7 @@ class _Environment:
 
     def _content(self, name: str, path: str) -> str | None:
         right = "it must be a file with nothing but the secret"
-        # People put the secret itself there, which must not be shown; none begins as a path does.
+        # People put the secret itself there, which must not be shown; no secret begins like a path.
         known = path.startswith("/") or os.path.lexists(self.cwd / path)
         named = f"names {printable(path[:_SHOWN_PATH])}, which" if known else "names a file that"
         try:
@@ -356,7 +356,7 @@ class _Environment:
         return self._storable(name, value)
 
     def _storable(self, name: str, value: str) -> str | None:
-        """Return `value` if C strings and UTF-8 hold it, as libpq, HTTP and paths want it."""
+        """Return `value` if a C string and UTF-8 can hold it: libpq, HTTP and paths need that."""
         # Python keeps the bytes of a variable that is not UTF-8 as lone surrogates.
         if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
             self._note(name, "holds a NUL or is not UTF-8; it must be text")

@@ -25,7 +25,7 @@ _T_co = TypeVar("_T_co", covariant=True)
 
 
 class Depending(Generic[_T_co]):
-    """A kind that depends on the value of the setting `on`, which is declared before."""
+    """A kind that depends on the value of the setting `on`, which is declared earlier."""
 
     __slots__ = ("by_value", "on", "otherwise")
 
@@ -66,7 +66,7 @@ class Setting:
         self.left_out = left_out
 
     def kind_beside(self, values: Mapping[str, object]) -> Kind[object]:
-        """Return what this setting may be where those of its section have these values."""
+        """Return what this setting may be if its section's other settings have these values."""
         if isinstance(self.kind, Kind):
             return self.kind
         return self.kind.by_value.get(values.get(self.kind.on), self.kind.otherwise)
@@ -84,7 +84,7 @@ def setting(
 ) -> _T:
     """Declare a field of a section: what it may be, its default and its sentence of documentation.
 
-    Without a `default` a value is needed, or the reader hands one in. `env` names the environment
+    Without a `default` a value is needed, or the reader supplies one. `env` names the environment
     variables that win over the file, separated by spaces; the first that is set wins. `in_file`
     says whether the file may hold the setting. Where there is no fixed default, `left_out` says
     what holds instead, and `example` is what the shipped file shows.
@@ -363,7 +363,7 @@ class Settings:
     health: HealthSettings
     monitoring: MonitoringSettings
     conninfo: Secret | None
-    """For libpq; None means that none is configured, hence the embedded PostgreSQL.
+    """For libpq; None means that none is configured, so the embedded PostgreSQL is used.
 
     An empty `Secret` leaves everything to libpq's own `PG*` variables.
     """
@@ -419,7 +419,7 @@ PLAIN_VARIABLES = tuple(
 """Those of our settings that hold no secret."""
 
 SECRET_VARIABLES = tuple(name for name in _BY_VARIABLE if name not in PLAIN_VARIABLES)
-"""Those of our settings that hold a secret; with `_FILE` behind its name each holds a path."""
+"""Those of our settings that hold a secret; with `_FILE` after its name each holds a path."""
 
 VARIABLES = (
     CONFIG_VARIABLE,
@@ -427,7 +427,7 @@ VARIABLES = (
     *SECRET_VARIABLES,
     *(f"{name}_FILE" for name in SECRET_VARIABLES),
 )
-"""Every variable of ours; also read are `HOME`, `XDG_CONFIG_HOME`, `SUDO_UID` and libpq's `PG*`."""
+"""All our variables; `HOME`, `XDG_CONFIG_HOME`, `SUDO_UID` and libpq's `PG*` are read, too."""
 
 LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT", "PGUSER")
-"""Those of libpq's own that say that there is a database; libpq itself reads them."""
+"""libpq's own variables that name a database; libpq itself reads them."""

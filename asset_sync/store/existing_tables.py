@@ -146,7 +146,7 @@ def require_usable(db: Connection, assets: Sequence[Asset]) -> None:
 
 # --- what differs -----------------------------------------------------------------------------
 
-# The types that `db init` gives its own columns. Ids may be of any type: none travels through
+# The types that `db init` gives its own columns. Ids may be of any type: none is read into
 # Python.
 _TYPES = {
     _SYMBOLS: {
@@ -175,7 +175,7 @@ _NULLED = ("last_sync_timestamp", "error_message", "vwap", "trades")
 class _Catalogue(NamedTuple):
     differences: tuple[Difference, ...]
     fingerprint: int
-    """Of the differences and of the role that would write."""
+    """Changes with the differences and with the role that would write."""
     tried: bool
     """Whether a run of this role has tried exactly these tables, and could store everything."""
     has_provider: bool

@@ -1,7 +1,7 @@
 """The platform's tables: bars, last prices, sync status.
 
 Everything here runs in the caller's transaction, because each answer is stored in one transaction.
-No table's id travels through Python: an existing platform's ids may be of any type.
+No table's id is read into Python: an existing platform's ids may be of any type.
 """
 
 import json
@@ -111,7 +111,7 @@ def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar]) -> int:
     """Write the bars of one answer in one statement; return how many were new or changed.
 
     The provider corrects its history, so a stored bar is updated; an equal one costs no write.
-    Arrays as literals write 189,000 rows/s, row by row it is 11,000 (measured on 100,000 rows).
+    Array literals write 189,000 rows/s, single rows 11,000 (measured on 100,000 rows).
     """
     if not bars:
         return 0

@@ -104,5 +104,5 @@ class RedisPublisher:
 
 
 def publisher_of(settings: Settings) -> RedisPublisher | None:
-    """Return who publishes new prices beside the database; None where nobody is configured."""
+    """Return what publishes new prices to Redis; None if no Redis is configured."""
     return None if settings.redis_url is None else RedisPublisher(settings.redis_url)

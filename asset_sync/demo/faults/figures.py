@@ -79,7 +79,7 @@ def _duplicate(_: Call, right: Reply) -> Reply:
 
 
 OTHER_TICKER = "C:ILSCHF"
-"""What `other-ticker` answers for: one that exists at the API and not here."""
+"""The ticker that `other-ticker` answers for: it exists at the API but not here."""
 
 
 @fault("other-ticker")

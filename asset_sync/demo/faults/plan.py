@@ -29,12 +29,12 @@ class FaultPlan:
     """The faults in force; the first that fits a call strikes. Not thread-safe."""
 
     def __init__(self, specs: Iterable[str] = ()) -> None:
-        """Raise StandInError for a spec that is none."""
+        """Raise StandInError for a spec that is not valid."""
         self.specs = tuple(specs)
         self._rules = [_rule(spec) for spec in self.specs]
 
     def take(self, call: Call) -> Fault | None:
-        """Return the fault that strikes this call, used up by one; None for a right answer."""
+        """Return the fault that strikes this call, and count it; None for a right answer."""
         for rule in self._rules:
             if rule.strikes(call):
                 if rule.left is not None:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from asset_sync.demo.wire import Call, Reply
 
 Answer: TypeAlias = Callable[[Call, Reply], Reply]
-"""From the call and the right answer to what is sent instead."""
+"""Takes the call and the right answer; returns what is sent instead."""
 
 
 def _always(_: Call) -> bool:

@@ -89,7 +89,7 @@ _BOMB_MEMBERS = 128
 
 @lru_cache(maxsize=1)
 def _bomb() -> bytes:
-    """1 GiB in 1 MB: a gzip file may have many members, so the same one will do 128 times."""
+    """1 GiB in 1 MB: a gzip file may have many members; the same one is repeated 128 times."""
     member = gzip.compress(b" " * _BOMB_MEMBER_BYTES)
     return gzip.compress(_OPENING) + member * _BOMB_MEMBERS + gzip.compress(_ENDING)
 
