@@ -16,7 +16,7 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses=2 --dist=worksteal --durations=10
+	$(BIN)/coverage run -m pytest --numprocesses=4 --dist=worksteal --durations=10
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
