@@ -22,6 +22,13 @@ class Level(StrEnum):
     LOW = "low"
 
 
+class Lane(StrEnum):
+    """Which of the two commands calls; the queue leaves slots for the next priority run."""
+
+    PRIORITY = "priority"
+    QUEUE = "queue"
+
+
 class Feed(str):
     """How an asset is fetched; the text is its name in the database and in JSON."""
 

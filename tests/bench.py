@@ -29,7 +29,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from asset_sync import queue  # noqa: E402
 from asset_sync.budget.bucket import Limiter  # noqa: E402
-from asset_sync.budget.slots import Lane, Rate, Slot  # noqa: E402
+from asset_sync.budget.slots import Rate, Slot  # noqa: E402
 from asset_sync.database import (  # noqa: E402
     Connection,
     Cursor,
@@ -39,7 +39,13 @@ from asset_sync.database import (  # noqa: E402
     raw_session,
     transaction,
 )
-from asset_sync.model import Asset, AssetType, Feed, Level  # noqa: E402
+from asset_sync.model import (  # noqa: E402
+    Asset,
+    AssetType,
+    Feed,
+    Lane,
+    Level,
+)
 from asset_sync.provider.answers import Bar  # noqa: E402
 from asset_sync.queue import Wanted  # noqa: E402
 from asset_sync.settings import SHIPPED_FILE, Secret, load  # noqa: E402

@@ -17,11 +17,10 @@ from anytime import WEDNESDAY, Today
 from machine import Machine, one_bar
 
 from asset_sync import database
-from asset_sync.budget.slots import Lane
 from asset_sync.clock import Clock
 from asset_sync.database import Connection, Row, embedded
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Asset, AssetType, Feed, Level
+from asset_sync.model import Asset, AssetType, Feed, Lane, Level
 from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.queue import Wanted
 from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load

@@ -30,10 +30,10 @@ from anytime import SEARCH_PATH, WEDNESDAY, shadowing
 from psycopg2.extensions import make_dsn
 
 from asset_sync import database
-from asset_sync.budget.slots import Lane
 from asset_sync.budget.turn import POLL_SECONDS
 from asset_sync.clock import Clock
 from asset_sync.database import Connection, Cursor, Parameters
+from asset_sync.model import Lane
 from asset_sync.provider.errors import Unanswered
 from asset_sync.provider.polygon import client
 from asset_sync.provider.polygon.endpoints import REFERENCE_PATH

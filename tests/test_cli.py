@@ -27,7 +27,7 @@ from asset_sync.cli.log import sentence
 from asset_sync.cli.output import filled
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.settings import SHIPPED_FILE, QueueSettings, load
 from asset_sync.store import runs
 from asset_sync.sync.progress import Waiting
@@ -676,9 +676,9 @@ def test_a_slot_that_comes_free_in_time_need_not_be_kept(db: Connection) -> None
     slots.reserve(db, 3, 37)
 
     assert (slots.budget(db, rate).free, slots.budget(db, rate).kept) == (3, 1)
-    assert isinstance(slots.take(db, slots.Lane.QUEUE, rate), slots.Slot)
-    assert isinstance(slots.take(db, slots.Lane.QUEUE, rate), slots.Slot)
-    assert isinstance(slots.take(db, slots.Lane.QUEUE, rate), slots.Wait)
+    assert isinstance(slots.take(db, Lane.QUEUE, rate), slots.Slot)
+    assert isinstance(slots.take(db, Lane.QUEUE, rate), slots.Slot)
+    assert isinstance(slots.take(db, Lane.QUEUE, rate), slots.Wait)
 
 
 def test_no_color_is_heeded(run: Run, environ: dict[str, str]) -> None:

@@ -12,10 +12,9 @@ from conftest import MakeSettings, ShiftingClock
 from prometheus_client.parser import text_string_to_metric_families
 
 from asset_sync import queue
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.ops import health
 from asset_sync.ops.metrics import exposition
 from asset_sync.settings import SHIPPED_FILE, load

@@ -30,6 +30,7 @@ from asset_sync.database import (
     session,
     transaction,
 )
+from asset_sync.model import Lane
 from asset_sync.provider.answers import Bar
 from asset_sync.settings import Secret, load
 from asset_sync.store import market, runs
@@ -171,7 +172,7 @@ def test_after_a_restore_without_rows_no_call_is_made_for_a_window_and_a_call(
     migrate(db)
     slots.prepare(db, rate)
 
-    waiting = slots.take(db, slots.Lane.QUEUE, rate)
+    waiting = slots.take(db, Lane.QUEUE, rate)
     assert isinstance(waiting, slots.Wait)
     assert 80 < waiting.seconds <= 90
 

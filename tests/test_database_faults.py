@@ -31,7 +31,6 @@ from servers import Server, binaries, pgbouncer, standby_of, tablespace_of, thro
 
 import asset_sync
 from asset_sync import database
-from asset_sync.budget.slots import Lane
 from asset_sync.clock import Clock
 from asset_sync.database import (
     Connection,
@@ -46,6 +45,7 @@ from asset_sync.database import connection as database_connection
 from asset_sync.database.embedded import EmbeddedError
 from asset_sync.demo.sandbox import bars_unlike_the_replay
 from asset_sync.demo.server import StandIn
+from asset_sync.model import Lane
 from asset_sync.settings import VARIABLES, Secret, Settings, load
 from asset_sync.sync import connection, loop
 from asset_sync.sync.progress import Calling, Listener, Progress, Recovered, Started, Warned

@@ -12,10 +12,10 @@ from typing import TypeAlias
 import pytest
 
 from asset_sync import database
-from asset_sync.budget.slots import Lane
 from asset_sync.cli import main
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
+from asset_sync.model import Lane
 from asset_sync.ops import doctor, doctor_jobs
 from asset_sync.schedule import installed
 from asset_sync.settings import SHIPPED_FILE, Secret, load

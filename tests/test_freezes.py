@@ -14,8 +14,9 @@ import pytest
 
 from asset_sync.budget import clocks, slots
 from asset_sync.budget.clocks import Watch
-from asset_sync.budget.slots import CallEnd, Lane, Rate, Slot, Wait
+from asset_sync.budget.slots import CallEnd, Rate, Slot, Wait
 from asset_sync.database import Connection, query
+from asset_sync.model import Lane
 
 RATE = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
 READ_TIMEOUT = 10.0

@@ -12,10 +12,9 @@ from conftest import MakeSettings, ShiftingClock, in_line
 from machine import Machine
 
 from asset_sync import queue
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.ops import health
 from asset_sync.ops.health import Health, Verdict
 from asset_sync.settings import SHIPPED_FILE, HealthSettings, Secret, Settings, load

@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from asset_sync.budget.slots import Lane
-from asset_sync.model import AssetType, Feed, Level
+from asset_sync.model import AssetType, Feed, Lane, Level
 from asset_sync.provider.answers import Bar, BarsAnswer, Flaw, LeftOut, Quote, SnapshotAnswer
 from asset_sync.provider.errors import (
     FeedDenied,

@@ -10,9 +10,9 @@ from conftest import MakeSettings, ShiftingClock
 
 from asset_sync.budget import clocks, slots
 from asset_sync.budget.clocks import Watch
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query, status
 from asset_sync.demo.server import StandIn
+from asset_sync.model import Lane
 from asset_sync.ops import doctor, health
 from asset_sync.ops.health import Verdict
 from asset_sync.settings import Settings

@@ -17,10 +17,10 @@ from machine import Machine, one_bar, until
 
 from asset_sync import queue
 from asset_sync.budget import slots
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
+from asset_sync.model import Lane
 from asset_sync.provider.answers import BarsAnswer
 from asset_sync.provider.polygon.client import Polygon
 from asset_sync.queue import Wanted

@@ -13,8 +13,9 @@ from pyrate_limiter import Limiter as PyrateLimiter
 
 from asset_sync.budget import slots
 from asset_sync.budget.bucket import Limiter, SlotBucket
-from asset_sync.budget.slots import CallEnd, Lane, Rate, Slot, Wait
+from asset_sync.budget.slots import CallEnd, Rate, Slot, Wait
 from asset_sync.database import Connection
+from asset_sync.model import Lane
 
 FREE_PLAN = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
 

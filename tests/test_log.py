@@ -19,13 +19,12 @@ from conftest import ETHER, TYPO, with_ether
 from machine import Machine
 
 import asset_sync
-from asset_sync.budget.slots import Lane
 from asset_sync.cli.log import Log, LogFormat, sentence
 from asset_sync.cli.options import Common
 from asset_sync.cli.sync import summary
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.sync.progress import Failed, Recovered, Synced
 from asset_sync.sync.report import Report
 

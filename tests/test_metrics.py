@@ -11,10 +11,10 @@ import pytest
 from conftest import MakeSettings, ShiftingClock
 from prometheus_client.parser import text_string_to_metric_families
 
-from asset_sync.budget.slots import Lane
 from asset_sync.cli import main
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
+from asset_sync.model import Lane
 from asset_sync.ops.metrics import PREFIX, exposition
 from asset_sync.settings import SHIPPED_FILE, Settings, load
 from asset_sync.sync import loop

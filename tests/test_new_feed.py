@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 import pytest
 from conftest import MakeSettings, ShiftingClock
 
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.ops import metrics
 from asset_sync.ops.forecast import forecast
 from asset_sync.provider.protocol import Provider

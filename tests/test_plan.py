@@ -9,9 +9,8 @@ import pytest
 from commandline import Told
 from machine import Machine
 
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, transaction
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.ops.forecast import CALL_SECONDS
 from asset_sync.store import runs
 

@@ -25,10 +25,9 @@ from hypothesis import strategies as st
 
 from asset_sync import queue
 from asset_sync.assetfile import edit
-from asset_sync.budget.slots import Lane
 from asset_sync.cli import demo
 from asset_sync.database import Connection, DatabaseError, errors_as_sentences, query, transaction
-from asset_sync.model import AssetType, Feed, Level
+from asset_sync.model import AssetType, Feed, Lane, Level
 from asset_sync.provider.errors import ProviderError
 from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.polygon.client import Polygon

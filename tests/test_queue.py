@@ -12,9 +12,8 @@ import pytest
 from conftest import ShiftingClock, asset, in_line
 
 from asset_sync import queue
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, Cursor, Row, query, transaction
-from asset_sync.model import Asset, AssetType, Feed, Level
+from asset_sync.model import Asset, AssetType, Feed, Lane, Level
 from asset_sync.queue import Item, LostLeaseError, Wanted
 from asset_sync.settings import QueueSettings
 

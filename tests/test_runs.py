@@ -8,10 +8,9 @@ import pytest
 from conftest import MakeSettings, ShiftingClock, asset
 
 from asset_sync import queue
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.settings import QueueSettings
 from asset_sync.store import entitlements, runs
 from asset_sync.store.entitlements import Missing

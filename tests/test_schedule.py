@@ -12,7 +12,7 @@ import pytest
 from commandline import Told
 from machine import Machine
 
-from asset_sync.budget.slots import Lane
+from asset_sync.model import Lane
 from asset_sync.schedule import installed, lines
 from asset_sync.schedule.crontab import BEGIN, END
 from asset_sync.settings import SECRET_VARIABLES, SHIPPED_FILE

@@ -7,10 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from conftest import MakeSettings, ShiftingClock, asset
 
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Asset, AssetType, Level
+from asset_sync.model import Asset, AssetType, Lane, Level
 from asset_sync.provider.answers import (
     Bar,
     BarsAnswer,

@@ -10,8 +10,9 @@ import pytest
 from conftest import ShiftingClock
 
 from asset_sync.budget import slots
-from asset_sync.budget.slots import PRIORITY_GRACE_SECONDS, CallEnd, Lane, Rate, Slot, Wait
+from asset_sync.budget.slots import PRIORITY_GRACE_SECONDS, CallEnd, Rate, Slot, Wait
 from asset_sync.database import Connection, query
+from asset_sync.model import Lane
 from asset_sync.settings import Secret
 
 FREE_PLAN = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)

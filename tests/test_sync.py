@@ -16,11 +16,11 @@ import pytest
 from conftest import MakeSettings, ShiftingClock, asset
 
 from asset_sync import queue
-from asset_sync.budget.slots import PRIORITY_GRACE_SECONDS, Lane
+from asset_sync.budget.slots import PRIORITY_GRACE_SECONDS
 from asset_sync.database import Connection, query
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Asset, AssetType, Feed, Level
+from asset_sync.model import Asset, AssetType, Feed, Lane, Level
 from asset_sync.settings import Secret, Settings, SettingsError
 from asset_sync.sync import caller, dry_run, loop, streaks
 from asset_sync.sync.progress import (
@@ -474,11 +474,11 @@ def test_with_nothing_due_nothing_slow_is_imported(job: Job) -> None:
     code = """
 import os, sys
 from asset_sync import database, settings
-from asset_sync.budget import slots
+from asset_sync.model import Lane
 from asset_sync.sync import loop
 chosen = settings.load(settings.SHIPPED_FILE, os.environ)
 with database.session(chosen.conninfo) as db:
-    print(loop.run(db, chosen, slots.Lane.PRIORITY).reason_ended)
+    print(loop.run(db, chosen, Lane.PRIORITY).reason_ended)
 print(*{"requests", "pyrate_limiter", "rich", "typer", "redis"}.intersection(sys.modules))
 """
     assert job.settings.conninfo is not None

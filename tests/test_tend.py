@@ -11,11 +11,10 @@ import pytest
 from conftest import MakeSettings, ShiftingClock, asset, in_line
 
 from asset_sync import queue
-from asset_sync.budget.slots import Lane
 from asset_sync.cli import main
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
-from asset_sync.model import Feed, Level
+from asset_sync.model import Feed, Lane, Level
 from asset_sync.queue import admin
 from asset_sync.settings import QueueSettings
 from asset_sync.store import runs

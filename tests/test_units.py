@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from asset_sync.budget.slots import Lane
 from asset_sync.cli import app
+from asset_sync.model import Lane
 from asset_sync.ops import hooks
 from asset_sync.settings import SHIPPED_FILE, VARIABLES, load
 from asset_sync.store.entitlements import Missing

@@ -9,9 +9,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from asset_sync.budget import slots
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection
-from asset_sync.model import Asset, AssetType, Level
+from asset_sync.model import Asset, AssetType, Lane, Level
 from asset_sync.provider.answers import Listed, TickersAnswer
 from asset_sync.provider.current import MARKETS, endpoints
 from asset_sync.provider.errors import Fault, ProviderError, Unavailable

@@ -10,8 +10,9 @@ from pyrate_limiter.abstracts.algorithm import Decision
 
 from asset_sync.budget import slots
 from asset_sync.budget.clocks import Watch
-from asset_sync.budget.slots import CallEnd, Lane, Lowered, Rate, Slot, Wait
+from asset_sync.budget.slots import CallEnd, Lowered, Rate, Slot, Wait
 from asset_sync.database import Connection
+from asset_sync.model import Lane
 
 
 class SlotBucket(AbstractBucket):

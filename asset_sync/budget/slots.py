@@ -18,12 +18,13 @@ start and a named tuple 0.04 ms, and `queue status` needs some twenty.
 """
 
 from collections.abc import Iterator
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from typing import NamedTuple
 
 from asset_sync.budget import clocks
 from asset_sync.budget.clocks import Watch
 from asset_sync.database import Connection, query
+from asset_sync.model import Lane
 from asset_sync.settings import PLANS, Secret, Settings
 
 # How long slots stay reserved for a priority run that is late: as long as such a run may work.
@@ -39,13 +40,6 @@ REFUSALS = 3
 LOWERED_SECONDS = 900
 MOST_LOWERED_SECONDS = 86_400
 _FREE = PLANS["free"]
-
-
-class Lane(StrEnum):
-    """Which of the two commands calls; the queue leaves slots for the next priority run."""
-
-    PRIORITY = "priority"
-    QUEUE = "queue"
 
 
 class CallEnd(Enum):

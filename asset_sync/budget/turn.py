@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from asset_sync.budget import slots
 from asset_sync.budget.clocks import Watch
-from asset_sync.budget.slots import CallEnd, Lane, Lowered, Rate, Slot, Wait
+from asset_sync.budget.slots import CallEnd, Lowered, Rate, Slot, Wait
 from asset_sync.clock import Clock
 from asset_sync.database import Connection
+from asset_sync.model import Lane
 from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unanswered
 from asset_sync.provider.protocol import Provider
 

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from asset_sync.budget.slots import Lane
 from asset_sync.cli import queue_status, sync
 from asset_sync.cli.assets_list import show_assets
 from asset_sync.cli.log import Log
@@ -17,6 +16,7 @@ from asset_sync.cli.output import err, out, out_raw
 from asset_sync.demo import sandbox
 from asset_sync.demo.server import StandIn
 from asset_sync.errors import ExitCode
+from asset_sync.model import Lane
 
 app = typer.Typer(name="demo", add_completion=False)
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from asset_sync import database
-from asset_sync.budget.slots import Lane
 from asset_sync.cli.exits import explain
 from asset_sync.cli.format import duration
 from asset_sync.cli.log import Log, LogFormat
@@ -22,6 +21,7 @@ from asset_sync.cli.settings import settings_for
 from asset_sync.cli.watch import watching
 from asset_sync.database import Connection
 from asset_sync.errors import ExitCode
+from asset_sync.model import Lane
 from asset_sync.ops.hooks import Ending, Monitors
 from asset_sync.settings import Settings
 from asset_sync.sync import loop

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asset_sync.budget import clocks, slots
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, SchemaStatus, lacking_rights, query
+from asset_sync.model import Lane
 from asset_sync.ops.health import OVERDUE_INTERVALS
 from asset_sync.provider.errors import Fault, ProviderError
 from asset_sync.schedule import installed

@@ -15,8 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-from asset_sync.budget.slots import Lane
-from asset_sync.model import Asset, Level
+from asset_sync.model import Asset, Lane, Level
 from asset_sync.provider.current import MARKETS
 from asset_sync.settings import PLANS, Plan, RateLimit, Settings
 from asset_sync.store.entitlements import Missing

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from asset_sync import queue
 from asset_sync.budget import clocks, slots
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection, DatabaseError
-from asset_sync.model import Asset, Level
+from asset_sync.model import Asset, Lane, Level
 from asset_sync.queue import WORTH_A_WORD, Failing, Freshness, LevelStatus
 from asset_sync.settings import Settings
 from asset_sync.store import runs

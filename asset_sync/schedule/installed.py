@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from asset_sync.budget.slots import Lane
+from asset_sync.model import Lane
 from asset_sync.schedule import crontab
 from asset_sync.schedule.programs import run
 

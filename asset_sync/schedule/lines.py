@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from asset_sync.budget.slots import Lane
 from asset_sync.database.embedded import data_directory
 from asset_sync.errors import AssetSyncError
+from asset_sync.model import Lane
 from asset_sync.schedule import crontab
 from asset_sync.schedule.programs import run
 from asset_sync.settings import (

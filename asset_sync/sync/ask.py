@@ -5,11 +5,11 @@ from contextlib import suppress
 from typing import Self, TypeVar
 
 from asset_sync.budget import slots
-from asset_sync.budget.slots import Lane
 from asset_sync.budget.turn import Turn, Turns
 from asset_sync.clock import Clock
 from asset_sync.database import SERVER_ERRORS, Connection, statement_timeout
 from asset_sync.errors import AssetSyncError, ExitCode
+from asset_sync.model import Lane
 from asset_sync.provider.errors import ProviderError, RateLimited
 from asset_sync.provider.protocol import Provider
 from asset_sync.settings import Settings

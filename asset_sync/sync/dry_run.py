@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from asset_sync import queue
 from asset_sync.budget import slots
-from asset_sync.budget.slots import Lane
 from asset_sync.database import Connection
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.queue import Upcoming
 from asset_sync.settings import Settings
 from asset_sync.store import market

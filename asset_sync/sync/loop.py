@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from asset_sync import queue
-from asset_sync.budget.slots import Lane
 from asset_sync.budget.turn import POLL_SECONDS, Turn
 from asset_sync.clock import Clock
 from asset_sync.database import (
@@ -21,6 +20,7 @@ from asset_sync.database import (
     statement_timeout,
     transaction,
 )
+from asset_sync.model import Lane
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import TRY_AGAIN_SECONDS
 from asset_sync.settings import ProviderSettings, Secret, Settings

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from asset_sync.budget.slots import Lane
+from asset_sync.model import Lane
 from asset_sync.sync.progress import Failed, Progress, Synced
 
 

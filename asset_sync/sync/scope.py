@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
-from asset_sync.budget.slots import Lane, Rate, effective_rate, rate_of
+from asset_sync.budget.slots import Rate, effective_rate, rate_of
 from asset_sync.database import Connection
-from asset_sync.model import AssetType, Feed, Level
+from asset_sync.model import AssetType, Feed, Lane, Level
 from asset_sync.provider.current import connect
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Wanted, calls_for

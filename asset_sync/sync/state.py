@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from asset_sync import queue
 from asset_sync.budget import slots
-from asset_sync.budget.slots import Lane
 from asset_sync.budget.turn import Turn, Turns
 from asset_sync.clock import Clock
 from asset_sync.database import Connection
+from asset_sync.model import Lane
 from asset_sync.queue import Item
 from asset_sync.settings import Settings
 from asset_sync.store import runs
