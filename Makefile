@@ -8,6 +8,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Most tests wait for servers most of their time.
+PROCESSES ?= 4
 
 .PHONY: demo test lint soak bench pictures reference clean
 
@@ -16,7 +18,7 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses=4 --dist=worksteal --durations=10
+	$(BIN)/coverage run -m pytest --numprocesses=$(PROCESSES) --dist=worksteal --durations=10
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

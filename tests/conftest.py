@@ -25,7 +25,7 @@ from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.queue import Wanted
 from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load
 
-_TEMPLATE = "asset_sync_template"
+_TEMPLATE = f"asset_sync_template_{os.getpid()}"  # several processes may share a server
 _numbers = itertools.count(1)
 
 

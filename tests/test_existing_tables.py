@@ -315,7 +315,7 @@ def test_a_role_without_the_right_to_store_makes_no_call_and_tries_nothing(
     url: str, db: Connection
 ) -> None:
     query(db, TRIGGER.format("audit", "return new"))
-    role = "asset_sync_test_reader"
+    role = f"asset_sync_test_reader_{os.getpid()}"
     query(
         db,
         f"""
