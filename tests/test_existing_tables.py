@@ -1,5 +1,6 @@
 """Platform tables that differ from ours: what a run could not store is known before any call."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
