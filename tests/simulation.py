@@ -34,6 +34,7 @@ from asset_sync.budget.turn import POLL_SECONDS
 from asset_sync.clock import Clock
 from asset_sync.database import Connection, Cursor, Parameters
 from asset_sync.model import Lane
+from asset_sync.provider.access import Access
 from asset_sync.provider.errors import Unanswered
 from asset_sync.provider.polygon import client
 from asset_sync.provider.polygon.endpoints import REFERENCE_PATH
@@ -383,21 +384,12 @@ class _Http:
 
     host = "the simulated API"
 
-    def __init__(
-        self,
-        world: World,
-        day: Day,
-        api: Api,
-        *,
-        read_timeout_seconds: float,
-        call_timeout_seconds: float,
-        **_: object,
-    ) -> None:
+    def __init__(self, world: World, day: Day, api: Api, access: Access) -> None:
         self._world = world
         self._day = day
         self._api = api
-        self._read_timeout_seconds = read_timeout_seconds
-        self.call_timeout_seconds = call_timeout_seconds
+        self._read_timeout_seconds = access.read_timeout_seconds
+        self.call_timeout_seconds = access.call_timeout_seconds
 
     def close(self) -> None:
         pass

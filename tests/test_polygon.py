@@ -24,6 +24,7 @@ from asset_sync import __version__
 from asset_sync.demo.server import StandIn
 from asset_sync.errors import AssetSyncError
 from asset_sync.model import AssetType
+from asset_sync.provider.access import Access
 from asset_sync.provider.answers import Bar, BarsAnswer, Flaw, LeftOut, Listed, TickersAnswer
 from asset_sync.provider.deadline import Session
 from asset_sync.provider.errors import (
@@ -54,11 +55,13 @@ T1, T2 = T0 + 300_000, T0 + 600_000
 
 def polygon(base_url: str = BASE, *, read: float = 5.0, call: float = 10.0) -> Polygon:
     return Polygon(
-        base_url=base_url,
-        api_key=Secret(KEY),
-        connect_timeout_seconds=5.0,
-        read_timeout_seconds=read,
-        call_timeout_seconds=call,
+        Access(
+            base_url=base_url,
+            key=Secret(KEY),
+            connect_timeout_seconds=5.0,
+            read_timeout_seconds=read,
+            call_timeout_seconds=call,
+        )
     )
 
 
@@ -1367,11 +1370,11 @@ def test_a_process_with_an_answer_of_50_000_bars_stays_under_80_mb() -> None:
         import re, resource, sys
         from datetime import UTC, datetime
         import psycopg2
+        from asset_sync.provider.access import Access
         from asset_sync.provider.polygon.client import Polygon
         from asset_sync.secret import Secret
 
-        with Polygon(base_url=sys.argv[1], api_key=Secret("x"), connect_timeout_seconds=5,
-                     read_timeout_seconds=20, call_timeout_seconds=30) as api:
+        with Polygon(Access(sys.argv[1], Secret("x"), 5, 20, 30)) as api:
             start = datetime(2026, 3, 2, 12, tzinfo=UTC)
             answer = api.bars("C:EURUSD", start, datetime(2027, 1, 1, tzinfo=UTC))
         if sys.platform == "linux":  # where ru_maxrss begins with that of the parent

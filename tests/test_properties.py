@@ -28,6 +28,7 @@ from asset_sync.assetfile import edit
 from asset_sync.cli import demo
 from asset_sync.database import Connection, DatabaseError, errors_as_sentences, query, transaction
 from asset_sync.model import AssetType, Feed, Lane, Level
+from asset_sync.provider.access import Access
 from asset_sync.provider.errors import ProviderError
 from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.polygon.client import Polygon
@@ -591,11 +592,13 @@ def ask_everything(api: Polygon) -> None:
 
 def polygon(base_url: str) -> Polygon:
     return Polygon(
-        base_url=base_url,
-        api_key=Secret(KEY),
-        connect_timeout_seconds=2,
-        read_timeout_seconds=0.05,  # for a body that is announced and does not come
-        call_timeout_seconds=2,
+        Access(
+            base_url=base_url,
+            key=Secret(KEY),
+            connect_timeout_seconds=2,
+            read_timeout_seconds=0.05,  # for a body that is announced and does not come
+            call_timeout_seconds=2,
+        )
     )
 
 

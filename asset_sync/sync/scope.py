@@ -8,6 +8,7 @@ from typing import Protocol
 from asset_sync.budget.slots import Rate, effective_rate, rate_of
 from asset_sync.database import Connection
 from asset_sync.model import AssetType, Feed, Lane, Level
+from asset_sync.provider.access import Access
 from asset_sync.provider.current import connect
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Wanted, calls_for
@@ -177,9 +178,11 @@ def scope_of(db: Connection, settings: Settings, lane: Lane) -> Scope:
 def open_provider(settings: ProviderSettings, key: Secret) -> Provider:
     """Return the provider's client; it connects with the first call."""
     return connect(
-        base_url=settings.base_url,
-        api_key=key,
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-        read_timeout_seconds=settings.read_timeout_seconds,
-        call_timeout_seconds=settings.call_timeout_seconds,
+        Access(
+            settings.base_url,
+            key,
+            settings.connect_timeout_seconds,
+            settings.read_timeout_seconds,
+            settings.call_timeout_seconds,
+        )
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Self
 
+from asset_sync.provider.access import Access
 from asset_sync.provider.answers import BarsAnswer, SnapshotAnswer, TickersAnswer
 from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.polygon.http import Http
@@ -14,7 +15,6 @@ from asset_sync.provider.polygon.parse import (
     read_tickers,
 )
 from asset_sync.provider.polygon.refusals import CallContext
-from asset_sync.secret import Secret
 
 
 class Polygon:
@@ -25,23 +25,9 @@ class Polygon:
     the host of `base_url`. For one thread at a time.
     """
 
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        api_key: Secret,
-        connect_timeout_seconds: float,
-        read_timeout_seconds: float,
-        call_timeout_seconds: float,
-    ) -> None:
-        self._key = api_key
-        self._http = Http(
-            base_url=base_url,
-            api_key=api_key,
-            connect_timeout_seconds=connect_timeout_seconds,
-            read_timeout_seconds=read_timeout_seconds,
-            call_timeout_seconds=call_timeout_seconds,
-        )
+    def __init__(self, access: Access) -> None:
+        self._key = access.key
+        self._http = Http(access)
 
     def __repr__(self) -> str:
         return f"<Polygon at {self._http.host}>"

@@ -11,6 +11,7 @@ import requests
 from requests.auth import AuthBase
 
 from asset_sync.clock import monotonic
+from asset_sync.provider.access import Access
 from asset_sync.provider.deadline import FAILURES, Deadline, Session, reason
 from asset_sync.provider.errors import NotSent, Unanswered, Unavailable
 from asset_sync.secret import Secret
@@ -51,22 +52,14 @@ class _Broken:
 class Http:
     """The one session: it holds the key, follows no redirects and repeats no request."""
 
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        api_key: Secret,
-        connect_timeout_seconds: float,
-        read_timeout_seconds: float,
-        call_timeout_seconds: float,
-    ) -> None:
-        self.base_url = base_url.rstrip("/")
-        self.host = _host(base_url)
-        self._timeouts = (connect_timeout_seconds, read_timeout_seconds)
-        self.call_timeout_seconds = call_timeout_seconds
+    def __init__(self, access: Access) -> None:
+        self.base_url = access.base_url.rstrip("/")
+        self.host = _host(access.base_url)
+        self._timeouts = (access.connect_timeout_seconds, access.read_timeout_seconds)
+        self.call_timeout_seconds = access.call_timeout_seconds
         self.may_send: Callable[[], bool] = lambda: True
         self._session = Session(
-            {"Accept": "application/json", "Accept-Encoding": "gzip"}, _Bearer(api_key)
+            {"Accept": "application/json", "Accept-Encoding": "gzip"}, _Bearer(access.key)
         )
 
     def close(self) -> None:
