@@ -10,13 +10,8 @@ from enum import Enum
 from pathlib import Path
 from textwrap import wrap
 
-from asset_sync.settings import (
-    CONFIG_VARIABLE,
-    SECRET_VARIABLES,
-    SHIPPED_FILE,
-    Plan,
-    search_places,
-)
+from asset_sync.provider.plan import Plan
+from asset_sync.settings import CONFIG_VARIABLE, SECRET_VARIABLES, SHIPPED_FILE, search_places
 from asset_sync.settings.kinds import SecretKind
 from asset_sync.settings.sections import (
     TABLES,

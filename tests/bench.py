@@ -48,7 +48,8 @@ from asset_sync.model import (  # noqa: E402
 )
 from asset_sync.provider.answers import Bar  # noqa: E402
 from asset_sync.queue import Wanted  # noqa: E402
-from asset_sync.settings import SHIPPED_FILE, Secret, load  # noqa: E402
+from asset_sync.secret import Secret  # noqa: E402
+from asset_sync.settings import SHIPPED_FILE, load  # noqa: E402
 from asset_sync.store import market, runs  # noqa: E402
 
 STARTS, CLAIMS, SLOTS, WRITES = 15, 50, 50, 5

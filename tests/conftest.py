@@ -23,7 +23,8 @@ from asset_sync.demo.server import StandIn
 from asset_sync.model import Asset, AssetType, Feed, Lane, Level
 from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.queue import Wanted
-from asset_sync.settings import SHIPPED_FILE, Secret, Settings, load
+from asset_sync.secret import Secret
+from asset_sync.settings import SHIPPED_FILE, Settings, load
 
 _TEMPLATE = f"asset_sync_template_{os.getpid()}"  # several processes may share a server
 _numbers = itertools.count(1)

@@ -39,7 +39,8 @@ from asset_sync.provider.errors import Unanswered
 from asset_sync.provider.polygon import client
 from asset_sync.provider.polygon.endpoints import REFERENCE_PATH
 from asset_sync.provider.polygon.http import Reply
-from asset_sync.settings import Secret, Settings
+from asset_sync.secret import Secret
+from asset_sync.settings import Settings
 from asset_sync.sync import loop
 from asset_sync.sync.progress import Failed, Progress, PutBack, Synced, Waiting, Warned
 

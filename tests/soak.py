@@ -54,7 +54,8 @@ from asset_sync.demo import replay  # noqa: E402
 from asset_sync.demo.server import StandIn  # noqa: E402
 from asset_sync.model import Asset, AssetType, Level  # noqa: E402
 from asset_sync.provider.polygon.http import Reply  # noqa: E402
-from asset_sync.settings import SHIPPED_FILE, VARIABLES, Secret, Settings, load  # noqa: E402
+from asset_sync.secret import Secret  # noqa: E402
+from asset_sync.settings import SHIPPED_FILE, VARIABLES, Settings, load  # noqa: E402
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "90"))
 CALLS = int(os.environ.get("SOAK_CALLS", "1000"))

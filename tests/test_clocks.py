@@ -23,7 +23,7 @@ from asset_sync.demo import replay
 from asset_sync.demo.replay import HOUR_MS
 from asset_sync.demo.server import StandIn
 from asset_sync.provider.answers import Bar
-from asset_sync.settings import Secret
+from asset_sync.secret import Secret
 from asset_sync.store import market
 
 PACKAGE = Path(asset_sync.__file__).parent

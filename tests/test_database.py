@@ -32,7 +32,8 @@ from asset_sync.database import (
 )
 from asset_sync.model import Lane
 from asset_sync.provider.answers import Bar
-from asset_sync.settings import Secret, load
+from asset_sync.secret import Secret
+from asset_sync.settings import load
 from asset_sync.store import market, runs
 
 PASSWORD = "s3cret-Tr4ding-v4lue"

@@ -46,7 +46,8 @@ from asset_sync.database.embedded import EmbeddedError
 from asset_sync.demo.sandbox import bars_unlike_the_replay
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Lane
-from asset_sync.settings import VARIABLES, Secret, Settings, load
+from asset_sync.secret import Secret
+from asset_sync.settings import VARIABLES, Settings, load
 from asset_sync.sync import connection, loop
 from asset_sync.sync.progress import Calling, Listener, Progress, Recovered, Started, Warned
 from asset_sync.sync.report import Ended, Report

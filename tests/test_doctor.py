@@ -18,7 +18,8 @@ from asset_sync.demo.server import StandIn
 from asset_sync.model import Lane
 from asset_sync.ops import doctor, doctor_jobs
 from asset_sync.schedule import installed
-from asset_sync.settings import SHIPPED_FILE, Secret, load
+from asset_sync.secret import Secret
+from asset_sync.settings import SHIPPED_FILE, load
 from asset_sync.store import runs
 
 Findings: TypeAlias = dict[str, tuple[str, str]]

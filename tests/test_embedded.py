@@ -19,7 +19,8 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from asset_sync.database import embedded, query, raw_session, session
 from asset_sync.database.embedded import EmbeddedError, data_directory
-from asset_sync.settings import SECRET_VARIABLES, Secret
+from asset_sync.secret import Secret
+from asset_sync.settings import SECRET_VARIABLES
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -19,7 +19,7 @@ from servers import RedisServer, redis_server
 
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
-from asset_sync.settings import Secret
+from asset_sync.secret import Secret
 from asset_sync.store import publish
 from asset_sync.store.market import LastPrice
 from asset_sync.store.publish import EventsError, RedisPublisher

@@ -21,7 +21,8 @@ from asset_sync.database import (
     transaction,
 )
 from asset_sync.demo.server import StandIn
-from asset_sync.settings import SHIPPED_FILE, Secret, load
+from asset_sync.secret import Secret
+from asset_sync.settings import SHIPPED_FILE, load
 from asset_sync.store import existing_tables
 
 ASSETS = load(SHIPPED_FILE, {}).assets

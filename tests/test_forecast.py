@@ -26,7 +26,8 @@ from asset_sync.ops.forecast import (
     staleness,
     with_plan,
 )
-from asset_sync.settings import PLANS, SHIPPED_FILE, RateLimit, Settings, load
+from asset_sync.provider.current import PLANS
+from asset_sync.settings import SHIPPED_FILE, RateLimit, Settings, load
 
 CALL_SECONDS = 0.3
 HOUR = 3600.0

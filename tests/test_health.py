@@ -17,7 +17,8 @@ from asset_sync.demo.server import StandIn
 from asset_sync.model import Feed, Lane
 from asset_sync.ops import health
 from asset_sync.ops.health import Health, Verdict
-from asset_sync.settings import SHIPPED_FILE, HealthSettings, Secret, Settings, load
+from asset_sync.secret import Secret
+from asset_sync.settings import SHIPPED_FILE, HealthSettings, Settings, load
 from asset_sync.store import runs
 from asset_sync.sync import loop
 from asset_sync.sync.progress import Progress, Synced

@@ -8,6 +8,7 @@ import pytest
 
 from asset_sync.model import AssetType, Feed, Lane, Level
 from asset_sync.provider.answers import Bar, BarsAnswer, Flaw, LeftOut, Quote, SnapshotAnswer
+from asset_sync.provider.current import PLANS
 from asset_sync.provider.errors import (
     FeedDenied,
     KeyRefused,
@@ -21,7 +22,7 @@ from asset_sync.provider.errors import (
     Unavailable,
 )
 from asset_sync.queue import TRY_AGAIN_SECONDS, WORTH_A_WORD, Item
-from asset_sync.settings import PLANS, SHIPPED_FILE, Settings, load
+from asset_sync.settings import SHIPPED_FILE, Settings, load
 from asset_sync.store import entitlements
 from asset_sync.sync import feeds
 from asset_sync.sync.feeds import TickerRequest
@@ -35,8 +36,8 @@ from asset_sync.sync.judge import (
     Finish,
     Judgement,
     Known,
-    Missing,
     MoveBack,
+    NotIncluded,
     Price,
     Release,
     Request,
@@ -240,13 +241,13 @@ def test_a_window_that_begins_too_long_ago_is_asked_again_without_the_past() -> 
     request = BarsRequest("C:EURUSD", window(NOW - timedelta(days=730), last=False))
     judgement = judged(TodayDenied("timeframe"), request=request)
     assert ends(judgement) == [(["EURUSD"], Release())]
-    assert (judgement.missing, judgement.scope_changed) == ([Missing("past")], True)
+    assert (judgement.missing, judgement.scope_changed) == ([NotIncluded("past")], True)
     assert judgement.not_in_plan is None
 
 
 def test_a_window_up_to_now_is_asked_again_without_today() -> None:
     judgement = judged(TodayDenied("timeframe"))
-    assert (judgement.missing, judgement.scope_changed) == ([Missing("today")], True)
+    assert (judgement.missing, judgement.scope_changed) == ([NotIncluded("today")], True)
 
 
 def test_what_is_refused_although_less_was_asked_is_the_assets_and_maybe_every_assets() -> None:
@@ -282,20 +283,20 @@ def test_each_row_of_a_snapshot_is_judged_by_itself() -> None:
         (["USDJPY"], Fail("unknown")),
     ]
     assert judgement.quotes == [(EURO, quote(EURO))]
-    assert judgement.missing == [Missing("snapshot", ["GBPUSD"])]
+    assert judgement.missing == [NotIncluded("snapshot", ["GBPUSD"])]
     assert not judgement.scope_changed
 
 
 def test_a_plan_without_snapshots_has_bars_serve_the_assets() -> None:
     judgement = judged(FeedDenied("upgrade"), EURO, POUND, within=scope("starter"))
     assert ends(judgement) == [(["EURUSD", "GBPUSD"], Skip(NO_SNAPSHOTS))]
-    assert (judgement.missing, judgement.scope_changed) == ([Missing("snapshot")], True)
+    assert (judgement.missing, judgement.scope_changed) == ([NotIncluded("snapshot")], True)
 
 
 def test_one_that_spoils_the_call_of_all_has_bars_serve_them_for_a_day() -> None:
     judgement = judged(Rejected("bad request"), EURO, POUND, within=scope("starter"))
     assert ends(judgement) == [(["EURUSD", "GBPUSD"], Skip("bad request"))]
-    assert judgement.missing == [Missing("snapshot", ["EURUSD", "GBPUSD"])]
+    assert judgement.missing == [NotIncluded("snapshot", ["EURUSD", "GBPUSD"])]
 
 
 # --- refusals that no feed decides ------------------------------------------------------------

@@ -42,7 +42,7 @@ from asset_sync.provider.errors import (
 )
 from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.polygon.client import Polygon
-from asset_sync.settings import Secret
+from asset_sync.secret import Secret
 
 KEY = "pk_never_to_be_shown_0123456789"
 BASE = "https://api.example.test"

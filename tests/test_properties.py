@@ -33,11 +33,11 @@ from asset_sync.provider.errors import ProviderError
 from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.polygon.client import Polygon
 from asset_sync.queue import Wanted
+from asset_sync.secret import Secret
 from asset_sync.settings import (
     LIBPQ_VARIABLES,
     VARIABLES,
     QueueSettings,
-    Secret,
     Settings,
     SettingsError,
     load,

@@ -18,6 +18,7 @@ from asset_sync.provider.answers import (
     SnapshotAnswer,
     TickersAnswer,
 )
+from asset_sync.provider.current import PLANS
 from asset_sync.provider.errors import (
     KeyRefused,
     NotSent,
@@ -26,7 +27,7 @@ from asset_sync.provider.errors import (
     TickerUnknown,
     Unavailable,
 )
-from asset_sync.settings import PLANS, Settings
+from asset_sync.settings import Settings
 from asset_sync.sync import loop
 from asset_sync.sync.report import Ended, Report
 

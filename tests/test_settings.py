@@ -18,8 +18,9 @@ from psycopg2.extensions import parse_dsn
 
 from asset_sync import settings
 from asset_sync.model import Asset, AssetType, Feed, Level
+from asset_sync.provider.current import PLANS
+from asset_sync.secret import Secret
 from asset_sync.settings import (
-    PLANS,
     SHIPPED_FILE,
     SYSTEM_FILE,
     VARIABLES,
@@ -29,7 +30,6 @@ from asset_sync.settings import (
     ProviderSettings,
     QueueSettings,
     RateLimit,
-    Secret,
     Settings,
     SettingsError,
     load,

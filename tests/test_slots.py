@@ -13,7 +13,7 @@ from asset_sync.budget import slots
 from asset_sync.budget.slots import PRIORITY_GRACE_SECONDS, CallEnd, Rate, Slot, Wait
 from asset_sync.database import Connection, query
 from asset_sync.model import Lane
-from asset_sync.settings import Secret
+from asset_sync.secret import Secret
 
 FREE_PLAN = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
 ANSWERED = CallEnd.ANSWERED

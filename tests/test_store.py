@@ -24,7 +24,8 @@ from asset_sync.database import (
 from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.provider.answers import Bar
 from asset_sync.queue import Wanted
-from asset_sync.settings import QueueSettings, Secret
+from asset_sync.secret import Secret
+from asset_sync.settings import QueueSettings
 from asset_sync.store import market, publish, runs
 from asset_sync.store.market import LastPrice, Symbol
 

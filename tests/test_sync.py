@@ -21,7 +21,8 @@ from asset_sync.database import Connection, query
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Asset, AssetType, Feed, Lane, Level
-from asset_sync.settings import Secret, Settings, SettingsError
+from asset_sync.secret import Secret
+from asset_sync.settings import Settings, SettingsError
 from asset_sync.sync import caller, dry_run, loop, streaks
 from asset_sync.sync.progress import (
     Calling,

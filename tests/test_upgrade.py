@@ -7,7 +7,7 @@ import pytest
 
 from asset_sync import database
 from asset_sync.database import Connection, query, transaction
-from asset_sync.settings import Secret
+from asset_sync.secret import Secret
 
 
 @pytest.fixture

@@ -25,7 +25,9 @@ from asset_sync.budget import clocks
 from asset_sync.budget.clocks import Watch
 from asset_sync.database import Connection, query
 from asset_sync.model import Lane
-from asset_sync.settings import PLANS, Secret, Settings
+from asset_sync.provider.current import PLANS
+from asset_sync.secret import Secret
+from asset_sync.settings import Settings
 
 # How long slots stay reserved for a priority run that is late: as long as such a run may work.
 PRIORITY_GRACE_SECONDS = 60

@@ -24,6 +24,8 @@ _T = TypeVar("_T")
 # What other processes change (a slot that they give back, an item, a lease) is noticed within this
 # time.
 POLL_SECONDS = 5
+# A user who interrupts a call does not want to wait for a database that may be gone.
+INTERRUPTED_SECONDS = 1.0
 
 
 @dataclass(slots=True)

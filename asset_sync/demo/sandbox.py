@@ -19,7 +19,8 @@ from asset_sync.database import (
 )
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
-from asset_sync.settings import SHIPPED_FILE, RateLimit, Secret, Settings, load
+from asset_sync.secret import Secret
+from asset_sync.settings import SHIPPED_FILE, RateLimit, Settings, load
 
 DATABASE = "asset_sync_demo"
 CALLS, WINDOW_SECONDS = 5, 10.0

@@ -16,8 +16,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from asset_sync.model import Asset, Lane, Level
-from asset_sync.provider.current import MARKETS
-from asset_sync.settings import PLANS, Plan, RateLimit, Settings
+from asset_sync.provider.current import MARKETS, PLANS
+from asset_sync.provider.plan import Plan
+from asset_sync.settings import RateLimit, Settings
 from asset_sync.store.entitlements import Missing
 from asset_sync.sync.scope import Scope
 

@@ -9,9 +9,6 @@ imports this package. `sections` declares the settings, `kinds` says what each m
 reads them, and `files` says which file holds them.
 """
 
-from asset_sync.provider.current import PLANS
-from asset_sync.provider.plan import Plan
-from asset_sync.secret import Secret
 from asset_sync.settings.files import SHIPPED_FILE, SYSTEM_FILE, search_places
 from asset_sync.settings.kinds import SYMBOL_PATTERN
 from asset_sync.settings.mistakes import SettingsError
@@ -35,7 +32,6 @@ __all__ = [
     "CONFIG_VARIABLE",
     "LIBPQ_VARIABLES",
     "PLAIN_VARIABLES",
-    "PLANS",
     "SECRET_VARIABLES",
     "SHIPPED_FILE",
     "SYMBOL_PATTERN",
@@ -44,11 +40,9 @@ __all__ = [
     "BatchSettings",
     "HealthSettings",
     "MonitoringSettings",
-    "Plan",
     "ProviderSettings",
     "QueueSettings",
     "RateLimit",
-    "Secret",
     "Settings",
     "SettingsError",
     "load",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from asset_sync.database import Cursor
 from asset_sync.errors import AssetSyncError
 from asset_sync.provider.current import CODE
-from asset_sync.settings import Secret, Settings
+from asset_sync.secret import Secret
+from asset_sync.settings import Settings
 from asset_sync.store.market import LastPrice
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Self, TypeVar
 
 from asset_sync.budget import slots
-from asset_sync.budget.turn import Turn, Turns
+from asset_sync.budget.turn import INTERRUPTED_SECONDS, Turn, Turns
 from asset_sync.clock import Clock
 from asset_sync.database import SERVER_ERRORS, Connection, statement_timeout
 from asset_sync.errors import AssetSyncError, ExitCode
@@ -13,7 +13,6 @@ from asset_sync.model import Lane
 from asset_sync.provider.errors import ProviderError, RateLimited
 from asset_sync.provider.protocol import Provider
 from asset_sync.settings import Settings
-from asset_sync.sync.loop import INTERRUPTED_SECONDS
 from asset_sync.sync.progress import Listener, Waiting, Warned
 from asset_sync.sync.scope import key_of, open_provider
 

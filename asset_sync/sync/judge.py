@@ -122,7 +122,7 @@ class Price(NamedTuple):
     as_of: datetime
 
 
-class Missing(NamedTuple):
+class NotIncluded(NamedTuple):
     """What the key's plan turned out not to include."""
 
     capability: str
@@ -142,7 +142,7 @@ class Judgement(NamedTuple):
     price: Price | None = None
     quotes: Sequence[tuple[Item, Quote]] = ()
     """Quotes to store as last prices."""
-    missing: Sequence[Missing] = ()
+    missing: Sequence[NotIncluded] = ()
     scope_changed: bool = False
     """Whether the key turned out to allow less, so that the run's scope has changed."""
     progress: Sequence[Progress] = ()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from asset_sync import queue
-from asset_sync.budget.turn import POLL_SECONDS, Turn
+from asset_sync.budget.turn import INTERRUPTED_SECONDS, POLL_SECONDS, Turn
 from asset_sync.clock import Clock
 from asset_sync.database import (
     SERVER_ERRORS,
@@ -23,7 +23,8 @@ from asset_sync.database import (
 from asset_sync.model import Lane
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import TRY_AGAIN_SECONDS
-from asset_sync.settings import ProviderSettings, Secret, Settings
+from asset_sync.secret import Secret
+from asset_sync.settings import ProviderSettings, Settings
 from asset_sync.store import existing_tables, runs
 from asset_sync.sync.caller import Caller
 from asset_sync.sync.progress import Listener, Started, Waiting, Warned
@@ -34,8 +35,6 @@ from asset_sync.sync.streaks import Stop
 
 # A database that accepts connections but fails each time must not cost a call each time.
 WASTED_CALLS = 3
-# A user who interrupts a run does not want to wait for a server that may be gone.
-INTERRUPTED_SECONDS = 1.0
 
 
 def run(

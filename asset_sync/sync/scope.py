@@ -12,7 +12,8 @@ from asset_sync.provider.access import Access
 from asset_sync.provider.current import connect
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Wanted, calls_for
-from asset_sync.settings import ProviderSettings, Secret, Settings, SettingsError
+from asset_sync.secret import Secret
+from asset_sync.settings import ProviderSettings, Settings, SettingsError
 from asset_sync.store import entitlements
 from asset_sync.store.entitlements import Missing
 from asset_sync.sync.progress import Warned

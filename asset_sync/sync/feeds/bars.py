@@ -16,7 +16,7 @@ from asset_sync.sync.judge import (
     Finish,
     Judgement,
     Known,
-    Missing,
+    NotIncluded,
     Price,
     Release,
     Resume,
@@ -174,7 +174,7 @@ def _without(
         [(fetch.items, Release())],
         error.kind,
         str(error),
-        missing=[Missing(capability)],
+        missing=[NotIncluded(capability)],
         scope_changed=True,
         progress=[scope.not_included(what, instead)],
     )

@@ -10,7 +10,7 @@ from asset_sync.provider.errors import FeedDenied, ProviderError, TodayDenied
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.sync import judge
-from asset_sync.sync.judge import End, Fail, Fetch, Finish, Judgement, Known, Missing, Skip
+from asset_sync.sync.judge import End, Fail, Fetch, Finish, Judgement, Known, NotIncluded, Skip
 from asset_sync.sync.progress import Progress, Synced, Warned
 from asset_sync.sync.scope import NO_SNAPSHOTS, Scope, Target
 
@@ -57,7 +57,7 @@ def _quotes(fetch: Fetch, answer: SnapshotAnswer) -> Judgement:
     """Store the quotes; judge each row by itself."""
     ends: list[tuple[Sequence[Item], End]] = []
     progress: list[Progress] = []
-    missing: list[Missing] = []
+    missing: list[NotIncluded] = []
     found = [
         (item, answer.quotes[item.ticker]) for item in fetch.items if item.ticker in answer.quotes
     ]
@@ -67,7 +67,7 @@ def _quotes(fetch: Fetch, answer: SnapshotAnswer) -> Judgement:
     for item in fetch.items:
         error = answer.refused.get(item.ticker)
         if isinstance(error, FeedDenied):
-            missing.append(Missing(Feed.SNAPSHOT, [item.symbol]))
+            missing.append(NotIncluded(Feed.SNAPSHOT, [item.symbol]))
             ends.append(([item], Skip(str(error))))
             progress.append(Warned(f"{item.symbol}: no snapshots for it on this plan; using bars."))
         elif error is not None:
@@ -92,7 +92,7 @@ def _without_snapshots(scope: Scope, fetch: Fetch, error: ProviderError) -> Judg
         [(fetch.items, Skip(NO_SNAPSHOTS))],
         error.kind,
         str(error),
-        missing=[Missing(Feed.SNAPSHOT)],
+        missing=[NotIncluded(Feed.SNAPSHOT)],
         scope_changed=True,
         progress=[scope.not_included("snapshots", "bars")],
     )
@@ -105,7 +105,7 @@ def _left_to_bars(fetch: Fetch, error: ProviderError) -> Judgement:
         [(fetch.items, Skip(str(error)))],
         error.kind,
         str(error),
-        missing=[Missing(Feed.SNAPSHOT, fetch.symbols)],
+        missing=[NotIncluded(Feed.SNAPSHOT, fetch.symbols)],
         scope_changed=True,
         progress=[why],
     )
