@@ -83,7 +83,11 @@ def refused_by_database(
     """
     words = servers_words(error)
     if isinstance(fetch.answer, SnapshotAnswer):
-        parts = [_write_alone(cursor, scope, fetch, item, fetch.answer) for item in fetch.items]
+        newest, now = market.newest_bars(cursor.connection, fetch.symbols)
+        parts = [
+            _write_alone(cursor, scope, fetch, item, Known(newest.get(item.symbol), now))
+            for item in fetch.items
+        ]
     else:
         item = fetch.items[0]
         with suppress(ServerError), savepoint(cursor):  # a new asset needs its row for the status
@@ -95,16 +99,12 @@ def refused_by_database(
     return Result([step for part in parts for step in part.progress], prices)
 
 
-def _write_alone(
-    cursor: Cursor, scope: Scope, fetch: Fetch, item: Item, answer: SnapshotAnswer
-) -> _Written:
-    """Write one asset's part of an answer, or its failure if the database refuses the data."""
-    part = SnapshotAnswer(
-        {item.ticker: answer.quotes[item.ticker]} if item.ticker in answer.quotes else {},
-        {item.ticker: answer.refused[item.ticker]} if item.ticker in answer.refused else {},
-    )
-    known = Known(*market.newest_bar(cursor.connection, item.symbol))
-    judgement = feeds.judge_answer(scope, fetch._replace(items=[item], answer=part), known)
+def _write_alone(cursor: Cursor, scope: Scope, fetch: Fetch, item: Item, known: Known) -> _Written:
+    """Write one asset's part of an answer, or its failure if the database refuses the data.
+
+    A feed judges of an answer only what concerns the items of the fetch.
+    """
+    judgement = feeds.judge_answer(scope, fetch._replace(items=[item]), known)
     try:
         with savepoint(cursor):
             return _write(cursor, scope, judgement)
