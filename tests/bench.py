@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from asset_sync import queue  # noqa: E402
+from asset_sync.budget import slots  # noqa: E402
 from asset_sync.budget.bucket import Limiter  # noqa: E402
 from asset_sync.budget.slots import Rate, Slot  # noqa: E402
 from asset_sync.database import (  # noqa: E402
@@ -243,7 +244,7 @@ def slots_taken(address: str) -> Iterator[Line]:
             [taken] = slot
             if not isinstance(taken, Slot):
                 raise TypeError(taken)
-            limiter.give_back(taken)
+            slots.give_back(db, taken)
             return seconds
 
         ask, slot = interleaved(SLOTS, lambda: seconds_of(lambda: bare(db)), take)

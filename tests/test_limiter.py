@@ -147,9 +147,9 @@ def test_releasing_giving_back_and_blocking_are_one_round_trip_each(
     assert isinstance(first, Slot)
     assert isinstance(second, Slot)
     sent.clear()
-    limits.release(first, CallEnd.ANSWERED)
-    limits.give_back(second)
-    limits.refused(first, 30)
+    slots.release(db, first, CallEnd.ANSWERED, FREE_PLAN)
+    slots.give_back(db, second)
+    slots.refused(db, first, FREE_PLAN, 30)
     assert len(sent) == 3
     assert slots.budget(db, FREE_PLAN).blocked_seconds == pytest.approx(30, abs=0.5)
     assert SlotBucket(db, FREE_PLAN).count() == 5  # blocked: none is free
@@ -160,8 +160,8 @@ def test_a_slot_given_back_can_be_taken_again_and_a_released_one_cannot(db: Conn
     taken = [limits.take(Lane.QUEUE) for _ in range(5)]
     assert isinstance(taken[0], Slot)
     assert isinstance(taken[1], Slot)
-    limits.give_back(taken[0])
-    limits.release(taken[1], CallEnd.ANSWERED)
+    slots.give_back(db, taken[0])
+    slots.release(db, taken[1], CallEnd.ANSWERED, FREE_PLAN)
     assert isinstance(limits.take(Lane.QUEUE), Slot)
     answer = limits.take(Lane.QUEUE)
     assert isinstance(answer, Wait)

@@ -10,7 +10,7 @@ from pyrate_limiter.abstracts.algorithm import Decision
 
 from asset_sync.budget import slots
 from asset_sync.budget.clocks import Watch
-from asset_sync.budget.slots import CallEnd, Lowered, Rate, Slot, Wait
+from asset_sync.budget.slots import Rate, Slot, Wait
 from asset_sync.database import Connection
 from asset_sync.model import Lane
 
@@ -61,8 +61,6 @@ class Limiter:
     """Hands out the slots of one run."""
 
     def __init__(self, db: Connection, rate: Rate, watch: Watch | None = None) -> None:
-        self._db = db
-        self._rate = rate
         self._bucket = SlotBucket(db, rate, watch)
         # With a leak schedule a thread would share the connection.
         self._limiter = PyrateLimiter(SingleBucketFactory(self._bucket, schedule_leak=False))
@@ -74,15 +72,3 @@ class Limiter:
         """
         self._limiter.try_acquire(lane.value, blocking=False)
         return self._bucket.answer
-
-    def release(self, slot: Slot, end: CallEnd, *, sent_seconds_ago: float = 0.0) -> None:
-        """Stamp the slot at the end of its call."""
-        slots.release(self._db, slot, end, self._rate, sent_seconds_ago=sent_seconds_ago)
-
-    def give_back(self, slot: Slot) -> None:
-        """Return a slot without a call."""
-        slots.give_back(self._db, slot)
-
-    def refused(self, slot: Slot, retry_after_seconds: float | None) -> Lowered | None:
-        """Stop all calls for a while after a 429; return the lowered rate, if it was lowered."""
-        return slots.refused(self._db, slot, self._rate, retry_after_seconds)

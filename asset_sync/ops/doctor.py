@@ -16,6 +16,7 @@ from asset_sync.schedule import installed
 from asset_sync.settings import SECRET_VARIABLES, Settings
 from asset_sync.starter import Starter
 from asset_sync.store import entitlements, runs
+from asset_sync.store.publish import EventsError, publisher_of
 
 
 class Grade(StrEnum):
@@ -261,11 +262,9 @@ def _ago(seconds: float) -> str:
 
 def examine_redis(settings: Settings) -> Iterator[Finding]:
     """Check that Redis answers, if it is set."""
-    if settings.redis_url is None:
+    publisher = publisher_of(settings)
+    if publisher is None:
         return
-    from asset_sync.store.publish import EventsError, RedisPublisher  # noqa: PLC0415
-
-    publisher = RedisPublisher(settings.redis_url)
     try:
         publisher.hello()
     except EventsError as error:

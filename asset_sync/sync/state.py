@@ -16,7 +16,7 @@ from asset_sync.sync.connection import LastingConnection
 from asset_sync.sync.line import Line, Patience
 from asset_sync.sync.progress import Listener, Progress, Waiting
 from asset_sync.sync.report import Report
-from asset_sync.sync.scope import scope_of
+from asset_sync.sync.scope import Scope, scope_of
 from asset_sync.sync.streaks import Streaks
 
 
@@ -45,21 +45,26 @@ class State:
         self.lane = lane
         self.tell = tell
         self.clock = clock
-        self.scope = scope_of(db, settings, lane)
+        scope = scope_of(db, settings, lane)
         self.started = clock.monotonic()
         self.report = Report(runs.start(db, lane.value), lane)
         self.streaks = Streaks()
         self.connection = LastingConnection(db, settings.conninfo, clock, self.remaining, tell)
-        self.turns = Turns(lambda: self.db, self.scope.rate, lane, clock, self._wait_for_a_slot)
-        self.line = Line(lambda: self.db, self.scope, clock, self.turns.watch, tell)
+        self.turns = Turns(lambda: self.db, scope.rate, lane, clock, self._wait_for_a_slot)
+        self.line = Line(lambda: self.db, scope, clock, self.turns.watch, tell)
         self.called_at: float | None = None
         """When the last call ended, or began while it is under way."""
-        self._deadline = self.started + (most_seconds or self.scope.runtime_seconds)
+        self._deadline = self.started + (most_seconds or scope.runtime_seconds)
 
     @property
     def db(self) -> Connection:
         """The connection that works at this moment."""
         return self.connection.db
+
+    @property
+    def scope(self) -> Scope:
+        """What the run has to do; it changes when the key turns out to allow less."""
+        return self.line.scope
 
     @property
     def tried(self) -> bool:
@@ -83,7 +88,7 @@ class State:
 
     def read_scope(self) -> None:
         """Read again what the key may do, after it was refused something."""
-        self.scope = self.line.scope = scope_of(self.db, self.settings, self.lane)
+        self.line.scope = scope_of(self.db, self.settings, self.lane)
         self.line.read()
 
     def reserve(self, in_seconds: float) -> None:
