@@ -56,9 +56,22 @@ class Feed(str):
         cls.known[name] = feed
         return feed
 
+    @classmethod
+    def named(cls, name: str) -> "Feed":
+        """Return the feed of that name, as the database has it.
+
+        A newer version on another host may have put one in line that this version does not know:
+        it is shown, and no run of this version claims it.
+        """
+        feed = cls.known.get(name)
+        if feed is None:
+            feed = str.__new__(cls, name)
+            feed.rank, feed.bulk = 0, 1
+        return feed
+
     def __reduce__(self) -> tuple[Callable[[str], "Feed"], tuple[str]]:
         # `dataclasses.asdict` makes copies; a copy must be the same feed.
-        return self.known.__getitem__, (str(self),)
+        return self.named, (str(self),)
 
 
 # `/v3/snapshot` takes 250 tickers in one call (its API page).

@@ -313,7 +313,7 @@ def in_line(db: Connection, lane: Lane | None = None) -> list[Wanted]:
         """,
     )
     return [
-        Wanted(Asset(symbol, ticker, AssetType(kind), name, Level(level), 0, 300), Feed.known[feed])
+        Wanted(Asset(symbol, ticker, AssetType(kind), name, Level(level), 0, 300), Feed.named(feed))
         for symbol, feed, ticker, kind, name, level in rows
     ]
 

@@ -143,6 +143,25 @@ def test_the_list_says_why_something_is_dead(stocked: Connection, tell: Tell) ->
     assert "A: No such thing." in out
 
 
+def test_a_feed_of_a_newer_version_is_listed_and_claimed_by_no_run(
+    stocked: Connection, tell: Tell
+) -> None:
+    query(
+        stocked,
+        """
+        insert into asset_sync.queue (symbol, feed, ticker, asset_type, name, level, state)
+        values ('B', 'daily', 'C:B', 'forex', 'B', 'low', 'dead')
+        """,
+    )
+    code, out, _ = tell("queue", "list", "B", "--json")
+    assert code == 0
+    assert {one["feed"] for one in json.loads(out)["items"]} == {"bars", "daily"}
+    line = [queue.Wanted(asset("B", Level.HIGH), Feed.BARS)]
+    claimed = queue.claim(stocked, line, lease_seconds=60, most=9)
+    assert [str(item.feed) for item in claimed] == ["bars"]
+    assert "daily" not in Feed.known
+
+
 @pytest.mark.usefixtures("in_settings")
 def test_what_is_dead_is_not_said_to_wait_out_a_delay(stocked: Connection, tell: Tell) -> None:
     [_, row, *_] = tell("queue", "list", "--state", "dead")[1].splitlines()

@@ -164,7 +164,7 @@ def _entry(
 ) -> Entry:
     return Entry(
         symbol,
-        Feed.known[feed],
+        Feed.named(feed),
         ticker,
         Level(level),
         state,

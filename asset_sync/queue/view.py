@@ -127,7 +127,7 @@ def due_within(
         """,
         {**arrays(wanted), "cycle": cycle_seconds, "seconds": seconds},
     )
-    return calls_for({Feed.known[feed]: count for feed, count in rows})
+    return calls_for({Feed.named(feed): count for feed, count in rows})
 
 
 def preview(
@@ -223,7 +223,7 @@ def levels(db: Connection, symbols: Sequence[str]) -> tuple[LevelStatus, ...]:
 def dead(db: Connection, symbols: Sequence[str], most: int) -> tuple[Dead, ...]:
     """Return items of these assets that failed too often, the latest first."""
     return tuple(
-        Dead(symbol, Feed.known[feed], error or "")
+        Dead(symbol, Feed.named(feed), error or "")
         for symbol, feed, error in query(
             db,
             """
@@ -238,7 +238,7 @@ def dead(db: Connection, symbols: Sequence[str], most: int) -> tuple[Dead, ...]:
 def failing(db: Connection, symbols: Sequence[str]) -> tuple[Failing, ...]:
     """Return items of these assets that have three strikes or more and are still tried."""
     return tuple(
-        Failing(symbol, Feed.known[feed], strikes, wait_seconds, error or "")
+        Failing(symbol, Feed.named(feed), strikes, wait_seconds, error or "")
         for symbol, feed, strikes, wait_seconds, error in query(
             db,
             """
@@ -276,4 +276,4 @@ def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:
 
 def _upcoming(row: Row) -> Upcoming:
     symbol, feed, ticker, kind, level, *rest = row
-    return Upcoming(symbol, Feed.known[feed], ticker, AssetType(kind), Level(level), *rest)
+    return Upcoming(symbol, Feed.named(feed), ticker, AssetType(kind), Level(level), *rest)
