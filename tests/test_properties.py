@@ -267,7 +267,7 @@ def test_a_symbol_that_got_past_the_settings_is_a_text_like_any_other(
     odd = replace(asset("EURUSD"), symbol=symbol, ticker=symbol, name=symbol)
     wanted = [Wanted(odd, Feed.BARS)]
     assert queue.enqueue(db, wanted, QueueSettings()).entered == 1
-    [upcoming] = queue.line(db, [wanted[0].asset.symbol], 5)
+    [upcoming] = queue.line(db, [wanted[0].asset], 5)
     assert upcoming.symbol == symbol
     [item] = queue.claim(db, wanted, lease_seconds=30, most=1)
     assert (item.symbol, item.ticker, item.name) == (symbol,) * 3

@@ -85,6 +85,10 @@ def names(db: Connection) -> list[str]:
     return [symbol for (symbol,) in query(db, "select symbol from asset_sync.queue")]
 
 
+def assets_of(db: Connection) -> list[Asset]:
+    return [wanted.asset for wanted in in_line(db)]
+
+
 def rows(db: Connection) -> list[Row]:
     return query(db, "select * from asset_sync.queue order by symbol, feed")
 
@@ -993,10 +997,19 @@ def test_levels_say_how_many_wait_are_leased_and_are_dead(
     ]
 
 
+def test_the_line_shows_an_asset_whose_row_is_of_a_type_that_this_version_does_not_know(
+    db: Connection,
+) -> None:
+    enter(db, asset("A"))
+    query(db, "update asset_sync.queue set asset_type = 'index'")
+    [upcoming] = queue.line(db, [asset("A")], 10)
+    assert (upcoming.symbol, upcoming.asset_type) == ("A", AssetType.FOREX)
+
+
 def test_the_line_is_the_order_of_service_critical_first(db: Connection) -> None:
     enter(db, asset("A", LOW), asset("B", HIGH), asset("C", CRITICAL, position=1))
-    assert [one.symbol for one in queue.line(db, names(db), 10)] == ["C", "B", "A"]
-    assert [one.symbol for one in queue.line(db, names(db), 2)] == ["C", "B"]
+    assert [one.symbol for one in queue.line(db, assets_of(db), 10)] == ["C", "B", "A"]
+    assert [one.symbol for one in queue.line(db, assets_of(db), 2)] == ["C", "B"]
 
 
 def test_the_dead_are_told_the_latest_first(db: Connection, clock: ShiftingClock) -> None:
@@ -1034,7 +1047,7 @@ def test_the_last_success_is_the_newest_of_any_feed(db: Connection, clock: Shift
 )
 def test_a_hostile_symbol_is_a_symbol_like_any_other(db: Connection, symbol: str) -> None:
     enter(db, asset(symbol))
-    assert [one.symbol for one in queue.line(db, names(db), 10)] == [symbol]
+    assert [one.symbol for one in queue.line(db, assets_of(db), 10)] == [symbol]
     item = claim_one(db)
     assert (item.symbol, item.ticker, item.name) == (symbol, f"C:{symbol}", symbol)
     fail(db, item, error=symbol, settings=replace(SETTINGS, max_attempts=1))

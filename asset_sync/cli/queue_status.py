@@ -84,7 +84,7 @@ def look(db: Connection, settings: Settings) -> Status:
     priority = [known[asset.symbol] for asset in settings.critical if asset.symbol in known]
     return Status(
         queue.levels(db, symbols),
-        queue.line(db, symbols, _NEXT),
+        queue.line(db, settings.assets, _NEXT),
         queue.dead(db, symbols, _DEAD),
         queue.failing(db, symbols),
         slots.budget(db, rate),

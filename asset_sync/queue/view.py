@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from asset_sync.database import Connection, Row, query
-from asset_sync.model import AssetType, Feed, Level
+from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.queue.rules import (
     DUE,
     ORDER,
@@ -179,8 +179,11 @@ def preview(
     return tuple(_upcoming(row) for row in rows)
 
 
-def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, ...]:
-    """Return the next items of these assets, in the order of their claims."""
+def line(db: Connection, assets: Sequence[Asset], most: int) -> tuple[Upcoming, ...]:
+    """Return the next items of these assets, in the order of their claims.
+
+    Their types are those of the settings, as in a claim: the row may be of another host's.
+    """
     of_level = """
         (select * from asset_sync.queue
          where state = 'waiting' and level {which} 'critical' and symbol = any(%(symbols)s)
@@ -189,16 +192,20 @@ def line(db: Connection, symbols: Sequence[str], most: int) -> tuple[Upcoming, .
     rows = query(
         db,
         f"""
-        select symbol, feed, ticker, asset_type, level, due_at,
+        select symbol, feed, ticker, level, due_at,
           greatest(0, extract(epoch from not_before - clock_timestamp()))::float8,
           verify_ticker, backfilled_to
         -- each part has its own index
         from ({of_level.format(which="=")} union all {of_level.format(which="<>")}) as next
         order by {ORDER} limit %(most)s
         """,
-        {"symbols": list(symbols), "most": most},
+        {"symbols": [asset.symbol for asset in assets], "most": most},
     )
-    return tuple(_upcoming(row) for row in rows)
+    kinds = {asset.symbol: asset.asset_type for asset in assets}
+    return tuple(
+        _upcoming((symbol, feed, ticker, kinds[symbol], *rest))
+        for symbol, feed, ticker, *rest in rows
+    )
 
 
 def levels(db: Connection, symbols: Sequence[str]) -> tuple[LevelStatus, ...]:
