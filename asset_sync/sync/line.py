@@ -62,10 +62,15 @@ class Line:
 
         With `cycle_seconds` an asset is due if it will not be fresh when the next run starts.
         """
-        db, settings = self._connection(), self.scope.settings.queue
+        db = self._connection()
         self._read_at = self._clock.monotonic()
         clocks.look(db, self._watch)
-        queue.reclaim(db, settings)
+        queue.reclaim(db, self.scope.settings.queue)
+        self.enqueue(cycle_seconds)
+
+    def enqueue(self, cycle_seconds: float | None) -> None:
+        """Enqueue what is due, as `read` does, and read the line."""
+        db, settings = self._connection(), self.scope.settings.queue
         entered = queue.enqueue(db, self.scope.wanted, settings, cycle_seconds=cycle_seconds)
         if entered.left_out and not self.left_out:
             self._tell(

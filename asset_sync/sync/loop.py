@@ -137,7 +137,7 @@ class _Run:
         ahead = None if self._state.tried else self._state.settings.batch.interval_seconds
         self._state.line.read(ahead if self._state.lane is Lane.PRIORITY else None)
         if ahead is not None and self._state.line.empty:
-            self._state.line.read(ahead)
+            self._state.line.enqueue(ahead)
         self._state.reserve(in_seconds=0)
         self._state.connection.report_recovery()
 
