@@ -93,7 +93,10 @@ PLATFORM_TABLES = (
         ("ticker_id", "ts"),
     ),
 )
-OWN_TABLES = ("migrations", "runs", "queue", "calls", "limiter", "slots", "entitlements")
+OWN_TABLES = (
+    *("migrations", "runs", "queue", "calls", "limiter", "slots", "entitlements"),
+    *("ledger", "weeks", "lags", "revisions", "arrivals"),
+)
 
 
 def migrations() -> tuple[Migration, ...]:
