@@ -40,6 +40,9 @@ class Feed(str):
     BARS: ClassVar["Feed"]
     """Five-minute bars of one asset; every plan."""
 
+    HISTORY: ClassVar["Feed"]
+    """The past, from the calls that nothing else needs; every plan."""
+
     known: ClassVar[dict[str, "Feed"]] = {}
     """Every feed by its name."""
 
@@ -77,6 +80,7 @@ class Feed(str):
 # `/v3/snapshot` takes 250 tickers in one call (its API page).
 Feed.SNAPSHOT = Feed("snapshot", rank=1, bulk=250)
 Feed.BARS = Feed("bars", rank=2)
+Feed.HISTORY = Feed("history", rank=3)
 
 
 @dataclass(frozen=True, slots=True)

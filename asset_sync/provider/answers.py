@@ -73,6 +73,9 @@ class BarsAnswer(NamedTuple):
     left_out: tuple[LeftOut, ...] = ()
     """The bars that cannot be true and are therefore not in `bars`; each reason once."""
 
+    repeats: bool = False
+    """Whether a start came twice: repetitions count against the limit, and may cut off the end."""
+
 
 class Quote(NamedTuple):
     """The newest price of a ticker and its day so far; None for a figure not known yet."""

@@ -19,8 +19,13 @@ class Provider(Protocol):
     def send_only_if(self, may_send: Callable[[], bool]) -> None:
         """Call `may_send` immediately before each request is written; if False, raise `NotSent`."""
 
-    def bars(self, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
-        """Return the five-minute bars that start from `start` to `end`, both aware and included."""
+    def bars(
+        self, ticker: str, start: datetime, end: datetime, *, by_minute: bool = False
+    ) -> BarsAnswer:
+        """Return the five-minute bars that start from `start` to `end`, both aware and included.
+
+        With `by_minute` they are made from the provider's minute bars, in case it has only those.
+        """
         ...
 
     def snapshots(self, tickers: Sequence[str]) -> SnapshotAnswer:

@@ -140,17 +140,38 @@ def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar]) -> int:
     return cursor.rowcount
 
 
-def price_of_bar(cursor: Cursor, symbol: str, start: datetime, as_of: datetime) -> LastPrice:
-    """Return the stored bar's close as a price: no quote, the day's figures up to this bar."""
+def price_of_bar(
+    cursor: Cursor, symbol: str, start: datetime, as_of: datetime, running: Bar | None = None
+) -> LastPrice:
+    """Return a bar's close as a price: no quote, the day's figures up to this bar.
+
+    The bar is stored, or it is `running`, which is not.
+    """
     day = start.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     cursor.execute(
         f"""
-        select (array_agg(open order by ts))[1]::float8, max(high)::float8, min(low)::float8,
-          (array_agg(close order by ts desc))[1]::float8
-        from market_data.ohlcv_5m bar join trading.symbols s on s.id = bar.ticker_id
-        where s.symbol = %s and ts >= %s and ts <= %s and {_HAS_NUMBERS}
+        with bar as (
+          select ts, open::float8, high::float8, low::float8, close::float8
+          from market_data.ohlcv_5m bar join trading.symbols s on s.id = bar.ticker_id
+          where s.symbol = %(symbol)s and ts >= %(day)s and ts <= %(start)s and {_HAS_NUMBERS}
+            and (%(open)s::float8 is null or ts < %(start)s)
+          union all
+          select %(start)s, %(open)s, %(high)s, %(low)s, %(close)s
+          where %(open)s::float8 is not null
+        )
+        select (array_agg(open order by ts))[1], max(high), min(low),
+          (array_agg(close order by ts desc))[1]
+        from bar
         """,
-        (symbol, day, start),
+        {
+            "symbol": symbol,
+            "day": day,
+            "start": start,
+            "open": running and running.open,
+            "high": running and running.high,
+            "low": running and running.low,
+            "close": running and running.close,
+        },
     )
     [(daily_open, daily_high, daily_low, close)] = cursor.fetchall()
     return LastPrice(

@@ -6,22 +6,34 @@ history of calls, the event. What has to wait for the commit is returned.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import NamedTuple
 
 from asset_sync import queue
-from asset_sync.database import Cursor, ServerError, refuses_data, savepoint, servers_words
+from asset_sync.database import (
+    Connection,
+    Cursor,
+    ServerError,
+    refuses_data,
+    savepoint,
+    servers_words,
+)
+from asset_sync.model import Feed
 from asset_sync.provider.answers import Quote, SnapshotAnswer
 from asset_sync.provider.errors import NotSent, ProviderError
 from asset_sync.queue import Item, Struck
-from asset_sync.store import entitlements, market, publish, runs
+from asset_sync.store import entitlements, ledger, market, publish, runs
+from asset_sync.store.ledger import Ledger
 from asset_sync.store.market import LastPrice
 from asset_sync.store.runs import Call
-from asset_sync.sync import feeds
+from asset_sync.sync import coverage, feeds
 from asset_sync.sync.judge import (
     End,
+    Entry,
     Fail,
     Fetch,
     Finish,
+    Idle,
     Judgement,
     Known,
     MoveBack,
@@ -31,8 +43,14 @@ from asset_sync.sync.judge import (
     Strike,
     Verify,
 )
-from asset_sync.sync.progress import Failed, Progress, Synced
-from asset_sync.sync.scope import Scope, account
+from asset_sync.sync.progress import Failed, Filled, Progress, Synced
+from asset_sync.sync.scope import Scope, Target, account
+
+# A week that was never filled is asked a last time so long before it leaves the plan's years.
+LAST_TRY_DAYS = 14
+
+# Both feeds bring bars, so one ledger holds what either has asked.
+_KEPT_IN_LEDGER = (Feed.BARS, Feed.HISTORY)
 
 
 class Result(NamedTuple):
@@ -55,9 +73,34 @@ class _Written(NamedTuple):
     bars: int
 
 
+def known_of(db: Connection, target: Target) -> Known:
+    """Return what is known of an asset's bars."""
+    [known] = known_of_all(db, [target])
+    return known
+
+
+def known_of_all(db: Connection, targets: Sequence[Target]) -> list[Known]:
+    """Return what is known of the bars of each asset, in two round trips."""
+    newest, now = market.newest_bars(db, [target.symbol for target in targets])
+    asked = ledger.read(db, Feed.BARS, {target.symbol: target.ticker for target in targets})
+    due = ledger.due_weeks(db, [one.symbol for one in targets if one.feed is Feed.HISTORY])
+    return [
+        Known(
+            newest.get(target.symbol),
+            now,
+            asked.get(target.symbol, Ledger()),
+            due.get(target.symbol, ()),
+        )
+        for target in targets
+    ]
+
+
 def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
     """Judge an answer, write the result and record the call. Raises LostLeaseError."""
-    known = Known(*market.newest_bar(cursor.connection, fetch.items[0].symbol))
+    item = fetch.items[0]
+    if item.feed in _KEPT_IN_LEDGER:
+        ledger.lock(cursor, item.symbol, Feed.BARS, item.ticker)
+    known = known_of(cursor.connection, item)
     judgement = feeds.judge_answer(scope, fetch, known)
     written = _write(cursor, scope, judgement)
     if not isinstance(fetch.answer, NotSent):  # that was no call
@@ -123,7 +166,7 @@ def _call(fetch: Fetch, outcome: str, error: str | None) -> Call:
 
 def _write(cursor: Cursor, scope: Scope, judgement: Judgement) -> _Written:
     """Write a judgement, and return what was written and what to report."""
-    bars_written, prices, progress = _store(cursor, judgement)
+    bars_written, prices, progress = _store(cursor, scope, judgement)
     for missing in judgement.missing:
         entitlements.note_missing(
             cursor, *account(scope.settings), missing.capability, missing.symbols
@@ -133,7 +176,9 @@ def _write(cursor: Cursor, scope: Scope, judgement: Judgement) -> _Written:
     return _Written(progress, prices, bars_written)
 
 
-def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPrice], list[Progress]]:
+def _store(
+    cursor: Cursor, scope: Scope, judgement: Judgement
+) -> tuple[int, Sequence[LastPrice], list[Progress]]:
     """Store symbols, bars and prices; return the bars' number, the new prices, the report."""
     bars_written = 0
     prices: Sequence[LastPrice] = ()
@@ -144,6 +189,8 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
     if judgement.bars is not None:
         item = served[0]
         bars_written = market.save_bars(cursor, item.symbol, judgement.bars)
+        if judgement.entry is not None:
+            _note(cursor, scope, item, judgement.entry)
         close = None
         if judgement.price is not None:
             price = market.price_of_bar(cursor, item.symbol, *judgement.price)
@@ -152,6 +199,8 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
         progress = [
             step._replace(bars_written=bars_written, last_price=close, as_of=priced_at)
             if isinstance(step, Synced)
+            else step._replace(bars_written=bars_written)
+            if isinstance(step, Filled)
             else step
             for step in progress
         ]
@@ -161,8 +210,22 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
     return bars_written, prices, progress
 
 
+def _note(cursor: Cursor, scope: Scope, item: Item, entry: Entry) -> None:
+    """Write the ledger, what came in the weeks that the answer touches, and the lag."""
+    days = coverage.asked_days(entry.hours, entry.ledger, entry.settled)
+    came = ledger.count_bars(cursor, item.symbol, [span for day in days for span in day.asked])
+    weeks = coverage.weeks(days, came)
+    if weeks:
+        forget_at = timedelta(days=scope.settings.provider.plan.history_days - LAST_TRY_DAYS)
+        ledger.save_weeks(cursor, item.symbol, weeks, tried=entry.tried, forget_at=forget_at)
+    ledger.save(cursor, item.symbol, Feed.BARS, entry.ledger, entry.unasked_until)
+    if entry.lag_seconds is not None:
+        plan = scope.settings.provider.plan.name
+        ledger.note_lag(cursor, plan, item.asset_type, entry.lag_seconds)
+
+
 def _is_served(end: End) -> bool:
-    return isinstance(end, Finish | Resume)
+    return isinstance(end, Finish | Idle | Resume)
 
 
 def _end(
@@ -171,9 +234,11 @@ def _end(
     """Update the queue items; return the failures to report."""
     settings = scope.settings.queue
     match end:
-        case Finish():
+        case Finish(chance):
             market.save_status(cursor, [item.symbol for item in items])
-            queue.finish(cursor, items)
+            queue.finish(cursor, items, not_before=chance.not_before, silent=chance.silent)
+        case Idle():
+            queue.idle(cursor, items)
         case Resume(backfilled_to):
             queue.resume(cursor, items[0], backfilled_to=backfilled_to)
         case Verify():

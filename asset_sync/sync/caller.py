@@ -1,6 +1,7 @@
 """One call of a run: asked, accounted for, stored and reported."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from asset_sync import queue
 from asset_sync.budget import slots
@@ -11,8 +12,8 @@ from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.store import market, publish
 from asset_sync.sync import feeds
-from asset_sync.sync.apply import Result, apply, refused_by_database
-from asset_sync.sync.judge import Answer, Fetch, Known, Request, is_well
+from asset_sync.sync.apply import Result, apply, known_of, refused_by_database
+from asset_sync.sync.judge import Answer, Fetch, Request, is_well
 from asset_sync.sync.progress import Calling, Synced, Warned
 from asset_sync.sync.scope import NO_SNAPSHOTS
 from asset_sync.sync.state import Held, State
@@ -40,7 +41,7 @@ class Caller:
             with self._run.connection.transaction() as cursor:
                 queue.skip(cursor, items, NO_SNAPSHOTS)
             return
-        known = Known(*market.newest_bar(self._run.db, items[0].symbol))
+        known = known_of(self._run.db, items[0])
         request = feeds.request_of(self._run.scope, items, known)
         if request is None:
             self._run.turns.give_back(held.turn)
@@ -53,7 +54,7 @@ class Caller:
                 queue.release(cursor, items)
             return
         self._run.tell(Calling([item.symbol for item in items], items[0].feed, budget))
-        fetch = self._fetch(held, request)
+        fetch = self._fetch(held, request, known.now)
         result = self._applied(held, fetch)
         self._run.connection.report_recovery()
         self._run.streaks.note(fetch, result)
@@ -66,7 +67,7 @@ class Caller:
             queue.finish(cursor, [item])
         self._run.say([Synced(item.symbol, item.feed, 0, None, None, 0.0)])
 
-    def _fetch(self, held: Held, request: Request) -> Fetch:
+    def _fetch(self, held: Held, request: Request, asked_at: datetime) -> Fetch:
         """Make the call; a provider error is returned as a value, like any answer."""
         if self._provider is None:
             self._provider = self._open_provider()
@@ -87,7 +88,7 @@ class Caller:
         self._run.called_at = self._run.clock.monotonic()
         if isinstance(answer, NotSent):
             self._run.report.api_calls_used -= 1
-        return Fetch(held.items, request, answer, self._run.called_at - started)
+        return Fetch(held.items, request, answer, self._run.called_at - started, asked_at)
 
     def _applied(self, held: Held, fetch: Fetch) -> Result:
         """Stamp the slot and store the answer, on a new connection if this one is lost."""

@@ -10,9 +10,8 @@ from asset_sync.database import Connection
 from asset_sync.model import Feed, Lane
 from asset_sync.queue import Upcoming
 from asset_sync.settings import Settings
-from asset_sync.store import market
 from asset_sync.sync import feeds
-from asset_sync.sync.judge import Known
+from asset_sync.sync.apply import known_of_all
 from asset_sync.sync.scope import scope_of
 
 
@@ -47,10 +46,10 @@ def plan(
         upcoming = queue.preview(db, scope.wanted, settings.queue, most, cycle_seconds=ahead)
     times = slots.free_times(slots.budget(db, scope.rate), lane)
     batches = list(_batches(upcoming))
-    newest, now = market.newest_bars(db, [batch[0].symbol for batch in batches])
     calls = []
-    for batch in batches:
-        known = Known(newest.get(batch[0].symbol), now)
+    for batch, known in zip(
+        batches, known_of_all(db, [batch[0] for batch in batches]), strict=True
+    ):
         request = feeds.request_of(scope, batch, known)
         if request is not None:
             at = max(next(times), batch[0].wait_seconds)

@@ -5,10 +5,11 @@ it decides. Each feed judges its own answers; this module has what all feeds sha
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import NamedTuple, Protocol, TypeAlias
 
 from asset_sync import queue
+from asset_sync.hours import Hours
 from asset_sync.provider.answers import Bar, BarsAnswer, Quote, SnapshotAnswer
 from asset_sync.provider.errors import (
     KeyRefused,
@@ -20,7 +21,10 @@ from asset_sync.provider.errors import (
 )
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
-from asset_sync.sync.progress import Progress, PutBack, Synced
+from asset_sync.spans import Span
+from asset_sync.store.ledger import Ledger
+from asset_sync.sync.news import Chance
+from asset_sync.sync.progress import Progress, PutBack, Synced, Warned
 
 Answer: TypeAlias = BarsAnswer | SnapshotAnswer | bool | ProviderError
 """What a call can return; True or False if it asked whether a ticker exists."""
@@ -46,6 +50,8 @@ class Fetch(NamedTuple):
     request: Request
     answer: Answer
     seconds: float
+    asked_at: datetime
+    """Before the call, by the database's clock: later bars, and the one that ran, were not over."""
 
     @property
     def symbols(self) -> list[str]:
@@ -60,13 +66,23 @@ class Known(NamedTuple):
     """The start of its newest stored bar."""
     now: datetime
     """By the database's clock."""
+    ledger: Ledger = Ledger()
+    """What was asked of its bars."""
+    due_weeks: Sequence[date] = ()
+    """Mondays of the weeks with empty ranges that are due again, the newest first."""
 
 
 # --- what becomes of an item ------------------------------------------------------------------
 
 
 class Finish(NamedTuple):
-    """The item is fresh."""
+    """The item is fresh; it is asked again when there is the chance of news."""
+
+    chance: Chance = Chance()
+
+
+class Idle(NamedTuple):
+    """The item has nothing to do for now; how fresh the asset is does not change."""
 
 
 class Resume(NamedTuple):
@@ -111,7 +127,7 @@ class Fail(NamedTuple):
     verify_ticker: bool = False
 
 
-End: TypeAlias = Finish | Resume | Verify | Skip | Release | MoveBack | Strike | Fail
+End: TypeAlias = Finish | Idle | Resume | Verify | Skip | Release | MoveBack | Strike | Fail
 
 
 class Price(NamedTuple):
@@ -120,6 +136,8 @@ class Price(NamedTuple):
     start: datetime
     """Of the bar."""
     as_of: datetime
+    running: Bar | None = None
+    """The bar itself if it is not over, so that it is not stored."""
 
 
 class NotIncluded(NamedTuple):
@@ -130,6 +148,21 @@ class NotIncluded(NamedTuple):
     """The assets concerned; empty for all."""
 
 
+class Entry(NamedTuple):
+    """What the ledger notes of an answer."""
+
+    ledger: Ledger
+    """As it is from now on."""
+    settled: Span
+    hours: Hours
+    unasked_until: datetime | None
+    """The end of the newest range that was never asked."""
+    tried: bool = False
+    """Whether this was a try of weeks with empty ranges."""
+    lag_seconds: float | None = None
+    """How long after its end a bar was first seen, if this answer shows it."""
+
+
 class Judgement(NamedTuple):
     """What to store, how each item ends, and what to report."""
 
@@ -138,7 +171,9 @@ class Judgement(NamedTuple):
     """The kind of error, for the history of calls."""
     error: str | None = None
     bars: Sequence[Bar] | None = None
-    """Bars to store for the first item; None if there is nothing to store."""
+    """Bars to store for the first item, all of them over; None if there is nothing to store."""
+    entry: Entry | None = None
+    """What to note of the first item in the ledger."""
     price: Price | None = None
     quotes: Sequence[tuple[Item, Quote]] = ()
     """Quotes to store as last prices."""
@@ -211,11 +246,19 @@ def failed(fetch: Fetch, error: ProviderError) -> Judgement:
     return Judgement([(fetch.items, Fail(str(error)))], error.kind, str(error))
 
 
-def quiet(fetch: Fetch) -> Judgement:
+def quiet(fetch: Fetch, chance: Chance) -> Judgement:
     """Judge an answer that brings nothing new for an asset whose ticker exists."""
     [item] = fetch.items
     synced = Synced(item.symbol, item.feed, 0, None, None, fetch.seconds)
-    return Judgement([(fetch.items, Finish())], progress=[synced])
+    return Judgement([(fetch.items, Finish(chance))], progress=[synced])
+
+
+def left_out(item: Item, answer: BarsAnswer) -> list[Warned]:
+    """Return the warning about bars that cannot be true, if there are any."""
+    if not answer.left_out:
+        return []
+    reasons = ", ".join(map(str, answer.left_out))
+    return [Warned(f"{item.symbol}: bars that cannot be true were left out: {reasons}.")]
 
 
 def had_failed(item: Item) -> bool:

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 from asset_sync.budget.slots import Budget
 from asset_sync.model import Feed
+from asset_sync.spans import Span
 
 
 class Started(NamedTuple):
@@ -45,6 +46,16 @@ class Synced(NamedTuple):
     """Whether the asset was reported as failing; a quiet run reports that this is over."""
 
 
+class Filled(NamedTuple):
+    """A range of an asset's past was asked and answered."""
+
+    symbol: str
+    settled: Span
+    """The range; empty if the plan does not include it."""
+    bars_written: int
+    seconds: float
+
+
 class Failed(NamedTuple):
     """An asset that was tried and not refreshed."""
 
@@ -80,5 +91,7 @@ class Recovered(NamedTuple):
     """How long it failed."""
 
 
-Progress: TypeAlias = Started | Waiting | Calling | Synced | Failed | PutBack | Warned | Recovered
+Progress: TypeAlias = (
+    Started | Waiting | Calling | Synced | Filled | Failed | PutBack | Warned | Recovered
+)
 Listener: TypeAlias = Callable[[Progress], None]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from asset_sync.model import Lane
-from asset_sync.sync.progress import Failed, Progress, Synced
+from asset_sync.sync.progress import Failed, Filled, Progress, Synced
 
 
 class Ended(StrEnum):
@@ -47,6 +47,8 @@ class Report:
     bars_written: int = 0
     waited_seconds: float = 0.0
     """Spent waiting for a slot."""
+    history_calls: int = 0
+    """How many of the calls were for history."""
     left_out: int = 0
     """How many assets were due but over the queue's size."""
     reason_ended: Ended = Ended.DONE
@@ -73,6 +75,9 @@ class Report:
                 self._forget_failure(progress.symbol)
                 if progress.symbol not in self.updated:
                     self.updated.append(progress.symbol)
+        elif isinstance(progress, Filled):
+            self.bars_written += progress.bars_written
+            self.history_calls += 1
         elif isinstance(progress, Failed):
             self._forget_failure(progress.symbol)
             self.failed.append(Failure(progress.symbol, progress.error))

@@ -1,23 +1,28 @@
 """The scope of a run: what it has to do by its settings and by what is known of the key."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Protocol
 
 from asset_sync.budget.slots import Rate, effective_rate, rate_of
 from asset_sync.database import Connection
-from asset_sync.model import AssetType, Feed, Lane, Level
+from asset_sync.hours import Hours
+from asset_sync.model import Asset, AssetType, Feed, Lane, Level
 from asset_sync.provider.access import Access
 from asset_sync.provider.current import connect
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Wanted, calls_for
 from asset_sync.secret import Secret
 from asset_sync.settings import ProviderSettings, Settings, SettingsError
-from asset_sync.store import entitlements
+from asset_sync.store import entitlements, ledger
 from asset_sync.store.entitlements import Missing
+from asset_sync.store.ledger import UNKNOWN_LAG, Lag, Ledger
+from asset_sync.sync.coverage import REREAD_EVERY, reread_from
 from asset_sync.sync.progress import Warned
-from asset_sync.sync.window import Window, next_window
+from asset_sync.sync.window import SAFE_HISTORY, Window, next_window
 
 PRIORITY_SECONDS = 60
 # Cron starts the next run on the minute; this one should have ended by then.
@@ -66,6 +71,8 @@ class Scope:
     settings: Settings
     lane: Lane
     missing: Missing
+    lags: Mapping[str, Lag] = MappingProxyType({})
+    """How late bars are, by asset type."""
     rate_now: Rate | None = None
     """The rate that holds now, which may be lowered; None for the settings' rate."""
 
@@ -131,22 +138,56 @@ class Scope:
         )
 
     def window(
-        self,
-        asset_type: AssetType,
-        newest: datetime | None,
-        now: datetime,
-        backfilled_to: datetime | None = None,
+        self, target: Target, newest: datetime | None, now: datetime, ledger: Ledger
     ) -> Window | None:
         """Return the window of the next call for bars, None if there can be nothing new."""
+        reread = ledger.reread_at is None or now - ledger.reread_at >= REREAD_EVERY
         return next_window(
             now,
             newest,
-            asset_type=asset_type,
+            asset_type=target.asset_type,
             history_days=self.settings.provider.plan.history_days,
-            backfilled_to=backfilled_to,
+            settled_until=ledger.tail.end if ledger.tail else None,
+            reread_from=reread_from(self.hours(target.symbol), now) if reread else None,
+            backfilled_to=target.backfilled_to,
             today_denied=self.missing.today,
             past_denied=self.missing.past,
         )
+
+    def hours(self, symbol: str) -> Hours:
+        """Return when the asset trades."""
+        return self._asset(symbol).trading_hours
+
+    def frequency(self, symbol: str) -> timedelta:
+        """Return how old the asset's data may get."""
+        return timedelta(seconds=self._asset(symbol).update_frequency_seconds)
+
+    def lag(self, asset_type: AssetType) -> Lag:
+        """Return how late bars of this market are on this plan."""
+        return self.lags.get(asset_type, UNKNOWN_LAG)
+
+    def past_begins(self, symbol: str, now: datetime, ledger: Ledger) -> datetime:
+        """Return the earliest moment of an asset's history that is wanted and in the plan."""
+        days = history_days(self.settings, self._asset(symbol))
+        if self.missing.past:
+            days = min(days, SAFE_HISTORY.days)
+        begins = now - timedelta(days=days)
+        return begins if ledger.past_begins is None else max(begins, ledger.past_begins)
+
+    def _asset(self, symbol: str) -> Asset:
+        return next(asset for asset in self.settings.assets if asset.symbol == symbol)
+
+
+def history_days(settings: Settings, asset: Asset) -> int:
+    """Return how many days of an asset's past are wanted and in the plan.
+
+    Every plan includes at least two years; a call that begins a few hours too early is refused.
+    """
+    wanted = asset.history_days or settings.history.days
+    included = max(settings.provider.plan.history_days - 1, SAFE_HISTORY.days)
+    if settings.provider.plan.history_days <= 731:  # noqa: PLR2004
+        included = SAFE_HISTORY.days
+    return included if wanted is None else min(wanted, included)
 
 
 def key_of(settings: Settings) -> Secret:
@@ -173,7 +214,8 @@ def account(settings: Settings) -> tuple[str, str]:
 def scope_of(db: Connection, settings: Settings, lane: Lane) -> Scope:
     """Return the scope of a run, with what the database knows of the key."""
     rate = effective_rate(db, rate_of(settings))
-    return Scope(settings, lane, entitlements.missing(db, *account(settings)), rate)
+    known_lags = ledger.lags(db, settings.provider.plan.name)
+    return Scope(settings, lane, entitlements.missing(db, *account(settings)), known_lags, rate)
 
 
 def open_provider(settings: ProviderSettings, key: Secret) -> Provider:

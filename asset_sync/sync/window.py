@@ -31,15 +31,17 @@ def next_window(
     *,
     asset_type: AssetType,
     history_days: int,
+    settled_until: datetime | None = None,
+    reread_from: datetime | None = None,
     backfilled_to: datetime | None = None,
     today_denied: bool = False,
     past_denied: bool = False,
 ) -> Window | None:
     """Return the window of the next call, None when there can be nothing new.
 
-    It begins a few bars before the newest stored one, or on the first sync as far back as one call
-    reaches, and ends now. `backfilled_to` is how far earlier calls of the same catch-up came if
-    they found nothing. If the key may not see the running day, the window ends with yesterday
+    It begins a few bars before the newest stored one, or at `settled_until` if that is earlier, or
+    at `reread_from`; on the first sync as far back as one call reaches. It ends now.
+    `backfilled_to` is how far earlier calls of the same catch-up came if they found nothing. If the key may not see the running day, the window ends with yesterday
     (UTC). If the key may see only the smallest plan's past, the window starts within that.
     """
     end = now
@@ -49,7 +51,9 @@ def next_window(
         if newest is not None and newest + BAR_LENGTH > end:
             return None
     longest = MARKETS[asset_type].window
-    start = end - longest if newest is None else newest - OVERLAP
+    start = end - longest
+    if newest is not None:
+        start = min(filter(None, (newest - OVERLAP, settled_until, reread_from)))
     history = timedelta(days=history_days)
     earliest = now - (min(history, SAFE_HISTORY) if past_denied else history)
     start = max(start, backfilled_to or start, earliest)

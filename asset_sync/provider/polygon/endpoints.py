@@ -12,18 +12,21 @@ REFERENCE_PATH = "/v3/reference/tickers"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+MAX_BASE_BARS = 50_000
+"""Of how many minute bars one answer is made at most (API page `aggregates`)."""
+
 MAX_SNAPSHOT_TICKERS = 250
 """What `/v3/snapshot` takes in one call (its API page)."""
 
 
-def bars(ticker: str, start: datetime, end: datetime) -> str:
-    """Return path and query for five-minute bars; both ends are included.
+def bars(ticker: str, start: datetime, end: datetime, *, by_minute: bool = False) -> str:
+    """Return path and query for five-minute bars, or those of a minute; both ends are included.
 
     `limit` is the API's maximum; it counts the minute bars from which the answer is made.
     """
     return (
-        f"/v2/aggs/ticker/{_quoted(ticker)}/range/5/minute/{unix_ms(start)}/{unix_ms(end)}"
-        "?adjusted=true&sort=asc&limit=50000"
+        f"/v2/aggs/ticker/{_quoted(ticker)}/range/{1 if by_minute else 5}/minute/{unix_ms(start)}/{unix_ms(end)}"
+        f"?adjusted=true&sort=asc&limit={MAX_BASE_BARS}"
     )
 
 

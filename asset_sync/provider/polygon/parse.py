@@ -4,9 +4,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import groupby, pairwise
 from operator import itemgetter
 from urllib.parse import urlsplit
 
@@ -21,7 +21,7 @@ from asset_sync.provider.answers import (
     TickersAnswer,
 )
 from asset_sync.provider.errors import ProviderError, TickerUnknown, Unavailable, Unreadable
-from asset_sync.provider.polygon.endpoints import REFERENCE_PATH, unix_ms
+from asset_sync.provider.polygon.endpoints import MAX_BASE_BARS, REFERENCE_PATH, unix_ms
 from asset_sync.provider.polygon.http import Reply
 from asset_sync.provider.polygon.refusals import (
     CallContext,
@@ -33,7 +33,8 @@ from asset_sync.provider.polygon.refusals import (
 )
 from asset_sync.secret import Secret
 
-BAR_MS = 5 * 60 * 1000
+MINUTE_MS = 60 * 1000
+BAR_MS = 5 * MINUTE_MS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TRADES = 2**31 - 1
@@ -52,15 +53,23 @@ _TO_MICROSECONDS = ((10**17, 1, 1000), (10**14, 1, 1), (10**11, 1000, 1), (0, 10
 
 
 def read_bars(
-    reply: Reply, call: CallContext, ticker: str, start: datetime, end: datetime
+    reply: Reply,
+    call: CallContext,
+    ticker: str,
+    start: datetime,
+    end: datetime,
+    *,
+    by_minute: bool = False,
 ) -> BarsAnswer:
     """Return the plausible bars of `ticker` that start in the requested range.
+
+    With `by_minute` the answer holds minute bars, of which five-minute bars are made.
 
     Other bars are left out, counted by `Flaw`. Raises `Unreadable` when no bar is left, when the
     bars are another ticker's, and when an answer without bars does not say `resultsCount` 0, as
     every recorded empty answer does.
     """
-    body = _answer(reply, call, hook=_bar_or_object)
+    body = _answer(reply, call, hook=_minute_or_object if by_minute else _bar_or_object)
     rows = _results(body, call)
     named = body.get("ticker")
     if named != ticker and (rows or named is not None):
@@ -91,12 +100,20 @@ def read_bars(
             f"None of the {len(rows)} bars that the API sent for {ticker} can be true"
             f" ({', '.join(map(str, left_out))}); check the ticker in assets.toml."
         )
+    ascending = _ascending(bars)
     return BarsAnswer(
         ticker=ticker,
-        bars=_ascending(bars),
-        complete=not body.get("next_url"),
+        bars=_five_minutes(ascending) if by_minute else ascending,
+        complete=not body.get("next_url") and not _is_full(body),
         left_out=left_out,
+        repeats=len(ascending) < len(bars),
     )
+
+
+def _is_full(body: Mapping[str, object]) -> bool:
+    """Whether the answer is made of as many minute bars as one may be made of."""
+    count = body.get("queryCount")
+    return isinstance(count, int) and count >= MAX_BASE_BARS
 
 
 def read_snapshots(reply: Reply, call: CallContext, tickers: Sequence[str]) -> SnapshotAnswer:
@@ -245,7 +262,12 @@ def _says_empty(body: dict[str, object]) -> bool:
     return type(count) is int and count == 0
 
 
-def _bar_or_object(row: dict[str, object]) -> object:
+def _minute_or_object(row: dict[str, object]) -> object:
+    """Do what `_bar_or_object` does for the bar of a minute."""
+    return _bar_or_object(row, MINUTE_MS)
+
+
+def _bar_or_object(row: dict[str, object], length_ms: int = BAR_MS) -> object:
     """Turn the dict of a bar into a `Bar` or a `Flaw` as soon as it is read.
 
     50,000 dicts would take 30 MB.
@@ -267,13 +289,15 @@ def _bar_or_object(row: dict[str, object]) -> object:
         return Flaw.UNREADABLE
     if not 0 <= volume <= _MOST_VOLUME:
         return Flaw.VOLUME
-    flaw = _flaw(start, open_, high, low, close)
+    flaw = _flaw(open_, high, low, close)
+    if flaw is None and start % length_ms:
+        flaw = Flaw.OFF_THE_MARK
     if flaw is not None:
         return flaw
     return Bar(start, open_, high, low, close, volume, _price(row.get("vw")), _count(row.get("n")))
 
 
-def _flaw(start_ms: int, open_: float, high: float, low: float, close: float) -> Flaw | None:
+def _flaw(open_: float, high: float, low: float, close: float) -> Flaw | None:
     """Return why the figures of a bar cannot be true, None if they can."""
     if high < low:
         return Flaw.UPSIDE_DOWN
@@ -281,7 +305,32 @@ def _flaw(start_ms: int, open_: float, high: float, low: float, close: float) ->
         return Flaw.PRICE
     if min(open_, close) < low * (1 - _ROUNDING) or max(open_, close) > high * (1 + _ROUNDING):
         return Flaw.OPEN_OR_CLOSE
-    return Flaw.OFF_THE_MARK if start_ms % BAR_MS else None
+    return None
+
+
+def _five_minutes(minutes: Sequence[Bar]) -> tuple[Bar, ...]:
+    """Return the five-minute bars that these bars of single minutes make."""
+    return tuple(
+        _together(start_ms, list(group))
+        for start_ms, group in groupby(minutes, key=lambda bar: bar.start_ms // BAR_MS * BAR_MS)
+    )
+
+
+def _together(start_ms: int, parts: Sequence[Bar]) -> Bar:
+    volume = sum(bar.volume for bar in parts)
+    weighed = [(bar.vwap, bar.volume) for bar in parts if bar.vwap is not None]
+    weight = sum(share for _, share in weighed)
+    trades = [bar.trades for bar in parts if bar.trades is not None]
+    return Bar(
+        start_ms,
+        parts[0].open,
+        max(bar.high for bar in parts),
+        min(bar.low for bar in parts),
+        parts[-1].close,
+        volume,
+        sum(vwap * share for vwap, share in weighed) / weight if weight else None,
+        sum(trades) if trades else None,
+    )
 
 
 def _ascending(bars: list[Bar]) -> tuple[Bar, ...]:

@@ -13,7 +13,7 @@ from asset_sync.provider.current import endpoints
 from asset_sync.provider.errors import ProviderError
 from asset_sync.provider.protocol import Provider
 from asset_sync.sync import judge
-from asset_sync.sync.feeds import bars, snapshot
+from asset_sync.sync.feeds import bars, history, snapshot
 from asset_sync.sync.judge import Fetch, Judgement, Known, Request
 from asset_sync.sync.scope import Scope, Target
 
@@ -31,6 +31,7 @@ class FeedWork(NamedTuple):
 WORK: dict[Feed, FeedWork] = {
     Feed.BARS: FeedWork(bars.request, bars.judge_answer),
     Feed.SNAPSHOT: FeedWork(snapshot.request, snapshot.judge_answer),
+    Feed.HISTORY: FeedWork(history.request, history.judge_answer),
 }
 
 

@@ -1,16 +1,19 @@
 """Five-minute bars, one asset a call."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from asset_sync.provider.answers import BarsAnswer
+from asset_sync.provider.answers import Bar, BarsAnswer
 from asset_sync.provider.current import endpoints
 from asset_sync.provider.errors import FeedDenied, ProviderError, TodayDenied
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
-from asset_sync.sync import judge
+from asset_sync.spans import Span
+from asset_sync.sync import coverage, judge
 from asset_sync.sync.judge import (
+    Entry,
     Fail,
     Fetch,
     Finish,
@@ -22,9 +25,12 @@ from asset_sync.sync.judge import (
     Resume,
     Verify,
 )
-from asset_sync.sync.progress import Synced, Warned
+from asset_sync.sync.news import Chance, next_chance
+from asset_sync.sync.progress import Synced
 from asset_sync.sync.scope import Scope, Target
 from asset_sync.sync.window import BAR_LENGTH, SAFE_HISTORY, Window
+
+BAR_MS = BAR_LENGTH // timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class BarsRequest:
 def request(scope: Scope, targets: Sequence[Target], known: Known) -> BarsRequest | None:
     """Return the next call; None if it could bring this key nothing new."""
     [item] = targets
-    window = scope.window(item.asset_type, known.newest, known.now, item.backfilled_to)
+    window = scope.window(item, known.newest, known.now, known.ledger)
     return None if window is None else BarsRequest(item.ticker, window)
 
 
@@ -74,10 +80,12 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
     # The window begins with bars that are stored already; at least those should have come.
     if not answer.bars and (newest is None or window.start <= newest):
         return _no_data(scope, fetch, known)
-    last = _newest(answer, known)
+    closed, running = _parted(answer.bars, fetch.asked_at)
+    last = max(filter(None, (closed[-1].start if closed else None, newest)), default=None)
     advanced = last is not None and (newest is None or last > newest)
     done = window.last and (answer.complete or not advanced)
-    end = Finish() if done else Resume(backfilled_to=None if advanced else window.end)
+    chance = _chance(scope, item, known, news=advanced or running is not None)
+    end = Finish(chance) if done else Resume(backfilled_to=None if advanced else window.end)
     synced = Synced(
         item.symbol,
         item.feed,
@@ -90,9 +98,10 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
     )
     return Judgement(
         [(fetch.items, end)],
-        bars=answer.bars,
-        price=None if last is None else Price(last, _as_of(scope, item, last, known.now)),
-        progress=[*_left_out(item, answer), synced],
+        bars=closed,
+        entry=_entry(scope, fetch, known, closed, cut=not answer.complete or answer.repeats),
+        price=_priced(scope, item, running, last, known.now),
+        progress=[*judge.left_out(item, answer), synced],
     )
 
 
@@ -102,10 +111,72 @@ def _window(fetch: Fetch) -> Window:
     return fetch.request.window
 
 
-def _newest(answer: BarsAnswer, known: Known) -> datetime | None:
-    """Return the start of the newest bar after storing; bars of the future do not count."""
-    came = next((bar.start for bar in reversed(answer.bars) if bar.start <= known.now), None)
-    return max(filter(None, (came, known.newest)), default=None)
+def _parted(bars: Sequence[Bar], asked_at: datetime) -> tuple[Sequence[Bar], Bar | None]:
+    """Return the bars that were over when they were asked for, and the one that still ran.
+
+    Bars that begin later are dropped. Only bars that are over are stored: the figures of the others
+    change until they are, and nobody who reads them could tell.
+    """
+    asked_ms = asked_at.timestamp() * 1000
+    over = bisect_right(bars, asked_ms - BAR_MS, key=_start_ms)
+    running = next((bar for bar in bars[over:] if bar.start_ms <= asked_ms), None)
+    return bars[:over], running
+
+
+def _start_ms(bar: Bar) -> int:
+    return bar.start_ms
+
+
+def _chance(scope: Scope, item: Item, known: Known, *, news: bool) -> Chance:
+    return next_chance(
+        scope.hours(item.symbol),
+        known.now,
+        scope.frequency(item.symbol),
+        news=news,
+        silent=item.silent,
+        lag=scope.lag(item.asset_type),
+    )
+
+
+def _entry(
+    scope: Scope, fetch: Fetch, known: Known, closed: Sequence[Bar], *, cut: bool = False
+) -> Entry:
+    """Return what the ledger notes: the settled range, and how late a bar came."""
+    [item], window = fetch.items, _window(fetch)
+    hours, before = scope.hours(item.symbol), known.ledger
+    asked = Span(window.start, window.end)
+    settled = coverage.settled(asked, fetch.asked_at, closed, scope.lag(item.asset_type), cut=cut)
+    after = before.with_settled(settled)._replace(asked_at=fetch.asked_at)
+    if known.newest is None or window.start <= coverage.reread_from(hours, fetch.asked_at):
+        after = after._replace(reread_at=fetch.asked_at)
+    # An earlier call after the bar's end lacked it: otherwise this would be our own frequency.
+    late = next(
+        (
+            bar
+            for bar in closed
+            if known.newest is not None
+            and before.asked_at is not None
+            and known.newest < bar.start <= before.asked_at - BAR_LENGTH
+        ),
+        None,
+    )
+    return Entry(
+        after,
+        settled,
+        hours,
+        coverage.unasked_until(hours, after, scope.past_begins(item.symbol, fetch.asked_at, after)),
+        lag_seconds=None
+        if late is None
+        else (fetch.asked_at - late.start - BAR_LENGTH).total_seconds(),
+    )
+
+
+def _priced(
+    scope: Scope, item: Item, running: Bar | None, last: datetime | None, now: datetime
+) -> Price | None:
+    """Return the price: the close of the bar that runs, else of the newest that is over."""
+    start = last if running is None else running.start
+    return None if start is None else Price(start, _as_of(scope, item, start, now), running)
 
 
 def _as_of(scope: Scope, item: Item, start: datetime, now: datetime) -> datetime:
@@ -116,13 +187,6 @@ def _as_of(scope: Scope, item: Item, start: datetime, now: datetime) -> datetime
     if scope.has_quotes(item.symbol):
         return start
     return min(start + BAR_LENGTH, now)
-
-
-def _left_out(item: Item, answer: BarsAnswer) -> list[Warned]:
-    if not answer.left_out:
-        return []
-    reasons = ", ".join(map(str, answer.left_out))
-    return [Warned(f"{item.symbol}: bars that cannot be true were left out: {reasons}.")]
 
 
 # --- no bars: is it a typo, or just silent? ---------------------------------------------------
@@ -144,10 +208,10 @@ def _silent(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
             " still trades."
         )
         return Judgement([(fetch.items, Fail(error))], error=error)
-    window = scope.window(item.asset_type, known.newest, known.now, item.backfilled_to)
+    window = scope.window(item, known.newest, known.now, known.ledger)
     if window is not None and not window.last:
         return Judgement([(fetch.items, Resume(backfilled_to=window.end))])
-    return judge.quiet(fetch)
+    return judge.quiet(fetch, _chance(scope, item, known, news=False))
 
 
 # --- what the plan does not include -----------------------------------------------------------

@@ -11,6 +11,7 @@ from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.sync import judge
 from asset_sync.sync.judge import End, Fail, Fetch, Finish, Judgement, Known, NotIncluded, Skip
+from asset_sync.sync.news import Chance
 from asset_sync.sync.progress import Progress, Synced, Warned
 from asset_sync.sync.scope import NO_SNAPSHOTS, Scope, Target
 
@@ -50,7 +51,7 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:  # noqa
         case ProviderError() as error:
             return judge.failed(fetch, error)
         case exists:
-            return judge.verified(fetch, exists=exists is True, silent=judge.quiet(fetch))
+            return judge.verified(fetch, exists=exists is True, silent=judge.quiet(fetch, Chance()))
 
 
 def _quotes(fetch: Fetch, answer: SnapshotAnswer) -> Judgement:

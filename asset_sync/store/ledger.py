@@ -1,0 +1,365 @@
+"""The ledger: what was asked of each asset, and what came, week by week.
+
+A hole is a range that was never asked, or one that was asked and is empty although the market was
+open. That bars are missing proves nothing: where nobody trades or quotes, no bar comes. So each
+answer notes the range that it has settled, in the transaction that stores its bars.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, timedelta
+from typing import NamedTuple
+
+from asset_sync.database import Connection, Cursor, query
+from asset_sync.model import Feed
+from asset_sync.spans import Span, difference, union
+
+# The provider repairs its history late: forex ticks of January 2022 came back 13 months later, a
+# day of crypto minutes 14 months later (polygon-io/issues 190 and 186).
+RETRY_DAYS = (1, 7, 30, 180)
+
+_LAGS_KEPT_DAYS = 30
+# Fewer measurements do not show how late a bar can be.
+LEAST_LAGS = 20
+
+
+class Ledger(NamedTuple):
+    """What was asked of the bars of one asset."""
+
+    asked: tuple[Span, ...] = ()
+    """The settled ranges before the tail."""
+    tail: Span | None = None
+    """The settled range that still grows; None if nothing was asked yet."""
+    asked_at: datetime | None = None
+    """When the newest bars were last asked for."""
+    reread_at: datetime | None = None
+    """When a call last began two open days earlier."""
+    past_begins: datetime | None = None
+    """Where the plan's past begins, if the provider refused an earlier start."""
+
+    @property
+    def settled(self) -> list[Span]:
+        """All that an answer has settled."""
+        return union((*self.asked, *([self.tail] if self.tail else [])))
+
+    def with_settled(self, span: Span) -> "Ledger":
+        """Return the ledger after an answer that settled a range."""
+        if span.start >= span.end:
+            return self
+        tail, asked = self.tail, self.asked
+        if tail is None or span.touches(tail):
+            tail = (
+                span if tail is None else Span(min(tail.start, span.start), max(tail.end, span.end))
+            )
+        elif span.start > tail.end:
+            tail, asked = span, (*asked, tail)
+        else:
+            asked = (*asked, span)
+        if asked and (asked != self.asked or tail != self.tail):
+            merged = union((*asked, tail))
+            asked, tail = tuple(merged[:-1]), merged[-1]
+        return self._replace(asked=asked, tail=tail)
+
+    def gaps(self, since: datetime) -> list[Span]:
+        """Return the ranges from `since` to the settled end that were never asked."""
+        if self.tail is None:
+            return []
+        return difference([Span(since, max(since, self.tail.end))], self.settled)
+
+
+class Lag(NamedTuple):
+    """How long after its end a bar is first seen, in seconds; by market and plan."""
+
+    measurements: int
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+UNKNOWN_LAG = Lag(0, None, None, None)
+
+
+class Week(NamedTuple):
+    """What came of an asset in one week that was asked."""
+
+    week: date
+    """The Monday with which it begins, UTC."""
+    bars: int
+    empty_slots: int
+    """How many bars are expected, asked and not there."""
+    silent_days: Sequence[date] = ()
+    """Trading days without any bar."""
+
+
+def read(db: Connection, feed: Feed, tickers: Mapping[str, str]) -> dict[str, Ledger]:
+    """Return the ledger of each asset, by symbol; `tickers` holds the ticker of each symbol.
+
+    What was asked under another ticker does not count.
+    """
+    rows = query(
+        db,
+        """
+        select l.symbol, array(select lower(span) from unnest(asked) as span),
+          array(select upper(span) from unnest(asked) as span),
+          tail_from, tail_until, asked_at, reread_at, past_begins
+        from unnest(%s::text[], %s::text[]) as own (symbol, ticker)
+        join asset_sync.ledger l on l.symbol = own.symbol and l.feed = %s and l.ticker = own.ticker
+        """,
+        (list(tickers), list(tickers.values()), feed),
+    )
+    return {symbol: _ledger(*rest) for symbol, *rest in rows}
+
+
+def _ledger(
+    starts: Sequence[datetime],
+    ends: Sequence[datetime],
+    tail_from: datetime | None,
+    tail_until: datetime | None,
+    *rest: datetime | None,
+) -> Ledger:
+    asked = tuple(Span(start, end) for start, end in zip(starts, ends, strict=True))
+    tail = None if tail_from is None or tail_until is None else Span(tail_from, tail_until)
+    return Ledger(asked, tail, *rest)
+
+
+def lock(cursor: Cursor, symbol: str, feed: Feed, ticker: str) -> None:
+    """Lock an asset's row, made or begun anew if necessary, before its bars are written.
+
+    It is a statement of its own: the next one then sees all that the last holder committed.
+    """
+    cursor.execute(
+        """
+        insert into asset_sync.ledger as known (symbol, feed, ticker) values (%s, %s, %s)
+        on conflict (symbol, feed) do update
+        set ticker = excluded.ticker, asked = '{}', tail_from = null, tail_until = null,
+          asked_at = null, reread_at = null, past_begins = null, unasked_until = null,
+          retry_at = null
+        where known.ticker <> excluded.ticker;
+        select from asset_sync.ledger where symbol = %s and feed = %s for update
+        """,
+        (symbol, feed, ticker, symbol, feed),
+    )
+
+
+def save(
+    cursor: Cursor, symbol: str, feed: Feed, ledger: Ledger, unasked_until: datetime | None
+) -> None:
+    """Write the ledger of an asset whose row is locked.
+
+    `unasked_until` is the end of the newest range that was never asked, None if there is none.
+    The stored ranges change only if they differ: the tail alone grows with most answers.
+    """
+    asked = (
+        "{"
+        + ",".join(f"[{span.start.isoformat()},{span.end.isoformat()})" for span in ledger.asked)
+        + "}"
+    )
+    tail = ledger.tail
+    cursor.execute(
+        """
+        update asset_sync.ledger
+        set asked = case when asked = %(asked)s::tstzmultirange then asked
+            else %(asked)s::tstzmultirange end,
+          tail_from = %(tail_from)s, tail_until = %(tail_until)s, asked_at = %(asked_at)s,
+          reread_at = %(reread_at)s, past_begins = %(past_begins)s,
+          unasked_until = %(unasked_until)s,
+          retry_at = (select min(next_try_at) from asset_sync.weeks where symbol = %(symbol)s)
+        where symbol = %(symbol)s and feed = %(feed)s
+        """,
+        {
+            "asked": asked,
+            "tail_from": tail.start if tail else None,
+            "tail_until": tail.end if tail else None,
+            "asked_at": ledger.asked_at,
+            "reread_at": ledger.reread_at,
+            "past_begins": ledger.past_begins,
+            "unasked_until": unasked_until,
+            "symbol": symbol,
+            "feed": feed,
+        },
+    )
+
+
+# --- What came, week by week ---------------------------------------------------------------------
+
+
+def monday(moment: datetime) -> date:
+    """Return the Monday of the moment's week, UTC."""
+    day = moment.date()
+    return day - timedelta(days=day.weekday())
+
+
+def count_bars(cursor: Cursor, symbol: str, spans: Sequence[Span]) -> dict[Span, int]:
+    """Return how many bars are stored in each of these spans."""
+    cursor.execute(
+        """
+        select span.start, span.until, count(bar.ts)
+        from unnest(%s::timestamptz[], %s::timestamptz[]) as span (start, until)
+        left join trading.symbols s on s.symbol = %s
+        left join market_data.ohlcv_5m bar
+          on bar.ticker_id = s.id and bar.ts >= span.start and bar.ts < span.until
+        group by 1, 2
+        """,
+        ([span.start for span in spans], [span.end for span in spans], symbol),
+    )
+    return {Span(start, end): count for start, end, count in cursor.fetchall()}
+
+
+def save_weeks(
+    cursor: Cursor, symbol: str, weeks: Sequence[Week], *, tried: bool, forget_at: timedelta
+) -> None:
+    """Write what came in these weeks, and when their empty ranges are asked again.
+
+    `tried` says that this answer asked a whole week, which counts as a try once its date is due.
+    After the tries of `RETRY_DAYS` there is one more, before the week leaves the plan's years,
+    which is `forget_at` after it.
+    """
+    cursor.execute(
+        f"""
+        insert into asset_sync.weeks as known
+          (symbol, week, bars, empty_slots, silent_days, asked_at, next_try_at)
+        select %(symbol)s, new.week, new.bars, new.empty_slots,
+          coalesce(string_to_array(nullif(new.silent_days, ''), ',')::date[], '{{}}'), now(),
+          {_NEXT_TRY.format(tries="1", empty="new.empty_slots")}
+        from unnest(%(weeks)s::date[], %(bars)s::int[], %(empty)s::int[], %(silent)s::text[])
+          as new (week, bars, empty_slots, silent_days)
+        on conflict (symbol, week) do update
+        set bars = excluded.bars, empty_slots = excluded.empty_slots,
+          silent_days = excluded.silent_days,
+          tries = known.tries + ({_IS_TRY})::int,
+          asked_at = case when {_IS_TRY} then now() else known.asked_at end,
+          next_try_at = case
+            when excluded.empty_slots = 0 then null
+            when {_IS_TRY}
+            then {
+            _NEXT_TRY.format(tries="known.tries + 1", empty="excluded.empty_slots").replace(
+                "new.week", "excluded.week"
+            )
+        }
+            else coalesce(known.next_try_at, excluded.next_try_at) end
+        """,
+        {
+            "symbol": symbol,
+            "weeks": [week.week for week in weeks],
+            "bars": [week.bars for week in weeks],
+            "empty": [week.empty_slots for week in weeks],
+            "silent": [",".join(map(str, week.silent_days)) for week in weeks],
+            "tried": tried,
+            "days": list(RETRY_DAYS),
+            "forget": forget_at,
+        },
+    )
+
+
+_IS_TRY = "(%(tried)s and known.next_try_at <= now())"
+
+_NEXT_TRY = """
+  case when {empty} = 0 then null
+    when {tries} <= cardinality(%(days)s::int[])
+    then now() + make_interval(days => (%(days)s::int[])[{tries}])
+    when {tries} = cardinality(%(days)s::int[]) + 1
+    then greatest(now(), new.week + %(forget)s::interval)
+  end
+"""
+
+
+def due_weeks(db: Connection, symbols: Sequence[str]) -> dict[str, list[date]]:
+    """Return the weeks whose empty ranges are to be asked again now, the newest first."""
+    if not symbols:
+        return {}
+    rows = query(
+        db,
+        """
+        select symbol, array_agg(week order by week desc) from asset_sync.weeks
+        where symbol = any(%s) and next_try_at <= clock_timestamp() group by symbol
+        """,
+        (list(symbols),),
+    )
+    return dict(rows)
+
+
+class Wish(NamedTuple):
+    """An asset whose history is wanted."""
+
+    symbol: str
+    ticker: str
+    level_rank: int
+    """The order of its level, the lowest first."""
+    days: int
+    """How far back."""
+
+
+def next_symbols(db: Connection, wishes: Sequence[Wish], most: int) -> list[str]:
+    """Return the assets whose past is to be asked next, in the order of the calls.
+
+    Newest first and breadth first: all assets get one call's reach further back before one gets
+    two; of those the higher levels first. What was never asked comes before what was empty.
+    """
+    rows = query(
+        db,
+        """
+        select own.symbol
+        from unnest(%(symbols)s::text[], %(tickers)s::text[], %(ranks)s::int[], %(days)s::int[])
+          as own (symbol, ticker, rank, days)
+        join asset_sync.ledger l on l.symbol = own.symbol and l.ticker = own.ticker
+          and l.feed = %(bars)s
+        left join asset_sync.queue q on q.symbol = own.symbol and q.feed = %(history)s
+        where (q.state is null or (q.state in ('idle', 'waiting') and q.not_before <= now()))
+          and (l.unasked_until > greatest(now() - make_interval(days => own.days), l.past_begins)
+            or l.retry_at <= now())
+        order by l.unasked_until is null,
+          floor(extract(epoch from now() - l.unasked_until) / %(reach)s), own.rank,
+          l.unasked_until desc, own.symbol
+        limit %(most)s
+        """,
+        {
+            "symbols": [wish.symbol for wish in wishes],
+            "tickers": [wish.ticker for wish in wishes],
+            "ranks": [wish.level_rank for wish in wishes],
+            "days": [wish.days for wish in wishes],
+            "bars": Feed.BARS,
+            "history": Feed.HISTORY,
+            "reach": _ROUND.total_seconds(),
+            "most": most,
+        },
+    )
+    return [symbol for (symbol,) in rows]
+
+
+# What one call reaches of crypto, rounded.
+_ROUND = timedelta(days=35)
+
+
+# --- How late bars are ---------------------------------------------------------------------------
+
+
+def note_lag(cursor: Cursor, plan: str, asset_type: str, seconds: float) -> None:
+    """Note how long after its end a bar was first seen, and forget old measurements."""
+    cursor.execute(
+        """
+        delete from asset_sync.lags where ctid = any(array(
+          select ctid from asset_sync.lags where plan = %(plan)s and asset_type = %(type)s
+            and at < now() - make_interval(days => %(days)s) limit 100));
+        insert into asset_sync.lags (plan, asset_type, seconds)
+        values (%(plan)s, %(type)s, %(seconds)s)
+        """,
+        {"plan": plan, "type": asset_type, "days": _LAGS_KEPT_DAYS, "seconds": seconds},
+    )
+
+
+def lags(db: Connection, plan: str) -> dict[str, Lag]:
+    """Return the lag of each asset type that was measured with the plan."""
+    rows = query(
+        db,
+        """
+        select asset_type, count(*), percentile_cont(array[0.5, 0.95, 0.99])
+          within group (order by seconds)
+        from (
+          select asset_type, seconds,
+            row_number() over (partition by asset_type order by at desc) as latest
+          from asset_sync.lags where plan = %s
+        ) as measured
+        where latest <= 1000 group by asset_type
+        """,
+        (plan,),
+    )
+    return {kind: Lag(number, *quantiles) for kind, number, quantiles in rows}

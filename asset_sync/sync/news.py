@@ -1,0 +1,68 @@
+"""When the next call for an asset's newest bars has the chance of news.
+
+A closed market costs one call after its closing, and none until a bar can be there again. An open
+but silent one is asked less and less often, at least once an hour, and as often as its frequency
+says with the first new bar.
+"""
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from asset_sync.hours import Hours
+from asset_sync.store.ledger import Lag
+from asset_sync.sync.window import BAR_LENGTH
+
+LONGEST_SILENCE = timedelta(hours=1)
+# A key that shows nothing of the running day gets new bars once a day, nobody knows when.
+END_OF_DAY_EVERY = timedelta(hours=6)
+# Until enough lags are measured: how long after the closing the last bar is final.
+_UNKNOWN_LAG = timedelta(minutes=1)
+
+
+class Chance(NamedTuple):
+    """When the next call can bring news."""
+
+    not_before: datetime | None = None
+    """None if it can at any time, so that the asset's frequency decides."""
+    silent: int = 0
+    """How many answers in a row brought nothing new although the market was open."""
+
+
+def next_chance(
+    hours: Hours,
+    now: datetime,
+    frequency: timedelta,
+    *,
+    news: bool,
+    silent: int,
+    lag: Lag,
+    end_of_day: bool = False,
+) -> Chance:
+    """Return when to ask again, after an answer that did or did not bring a newer bar."""
+    if end_of_day:
+        return Chance(now + max(END_OF_DAY_EVERY, frequency))
+    closed_at = hours.last_close(now)
+    if not hours.is_open(now):
+        final_at = now if closed_at is None else closed_at + _last_bar_lag(lag)
+        if now < final_at:
+            return Chance(final_at)
+        return Chance(hours.next_open(now) + _first_bar_after(lag))
+    if news:
+        return Chance()
+    if closed_at is not None:
+        first_bar_at = hours.next_open(closed_at) + _first_bar_after(lag)
+        if now < first_bar_at:
+            return Chance(first_bar_at)
+    # One silent answer proves nothing; from the second on the time between two calls doubles.
+    pause = frequency * 2 ** min(silent, 20)
+    longest = max(LONGEST_SILENCE, frequency)
+    return Chance(now + min(pause, longest) if silent else None, silent + 1)
+
+
+def _last_bar_lag(lag: Lag) -> timedelta:
+    return _UNKNOWN_LAG if lag.p95 is None else max(_UNKNOWN_LAG, timedelta(seconds=lag.p95))
+
+
+def _first_bar_after(lag: Lag) -> timedelta:
+    """Return how long after the opening the first bar can be there."""
+    return BAR_LENGTH + timedelta(seconds=lag.p50 or 0)
