@@ -757,7 +757,7 @@ MUTANTS = (
     Mutant(
         "a Redis that is down is one warning and fails nothing",
         "sync",
-        "except publish.EventsError as error:",
+        "except bus.EventsError as error:",
         "except ZeroDivisionError as error:",
         "test_redis_down_is_one_warning",
     ),

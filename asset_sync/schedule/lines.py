@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from asset_sync import bus
 from asset_sync.database.embedded import data_directory
 from asset_sync.errors import AssetSyncError
 from asset_sync.model import Lane
@@ -34,7 +35,7 @@ SECRET_FILES: Mapping[str, str] = {
     "MASSIVE_API_KEY": "massive.key",
     "DATABASE_URL": "database.url",
     "DB_PASSWORD": "database.password",
-    "REDIS_URL": "redis.url",
+    bus.VARIABLE: f"{bus.NAME.lower()}.url",
     "PING_URL": "ping.url",
 }
 """The name of each secret's file if the user has not chosen one."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from asset_sync import queue
+from asset_sync import bus, queue
 from asset_sync.budget import slots
 from asset_sync.budget.turn import Turn
 from asset_sync.database import SERVER_ERRORS, ServerError, may_pass, refuses_data
@@ -30,7 +30,8 @@ class Caller:
         self._run = run
         self._open_provider = open_provider
         self._provider: Provider | None = None
-        self._publisher = publish.publisher_of(run.settings)
+        url = run.settings.bus_url
+        self._bus = None if url is None else bus.Client(url)
 
     def serve(self, held: Held) -> None:
         """Make the one call that these items need, and store its answer."""
@@ -135,16 +136,16 @@ class Caller:
         self._run.streaks.check(result)
 
     def _publish(self, prices: Sequence[market.LastPrice]) -> None:
-        if self._publisher is None or not prices:
+        if self._bus is None or not prices:
             return
         try:
-            self._publisher.publish(prices)
-        except publish.EventsError as error:
+            publish.send(self._bus, prices)
+        except bus.EventsError as error:
             self._run.tell(Warned(str(error)))
 
     def close(self) -> None:
         """Close what was opened."""
         if self._provider is not None:
             self._provider.close()
-        if self._publisher is not None:
-            self._publisher.close()
+        if self._bus is not None:
+            self._bus.close()
