@@ -189,7 +189,7 @@ def _denied(db: Connection, settings: Settings) -> Finding:
         return Finding(Grade.WARNING, "plan", text)
     if missing.today:
         return Finding(Grade.OK, "plan", f"{plan}; bars end with yesterday on this key")
-    return Finding(Grade.OK, "plan", f"{plan}; nothing was refused of late")
+    return Finding(Grade.OK, "plan", f"{plan}; nothing was refused recently")
 
 
 def examine_runs(
