@@ -13,14 +13,16 @@ import psycopg2.extensions
 from asset_sync.errors import AssetSyncError, ExitCode
 from asset_sync.secret import Secret
 
-ServerError: TypeAlias = psycopg2.Error
+DriverError: TypeAlias = psycopg2.Error
+"""Whatever psycopg2 raises, be it the fault of the server, a statement or its data."""
+
 SERVER_ERRORS = (
     psycopg2.OperationalError,
     psycopg2.InterfaceError,
     psycopg2.errors.ReadOnlySqlTransaction,
     psycopg2.errors.IdleInTransactionSessionTimeout,
 )
-"""What psycopg2 raises when the server is at fault, and not a statement or its data."""
+"""Those of them that are the fault of the server."""
 
 
 class DatabaseError(AssetSyncError):

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from asset_sync import queue
-from asset_sync.database import Cursor, ServerError, refuses_data, savepoint, servers_words
+from asset_sync.database import Cursor, DriverError, refuses_data, savepoint, servers_words
 from asset_sync.provider.answers import Quote, SnapshotAnswer
 from asset_sync.provider.errors import NotSent, ProviderError
 from asset_sync.queue import Item, Struck
@@ -74,7 +74,7 @@ def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
 
 
 def refused_by_database(
-    cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch, error: ServerError
+    cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch, error: DriverError
 ) -> Result:
     """Record the call, and the failures, after the database refused an answer's data.
 
@@ -90,7 +90,7 @@ def refused_by_database(
         ]
     else:
         item = fetch.items[0]
-        with suppress(ServerError), savepoint(cursor):  # a new asset needs its row for the status
+        with suppress(DriverError), savepoint(cursor):  # a new asset needs its row for the status
             market.save_symbols(cursor, [_symbol(item)])
         parts = [_write(cursor, scope, Judgement([([item], Fail(words))]))]
     runs.record(cursor, run_id, _call(fetch, "refused_by_database", words))
@@ -108,7 +108,7 @@ def _write_alone(cursor: Cursor, scope: Scope, fetch: Fetch, item: Item, known: 
     try:
         with savepoint(cursor):
             return _write(cursor, scope, judgement)
-    except ServerError as error:
+    except DriverError as error:
         if not refuses_data(error):
             raise
         return _write(cursor, scope, Judgement([([item], Fail(servers_words(error)))]))
@@ -200,7 +200,7 @@ def _failed(cursor: Cursor, item: Item, error: str, *, is_news: bool) -> Failed:
     try:
         with savepoint(cursor):
             market.save_status(cursor, [item.symbol], error)
-    except ServerError as refusal:
+    except DriverError as refusal:
         if not refuses_data(refusal):
             raise
     return Failed(item.symbol, item.feed, error, is_news)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from asset_sync import bus, queue
 from asset_sync.budget import slots
 from asset_sync.budget.turn import Turn
-from asset_sync.database import SERVER_ERRORS, ServerError, may_pass, refuses_data
+from asset_sync.database import SERVER_ERRORS, DriverError, may_pass, refuses_data
 from asset_sync.provider.errors import NotSent, ProviderError
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
@@ -103,7 +103,7 @@ class Caller:
                     raise
                 tries += 1
                 self._run.connection.reconnect(error)
-            except ServerError as error:
+            except DriverError as error:
                 if not refuses_data(error):
                     raise
                 return self._refused_by_database(fetch, error)
@@ -116,7 +116,7 @@ class Caller:
         if lowered is not None:
             self._run.tell(Warned(str(lowered)))
 
-    def _refused_by_database(self, fetch: Fetch, error: ServerError) -> Result:
+    def _refused_by_database(self, fetch: Fetch, error: DriverError) -> Result:
         """Record that the database refuses an asset's data; raise if the data is not to blame."""
         with self._run.connection.transaction() as cursor:
             result = refused_by_database(

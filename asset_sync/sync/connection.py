@@ -8,7 +8,7 @@ from asset_sync.database import (
     SERVER_ERRORS,
     Connection,
     Cursor,
-    ServerError,
+    DriverError,
     connect,
     sentence,
     transaction,
@@ -44,7 +44,7 @@ class LastingConnection:
         self._failing_since: float | None = None
         """Since when the database fails; None while it works."""
 
-    def reconnect(self, error: ServerError) -> None:
+    def reconnect(self, error: DriverError) -> None:
         """Connect again, trying until the run's end; then raise the error."""
         if self._failing_since is None:
             self._failing_since = self._clock.monotonic()
