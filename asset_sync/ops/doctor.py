@@ -12,7 +12,7 @@ from asset_sync.budget import clocks, slots
 from asset_sync.database import Connection, SchemaStatus, lacking_rights, query
 from asset_sync.model import Lane
 from asset_sync.ops.health import OVERDUE_INTERVALS
-from asset_sync.provider.errors import Fault, ProviderError
+from asset_sync.provider.errors import Cause, ProviderError
 from asset_sync.schedule import installed
 from asset_sync.settings import SECRET_VARIABLES, Settings
 from asset_sync.starter import Starter
@@ -169,7 +169,7 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
         yield Finding(Grade.WARNING, "key", text)
         return
     except ProviderError as error:
-        grade = Grade.ERROR if error.fault is Fault.ACCOUNT else Grade.WARNING
+        grade = Grade.ERROR if error.cause is Cause.ACCOUNT else Grade.WARNING
         yield Finding(grade, "key", error.reason)
         return
     yield Finding(Grade.OK, "key", "the API accepts it")

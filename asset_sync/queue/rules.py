@@ -8,7 +8,7 @@ from asset_sync.model import Asset, Feed
 
 LONGEST_BACK_OFF_SECONDS = 3600
 
-WORTH_A_WORD = 3
+FAILING_STRIKES = 3
 """`queue status` and `health` name an asset that has at least so many strikes."""
 
 WANTED = """

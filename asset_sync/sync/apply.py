@@ -187,7 +187,8 @@ def _end(
         case Strike(error):
             struck = queue.strike(cursor, items, error, settings)
             if len(items) == 1:
-                return [_failed(cursor, items[0], error, is_news=_third(items[0], struck[0]))]
+                news = _becomes_failing(items[0], struck[0])
+                return [_failed(cursor, items[0], error, is_news=news)]
         case Fail(error, verify_ticker):
             item = items[0]
             became = queue.fail(cursor, item, error, settings, verify_ticker=verify_ticker)
@@ -206,15 +207,15 @@ def _failed(cursor: Cursor, item: Item, error: str, *, is_news: bool) -> Failed:
     return Failed(item.symbol, item.feed, error, is_news)
 
 
-def _third(item: Item, struck: Struck) -> bool:
-    """Whether this strike is the first one that has the asset listed as failing."""
-    return item.strikes < struck.strikes == queue.WORTH_A_WORD
+def _becomes_failing(item: Item, struck: Struck) -> bool:
+    """Whether `queue status` and `health` name the asset as failing from this strike on."""
+    return item.strikes < struck.strikes == queue.FAILING_STRIKES
 
 
 def _is_news(item: Item, struck: Struck) -> bool:
     """Whether a failure is news: the first, the third and the last are."""
     return struck.strikes > item.strikes and (
-        item.strikes == 0 or struck.dead or struck.strikes == queue.WORTH_A_WORD
+        item.strikes == 0 or struck.dead or struck.strikes == queue.FAILING_STRIKES
     )
 
 

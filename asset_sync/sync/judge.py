@@ -228,4 +228,4 @@ def tried_before(item: Item) -> bool:
 
 def had_failed(item: Item) -> bool:
     """Whether the asset was reported as failing, so that its recovery is reported, too."""
-    return tried_before(item) or item.strikes >= queue.WORTH_A_WORD
+    return tried_before(item) or item.strikes >= queue.FAILING_STRIKES
