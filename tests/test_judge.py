@@ -30,10 +30,10 @@ from asset_sync.sync.feeds.bars import BarsRequest
 from asset_sync.sync.feeds.snapshot import SnapshotRequest
 from asset_sync.sync.judge import (
     Answer,
-    End,
     Fail,
     Fetch,
     Finish,
+    ItemEnd,
     Judgement,
     Known,
     MoveBack,
@@ -319,7 +319,7 @@ def put_back(error: ProviderError) -> Release:
     ids=lambda value: type(value).__name__ if isinstance(value, ProviderError) else "",
 )
 def test_a_refusal_has_one_end_whatever_the_feed(
-    one: Item, error: ProviderError, end: Callable[[ProviderError], End], *, told: bool
+    one: Item, error: ProviderError, end: Callable[[ProviderError], ItemEnd], *, told: bool
 ) -> None:
     judgement = judged(error, one, within=scope("starter"))
     assert ends(judgement) == [(["EURUSD"], end(error))]

@@ -18,10 +18,10 @@ from asset_sync.store.market import LastPrice
 from asset_sync.store.runs import Call
 from asset_sync.sync import feeds
 from asset_sync.sync.judge import (
-    End,
     Fail,
     Fetch,
     Finish,
+    ItemEnd,
     Judgement,
     Known,
     MoveBack,
@@ -129,7 +129,7 @@ def _write(cursor: Cursor, scope: Scope, judgement: Judgement) -> _Written:
             cursor, *account(scope.settings), missing.capability, missing.symbols
         )
     for items, end in judgement.ends:
-        progress += _end(cursor, scope, items, end, is_news=judgement.not_in_plan is None)
+        progress += _update_items(cursor, scope, items, end, is_news=judgement.not_in_plan is None)
     return _Written(progress, prices, bars_written)
 
 
@@ -161,12 +161,12 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
     return bars_written, prices, progress
 
 
-def _is_served(end: End) -> bool:
+def _is_served(end: ItemEnd) -> bool:
     return isinstance(end, Finish | Resume)
 
 
-def _end(
-    cursor: Cursor, scope: Scope, items: Sequence[Item], end: End, *, is_news: bool
+def _update_items(
+    cursor: Cursor, scope: Scope, items: Sequence[Item], end: ItemEnd, *, is_news: bool
 ) -> Sequence[Progress]:
     """Update the queue items; return the failures to report."""
     settings = scope.settings.queue

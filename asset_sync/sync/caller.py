@@ -95,7 +95,7 @@ class Caller:
         tries = 1
         while True:
             try:
-                self._end_turn(held.turn, fetch.answer)
+                self._stamp(held.turn, fetch.answer)
                 with self._run.connection.transaction() as cursor:
                     result = apply(cursor, self._run.scope, self._run.report.run_id, fetch)
             except SERVER_ERRORS as error:
@@ -111,8 +111,8 @@ class Caller:
                 self._run.streaks.refused_by_database = None
                 return result
 
-    def _end_turn(self, turn: Turn, answer: Answer) -> None:
-        lowered = self._run.turns.end(turn, answer if isinstance(answer, ProviderError) else None)
+    def _stamp(self, turn: Turn, answer: Answer) -> None:
+        lowered = self._run.turns.stamp(turn, answer if isinstance(answer, ProviderError) else None)
         if lowered is not None:
             self._run.tell(Warned(str(lowered)))
 

@@ -111,7 +111,7 @@ class Fail(NamedTuple):
     verify_ticker: bool = False
 
 
-End: TypeAlias = Finish | Resume | Verify | Skip | Release | MoveBack | Strike | Fail
+ItemEnd: TypeAlias = Finish | Resume | Verify | Skip | Release | MoveBack | Strike | Fail
 
 
 class Price(NamedTuple):
@@ -133,7 +133,7 @@ class NotIncluded(NamedTuple):
 class Judgement(NamedTuple):
     """What to store, how each item ends, and what to report."""
 
-    ends: Sequence[tuple[Sequence[Item], End]]
+    ends: Sequence[tuple[Sequence[Item], ItemEnd]]
     outcome: str = "ok"
     """The kind of error, for the history of calls."""
     error: str | None = None

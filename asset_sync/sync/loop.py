@@ -210,7 +210,7 @@ class _Run:
         held = self._held
         if held is None:
             return
-        self._state.turns.end(held.turn)
+        self._state.turns.stamp(held.turn)
         with contextlib.suppress(queue.LostLeaseError), transaction(self._state.db) as cursor:
             wait = after_seconds if held.turn.called else 0
             queue.release(cursor, held.items, after_seconds=wait, reason="The run was interrupted.")
