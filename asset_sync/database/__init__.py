@@ -23,10 +23,10 @@ from asset_sync.database.errors import (
     NotInitialisedError,
     address_of,
     errors_as_sentences,
+    explanation,
     may_pass,
     name_of,
     refuses_data,
-    sentence,
     servers_words,
 )
 from asset_sync.database.schema import (
@@ -63,6 +63,7 @@ __all__ = [
     "address_of",
     "connect",
     "errors_as_sentences",
+    "explanation",
     "lacking_rights",
     "may_pass",
     "migrate",
@@ -73,7 +74,6 @@ __all__ = [
     "refuses_data",
     "require_schema",
     "savepoint",
-    "sentence",
     "servers_words",
     "session",
     "statement_timeout",

@@ -139,7 +139,7 @@ def errors_as_sentences(conninfo: Secret | None = None) -> Iterator[None]:
     try:
         yield
     except psycopg2.Error as error:
-        raise DatabaseError(sentence(error, conninfo)) from None  # its text may hold the address
+        raise DatabaseError(explanation(error, conninfo)) from None  # its text may hold the address
 
 
 def may_pass(error: psycopg2.Error) -> bool:
@@ -178,7 +178,7 @@ def servers_words(error: psycopg2.Error) -> str:
     return f"The database refuses its data ({error.pgcode}: {said})."
 
 
-def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
+def explanation(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
     """Say what happened in our own words, because libpq's may contain parts of the address.
 
     `conninfo` is the address in use: the sentence names its host, port, database, role and source.

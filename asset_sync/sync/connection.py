@@ -10,7 +10,7 @@ from asset_sync.database import (
     Cursor,
     DriverError,
     connect,
-    sentence,
+    explanation,
     transaction,
     transaction_number,
     was_committed,
@@ -49,7 +49,7 @@ class LastingConnection:
         if self._failing_since is None:
             self._failing_since = self._clock.monotonic()
             self._tell(
-                Warned(f"{sentence(error, self._conninfo)} Trying again until the run's end.")
+                Warned(f"{explanation(error, self._conninfo)} Trying again until the run's end.")
             )
         while self._remaining() > RECONNECT_SECONDS:
             self._clock.sleep(RECONNECT_SECONDS)
