@@ -25,7 +25,7 @@ POSTED = {
 
 
 def answer(api: "StandIn", path: str, body: bytes) -> Reply:
-    """Answer a request under `PREFIX`; raise nothing for one that makes no sense."""
+    """Answer a request under `PREFIX`: with 400 if its body makes no sense."""
     if path == LOG_PATH:
         return Reply(200, _log_document(api))
     if path not in POSTED:

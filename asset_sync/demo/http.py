@@ -36,9 +36,8 @@ class Handler(BaseHTTPRequestHandler):
         """
         api = self.server.api
         if self.path.startswith(control.PREFIX):
-            return self._send(
-                control.answer(api, self.path, b"[]") if self.path == control.LOG_PATH else None
-            )
+            asks_for_log = self.path == control.LOG_PATH
+            return self._send(control.answer(api, self.path, b"[]") if asks_for_log else None)
         half_seconds = api.draw_latency() / 2
         stopped = self.server.stopping.wait(half_seconds)
         while not stopped and api.frozen_seconds() > 0:
@@ -54,11 +53,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Set the faults, the plan or a freeze; the API itself takes no POST."""
         length = self.headers.get("Content-Length", "")
-        if (
-            self.path not in control.POSTED
-            or not length.isdecimal()
-            or int(length) > _MOST_POSTED_BYTES
-        ):
+        is_short = length.isdecimal() and int(length) <= _MOST_POSTED_BYTES
+        if self.path not in control.POSTED or not is_short:
             self.hang_up()  # with a body unread, the next request could not be found
             return self._send(None)
         return self._send(control.answer(self.server.api, self.path, self.rfile.read(int(length))))
