@@ -35,6 +35,10 @@ class NotInitialisedError(DatabaseError):
     """The server answers, but its schema is missing, too old, too new, or not what is needed."""
 
 
+class EmbeddedError(DatabaseError):
+    """The embedded PostgreSQL cannot be used; the message says why and what to do instead."""
+
+
 # --- the address ------------------------------------------------------------------------------
 
 
