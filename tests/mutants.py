@@ -495,7 +495,7 @@ MUTANTS = (
     Mutant(
         "an outage makes nothing dead",
         "queue",
-        "or (select answered_at from asset_sync.limiter) > q.failed_at)",
+        "or {ANSWERED_WELL_AT} > q.failed_at)",
         "or true)",
         "test_without_an_asset_that_was_answered_well_since_no_back_off_grows_and_nothing_dies",
     ),
@@ -757,7 +757,7 @@ MUTANTS = (
     Mutant(
         "a Redis that is down is one warning and fails nothing",
         "sync",
-        "except publish.EventsError as error:",
+        "except bus.EventsError as error:",
         "except ZeroDivisionError as error:",
         "test_redis_down_is_one_warning",
     ),

@@ -42,7 +42,7 @@ from asset_sync.database import (
     session,
 )
 from asset_sync.database import connection as database_connection
-from asset_sync.database.embedded import EmbeddedError
+from asset_sync.database.errors import EmbeddedError
 from asset_sync.demo.sandbox import bars_unlike_the_replay
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Lane

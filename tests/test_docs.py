@@ -23,7 +23,7 @@ from asset_sync.demo.server import StandIn
 from asset_sync.errors import ExitCode
 from asset_sync.ops.health import Check, JobStatus, examine, without_database
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
-from asset_sync.sync.judge import End
+from asset_sync.sync.judge import ItemEnd
 from asset_sync.sync.report import Ended
 
 ROOT = Path(__file__).parent.parent
@@ -403,7 +403,7 @@ def test_the_page_on_the_architecture_has_the_layers_that_are_tested() -> None:
 def test_the_page_on_the_architecture_names_every_way_a_lease_can_end() -> None:
     text = section("The states of a queue item", ARCHITECTURE)
 
-    assert {one.__name__ for one in get_args(End)} == set(re.findall(r"`([A-Z]\w+)`", text)) - {
+    assert {one.__name__ for one in get_args(ItemEnd)} == set(re.findall(r"`([A-Z]\w+)`", text)) - {
         "LostLeaseError"
     }
     for name in set(re.findall(r"`queue\.(\w+)`", ARCHITECTURE)):

@@ -18,7 +18,8 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from asset_sync.database import embedded, query, raw_session, session
-from asset_sync.database.embedded import EmbeddedError, data_directory
+from asset_sync.database.embedded import data_directory
+from asset_sync.database.errors import EmbeddedError
 from asset_sync.secret import Secret
 from asset_sync.settings import SECRET_VARIABLES
 
@@ -668,7 +669,7 @@ def counted(function):
         return function(*arguments, **options)
     return step
 embedded.Server._run = counted(embedded.Server._run)
-embedded._write = counted(embedded._write)
+embedded.write = counted(embedded.write)
 embedded.start(Path(sys.argv[1]))
 """
     finished = subprocess.run(

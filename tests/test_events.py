@@ -17,12 +17,12 @@ import pytest
 from commandline import Told, asset_sync
 from servers import RedisServer, redis_server
 
+from asset_sync.bus import Client, EventsError
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.secret import Secret
 from asset_sync.store import publish
 from asset_sync.store.market import LastPrice
-from asset_sync.store.publish import EventsError, RedisPublisher
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 PASSWORD = "s3cret-Tr4ding-v4lue"
@@ -193,11 +193,11 @@ def redis() -> Iterator[FakeRedis]:
 
 
 @pytest.fixture
-def closing() -> Iterator[Callable[[RedisPublisher], RedisPublisher]]:
+def closing() -> Iterator[Callable[[Client], Client]]:
     """Close publishers at the end of the test, as a run does."""
-    opened: list[RedisPublisher] = []
+    opened: list[Client] = []
 
-    def keep(publisher: RedisPublisher) -> RedisPublisher:
+    def keep(publisher: Client) -> Client:
         opened.append(publisher)
         return publisher
 
@@ -206,13 +206,13 @@ def closing() -> Iterator[Callable[[RedisPublisher], RedisPublisher]]:
         publisher.close()
 
 
-Closing = Callable[[RedisPublisher], RedisPublisher]
+Closing = Callable[[Client], Client]
 
 
-def failure(publisher: RedisPublisher) -> EventsError:
+def failure(publisher: Client) -> EventsError:
     """Return the error of publishing, having made sure that the password is nowhere in it."""
     with pytest.raises(EventsError) as caught:
-        publisher.publish([price()])
+        publish.send(publisher, [price()])
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     assert "\n" not in str(caught.value)
     return caught.value
@@ -221,9 +221,9 @@ def failure(publisher: RedisPublisher) -> EventsError:
 def test_redis_gets_the_same_json_on_the_assets_own_channel(
     redis: FakeRedis, closing: Closing
 ) -> None:
-    publisher = closing(RedisPublisher(redis.url))
+    publisher = closing(Client(redis.url))
 
-    publisher.publish([price("EURUSD"), price("XAUUSD", bid=None)])
+    publish.send(publisher, [price("EURUSD"), price("XAUUSD", bid=None)])
 
     assert redis.published == [
         ("asset:update:EURUSD", publish.message(price("EURUSD"))),
@@ -232,21 +232,21 @@ def test_redis_gets_the_same_json_on_the_assets_own_channel(
 
 
 def test_one_connection_serves_a_whole_run(redis: FakeRedis, closing: Closing) -> None:
-    publisher = closing(RedisPublisher(redis.url))
+    publisher = closing(Client(redis.url))
 
     for _ in range(3):
-        publisher.publish([price()])
+        publish.send(publisher, [price()])
 
     assert (redis.connections, len(redis.published)) == (1, 3)
 
 
 def test_a_redis_that_is_down_is_one_warning_and_then_silence(closing: Closing) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
-    publisher = closing(RedisPublisher(Secret(f"redis://me:{PASSWORD}@127.0.0.1:1/0")))
+    publisher = closing(Client(Secret(f"redis://me:{PASSWORD}@127.0.0.1:1/0")))
 
     assert "REDIS_URL" in str(failure(publisher))
 
-    publisher.publish([price()])
+    publish.send(publisher, [price()])
 
 
 def test_a_redis_that_is_down_is_tried_once(closing: Closing) -> None:
@@ -264,9 +264,9 @@ def test_a_redis_that_is_down_is_tried_once(closing: Closing) -> None:
 
         thread = threading.Thread(target=hang_up)
         thread.start()
-        publisher = closing(RedisPublisher(Secret(f"redis://127.0.0.1:{server.getsockname()[1]}")))
+        publisher = closing(Client(Secret(f"redis://127.0.0.1:{server.getsockname()[1]}")))
         failure(publisher)
-        publisher.publish([price()])
+        publish.send(publisher, [price()])
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
 
@@ -276,7 +276,7 @@ def test_a_redis_that_is_down_is_tried_once(closing: Closing) -> None:
 def test_a_redis_that_refuses_to_publish_is_one_warning(closing: Closing) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
     with FakeRedis(refuses=[b"PUBLISH"]) as server:
-        publisher = closing(RedisPublisher(server.url))
+        publisher = closing(Client(server.url))
         failure(publisher)
         publisher.close()
 
@@ -292,22 +292,22 @@ def test_a_redis_that_refuses_to_publish_is_one_warning(closing: Closing) -> Non
 def test_a_url_that_redis_does_not_understand_is_one_warning(closing: Closing, url: str) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
 
-    failure(closing(RedisPublisher(Secret(url))))
+    failure(closing(Client(Secret(url))))
 
 
 def test_without_the_redis_client_the_warning_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, closing: Closing
 ) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    publisher = closing(RedisPublisher(Secret(f"redis://:{PASSWORD}@localhost/0")))
+    publisher = closing(Client(Secret(f"redis://:{PASSWORD}@localhost/0")))
 
     assert "asset-sync[redis]" in str(failure(publisher))
 
-    publisher.publish([price()])
+    publish.send(publisher, [price()])
 
 
 def test_a_publisher_that_was_never_used_can_be_closed() -> None:
-    RedisPublisher(Secret("redis://localhost")).close()
+    Client(Secret("redis://localhost")).close()
 
 
 # --- a real Redis -------------------------------------------------------------------------------

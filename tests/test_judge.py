@@ -21,7 +21,7 @@ from asset_sync.provider.errors import (
     Unanswered,
     Unavailable,
 )
-from asset_sync.queue import TRY_AGAIN_SECONDS, WORTH_A_WORD, Item
+from asset_sync.queue import FAILING_STRIKES, TRY_AGAIN_SECONDS, Item
 from asset_sync.settings import SHIPPED_FILE, Settings, load
 from asset_sync.store import entitlements
 from asset_sync.sync import feeds
@@ -30,10 +30,10 @@ from asset_sync.sync.feeds.bars import BarsRequest
 from asset_sync.sync.feeds.snapshot import SnapshotRequest
 from asset_sync.sync.judge import (
     Answer,
-    End,
     Fail,
     Fetch,
     Finish,
+    ItemEnd,
     Judgement,
     Known,
     MoveBack,
@@ -177,7 +177,7 @@ def test_bars_that_cannot_be_true_are_reported_once() -> None:
     )
 
 
-@pytest.mark.parametrize(("attempts", "strikes"), [(2, 0), (1, WORTH_A_WORD)])
+@pytest.mark.parametrize(("attempts", "strikes"), [(2, 0), (1, FAILING_STRIKES)])
 def test_an_asset_that_was_reported_as_failing_is_reported_as_recovered(
     attempts: int, strikes: int
 ) -> None:
@@ -319,7 +319,7 @@ def put_back(error: ProviderError) -> Release:
     ids=lambda value: type(value).__name__ if isinstance(value, ProviderError) else "",
 )
 def test_a_refusal_has_one_end_whatever_the_feed(
-    one: Item, error: ProviderError, end: Callable[[ProviderError], End], *, told: bool
+    one: Item, error: ProviderError, end: Callable[[ProviderError], ItemEnd], *, told: bool
 ) -> None:
     judgement = judged(error, one, within=scope("starter"))
     assert ends(judgement) == [(["EURUSD"], end(error))]

@@ -110,7 +110,7 @@ STEPS = {
     "item's end": "asset_sync.queue:finish",
     "event": "asset_sync.store.publish:notify",
     "commit": "commit",
-    "Redis": "asset_sync.store.publish:RedisPublisher.publish",
+    "Redis": "asset_sync.bus:Client.publish",
     "run's end": "asset_sync.store.runs:end",
 }
 

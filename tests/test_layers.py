@@ -17,7 +17,7 @@ LAYERS = (
     {"budget"},
     {"database"},
     {"settings"},
-    {"provider"},
+    {"bus", "provider"},
     {"model", "secret", "starter"},
     {"clock", "errors"},
     {"__init__"},
@@ -55,3 +55,8 @@ def test_every_package_stands_in_a_layer() -> None:
     there = {path.stem for path in PACKAGE.glob("*.py")}
     there |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert there == set().union(*LAYERS)
+
+
+def test_only_the_bus_knows_which_one_it_is() -> None:
+    naming = [file.name for file in PACKAGE.rglob("*.py") if "redis" in file.read_text().lower()]
+    assert naming == ["bus.py"]

@@ -28,7 +28,7 @@ from asset_sync.provider.access import Access
 from asset_sync.provider.answers import Bar, BarsAnswer, Flaw, LeftOut, Listed, TickersAnswer
 from asset_sync.provider.deadline import Session
 from asset_sync.provider.errors import (
-    Fault,
+    Cause,
     FeedDenied,
     KeyRefused,
     NotSent,
@@ -639,18 +639,18 @@ def test_a_refusal_says_what_to_check(api: Polygon, server: responses.RequestsMo
 
 
 def test_each_error_says_whose_fault_it_is() -> None:
-    whose: dict[type[ProviderError], tuple[Fault, str]] = {
-        RateLimited: (Fault.NOBODY, "rate_limited"),
-        Unavailable: (Fault.NOBODY, "unavailable"),
-        KeyRefused: (Fault.ACCOUNT, "key_refused"),
-        TodayDenied: (Fault.ACCOUNT, "today_denied"),
-        FeedDenied: (Fault.ACCOUNT, "feed_denied"),
-        TickerUnknown: (Fault.ASSET, "ticker_unknown"),
-        Unreadable: (Fault.ASSET, "unreadable"),
-        Rejected: (Fault.ASSET, "rejected"),
+    whose: dict[type[ProviderError], tuple[Cause, str]] = {
+        RateLimited: (Cause.TEMPORARY, "rate_limited"),
+        Unavailable: (Cause.TEMPORARY, "unavailable"),
+        KeyRefused: (Cause.ACCOUNT, "key_refused"),
+        TodayDenied: (Cause.ACCOUNT, "today_denied"),
+        FeedDenied: (Cause.ACCOUNT, "feed_denied"),
+        TickerUnknown: (Cause.ASSET, "ticker_unknown"),
+        Unreadable: (Cause.ASSET, "unreadable"),
+        Rejected: (Cause.ASSET, "rejected"),
     }
     assert set(ProviderError.__subclasses__()) == set(whose)
-    assert {kind: (kind.fault, kind.kind) for kind in whose} == whose
+    assert {kind: (kind.cause, kind.kind) for kind in whose} == whose
     assert issubclass(ProviderError, AssetSyncError)
 
 

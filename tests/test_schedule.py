@@ -13,8 +13,9 @@ from commandline import Told
 from machine import Machine
 
 from asset_sync.model import Lane
-from asset_sync.schedule import installed, lines
+from asset_sync.schedule import installation, installed, systemd
 from asset_sync.schedule.crontab import BEGIN, END
+from asset_sync.schedule.installation import SECRET_FILES, Installation, ScheduleError
 from asset_sync.settings import SECRET_VARIABLES, SHIPPED_FILE
 
 KEY = "s3same-key"
@@ -73,7 +74,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crontab:
     (tmp_path / "polygon.key").write_text(KEY)
     monkeypatch.setattr(installed, "SYSTEM_CRONTABS", tmp_path / "cron.d")
     monkeypatch.setattr(installed, "SYSTEM_CRONTAB", tmp_path / "etc-crontab")
-    monkeypatch.setattr(lines, "SYSTEM_UNITS", tmp_path / "units")
+    monkeypatch.setattr(systemd, "SYSTEM_UNITS", tmp_path / "units")
     return made
 
 
@@ -106,7 +107,7 @@ def test_the_block_holds_for_this_installation_whatever_the_jobs_environment(
 
 
 def test_each_secret_has_a_name_for_its_file() -> None:
-    assert set(lines.SECRET_FILES) == set(SECRET_VARIABLES)
+    assert set(SECRET_FILES) == set(SECRET_VARIABLES)
 
 
 def test_what_is_installed_starts_the_job_from_an_empty_environment(machine: Crontab) -> None:
@@ -258,7 +259,7 @@ def test_a_table_that_cron_refuses_is_a_sentence(machine: Crontab) -> None:
 def test_a_secret_that_is_only_a_variable_is_written_nowhere_and_its_file_is_named(
     machine: Crontab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "_secrets_directory", lambda _: machine.home / "secrets")
+    monkeypatch.setattr(installation, "_secrets_directory", lambda _: machine.home / "secrets")
     environ = {"POLYGON_API_KEY_FILE": "", "POLYGON_API_KEY": KEY}
 
     refused = machine.schedule("cron", "--install", **environ)
@@ -435,9 +436,9 @@ def test_where_systemd_does_not_run_the_commands_for_later_are_named(machine: Cr
 
 
 @pytest.fixture
-def server_installation() -> lines.Installation:
+def server_installation() -> Installation:
     etc = Path("/etc/asset-sync")
-    return lines.Installation(
+    return Installation(
         program=("/opt/asset-sync/bin/asset-sync",),
         interval_minutes=5,
         environment=(("ASSET_SYNC_CONFIG", f"{etc}/assets.toml"),),
@@ -448,11 +449,11 @@ def server_installation() -> lines.Installation:
 
 
 def test_the_units_in_the_repository_are_those_that_are_printed(
-    server_installation: lines.Installation,
+    server_installation: Installation,
 ) -> None:
     directory = Path(__file__).parent.parent / "systemd"
 
-    units = lines.system_units(server_installation, directory)
+    units = systemd.system_units(server_installation, directory)
 
     assert {file.path for file in units} == set(directory.iterdir())
     for file in units:
@@ -468,10 +469,10 @@ def test_the_units_in_the_repository_are_those_that_are_printed(
     ],
 )
 def test_units_of_the_system_that_could_not_work_are_refused(
-    server_installation: lines.Installation, change: dict[str, object], tmp_path: Path
+    server_installation: Installation, change: dict[str, object], tmp_path: Path
 ) -> None:
-    with pytest.raises(lines.ScheduleError):
-        lines.system_units(replace(server_installation, **change), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ScheduleError):
+        systemd.system_units(replace(server_installation, **change), tmp_path)  # type: ignore[arg-type]
 
 
 def test_systemd_takes_the_users_units(machine: Crontab, tmp_path: Path) -> None:

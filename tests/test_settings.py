@@ -86,7 +86,7 @@ def test_an_empty_file_means_the_defaults_of_the_free_plan_and_no_assets(cwd: Pa
         health=HealthSettings(),
         monitoring=MonitoringSettings(),
         conninfo=None,
-        redis_url=None,
+        bus_url=None,
         assets=(),
         source=cwd / "assets.toml",
         shipped=False,
@@ -281,8 +281,8 @@ queue.max_size = 70
         ("POLYGON_API_KEY", HIDDEN, lambda s: s.provider.api_key == Secret(HIDDEN)),
         ("POLYGON_API_KEY", f" {HIDDEN}\n", lambda s: s.provider.api_key == Secret(HIDDEN)),
         ("MASSIVE_API_KEY", HIDDEN, lambda s: s.provider.api_key == Secret(HIDDEN)),
-        ("REDIS_URL", "redis://cache", lambda s: s.redis_url == Secret("redis://cache")),
-        ("REDIS_URL", "unix:///run/r.sock", lambda s: s.redis_url is not None),
+        ("REDIS_URL", "redis://cache", lambda s: s.bus_url == Secret("redis://cache")),
+        ("REDIS_URL", "unix:///run/r.sock", lambda s: s.bus_url is not None),
         ("PING_URL", "https://hc/1", lambda s: s.monitoring.ping_url == Secret("https://hc/1")),
     ],
 )
@@ -463,7 +463,7 @@ def test_a_secret_may_stand_in_a_file(cwd: Path, name: str) -> None:
 
     read = settings_of(cwd, "", **{f"{name}_FILE": str(cwd / "credential")})
 
-    found = {read.provider.api_key, read.conninfo, read.redis_url, read.monitoring.ping_url}
+    found = {read.provider.api_key, read.conninfo, read.bus_url, read.monitoring.ping_url}
     expected = f"password='{HIDDEN}'" if name == "DB_PASSWORD" else SECRETS[name]
     assert found == {Secret(expected), None}
 

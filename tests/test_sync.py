@@ -1400,7 +1400,7 @@ def test_a_run_whose_lease_was_lost_writes_nothing(
 def test_redis_down_is_one_warning(job: Job) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    job.settings = replace(job.settings, redis_url=Secret(f"redis://:hidden@127.0.0.1:{port}"))
+    job.settings = replace(job.settings, bus_url=Secret(f"redis://:hidden@127.0.0.1:{port}"))
     report = job.run(Lane.PRIORITY)
     assert report.updated == PRIORITY_SYMBOLS
     [warning] = job.warnings()

@@ -13,7 +13,7 @@ from asset_sync.database import Connection
 from asset_sync.model import Asset, AssetType, Lane, Level
 from asset_sync.provider.answers import Listed, TickersAnswer
 from asset_sync.provider.current import MARKETS, endpoints
-from asset_sync.provider.errors import Fault, ProviderError, Unavailable
+from asset_sync.provider.errors import Cause, ProviderError, Unavailable
 from asset_sync.settings import SYMBOL_PATTERN, Settings
 from asset_sync.sync.ask import NoCallLeftError, Questions
 
@@ -182,7 +182,7 @@ class TickerCheck:
         except ProviderError as error:
             silent = isinstance(error, Unavailable)
             self._silent_calls = self._silent_calls + 1 if silent else 0
-            refused = error.fault is Fault.ACCOUNT
+            refused = error.cause is Cause.ACCOUNT
             return Checked(
                 asset, TickerStatus.REFUSED if refused else TickerStatus.UNANSWERED, error.reason
             )
@@ -194,7 +194,7 @@ class TickerCheck:
         try:
             return asset.ticker in self._list(asset.asset_type)
         except ProviderError as error:
-            if error.fault is not Fault.ASSET:
+            if error.cause is not Cause.ASSET:
                 raise
             self._lists[asset.asset_type] = ()  # it would be as unreadable the next time
             return False

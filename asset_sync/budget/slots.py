@@ -43,6 +43,9 @@ LOWERED_SECONDS = 900
 MOST_LOWERED_SECONDS = 86_400
 _FREE = PLANS["free"]
 
+ANSWERED_WELL_AT = "(select answered_at from asset_sync.limiter)"
+"""SQL for when the provider last answered any asset well; -infinity before the first time."""
+
 
 class CallEnd(Enum):
     """How a call ended, which decides how long its slot stays open."""

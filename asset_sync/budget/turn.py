@@ -35,14 +35,14 @@ class Turn:
     slot: Slot
     until: float
     """When its call must have ended, by the clock; a slot without an answer stays taken longer."""
-    end: CallEnd = CallEnd.NOT_SENT
+    call_end: CallEnd = CallEnd.NOT_SENT
     """How its call ended; UNANSWERED while it may be in flight."""
     sent_seconds_ago: float = 0.0
 
     @property
     def called(self) -> bool:
         """Whether the provider may have seen the call."""
-        return self.end is not CallEnd.NOT_SENT
+        return self.call_end is not CallEnd.NOT_SENT
 
 
 class Turns:
@@ -109,28 +109,28 @@ class Turns:
         """
         provider.send_only_if(lambda: self._clock.monotonic() < turn.until)
         provider.call_timeout_seconds = min(turn.until - self._clock.monotonic(), most_seconds)
-        turn.end = CallEnd.UNANSWERED
+        turn.call_end = CallEnd.UNANSWERED
         try:
             answer = ask(provider)
         except NotSent:
-            turn.end = CallEnd.NOT_SENT
+            turn.call_end = CallEnd.NOT_SENT
             raise
         except Unanswered as error:
             turn.sent_seconds_ago = error.sent_seconds_ago
             raise
         except ProviderError:
-            turn.end = CallEnd.ANSWERED
+            turn.call_end = CallEnd.ANSWERED
             raise
-        turn.end = CallEnd.ANSWERED_WELL if is_well(answer) else CallEnd.ANSWERED
+        turn.call_end = CallEnd.ANSWERED_WELL if is_well(answer) else CallEnd.ANSWERED
         return answer
 
-    def end(self, turn: Turn, error: ProviderError | None = None) -> Lowered | None:
+    def stamp(self, turn: Turn, error: ProviderError | None = None) -> Lowered | None:
         """Stamp the slot at the end of its call, and after a 429 stop all calls for a while.
 
         Returns the lowered rate, if this lowered it.
         """
         db, rate, ago = self._connection(), self._rate, turn.sent_seconds_ago
-        slots.release(db, turn.slot, turn.end, rate, sent_seconds_ago=ago)
+        slots.release(db, turn.slot, turn.call_end, rate, sent_seconds_ago=ago)
         if isinstance(error, RateLimited):
             return slots.refused(db, turn.slot, rate, error.retry_after_seconds)
         return None

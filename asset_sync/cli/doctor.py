@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from asset_sync import database
+from asset_sync import bus, database
 from asset_sync.cli.format import bold, red, yellow
 from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import filled, out_raw, plain
@@ -19,9 +19,9 @@ from asset_sync.ops import doctor_jobs
 from asset_sync.ops.doctor import (
     Finding,
     Grade,
+    examine_bus,
     examine_database,
     examine_key,
-    examine_redis,
     examine_runs,
     examine_settings,
     question_to_the_api,
@@ -39,7 +39,7 @@ def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Make no call to the API.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at settings, files, database, key, cron and Redis; say what is wrong and its cure.
+    """Look at settings, files, database, key, cron and {bus}; say what is wrong and its cure.
 
     The key costs one call, which is told before it is made. Exit 1 if there is an error.
 
@@ -54,6 +54,9 @@ def doctor(
         out_raw(json.dumps({"findings": [plain(finding) for finding in findings]}, indent=2))
     if any(finding.grade == "error" for finding in findings):
         raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+doctor.__doc__ = str(doctor.__doc__).replace("{bus}", bus.NAME)  # typer's help text
 
 
 def _examine(options: Common, offline: bool) -> Iterator[Finding]:
@@ -86,7 +89,7 @@ def _examine(options: Common, offline: bool) -> Iterator[Finding]:
                 yield from examine_runs(db, settings, jobs)
     except database.DatabaseError as error:
         yield Finding(Grade.ERROR, "database", str(error))
-    yield from examine_redis(settings)
+    yield from examine_bus(settings)
 
 
 def _line(finding: Finding) -> str:

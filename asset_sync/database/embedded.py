@@ -28,15 +28,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from asset_sync.database.errors import DatabaseError
+from asset_sync.database.errors import EmbeddedError
+from asset_sync.database.private_files import (
+    locked,
+    open_file,
+    own_directory,
+    read,
+    trusted_directory,
+    write,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,11 +73,6 @@ _STOP_SECONDS = 60.0
 _ACCOUNT_SECONDS = 10.0
 _ACCOUNT_POLL_SECONDS = 0.1
 _POLL_SECONDS = 0.01
-_LARGEST_FILE = 65536
-
-
-class EmbeddedError(DatabaseError):
-    """The embedded PostgreSQL cannot be used; the message says why and what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ def start(directory: Path) -> "Server":
     (0.7 s), later ones take 0.1 s. Raises EmbeddedError.
     """
     server_programs = programs()
-    directory = _own_directory(directory.parent) / directory.name
+    directory = own_directory(directory.parent) / directory.name
     server = _servers.get(directory)
     if server is None or server.user_pid != os.getpid():  # a fork has its parent's servers
         server = _servers[directory] = Server(directory, server_programs)
@@ -170,9 +173,9 @@ class Server:
         if os.geteuid() == 0:
             self._account = _account()
             _let_account_pass(self.directory, self._programs)
-        with _locked(_beside(self.directory, "lock")):
+        with locked(_beside(self.directory, "lock")):
             if self._use is None:
-                self._use = _open(_beside(self.directory, "users"), os.O_RDWR | os.O_CREAT)
+                self._use = open_file(_beside(self.directory, "users"), os.O_RDWR | os.O_CREAT)
                 fcntl.flock(self._use, fcntl.LOCK_SH)
             password_file = _beside(self.directory, "password")
             if not (self.directory / "PG_VERSION").exists():
@@ -190,7 +193,7 @@ class Server:
         # Others may use it, and its directory may be gone by now.
         with (
             suppress(BlockingIOError, OSError, subprocess.SubprocessError),
-            _locked(_beside(self.directory, "lock")),
+            locked(_beside(self.directory, "lock")),
         ):
             fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._account is not None:  # someone may have closed a directory meanwhile
@@ -243,7 +246,7 @@ class Server:
         rules = str(data / "pg_hba.conf")
         script = 'cat >"$1.new" && mv "$1.new" "$1"'
         self._run("/bin/sh", "-c", script, "sh", rules, standard_input=_ACCESS)
-        _write(password_file, f"*:*:*:postgres:{password}\n")
+        write(password_file, f"*:*:*:postgres:{password}\n")
 
     def _start(self) -> None:
         """Start the server and wait until it is ready; nobody else starts or stops it now."""
@@ -306,14 +309,14 @@ class Server:
         temporary = Path(tempfile.gettempdir())
         if not _fits(temporary / "asset-sync-12345678"):
             temporary = Path("/tmp")  # noqa: S108 - the directory in it is nobody else's
-        made = Path(tempfile.mkdtemp(prefix="asset-sync-", dir=_trusted(temporary)))
+        made = Path(tempfile.mkdtemp(prefix="asset-sync-", dir=trusted_directory(temporary)))
         if self._account is not None:
             os.chown(made, self._account.uid, self._account.gid)
-        _write(_beside(self.directory, "sockets"), str(made))
+        write(_beside(self.directory, "sockets"), str(made))
         return made
 
     def _run(self, *command: str, standard_input: str = "", out: int | None = None) -> None:
-        log = _open(_beside(self.directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = open_file(_beside(self.directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             subprocess.run(  # noqa: S603
                 command,
@@ -398,114 +401,20 @@ def _allow(path: Path, bits: int) -> None:
         path.chmod(mode | bits)
 
 
-# --- directories and files ----------------------------------------------------------------------
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
 
 
-def _own_directory(path: Path) -> Path:
-    """Return the real path of a directory that only this user can write, created if missing."""
-    path = _trusted(path)
-    status = path.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:
-        raise _unsafe(path, "is not yours alone")
-    if status.st_mode & 0o022:
-        path.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
-    return path
-
-
-def _trusted(path: Path) -> Path:
-    """Return the real path of a directory that no other account can replace, created if missing.
-
-    Each part of the path, links included, must belong to this user or root. Groups may write: with
-    the umask 002 it is the user's own group. Raises EmbeddedError.
-    """
-    # In a container, root's directories may seem to belong to another account; then `/` does, too.
-    trusted = {os.geteuid(), 0, Path("/").stat().st_uid}
-    here = Path("/")
-    try:
-        for part in path.parts[1:]:
-            here = here.parent if part == ".." else here / part
-            if not os.path.lexists(here):
-                here.mkdir(mode=0o700, exist_ok=True)
-            status = here.lstat()
-            if status.st_uid not in trusted:
-                raise _unsafe(here, "belongs to another account")
-            if stat.S_ISLNK(status.st_mode):
-                here.stat()  # raises if it leads to itself
-                here = _trusted(here.parent / here.readlink())
-            elif status.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
-                raise _unsafe(here, "can be changed by every account")
-    except OSError as error:
-        raise EmbeddedError(
-            f"The embedded PostgreSQL needs the directory {path}, which cannot be made "
-            f"({error.strerror}); set XDG_DATA_HOME to a directory that can, or DATABASE_URL."
-        ) from error
-    return here
-
-
-def _unsafe(path: Path, why: str) -> EmbeddedError:
-    return EmbeddedError(
-        f"The embedded PostgreSQL cannot keep its data safe: {path} {why}. Correct its owner "
-        "(chown) or mode (chmod o-w), set XDG_DATA_HOME to a directory of yours, or set "
-        "DATABASE_URL."
-    )
+# --- the state of a server ----------------------------------------------------------------------
 
 
 def _beside(directory: Path, what: str) -> Path:
     return directory.with_name(f"{directory.name}.{what}")
 
 
-def _open(path: Path, flags: int) -> int:
-    """Open a file, but no link, and without blocking on a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode=0o600)
-
-
-def _read(path: Path) -> str:
-    """Return the text of a file that another account may have made; empty if there is none."""
-    try:
-        descriptor = _open(path, os.O_RDONLY)
-    except OSError:
-        return ""
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return ""
-        return os.read(descriptor, _LARGEST_FILE).decode(errors="replace")
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that only this user can read, completely or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    descriptor = _open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        os.write(descriptor, text.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    new.rename(path)
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let only one process at a time run the block."""
-    descriptor = _open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-# --- the state of a server ----------------------------------------------------------------------
-
-
 def _socket_directory(directory: Path) -> Path:
     """Return the directory of the server's socket; by default that of the data."""
-    recorded = "" if _fits(directory) else _read(_beside(directory, "sockets"))
+    recorded = "" if _fits(directory) else read(_beside(directory, "sockets"))
     return Path(recorded) if recorded else directory
 
 
@@ -526,7 +435,7 @@ def _listens(sockets: Path) -> bool:
 
 def _is_ready(directory: Path) -> bool:
     """Return whether the last server on this directory became ready, even if it has died since."""
-    return _read(directory / "postmaster.pid").split()[-1:] == ["ready"]
+    return read(directory / "postmaster.pid").split()[-1:] == ["ready"]
 
 
 def _running_pid(directory: Path) -> int | None:
@@ -559,13 +468,13 @@ def _misleads(directory: Path) -> bool:
 
 def _recorded_pid(directory: Path) -> int | None:
     """Return the number that the last server on this directory wrote down."""
-    first, *_ = _read(directory / "postmaster.pid").split("\n")
+    first, *_ = read(directory / "postmaster.pid").split("\n")
     return int(first) if re.fullmatch("[0-9]{1,9}", first) else None
 
 
 def _trusts_everybody(directory: Path) -> bool:
     """Return whether the server lets anybody in without a password, as in earlier versions."""
-    rules = [line.split() for line in _read(directory / "pg_hba.conf").splitlines()]
+    rules = [line.split() for line in read(directory / "pg_hba.conf").splitlines()]
     return not rules or any("trust" in rule for rule in rules if rule[:1] != ["#"])
 
 

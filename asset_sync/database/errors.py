@@ -13,14 +13,16 @@ import psycopg2.extensions
 from asset_sync.errors import AssetSyncError, ExitCode
 from asset_sync.secret import Secret
 
-ServerError: TypeAlias = psycopg2.Error
+DriverError: TypeAlias = psycopg2.Error
+"""Whatever psycopg2 raises, be it the fault of the server, a statement or its data."""
+
 SERVER_ERRORS = (
     psycopg2.OperationalError,
     psycopg2.InterfaceError,
     psycopg2.errors.ReadOnlySqlTransaction,
     psycopg2.errors.IdleInTransactionSessionTimeout,
 )
-"""What psycopg2 raises when the server is at fault, and not a statement or its data."""
+"""Those of them that are the fault of the server."""
 
 
 class DatabaseError(AssetSyncError):
@@ -31,6 +33,10 @@ class DatabaseError(AssetSyncError):
 
 class NotInitialisedError(DatabaseError):
     """The server answers, but its schema is missing, too old, too new, or not what is needed."""
+
+
+class EmbeddedError(DatabaseError):
+    """The embedded PostgreSQL cannot be used; the message says why and what to do instead."""
 
 
 # --- the address ------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ def errors_as_sentences(conninfo: Secret | None = None) -> Iterator[None]:
     try:
         yield
     except psycopg2.Error as error:
-        raise DatabaseError(sentence(error, conninfo)) from None  # its text may hold the address
+        raise DatabaseError(explanation(error, conninfo)) from None  # its text may hold the address
 
 
 def may_pass(error: psycopg2.Error) -> bool:
@@ -176,7 +182,7 @@ def servers_words(error: psycopg2.Error) -> str:
     return f"The database refuses its data ({error.pgcode}: {said})."
 
 
-def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
+def explanation(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
     """Say what happened in our own words, because libpq's may contain parts of the address.
 
     `conninfo` is the address in use: the sentence names its host, port, database, role and source.

@@ -1,4 +1,4 @@
-"""Finds problems before a run does: settings, files, database, key, cron, Redis."""
+"""Finds problems before a run does: settings, files, database, key, cron, the message bus."""
 
 import stat
 import time
@@ -7,16 +7,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from asset_sync import bus
 from asset_sync.budget import clocks, slots
 from asset_sync.database import Connection, SchemaStatus, lacking_rights, query
 from asset_sync.model import Lane
 from asset_sync.ops.health import OVERDUE_INTERVALS
-from asset_sync.provider.errors import Fault, ProviderError
+from asset_sync.provider.errors import Cause, ProviderError
 from asset_sync.schedule import installed
 from asset_sync.settings import SECRET_VARIABLES, Settings
 from asset_sync.starter import Starter
 from asset_sync.store import entitlements, runs
-from asset_sync.store.publish import EventsError, publisher_of
 
 
 class Grade(StrEnum):
@@ -169,7 +169,7 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
         yield Finding(Grade.WARNING, "key", text)
         return
     except ProviderError as error:
-        grade = Grade.ERROR if error.fault is Fault.ACCOUNT else Grade.WARNING
+        grade = Grade.ERROR if error.cause is Cause.ACCOUNT else Grade.WARNING
         yield Finding(grade, "key", error.reason)
         return
     yield Finding(Grade.OK, "key", "the API accepts it")
@@ -189,7 +189,7 @@ def _denied(db: Connection, settings: Settings) -> Finding:
         return Finding(Grade.WARNING, "plan", text)
     if missing.today:
         return Finding(Grade.OK, "plan", f"{plan}; bars end with yesterday on this key")
-    return Finding(Grade.OK, "plan", f"{plan}; nothing was refused of late")
+    return Finding(Grade.OK, "plan", f"{plan}; nothing was refused recently")
 
 
 def examine_runs(
@@ -260,16 +260,17 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
 
 
-def examine_redis(settings: Settings) -> Iterator[Finding]:
-    """Check that Redis answers, if it is set."""
-    publisher = publisher_of(settings)
-    if publisher is None:
+def examine_bus(settings: Settings) -> Iterator[Finding]:
+    """Check that the message bus answers, if one is set."""
+    if settings.bus_url is None:
         return
+    subject = bus.NAME.lower()
+    client = bus.Client(settings.bus_url)
     try:
-        publisher.hello()
-    except EventsError as error:
-        yield Finding(Grade.WARNING, "redis", str(error))
+        client.hello()
+    except bus.EventsError as error:
+        yield Finding(Grade.WARNING, subject, str(error))
     else:
-        yield Finding(Grade.OK, "redis", "answers")
+        yield Finding(Grade.OK, subject, "answers")
     finally:
-        publisher.close()
+        client.close()

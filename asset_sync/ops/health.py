@@ -9,7 +9,7 @@ from asset_sync import queue
 from asset_sync.budget import clocks, slots
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.model import Asset, Lane, Level
-from asset_sync.queue import WORTH_A_WORD, Failing, Freshness, LevelStatus
+from asset_sync.queue import FAILING_STRIKES, Failing, Freshness, LevelStatus
 from asset_sync.settings import Settings
 from asset_sync.store import runs
 from asset_sync.store.runs import JobRecord
@@ -175,7 +175,7 @@ def _dead(levels: Sequence[LevelStatus]) -> Check:
 
 
 def _failing(failing: Sequence[Failing]) -> Check:
-    about = f"assets that failed {WORTH_A_WORD} times in a row or more"
+    about = f"assets that failed {FAILING_STRIKES} times in a row or more"
     if failing:
         worst = failing[0]
         about = f"{about}: {worst.symbol} ({worst.strikes} times): {worst.error}"

@@ -107,7 +107,7 @@ def _runs(db: Connection, _: Settings) -> Iterator[Family]:
         ("runs_waited_last_hour", "Runs that waited for a slot.", lambda record: record.waits),
         (
             "assets_tried_last_hour",
-            "Assets refreshed, or asked for in vain.",
+            "Assets refreshed, or asked for without result.",
             lambda record: record.tried,
         ),
         ("assets_updated_last_hour", "Assets refreshed.", lambda record: record.updated),

@@ -1,4 +1,4 @@
-"""The one family of provider errors, and who is to blame for each."""
+"""The one family of provider errors, and the cause of each."""
 
 # ruff: noqa: N818 - the names say what the provider did, and all are of one family
 from enum import StrEnum
@@ -7,10 +7,10 @@ from typing import ClassVar
 from asset_sync.errors import AssetSyncError, ExitCode
 
 
-class Fault(StrEnum):
-    """Who has to change something before the call can succeed."""
+class Cause(StrEnum):
+    """What has to change before the call can succeed."""
 
-    NOBODY = "nobody"
+    TEMPORARY = "temporary"
     """It passes by itself: the item goes back in line and no attempt is counted."""
 
     ASSET = "asset"
@@ -28,7 +28,7 @@ class ProviderError(AssetSyncError):
 
     exit_code = ExitCode.SOME_FAILED
 
-    fault: ClassVar[Fault]
+    cause: ClassVar[Cause]
 
     kind: ClassVar[str]
     """A short name for tables and metrics."""
@@ -42,7 +42,7 @@ class ProviderError(AssetSyncError):
 class RateLimited(ProviderError):
     """429: the key's calls are used up."""
 
-    fault = Fault.NOBODY
+    cause = Cause.TEMPORARY
     kind = "rate_limited"
 
     def __init__(self, retry_after_seconds: float | None, asked: str = "this call") -> None:
@@ -58,7 +58,7 @@ class RateLimited(ProviderError):
 class Unavailable(ProviderError):
     """An answer came, but not one of a healthy API: 5xx, a proxy's page."""
 
-    fault = Fault.NOBODY
+    cause = Cause.TEMPORARY
     kind = "unavailable"
 
     def __init__(self, what: str, *, tried_again: bool = True) -> None:
@@ -97,7 +97,7 @@ class KeyRefused(ProviderError):
     """401, or any refusal that speaks of the API key: the API does not know the key."""
 
     exit_code = ExitCode.REFUSED
-    fault = Fault.ACCOUNT
+    cause = Cause.ACCOUNT
     kind = "key_refused"
 
 
@@ -105,7 +105,7 @@ class TodayDenied(ProviderError):
     """403 or status ERROR: the plan has the data, but not of today, or not of so long ago."""
 
     exit_code = ExitCode.REFUSED
-    fault = Fault.ACCOUNT
+    cause = Cause.ACCOUNT
     kind = "today_denied"
 
 
@@ -113,26 +113,26 @@ class FeedDenied(ProviderError):
     """403 or status ERROR, or a NOT_ENTITLED row: the plan does not have this kind of data."""
 
     exit_code = ExitCode.REFUSED
-    fault = Fault.ACCOUNT
+    cause = Cause.ACCOUNT
     kind = "feed_denied"
 
 
 class TickerUnknown(ProviderError):
     """404 in JSON, a NOT_FOUND row, or no row at all: the API has no such ticker."""
 
-    fault = Fault.ASSET
+    cause = Cause.ASSET
     kind = "ticker_unknown"
 
 
 class Unreadable(ProviderError):
     """Valid JSON that does not match the API's documentation, or without any plausible data."""
 
-    fault = Fault.ASSET
+    cause = Cause.ASSET
     kind = "unreadable"
 
 
 class Rejected(ProviderError):
     """400, 405, 414, 422 and other refusals that the same request would get again."""
 
-    fault = Fault.ASSET
+    cause = Cause.ASSET
     kind = "rejected"

@@ -19,7 +19,7 @@ from asset_sync.queue.ending import (
     verify,
 )
 from asset_sync.queue.entering import LINE_LENGTH, Enqueued, enqueue, reclaim
-from asset_sync.queue.rules import LONGEST_BACK_OFF_SECONDS, WORTH_A_WORD, Wanted, calls_for
+from asset_sync.queue.rules import FAILING_STRIKES, LONGEST_BACK_OFF_SECONDS, Wanted, calls_for
 from asset_sync.queue.view import (
     Dead,
     Failing,
@@ -38,10 +38,10 @@ from asset_sync.queue.view import (
 )
 
 __all__ = [
+    "FAILING_STRIKES",
     "LINE_LENGTH",
     "LONGEST_BACK_OFF_SECONDS",
     "TRY_AGAIN_SECONDS",
-    "WORTH_A_WORD",
     "Dead",
     "Enqueued",
     "Failing",

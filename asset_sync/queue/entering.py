@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from asset_sync.budget.slots import ANSWERED_WELL_AT
 from asset_sync.database import Connection, query
 from asset_sync.queue.rules import (
     BACK_OFF,
@@ -155,7 +156,7 @@ def reclaim(db: Connection, settings: QueueSettings) -> int:
         taken_back as (
           update asset_sync.queue q
           set state = case when level <> 'critical' and attempts >= %(max_attempts)s
-              and (select answered_at from asset_sync.limiter) > failed_at
+              and {ANSWERED_WELL_AT} > failed_at
               then 'dead' else 'waiting' end,
             lease_token = null, lease_until = null, failed_at = now(),
             failed_tickers = array_append(array_remove(failed_tickers, ticker), ticker),

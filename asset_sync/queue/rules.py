@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from asset_sync.budget.slots import ANSWERED_WELL_AT
 from asset_sync.model import Asset, Feed
 
 LONGEST_BACK_OFF_SECONDS = 3600
 
-WORTH_A_WORD = 3
+FAILING_STRIKES = 3
 """`queue status` and `health` name an asset that has at least so many strikes."""
 
 WANTED = """
@@ -26,8 +27,8 @@ RANK = "array_position(array['critical', 'high', 'medium', 'low'], {level})"
 
 # The provider answered an asset well since this one failed, so this one is to blame. A first
 # failure always counts, so that the item backs off.
-COUNTS = """
-  (q.strikes = 0 or (select answered_at from asset_sync.limiter) > q.failed_at)
+COUNTS = f"""
+  (q.strikes = 0 or {ANSWERED_WELL_AT} > q.failed_at)
 """
 
 STRIKES = f"(case when {COUNTS} then q.strikes + 1 else greatest(q.strikes, 1) end)"

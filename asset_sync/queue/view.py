@@ -8,10 +8,10 @@ from asset_sync.database import Connection, Row, query
 from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.queue.rules import (
     DUE,
+    FAILING_STRIKES,
     ORDER,
     SORT_AT,
     WANTED,
-    WORTH_A_WORD,
     Wanted,
     arrays,
     calls_for,
@@ -255,7 +255,7 @@ def failing(db: Connection, symbols: Sequence[str]) -> tuple[Failing, ...]:
             where strikes >= %s and state in ('waiting', 'leased') and symbol = any(%s)
             order by strikes desc, symbol, feed
             """,
-            (WORTH_A_WORD, list(symbols)),
+            (FAILING_STRIKES, list(symbols)),
         )
     )
 

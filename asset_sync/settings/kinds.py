@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
+from asset_sync import bus
 from asset_sync.model import AssetType, Level
 from asset_sync.provider.current import MARKETS
 from asset_sync.secret import Secret
@@ -283,11 +284,7 @@ DATABASE_URL = SecretKind(
     "is no address of a PostgreSQL database; it must begin with postgresql:// or be of the form"
     " host=… dbname=…",
 )
-REDIS_URL = SecretKind(
-    "what begins with redis://, rediss:// or unix://",
-    r"\s*((?:rediss?|unix)://\S+)\s*",
-    "is no address of a Redis server; it must begin with redis://, rediss:// or unix://",
-)
+BUS_URL = SecretKind(bus.ADDRESS, bus.ADDRESS_PATTERN, bus.NO_ADDRESS)
 PING_URL = SecretKind(
     "https:// (http:// only for this machine), without user and fragment",
     r"""(?x) \s* (

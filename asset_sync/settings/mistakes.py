@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from asset_sync import bus
 from asset_sync.errors import AssetSyncError
 
 
@@ -58,7 +59,7 @@ _KEPT_ELSEWHERE = {
         "database database_url db postgres postgresql conninfo dsn password"
         " db_host db_port db_name db_user db_password"
     ),
-    "REDIS_URL": "redis redis_url",
+    bus.VARIABLE: bus.MISTAKEN_KEYS,
 }
 """Keys that people put into a settings file, by the variable to set instead."""
 

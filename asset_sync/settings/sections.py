@@ -13,6 +13,7 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Generic, TypeVar, cast
 
+from asset_sync import bus
 from asset_sync.model import Asset, AssetType, Level
 from asset_sync.provider.current import PLANS
 from asset_sync.provider.plan import Plan
@@ -281,12 +282,12 @@ class Addresses:
         left_out="what `DB_*` say, then what libpq's `PG*` say, else the embedded PostgreSQL",
         doc="The database, for libpq; several hosts are tried in turn.",
     )
-    redis: Secret | None = setting(
-        kinds.REDIS_URL,
+    bus: Secret | None = setting(
+        kinds.BUS_URL,
         None,
-        env="REDIS_URL",
+        env=bus.VARIABLE,
         left_out="none",
-        doc="The Redis server to which each new price is published.",
+        doc=f"The {bus.NAME} server to which each new price is published.",
     )
 
 
@@ -368,7 +369,7 @@ class Settings:
     An empty `Secret` leaves everything to libpq's own `PG*` variables.
     """
 
-    redis_url: Secret | None
+    bus_url: Secret | None
     assets: tuple[Asset, ...]
     source: Path
     """The file that was read."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from asset_sync import queue
-from asset_sync.database import Cursor, ServerError, refuses_data, savepoint, servers_words
+from asset_sync.database import Cursor, DriverError, refuses_data, savepoint, servers_words
 from asset_sync.provider.answers import Quote, SnapshotAnswer
 from asset_sync.provider.errors import NotSent, ProviderError
 from asset_sync.queue import Item, Struck
@@ -18,10 +18,10 @@ from asset_sync.store.market import LastPrice
 from asset_sync.store.runs import Call
 from asset_sync.sync import feeds
 from asset_sync.sync.judge import (
-    End,
     Fail,
     Fetch,
     Finish,
+    ItemEnd,
     Judgement,
     Known,
     MoveBack,
@@ -74,7 +74,7 @@ def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
 
 
 def refused_by_database(
-    cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch, error: ServerError
+    cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch, error: DriverError
 ) -> Result:
     """Record the call, and the failures, after the database refused an answer's data.
 
@@ -90,7 +90,7 @@ def refused_by_database(
         ]
     else:
         item = fetch.items[0]
-        with suppress(ServerError), savepoint(cursor):  # a new asset needs its row for the status
+        with suppress(DriverError), savepoint(cursor):  # a new asset needs its row for the status
             market.save_symbols(cursor, [_symbol(item)])
         parts = [_write(cursor, scope, Judgement([([item], Fail(words))]))]
     runs.record(cursor, run_id, _call(fetch, "refused_by_database", words))
@@ -108,7 +108,7 @@ def _write_alone(cursor: Cursor, scope: Scope, fetch: Fetch, item: Item, known: 
     try:
         with savepoint(cursor):
             return _write(cursor, scope, judgement)
-    except ServerError as error:
+    except DriverError as error:
         if not refuses_data(error):
             raise
         return _write(cursor, scope, Judgement([([item], Fail(servers_words(error)))]))
@@ -129,7 +129,7 @@ def _write(cursor: Cursor, scope: Scope, judgement: Judgement) -> _Written:
             cursor, *account(scope.settings), missing.capability, missing.symbols
         )
     for items, end in judgement.ends:
-        progress += _end(cursor, scope, items, end, is_news=judgement.not_in_plan is None)
+        progress += _update_items(cursor, scope, items, end, is_news=judgement.not_in_plan is None)
     return _Written(progress, prices, bars_written)
 
 
@@ -161,12 +161,12 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
     return bars_written, prices, progress
 
 
-def _is_served(end: End) -> bool:
+def _is_served(end: ItemEnd) -> bool:
     return isinstance(end, Finish | Resume)
 
 
-def _end(
-    cursor: Cursor, scope: Scope, items: Sequence[Item], end: End, *, is_news: bool
+def _update_items(
+    cursor: Cursor, scope: Scope, items: Sequence[Item], end: ItemEnd, *, is_news: bool
 ) -> Sequence[Progress]:
     """Update the queue items; return the failures to report."""
     settings = scope.settings.queue
@@ -187,7 +187,8 @@ def _end(
         case Strike(error):
             struck = queue.strike(cursor, items, error, settings)
             if len(items) == 1:
-                return [_failed(cursor, items[0], error, is_news=_third(items[0], struck[0]))]
+                news = _becomes_failing(items[0], struck[0])
+                return [_failed(cursor, items[0], error, is_news=news)]
         case Fail(error, verify_ticker):
             item = items[0]
             became = queue.fail(cursor, item, error, settings, verify_ticker=verify_ticker)
@@ -200,21 +201,21 @@ def _failed(cursor: Cursor, item: Item, error: str, *, is_news: bool) -> Failed:
     try:
         with savepoint(cursor):
             market.save_status(cursor, [item.symbol], error)
-    except ServerError as refusal:
+    except DriverError as refusal:
         if not refuses_data(refusal):
             raise
     return Failed(item.symbol, item.feed, error, is_news)
 
 
-def _third(item: Item, struck: Struck) -> bool:
-    """Whether this strike is the first one that has the asset listed as failing."""
-    return item.strikes < struck.strikes == queue.WORTH_A_WORD
+def _becomes_failing(item: Item, struck: Struck) -> bool:
+    """Whether `queue status` and `health` name the asset as failing from this strike on."""
+    return item.strikes < struck.strikes == queue.FAILING_STRIKES
 
 
 def _is_news(item: Item, struck: Struck) -> bool:
     """Whether a failure is news: the first, the third and the last are."""
     return struck.strikes > item.strikes and (
-        item.strikes == 0 or struck.dead or struck.strikes == queue.WORTH_A_WORD
+        item.strikes == 0 or struck.dead or struck.strikes == queue.FAILING_STRIKES
     )
 
 

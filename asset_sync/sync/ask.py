@@ -76,9 +76,9 @@ class Questions:
                 error = refusal
             except BaseException:
                 with suppress(*SERVER_ERRORS), statement_timeout(INTERRUPTED_SECONDS):
-                    self._turns.end(turn)
+                    self._turns.stamp(turn)
                 raise
-            lowered = self._turns.end(turn, error)
+            lowered = self._turns.stamp(turn, error)
             if lowered is not None:
                 self._tell(Warned(str(lowered)))
             if error is None:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from asset_sync import queue
+from asset_sync import bus, queue
 from asset_sync.budget import slots
 from asset_sync.budget.turn import Turn
-from asset_sync.database import SERVER_ERRORS, ServerError, may_pass, refuses_data
+from asset_sync.database import SERVER_ERRORS, DriverError, may_pass, refuses_data
 from asset_sync.provider.errors import NotSent, ProviderError
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
@@ -30,7 +30,8 @@ class Caller:
         self._run = run
         self._open_provider = open_provider
         self._provider: Provider | None = None
-        self._publisher = publish.publisher_of(run.settings)
+        url = run.settings.bus_url
+        self._bus = None if url is None else bus.Client(url)
 
     def serve(self, held: Held) -> None:
         """Make the one call that these items need, and store its answer."""
@@ -94,7 +95,7 @@ class Caller:
         tries = 1
         while True:
             try:
-                self._end_turn(held.turn, fetch.answer)
+                self._stamp(held.turn, fetch.answer)
                 with self._run.connection.transaction() as cursor:
                     result = apply(cursor, self._run.scope, self._run.report.run_id, fetch)
             except SERVER_ERRORS as error:
@@ -102,7 +103,7 @@ class Caller:
                     raise
                 tries += 1
                 self._run.connection.reconnect(error)
-            except ServerError as error:
+            except DriverError as error:
                 if not refuses_data(error):
                     raise
                 return self._refused_by_database(fetch, error)
@@ -110,12 +111,12 @@ class Caller:
                 self._run.streaks.refused_by_database = None
                 return result
 
-    def _end_turn(self, turn: Turn, answer: Answer) -> None:
-        lowered = self._run.turns.end(turn, answer if isinstance(answer, ProviderError) else None)
+    def _stamp(self, turn: Turn, answer: Answer) -> None:
+        lowered = self._run.turns.stamp(turn, answer if isinstance(answer, ProviderError) else None)
         if lowered is not None:
             self._run.tell(Warned(str(lowered)))
 
-    def _refused_by_database(self, fetch: Fetch, error: ServerError) -> Result:
+    def _refused_by_database(self, fetch: Fetch, error: DriverError) -> Result:
         """Record that the database refuses an asset's data; raise if the data is not to blame."""
         with self._run.connection.transaction() as cursor:
             result = refused_by_database(
@@ -135,16 +136,16 @@ class Caller:
         self._run.streaks.check(result)
 
     def _publish(self, prices: Sequence[market.LastPrice]) -> None:
-        if self._publisher is None or not prices:
+        if self._bus is None or not prices:
             return
         try:
-            self._publisher.publish(prices)
-        except publish.EventsError as error:
+            publish.send(self._bus, prices)
+        except bus.EventsError as error:
             self._run.tell(Warned(str(error)))
 
     def close(self) -> None:
         """Close what was opened."""
         if self._provider is not None:
             self._provider.close()
-        if self._publisher is not None:
-            self._publisher.close()
+        if self._bus is not None:
+            self._bus.close()

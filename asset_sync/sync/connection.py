@@ -8,9 +8,9 @@ from asset_sync.database import (
     SERVER_ERRORS,
     Connection,
     Cursor,
-    ServerError,
+    DriverError,
     connect,
-    sentence,
+    explanation,
     transaction,
     transaction_number,
     was_committed,
@@ -44,12 +44,12 @@ class LastingConnection:
         self._failing_since: float | None = None
         """Since when the database fails; None while it works."""
 
-    def reconnect(self, error: ServerError) -> None:
+    def reconnect(self, error: DriverError) -> None:
         """Connect again, trying until the run's end; then raise the error."""
         if self._failing_since is None:
             self._failing_since = self._clock.monotonic()
             self._tell(
-                Warned(f"{sentence(error, self._conninfo)} Trying again until the run's end.")
+                Warned(f"{explanation(error, self._conninfo)} Trying again until the run's end.")
             )
         while self._remaining() > RECONNECT_SECONDS:
             self._clock.sleep(RECONNECT_SECONDS)

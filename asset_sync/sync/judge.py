@@ -111,7 +111,7 @@ class Fail(NamedTuple):
     verify_ticker: bool = False
 
 
-End: TypeAlias = Finish | Resume | Verify | Skip | Release | MoveBack | Strike | Fail
+ItemEnd: TypeAlias = Finish | Resume | Verify | Skip | Release | MoveBack | Strike | Fail
 
 
 class Price(NamedTuple):
@@ -133,7 +133,7 @@ class NotIncluded(NamedTuple):
 class Judgement(NamedTuple):
     """What to store, how each item ends, and what to report."""
 
-    ends: Sequence[tuple[Sequence[Item], End]]
+    ends: Sequence[tuple[Sequence[Item], ItemEnd]]
     outcome: str = "ok"
     """The kind of error, for the history of calls."""
     error: str | None = None
@@ -179,9 +179,9 @@ def verified(fetch: Fetch, *, exists: bool, silent: Judgement) -> Judgement:
         return Judgement(
             [(fetch.items, Fail(error, verify_ticker=True))], TickerUnknown.kind, error
         )
-    if item.attempts == 1:
+    if not tried_before(item):
         return silent
-    # An earlier call found it unknown, or its run was killed; now the provider knows it.
+    # An earlier try found it unknown, or its run was killed; now the provider knows it.
     return Judgement([(fetch.items, Resume(backfilled_to=None))])
 
 
@@ -218,6 +218,14 @@ def quiet(fetch: Fetch) -> Judgement:
     return Judgement([(fetch.items, Finish())], progress=[synced])
 
 
+def tried_before(item: Item) -> bool:
+    """Whether an earlier try counts against the asset: it failed, or its run was killed.
+
+    A call without data, after which the next call verifies the ticker, is the same try.
+    """
+    return item.attempts > 1
+
+
 def had_failed(item: Item) -> bool:
     """Whether the asset was reported as failing, so that its recovery is reported, too."""
-    return item.attempts > 1 or item.strikes >= queue.WORTH_A_WORD
+    return tried_before(item) or item.strikes >= queue.FAILING_STRIKES

@@ -15,7 +15,7 @@ from asset_sync.clock import Clock
 from asset_sync.database import (
     SERVER_ERRORS,
     Connection,
-    ServerError,
+    DriverError,
     may_pass,
     statement_timeout,
     transaction,
@@ -194,7 +194,7 @@ class _Run:
         self._held = held
         try:
             yield held
-        except (KeyboardInterrupt, SystemExit, ServerError):
+        except (KeyboardInterrupt, SystemExit, DriverError):
             raise  # `_close`, or the loop once it has reconnected, puts the items back
         except queue.LostLeaseError as error:
             self._state.tell(Warned(str(error)))
@@ -210,7 +210,7 @@ class _Run:
         held = self._held
         if held is None:
             return
-        self._state.turns.end(held.turn)
+        self._state.turns.stamp(held.turn)
         with contextlib.suppress(queue.LostLeaseError), transaction(self._state.db) as cursor:
             wait = after_seconds if held.turn.called else 0
             queue.release(cursor, held.items, after_seconds=wait, reason="The run was interrupted.")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from asset_sync.database import ServerError
+from asset_sync.database import DriverError
 from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unavailable
 from asset_sync.sync.apply import Result
 from asset_sync.sync.judge import Fetch, is_well
@@ -58,7 +58,7 @@ class Streaks:
         if result.not_in_plan is not None:
             self.not_in_plan |= dict.fromkeys(fetch.symbols, str(result.not_in_plan))
 
-    def refused(self, symbol: str, error: ServerError) -> bool:
+    def refused(self, symbol: str, error: DriverError) -> bool:
         """Note that the database refused an asset's data; return whether the database is to blame.
 
         It is to blame if it refuses two different assets in a row for the same reason.

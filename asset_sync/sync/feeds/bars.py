@@ -129,8 +129,8 @@ def _left_out(item: Item, answer: BarsAnswer) -> list[Warned]:
 
 
 def _no_data(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
-    """Verify the ticker, unless an attempt has counted already."""
-    if fetch.items[0].attempts > 1:
+    """Verify the ticker, unless an earlier try counts already."""
+    if judge.tried_before(fetch.items[0]):
         return _silent(scope, fetch, known)
     return Judgement([(fetch.items, Verify())], "empty")
 

@@ -10,7 +10,7 @@ from asset_sync.provider.errors import FeedDenied, ProviderError, TodayDenied
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.sync import judge
-from asset_sync.sync.judge import End, Fail, Fetch, Finish, Judgement, Known, NotIncluded, Skip
+from asset_sync.sync.judge import Fail, Fetch, Finish, ItemEnd, Judgement, Known, NotIncluded, Skip
 from asset_sync.sync.progress import Progress, Synced, Warned
 from asset_sync.sync.scope import NO_SNAPSHOTS, Scope, Target
 
@@ -55,7 +55,7 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:  # noqa
 
 def _quotes(fetch: Fetch, answer: SnapshotAnswer) -> Judgement:
     """Store the quotes; judge each row by itself."""
-    ends: list[tuple[Sequence[Item], End]] = []
+    ends: list[tuple[Sequence[Item], ItemEnd]] = []
     progress: list[Progress] = []
     missing: list[NotIncluded] = []
     found = [
