@@ -64,7 +64,7 @@ class Line:
         """
         db, settings = self._connection(), self.scope.settings.queue
         self._read_at = self._clock.monotonic()
-        clocks.look(db, self._watch)
+        clocks.correct_after_jump(db, self._watch)
         queue.reclaim(db, settings)
         entered = queue.enqueue(db, self.scope.wanted, settings, cycle_seconds=cycle_seconds)
         if entered.left_out and not self.left_out:
