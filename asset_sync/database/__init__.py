@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL, its schema, and its errors as sentences."""
+"""The connection to PostgreSQL, its schema, and its errors as sentences for the user."""
 
 from asset_sync.database.connection import (
     EMBEDDED_DATABASE,
@@ -23,7 +23,7 @@ from asset_sync.database.errors import (
     ServerError,
     address_of,
     errors_as_sentences,
-    may_pass,
+    is_transient,
     name_of,
     refuses_data,
     sentence,
@@ -63,8 +63,8 @@ __all__ = [
     "address_of",
     "connect",
     "errors_as_sentences",
+    "is_transient",
     "lacking_rights",
-    "may_pass",
     "migrate",
     "migrations",
     "name_of",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from asset_sync import queue
 from asset_sync.budget import slots
 from asset_sync.budget.turn import Turn
-from asset_sync.database import SERVER_ERRORS, ServerError, may_pass, refuses_data
+from asset_sync.database import SERVER_ERRORS, ServerError, is_transient, refuses_data
 from asset_sync.provider.errors import NotSent, ProviderError
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
@@ -98,7 +98,7 @@ class Caller:
                 with self._run.connection.transaction() as cursor:
                     result = apply(cursor, self._run.scope, self._run.report.run_id, fetch)
             except SERVER_ERRORS as error:
-                if not may_pass(error) or tries == STORE_TRIES:
+                if not is_transient(error) or tries == STORE_TRIES:
                     raise
                 tries += 1
                 self._run.connection.reconnect(error)

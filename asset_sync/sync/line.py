@@ -80,7 +80,7 @@ class Line:
 
     def has_work(self, patience: Callable[[], Patience]) -> bool:
         """Whether an item can be claimed, now or after a wait that the run can afford."""
-        while not queue.waiting(self._connection(), self._head):
+        while not queue.can_claim(self._connection(), self._head):
             if self._claimed and len(self._head) >= LINE_LENGTH:  # there may be more behind it
                 self.read()
                 continue

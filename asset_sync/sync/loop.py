@@ -16,7 +16,7 @@ from asset_sync.database import (
     SERVER_ERRORS,
     Connection,
     ServerError,
-    may_pass,
+    is_transient,
     statement_timeout,
     transaction,
 )
@@ -99,7 +99,7 @@ class _Run:
                 wasted += self._state.report.api_calls_used > calls
                 if self._state.report.progress > progress:
                     wasted = 0
-                if not may_pass(error) or wasted > WASTED_CALLS:
+                if not is_transient(error) or wasted > WASTED_CALLS:
                     raise
                 self._state.connection.reconnect(error)
 
