@@ -6,7 +6,7 @@ from datetime import datetime
 
 from asset_sync.provider.answers import BarsAnswer
 from asset_sync.provider.current import endpoints
-from asset_sync.provider.errors import FeedDenied, ProviderError, TodayDenied
+from asset_sync.provider.errors import FeedDenied, ProviderError, TimeRangeDenied
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.sync import judge
@@ -56,7 +56,7 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
     match fetch.answer:
         case BarsAnswer() as answer:
             return _bars(scope, fetch, answer, known)
-        case TodayDenied() as error:
+        case TimeRangeDenied() as error:
             return _time_denied(scope, fetch, error, known)
         case FeedDenied() as error:
             return _not_in_plan(fetch, error)
@@ -153,7 +153,7 @@ def _silent(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
 # --- what the plan does not include -----------------------------------------------------------
 
 
-def _time_denied(scope: Scope, fetch: Fetch, error: TodayDenied, known: Known) -> Judgement:
+def _time_denied(scope: Scope, fetch: Fetch, error: TimeRangeDenied, known: Known) -> Judgement:
     """Ask for a shorter time if the plan may allow that; otherwise it lacks this asset."""
     if isinstance(fetch.request, BarsRequest):
         window = fetch.request.window

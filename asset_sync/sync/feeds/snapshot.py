@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from asset_sync.model import Feed
 from asset_sync.provider.answers import Quote, SnapshotAnswer
 from asset_sync.provider.current import endpoints
-from asset_sync.provider.errors import FeedDenied, ProviderError, TodayDenied
+from asset_sync.provider.errors import FeedDenied, ProviderError, TimeRangeDenied
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.sync import judge
@@ -45,7 +45,7 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:  # noqa
             return _without_snapshots(scope, fetch, error)
         case ProviderError() as error if len(fetch.items) > 1:
             return _left_to_bars(fetch, error)
-        case TodayDenied() as error:
+        case TimeRangeDenied() as error:
             return judge.failed(fetch, error)._replace(not_in_plan=error)
         case ProviderError() as error:
             return judge.failed(fetch, error)
