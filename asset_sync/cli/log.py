@@ -72,7 +72,7 @@ class Log:
         return sys.stderr.isatty() and not self._options.quiet and not self.is_json
 
     def hear(self, progress: Progress) -> None:
-        """Note an event and say it: what went wrong always, the rest unless asked to be quiet."""
+        """Note an event and print it; with -q only problems and recoveries are printed."""
         self.note(progress)
         if isinstance(progress, Waiting | Calling) and not self._options.verbose:
             return
@@ -91,7 +91,7 @@ class Log:
             self.lines.append(sentence(progress))
 
     def info(self, text: str) -> None:
-        """Say what holds for the whole run, such as where its settings are from."""
+        """Print information on the whole run, such as where its settings are from."""
         if not self._options.quiet:
             self._say(_Severity.INFO, "settings", text, {})
 

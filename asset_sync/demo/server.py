@@ -296,7 +296,7 @@ _POSTED = {
     f"{_CONTROL}freeze": "8.5, in seconds",
     f"{_CONTROL}plan": '"free"',
 }
-"""What other processes may set, and how."""
+"""The paths to which other processes may post, each with an example of its body."""
 
 
 def _plan(name: str) -> Plan:
@@ -307,7 +307,7 @@ def _plan(name: str) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What becomes of a request: refused, spoiled by a fault, or answered."""
+    """How a request is answered: with a refusal, with a fault, or rightly."""
 
     refusal: Reply | None = None
     fault: faults.Fault | None = None

@@ -1,4 +1,4 @@
-"""Writes what starts the two jobs: lines for cron or units for systemd, for this installation.
+"""Writes the lines for cron or the units for systemd that start the two jobs.
 
 Neither contains a secret. Secrets are passed as paths of files; if a secret is set only as a plain
 variable, the user first has to write it to a file.
@@ -39,7 +39,7 @@ SECRET_FILES: Mapping[str, str] = {
 }
 """The name of each secret's file if the user has not chosen one."""
 
-# What the job needs of the shell's environment besides our own variables.
+# The variables that a job needs from the shell's environment, besides those of asset-sync.
 _FILES = (
     *("PGPASSFILE", "PGSERVICEFILE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"),
     *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
@@ -295,7 +295,7 @@ def difference(name: str, before: str, after: str) -> str:
 
 _WHAT = {
     Lane.PRIORITY: "refresh the priority assets",
-    Lane.QUEUE: "refresh all other assets, by turns",
+    Lane.QUEUE: "refresh all other assets",
 }
 
 _HARDENING = """\
@@ -334,8 +334,8 @@ def system_units(this: Installation, directory: Path) -> tuple[File, ...]:
     """
     if this.embedded:
         raise ScheduleError(
-            "The units of the system run as a user of their own, who cannot share your embedded"
-            " PostgreSQL: set DATABASE_URL_FILE to a server's address, or take"
+            "The system's units run as a separate user, which cannot use your embedded PostgreSQL:"
+            " set DATABASE_URL_FILE to a server's address, or use"
             " `asset-sync schedule systemd --user` or `asset-sync schedule cron`."
         )
     needed = [Path(this.program[0])]
@@ -343,8 +343,8 @@ def system_units(this: Installation, directory: Path) -> tuple[File, ...]:
     for path in needed:
         if any(path.is_relative_to(home) for home in ("/home", "/root", "/run/user")):
             raise ScheduleError(
-                f"The units of the system see no home directory, and {path} is in one: install in"
-                " /opt/asset-sync and keep the settings in /etc/asset-sync, or take --user."
+                f"The system's units cannot read home directories, and {path} is in one: install in"
+                " /opt/asset-sync and keep the settings in /etc/asset-sync, or use --user."
             )
     credentials = [(name, SECRET_FILES[name], path) for name, path in this.secrets]
     handed_over = "".join(
