@@ -543,7 +543,7 @@ def test_a_program_that_is_not_there_is_an_error(
     cron(command="asset-sync")
     code, found = examine("--offline")
     assert (code, found["cron"][0]) == (1, "error")
-    assert "no asset-sync is in cron's PATH (/usr/bin:/bin)" in found["cron"][1]
+    assert "which is not in cron's PATH (/usr/bin:/bin)" in found["cron"][1]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at another user's jobs")

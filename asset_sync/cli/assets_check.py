@@ -61,8 +61,8 @@ def assets_check(
         nearest = _nearest(options, db, settings, check, checked)
         left = left_the_file(db, settings)
     if as_json:
-        told = [_checked_as_json(one, nearest.get(one.asset.symbol)) for one in checked]
-        out_raw(json.dumps({"assets": told, "left_the_file": left}, indent=2))
+        document = [_checked_as_json(one, nearest.get(one.asset.symbol)) for one in checked]
+        out_raw(json.dumps({"assets": document, "left_the_file": left}, indent=2))
     else:
         _show_checked(checked, nearest, settings)
         tell_left(options, left)

@@ -98,12 +98,12 @@ def assets_remove(
     removal = act(settings, chosen, os.environ)
     left = _still_queued(options, settings, chosen)
     if as_json:
-        told = {
+        document = {
             **_change_as_json(removal, written=not dry_run),
             "removed": [asset_as_json(known[symbol]) for symbol in chosen],
             "left_in_queue": left,
         }
-        out_raw(json.dumps(told, indent=2))
+        out_raw(json.dumps(document, indent=2))
         return
     if dry_run:
         out_raw(removal.blocks.rstrip("\n"))

@@ -80,10 +80,10 @@ def assets_import(
         _confirm(options, settings, found.new, f"to {preview.path}", yes)
         edit.add(settings, found.new, os.environ)
     if as_json:
-        told = addition_as_json(preview, found.new, written=bool(found.new) and not dry_run)
-        told["there"] = [asset.symbol for asset in found.there]
-        told["skipped"] = [skipped._asdict() for skipped in found.skipped]
-        out_raw(json.dumps(told, indent=2))
+        document = addition_as_json(preview, found.new, written=bool(found.new) and not dry_run)
+        document["there"] = [asset.symbol for asset in found.there]
+        document["skipped"] = [skipped._asdict() for skipped in found.skipped]
+        out_raw(json.dumps(document, indent=2))
     elif found.new:
         tell_added(options, preview, found.new, dry_run)
 

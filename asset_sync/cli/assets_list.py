@@ -40,8 +40,8 @@ def assets_list(
         err(f"The times of the last refresh could not be read: {error}")
         fresh = {}
     if as_json:
-        told = {"assets": _as_json(settings, fresh), "left_the_file": left}
-        out_raw(json.dumps(told, indent=2))
+        document = {"assets": _as_json(settings, fresh), "left_the_file": left}
+        out_raw(json.dumps(document, indent=2))
     else:
         _show(settings, fresh)
         tell_left(options, left or ())

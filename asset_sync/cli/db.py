@@ -60,8 +60,8 @@ def db_status(
         status = existing_tables.status(db, settings.assets)
     where = "embedded" if settings.conninfo is None else "server"
     if as_json:
-        told = {"database": where, "ready": status.ready, **status._asdict()}
-        out_raw(json.dumps(told, indent=2))
+        document = {"database": where, "ready": status.ready, **status._asdict()}
+        out_raw(json.dumps(document, indent=2))
     else:
         _show(status, where)
     if not status.ready:

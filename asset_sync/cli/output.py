@@ -59,8 +59,8 @@ def agreed(question: str) -> bool:
 
 def _give_up(stream: TextIO) -> None:
     """Discard what the stream still holds: Python would try again, and exit with 120."""
-    with Path(os.devnull).open("w", encoding="utf-8") as nobody:
-        os.dup2(nobody.fileno(), stream.fileno())
+    with Path(os.devnull).open("w", encoding="utf-8") as null_device:
+        os.dup2(null_device.fileno(), stream.fileno())
 
 
 class Row(Protocol):

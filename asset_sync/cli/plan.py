@@ -55,14 +55,14 @@ def plan(
     now = next(one for one in plans if one.plan is settings.provider.plan)
     advice = forecast.advise(settings, plans, call_seconds)
     if as_json:
-        told = {
+        document = {
             "call_seconds": call_seconds,
             "plan": now.plan.name,
             "plans": [_as_json(one) for one in plans],
             "assets": [_asset_as_json(one) for one in now.assets],
             "advice": _advice_as_json(now, advice),
         }
-        out_raw(json.dumps(told, indent=2))
+        out_raw(json.dumps(document, indent=2))
         return
     _show(now, plans)
     out(_advice(now, advice))
