@@ -144,7 +144,7 @@ def test_what_it_says_about_a_ticker_that_is_fetched_already(file: Path) -> None
     told = add(file, "GOLD", "--ticker", "C:XAUUSD")
 
     assert told.code == 0
-    assert "kept fresh as XAUUSD already" in told.err
+    assert "XAUUSD has the ticker C:XAUUSD already" in told.err
 
 
 def test_a_dry_run_prints_the_block_and_writes_nothing(file: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_secret_that_can_be_read_only_once_is_read_once(file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("XAUUSD", "--type", "forex"), "XAUUSD stands in"),
+        (("XAUUSD", "--type", "forex"), "XAUUSD is in"),
         (("EURCHF",), "--type forex"),
         (("C:EURCHF",), "assets add EURCHF --ticker C:EURCHF"),
         (("C:EURCHF", "--type", "forex"), "assets add EURCHF --ticker C:EURCHF"),
@@ -587,7 +587,7 @@ def test_all_or_none_are_added(file: Path) -> None:
     settings = load(file, {})
     good = load(SHIPPED_FILE, {}).assets[1]
 
-    with pytest.raises(edit.AssetFileError, match="XAUUSD stands in"):
+    with pytest.raises(edit.AssetFileError, match="XAUUSD is in"):
         edit.add(settings, [good, settings.assets[0]], {})
 
     assert file.read_text() == GOLD

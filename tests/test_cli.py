@@ -458,7 +458,7 @@ def test_a_run_shows_what_it_waits_for_and_ctrl_c_ends_it_cleanly(
         code = terminal.process.wait(timeout=2)
 
     assert code == 130
-    assert "what was under way went back to the queue" in terminal.text
+    assert "the item in work went back to the queue" in terminal.text
     assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l"), "cursor is shown"
     assert "Traceback" not in terminal.text
     told = json.loads(run("queue", "status", "--json").stdout)

@@ -727,7 +727,7 @@ def server_that_says(sqlstate: str, message: str, *, ssl: bytes = b"N") -> Itera
             thread.join()
 
 
-NOT_LET_IN = f'does not let the role "{USER}" in'
+ROLE_REFUSED = f'refuses the role "{USER}"'
 NOT_REACHABLE = "is not reachable"
 
 
@@ -737,10 +737,10 @@ NOT_REACHABLE = "is not reachable"
         (
             "28P01",
             f'password authentication failed for user "{USER}"',
-            NOT_LET_IN,
-            "it refuses the role or its password",
+            ROLE_REFUSED,
+            "the role or its password is wrong",
         ),
-        ("28000", f'role "{USER}" does not exist', NOT_LET_IN, "there is no such role"),
+        ("28000", f'role "{USER}" does not exist', ROLE_REFUSED, "there is no such role"),
         (
             "3D000",
             'database "x" does not exist',
@@ -750,10 +750,10 @@ NOT_REACHABLE = "is not reachable"
         (
             "28000",
             f'no pg_hba.conf entry for host "10.0.0.1", user "{USER}", database "x"',
-            NOT_LET_IN,
-            "its pg_hba.conf does not let this host, role and database in",
+            ROLE_REFUSED,
+            "its pg_hba.conf does not allow this host, role and database",
         ),
-        ("53300", "sorry, too many clients already", NOT_REACHABLE, "it has no connection to"),
+        ("53300", "sorry, too many clients already", NOT_REACHABLE, "it has no free connection"),
         ("57P03", "the database system is starting up", NOT_REACHABLE, "it is just starting up"),
         ("57P03", "the database system is shutting down", NOT_REACHABLE, "it is shutting down"),
     ],

@@ -329,7 +329,7 @@ def test_items_that_another_run_has_taken_over_are_left_to_it_and_the_run_goes_o
     assert job.items() == [("BTCUSD", "leased", 1), ("ETHUSDT", "idle", 0)]
     assert job.in_flight() == 0
     [warning] = job.warnings()
-    assert warning.startswith("BTCUSD: its lease ended")
+    assert warning.startswith("BTCUSD: the lease ended")
 
 
 # --- an answer is lost on the way ---------------------------------------------------------------
@@ -451,8 +451,10 @@ def test_one_that_falls_silent_for_good_holds_no_run_past_its_end(job: Job, url:
 def test_a_transaction_that_falls_silent_holds_its_locks_no_longer_than_a_statement_may(
     job: Job, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bounds = database_connection._BOUNDS.replace(f"'{database.STATEMENT_SECONDS}s'", "'1s'")
-    monkeypatch.setattr("asset_sync.database.connection._BOUNDS", bounds)
+    bounds = database_connection._TRANSACTION_SETTINGS.replace(
+        f"'{database.STATEMENT_SECONDS}s'", "'1s'"
+    )
+    monkeypatch.setattr("asset_sync.database.connection._TRANSACTION_SETTINGS", bounds)
     with Proxy(url) as proxy:
         job.through(proxy.url)
         strike = once(proxy.freeze)
@@ -759,7 +761,7 @@ def test_where_all_connections_are_taken_the_run_waits_for_one_until_its_end(
         query(job.watch, "alter role somebody connection limit 0")
         code, out, err = end(start(["sync", "queue"], its_role, job.api))
         assert (code, out) == (3, "")
-        assert "it has no connection to spare" in last_sentence(err)
+        assert "it has no free connection" in last_sentence(err)
 
 
 def test_one_connection_is_all_that_a_run_ever_has(
@@ -884,7 +886,7 @@ def test_what_is_refused_for_every_asset_costs_no_call(job: Job) -> None:
 def test_what_never_passes_costs_few_calls(job: Job) -> None:
     fail_with(job.watch, "40001", times=1000)
 
-    with pytest.raises(DatabaseError, match="got into each other's way"):
+    with pytest.raises(DatabaseError, match="conflicted with each other"):
         job.run(seconds=290)
 
     assert len(job.asked()) == loop.WASTED_CALLS + 1
@@ -926,14 +928,16 @@ def test_a_deadlock_is_got_out_of(job: Job, monkeypatch: pytest.MonkeyPatch, url
     assert bars_unlike_the_replay(job.watch)[1] == 0
     job.assert_nothing_is_held()
     [warning] = job.warnings()
-    assert "got into each other's way" in warning
+    assert "conflicted with each other" in warning
     assert job.row("select name from trading.symbols where symbol = 'BTCUSD'") == ("theirs",)
 
 
 def be_brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for locks a tenth of a second, where the program waits 10."""
-    bounds = database_connection._BOUNDS.replace(f"'{database.LOCK_SECONDS}s'", "'100ms'")
-    monkeypatch.setattr("asset_sync.database.connection._BOUNDS", bounds)
+    bounds = database_connection._TRANSACTION_SETTINGS.replace(
+        f"'{database.LOCK_SECONDS}s'", "'100ms'"
+    )
+    monkeypatch.setattr("asset_sync.database.connection._TRANSACTION_SETTINGS", bounds)
 
 
 def test_a_table_that_somebody_locks_is_waited_for_with_the_answer(

@@ -294,11 +294,11 @@ def test_a_job_that_cron_should_have_started_is_told(
 
     _, found = examine("--offline")
 
-    late = "cron is to start it but has not for 20 min: cron's mail or log says why"
+    late = "cron should start it but has not for 20 min: cron's mail or log says why"
     assert found["sync queue"] == ("warning", f"last ran 20 min ago, started by cron; {late}")
     assert found["sync priority"] == (
         "warning",
-        "has never run on this host; cron is to start it",
+        "has never run on this host; cron should start it",
     )
 
 
@@ -311,7 +311,7 @@ def test_a_crontab_need_not_be_utf_8(db: Connection, examine: Examine, tmp_path:
 
     _, found = examine("--offline", PATH=str(tmp_path))
 
-    assert "cron is to start it" in found["sync queue"][1]
+    assert "cron should start it" in found["sync queue"][1]
 
 
 @pytest.mark.parametrize(
@@ -357,8 +357,8 @@ def test_a_run_by_hand_does_not_hide_that_cron_starts_nothing(
     _, found = examine("--offline")
 
     assert found["sync queue"][0] == found["sync priority"][0] == "warning"
-    assert "started by hand; cron is to start it but never has" in found["sync queue"][1]
-    assert "cron is to start it but has not for 90 min" in found["sync priority"][1]
+    assert "started by hand; cron should start it but never has" in found["sync queue"][1]
+    assert "cron should start it but has not for 90 min" in found["sync priority"][1]
 
 
 def test_a_run_that_a_test_starts_was_not_started_by_cron(
@@ -378,7 +378,7 @@ def test_a_run_that_a_test_starts_was_not_started_by_cron(
         ("key_refused", "error", "refused the key"),
         ("plan_refused", "error", "refused the plan"),
         ("provider_unavailable", "warning", "did not answer"),
-        ("broken", "warning", "broke off"),
+        ("broken", "warning", "ended with an error"),
     ],
 )
 def test_how_crons_last_run_ended_is_told_even_where_a_run_by_hand_was_well(
@@ -404,7 +404,7 @@ def test_runs_of_another_host_say_nothing_of_this_ones_cron(
 
     _, found = examine("--offline")
 
-    assert found["sync queue"][1] == "has never run on this host; cron is to start it"
+    assert found["sync queue"][1] == "has never run on this host; cron should start it"
 
 
 def test_timers_are_found(db: Connection, examine: Examine, program: Program) -> None:
@@ -425,7 +425,7 @@ def test_a_crontab_of_the_system_counts(
 
     _, found = examine("--offline")
 
-    assert found["sync queue"][1] == "has never run on this host; cron is to start it"
+    assert found["sync queue"][1] == "has never run on this host; cron should start it"
 
 
 def test_jobs_that_both_cron_and_systemd_start_are_told(
@@ -437,7 +437,7 @@ def test_jobs_that_both_cron_and_systemd_start_are_told(
 
     assert found["scheduler"] == (
         "warning",
-        "both cron and systemd start the jobs: take one away (`asset-sync schedule`)",
+        "both cron and systemd start the jobs: remove one (`asset-sync schedule`)",
     )
 
 
@@ -543,7 +543,7 @@ def test_a_program_that_is_not_there_is_an_error(
     cron(command="asset-sync")
     code, found = examine("--offline")
     assert (code, found["cron"][0]) == (1, "error")
-    assert "no asset-sync is in cron's PATH (/usr/bin:/bin)" in found["cron"][1]
+    assert "which is not in cron's PATH (/usr/bin:/bin)" in found["cron"][1]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at another user's jobs")
@@ -582,7 +582,7 @@ def test_a_script_around_the_program_is_said_to_be_unknown(
     _, found = examine("--offline", PATH=path)
 
     assert found["cron"][0] == "warning"
-    assert "what that reads is not known" in found["cron"][1]
+    assert "which settings it reads is not known" in found["cron"][1]
 
 
 @pytest.mark.parametrize(
@@ -612,7 +612,7 @@ def test_what_a_line_starts_is_found(
 def test_a_failure_that_cron_mails_is_heard_of(examine: Examine, cron: Cron) -> None:
     cron("MAILTO=ops@example.org")
 
-    assert examine("--offline")[1]["monitoring"] == ("ok", "cron mails ops@example.org what fails")
+    assert examine("--offline")[1]["monitoring"] == ("ok", "cron mails failures to ops@example.org")
 
 
 def test_a_failure_that_nobody_hears_of_is_a_warning(
@@ -634,7 +634,7 @@ def nobody(examine: Examine, why: str) -> bool:
     grade, text = examine("--offline")[1]["monitoring"]
     return (
         grade == "warning"
-        and text.startswith("nobody hears of a failed run (")
+        and text.startswith("a failed run notifies nobody (")
         and why in text
         and "monitoring.ping_url" in text
     )

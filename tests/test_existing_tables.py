@@ -56,32 +56,40 @@ def stored(db: Connection) -> list[database.Row]:
 REFUSING = {
     "a start without time zone": (
         f"alter table {BARS} alter ts type timestamp",
-        [f"A bar comes back without its time zone (ts) from {BARS}. There ts is timestamp without"],
+        [
+            (
+                f"A bar comes back without its time zone (ts) from {BARS}. The table differs: "
+                "ts is timestamp without"
+            )
+        ],
     ),
     "metadata as json": (
         f"""
         alter table {SYMBOLS} alter metadata drop default, alter metadata type json,
           alter metadata set default '{{}}'
         """,
-        [f"A last price cannot be stored in {SYMBOLS} (42883: ", "There metadata is json; what"],
+        [
+            f"A last price cannot be stored in {SYMBOLS} (42883: ",
+            "The table differs: metadata is json. To",
+        ],
     ),
     "an enum of asset types": (
         f"""
         create type trading.kind as enum ('forex', 'crypto');
         alter table {SYMBOLS} alter asset_type type trading.kind using asset_type::trading.kind
         """,
-        [f"A new asset cannot be stored in {SYMBOLS} (42804: ", "asset_type is trading.kind;"],
+        [f"A new asset cannot be stored in {SYMBOLS} (42804: ", "asset_type is trading.kind."],
     ),
     "checked asset types": (
         f"alter table {SYMBOLS} add constraint known check (asset_type in ('FX', 'CRYPTO'))",
-        [f"A new asset cannot be stored in {SYMBOLS} (23514: ", "it has the constraint known;"],
+        [f"A new asset cannot be stored in {SYMBOLS} (23514: ", "it has the constraint known."],
     ),
     "a generated average": (
         f"""
         alter table {BARS} drop vwap,
           add vwap float8 generated always as ((high + low) / 2) stored
         """,
-        [f"A bar cannot be stored in {BARS} (428C9: ", "There vwap is generated; what helps"],
+        [f"A bar cannot be stored in {BARS} (428C9: ", "differs: vwap is generated. To correct it"],
     ),
     "a symbol that is too short": (
         f"alter table {SYMBOLS} alter symbol type varchar(3)",
@@ -89,7 +97,10 @@ REFUSING = {
     ),
     "an average that takes no null": (
         f"alter table {BARS} alter vwap set not null",
-        [f"A bar cannot be stored in {BARS} (23502: ", "There vwap takes no null; what helps"],
+        [
+            f"A bar cannot be stored in {BARS} (23502: ",
+            "differs: vwap takes no null. To correct it",
+        ],
     ),
     "an error that takes no null": (
         f"alter table {STATUS} alter error_message set not null",
@@ -100,7 +111,7 @@ REFUSING = {
         create unique index one_type on {SYMBOLS} (asset_type);
         insert into {SYMBOLS} (symbol, asset_type) values ('A', 'forex'), ('B', 'crypto')
         """,
-        [f"A new asset cannot be stored in {SYMBOLS} (23505: ", "the unique index one_type; what"],
+        [f"A new asset cannot be stored in {SYMBOLS} (23505: ", "the unique index one_type. To"],
     ),
 }
 
@@ -129,7 +140,7 @@ def test_a_trigger_that_refuses_is_named(db: Connection) -> None:
     [problem] = status(db).problems
 
     assert problem.startswith(f"A bar cannot be stored in {BARS} (P0001: not here).")
-    assert "a look at the trigger guard" in problem
+    assert "check the trigger guard" in problem
 
 
 def test_a_trigger_that_drops_rows_is_named(db: Connection) -> None:
@@ -137,7 +148,7 @@ def test_a_trigger_that_drops_rows_is_named(db: Connection) -> None:
 
     [problem] = status(db).problems
 
-    assert problem.startswith(f"A bar does not stay in {BARS}.")
+    assert problem.startswith(f"A bar is lost after it was written to {BARS}.")
     assert "the trigger drops" in problem
 
 
@@ -182,11 +193,16 @@ WORKING = {
     ),
     "numbers that round": (
         f"alter table {BARS} {NUMBERS} alter vwap type numeric(10, 4)",
-        [f"{BARS} keeps 1.08346789 in vwap as 1.0835, and so rewrites the bar whenever it comes."],
+        [
+            (
+                f"{BARS} stores 1.08346789 in vwap as 1.0835, so each call rewrites the bars"
+                " that it reads again."
+            )
+        ],
     ),
     "a time of writing without time zone": (
         f"alter table {SYMBOLS} alter updated_at type timestamp",
-        [f"{SYMBOLS}.updated_at has no time zone: it is written in that of the session."],
+        [f"{SYMBOLS}.updated_at has no time zone: times are written in the session's."],
     ),
 }
 
@@ -309,7 +325,7 @@ def test_a_run_tries_tables_that_differ_once_and_again_when_they_change(
     assert query(db, "select last_value from trading.symbols_id_seq") == [(used,)]
 
     query(db, "drop function audit cascade; " + TRIGGER.format("audit", "return null"))
-    with pytest.raises(NotInitialisedError, match="does not stay"):
+    with pytest.raises(NotInitialisedError, match="is lost after"):
         existing_tables.require_usable(db, ASSETS)
 
 

@@ -17,7 +17,7 @@ from asset_sync.provider.errors import (
     RateLimited,
     Rejected,
     TickerUnknown,
-    TodayDenied,
+    TimeRangeDenied,
     Unanswered,
     Unavailable,
 )
@@ -239,19 +239,19 @@ def test_a_silent_asset_far_behind_goes_on_from_where_it_was_asked() -> None:
 
 def test_a_window_that_begins_too_long_ago_is_asked_again_without_the_past() -> None:
     request = BarsRequest("C:EURUSD", window(NOW - timedelta(days=730), last=False))
-    judgement = judged(TodayDenied("timeframe"), request=request)
+    judgement = judged(TimeRangeDenied("timeframe"), request=request)
     assert ends(judgement) == [(["EURUSD"], Release())]
     assert (judgement.missing, judgement.scope_changed) == ([NotIncluded("past")], True)
     assert judgement.not_in_plan is None
 
 
 def test_a_window_up_to_now_is_asked_again_without_today() -> None:
-    judgement = judged(TodayDenied("timeframe"))
+    judgement = judged(TimeRangeDenied("timeframe"))
     assert (judgement.missing, judgement.scope_changed) == ([NotIncluded("today")], True)
 
 
 def test_what_is_refused_although_less_was_asked_is_the_assets_and_maybe_every_assets() -> None:
-    error = TodayDenied("timeframe")
+    error = TimeRangeDenied("timeframe")
     judgement = judged(error, within=scope(missing=NOTHING._replace(today=True)))
     assert ends(judgement) == [(["EURUSD"], Fail("timeframe"))]
     assert (judgement.missing, judgement.not_in_plan) == ((), error)

@@ -84,7 +84,7 @@ def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
         """,
     )
     set_back(db, clock)
-    clocks.look(db, Watch(clock.steady))
+    clocks.correct_after_jump(db, Watch(clock.steady))
     [ahead] = query(
         db,
         """
@@ -107,7 +107,7 @@ def test_health_and_doctor_report_it_and_count_no_negative_seconds(
     loop.run(db, settings, Lane.QUEUE, clock=clock)
     set_back(db, clock)
     for _ in range(looks):
-        clocks.look(db, Watch(clock.steady))
+        clocks.correct_after_jump(db, Watch(clock.steady))
     found = health.examine(db, settings)
     checks = {check.name: check for check in found.checks}
     assert checks["clock.jumped"].verdict is Verdict.DEGRADED
@@ -122,7 +122,7 @@ def test_a_jump_is_reported_for_an_hour(
 ) -> None:
     loop.run(db, settings, Lane.QUEUE, clock=clock)
     set_back(db, clock)
-    clocks.look(db, Watch(clock.steady))
+    clocks.correct_after_jump(db, Watch(clock.steady))
     clock.sleep(HOUR + 60)
     checks = {check.name: check.verdict for check in health.examine(db, settings).checks}
     assert checks["clock.jumped"] is Verdict.HEALTHY

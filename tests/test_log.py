@@ -306,7 +306,7 @@ def test_a_report_that_cannot_be_written_is_no_bug_and_the_run_ends_once(
 
     *log, why = told.splitlines()
     assert events("\n".join(log)) == ["started", "synced", "ended"]
-    assert why == "asset-sync: What was to be printed was not written: No space left on device."
+    assert why == "asset-sync: The output could not be written: No space left on device."
     assert (tmp_path / "code").read_text() == "2\n"
 
 

@@ -284,7 +284,7 @@ def test_a_service_that_is_down_is_one_warning(tell: Tell) -> None:
 def test_an_address_that_is_none_is_one_warning_that_names_its_setting(tell: Tell) -> None:
     told = tell("-q", "sync", "queue", PING_URL=f"http://127.0.0.1:99999/{UUID}")
 
-    assert only_warning(told) == "its address is no URL, check PING_URL."
+    assert only_warning(told) == "its address is not a URL, check PING_URL."
 
 
 def test_a_service_that_hangs_is_given_up(

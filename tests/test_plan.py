@@ -51,7 +51,7 @@ def test_it_says_whether_200_more_assets_fit_and_what_would_make_them(plan: Plan
 
 def test_it_says_when_a_window_has_too_few_calls_for_the_priority_assets(plan: Plan) -> None:
     told = plan("--more", "4", "--level", "critical")
-    assert "calls for 5 priority assets; the other 2 wait for another" in told.out
+    assert "calls for 5 priority assets; the other 2 wait for a later" in told.out
     assert "priority assets;" not in plan("--more", "2", "--level", "critical").out
 
 
@@ -87,7 +87,7 @@ def test_a_call_lasts_as_long_as_half_of_the_last_days_did(plan: Plan, db: Conne
         for seconds, outcome in ((0.2, "ok"), (1.5, "ok"), (2.5, "ok"), (9.0, "unavailable")):
             runs.record(cursor, run_id, runs.Call(Feed.BARS, ["A"], outcome, seconds))
     assert json.loads(plan("--json").out)["call_seconds"] == 1.5
-    assert "as they did in the last day" in plan().err
+    assert "the median of the last day" in plan().err
 
 
 def test_no_database_is_needed_and_none_is_made(plan: Plan, tmp_path: Path) -> None:

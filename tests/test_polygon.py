@@ -36,7 +36,7 @@ from asset_sync.provider.errors import (
     RateLimited,
     Rejected,
     TickerUnknown,
-    TodayDenied,
+    TimeRangeDenied,
     Unavailable,
     Unreadable,
 )
@@ -351,7 +351,7 @@ def test_a_next_url_is_told_and_never_followed(
         pytest.param(bar(T1, o=1e300, h=1e300, l=1e300, c=1e300), Flaw.PRICE, id="1e300"),
         pytest.param(bar(T1, h=1.01e12), Flaw.PRICE, id="price above 1e12"),
         pytest.param(bar(T1, l=0.99e-12), Flaw.PRICE, id="price below 1e-12"),
-        pytest.param(bar(T1, h=1.08, l=1.09), Flaw.UPSIDE_DOWN, id="high below low"),
+        pytest.param(bar(T1, h=1.08, l=1.09), Flaw.HIGH_BELOW_LOW, id="high below low"),
         pytest.param(bar(T1, c=11.61), Flaw.OPEN_OR_CLOSE, id="close far above the high"),
         pytest.param(bar(T1, c=0.11), Flaw.OPEN_OR_CLOSE, id="close far below the low"),
         pytest.param(bar(T1, o=1.1201), Flaw.OPEN_OR_CLOSE, id="open above the high"),
@@ -482,13 +482,13 @@ RECORDED: list[tuple[str, int, object, type[ProviderError]]] = [
         403,
         NOT_AUTHORIZED
         | {"message": f"Attempted to request today's data before end of day. {UPGRADE}"},
-        TodayDenied,
+        TimeRangeDenied,
     ),
     (
         "time frame",
         403,
         NOT_AUTHORIZED | {"message": f"Your plan doesn't include this data timeframe. {UPGRADE}"},
-        TodayDenied,
+        TimeRangeDenied,
     ),
     (
         "not entitled, as message",
@@ -600,8 +600,8 @@ def test_every_other_answer_has_its_error_too(
         ("Unknown API Key", KeyRefused),
         ("You've exceeded the maximum requests per minute", RateLimited),
         (f"You are not entitled to this data. {UPGRADE}", FeedDenied),
-        ("Attempted to request today's data before end of day.", TodayDenied),
-        ("Your plan doesn't include this data timeframe.", TodayDenied),
+        ("Attempted to request today's data before end of day.", TimeRangeDenied),
+        ("Your plan doesn't include this data timeframe.", TimeRangeDenied),
         ("Could not parse the time parameter: 'from'.", Rejected),
     ],
 )
@@ -643,7 +643,7 @@ def test_each_error_says_whose_fault_it_is() -> None:
         RateLimited: (Cause.TEMPORARY, "rate_limited"),
         Unavailable: (Cause.TEMPORARY, "unavailable"),
         KeyRefused: (Cause.ACCOUNT, "key_refused"),
-        TodayDenied: (Cause.ACCOUNT, "today_denied"),
+        TimeRangeDenied: (Cause.ACCOUNT, "today_denied"),
         FeedDenied: (Cause.ACCOUNT, "feed_denied"),
         TickerUnknown: (Cause.ASSET, "ticker_unknown"),
         Unreadable: (Cause.ASSET, "unreadable"),

@@ -18,7 +18,7 @@ from asset_sync import queue
 from asset_sync.database import Connection, query
 from asset_sync.model import Feed
 from asset_sync.queue import Wanted
-from asset_sync.queue.claiming import _HEAD
+from asset_sync.queue.claiming import _HEAD_LENGTH
 from asset_sync.settings import QueueSettings
 
 SETTINGS = QueueSettings()
@@ -158,12 +158,12 @@ def test_a_claim_among_100_000_reads_no_more_than_a_few_blocks_for_each_key(
     line = line_of(crowded, Feed.BARS)
     queue.claim(crowded, line, lease_seconds=60, most=1)  # the first finds its way
     [plan] = plans(crowded, lambda: queue.claim(crowded, line, lease_seconds=60, most=1))
-    assert plan.blocks <= 10 * _HEAD
+    assert plan.blocks <= 10 * _HEAD_LENGTH
 
 
 def test_whether_something_waits_is_seen_at_the_head_of_the_line(crowded: Connection) -> None:
     line = line_of(crowded, *Feed.known.values())
-    [plan] = plans(crowded, lambda: queue.waiting(crowded, line))
+    [plan] = plans(crowded, lambda: queue.can_claim(crowded, line))
     assert "Seq Scan" not in plan.kinds
     assert plan.most_rows_read <= queue.LINE_LENGTH
 

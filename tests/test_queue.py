@@ -416,7 +416,7 @@ def test_a_run_that_lost_its_lease_changes_nothing(
     queue.reclaim(db, SETTINGS)
     claim_one(db)
     before = rows(db)
-    with pytest.raises(LostLeaseError, match="A: its lease ended"), transaction(db) as cursor:
+    with pytest.raises(LostLeaseError, match="A: the lease ended"), transaction(db) as cursor:
         change(cursor, lost)
     assert rows(db) == before
 
@@ -911,15 +911,15 @@ def test_due_within_leaves_out_what_is_dead(db: Connection) -> None:
 def test_waiting_says_whether_something_can_be_claimed_now(
     db: Connection, clock: ShiftingClock
 ) -> None:
-    assert not queue.waiting(db, in_line(db, Lane.QUEUE))
+    assert not queue.can_claim(db, in_line(db, Lane.QUEUE))
     enter(db, asset("A"))
-    assert queue.waiting(db, in_line(db, Lane.QUEUE))
-    assert not queue.waiting(db, in_line(db, Lane.PRIORITY))
+    assert queue.can_claim(db, in_line(db, Lane.QUEUE))
+    assert not queue.can_claim(db, in_line(db, Lane.PRIORITY))
     with transaction(db) as cursor:
         queue.release(cursor, [claim_one(db)], after_seconds=30)
-    assert not queue.waiting(db, in_line(db, Lane.QUEUE))
+    assert not queue.can_claim(db, in_line(db, Lane.QUEUE))
     clock.sleep(30)
-    assert queue.waiting(db, in_line(db, Lane.QUEUE))
+    assert queue.can_claim(db, in_line(db, Lane.QUEUE))
 
 
 def test_a_preview_changes_nothing_and_is_what_claims_then_serve(

@@ -557,13 +557,16 @@ def test_more_assets_than_the_limit_keeps_fresh_are_told(
 ) -> None:
     told = run("import", "--market", "fx", "--every", "30")
 
-    assert "5 assets; 5 calls in 1 min get round them in 1 min at best, not in 30 s" in told.err
+    assert (
+        "5 assets; 5 calls in 1 min refresh each of them every 1 min at best, not every 30 s"
+        in told.err
+    )
 
 
 @pytest.mark.parametrize(
     ("search", "out"),
     [
-        ("zloty", "The provider's list of fx has nothing like that.\n"),
+        ("zloty", "The provider's list of fx has no such ticker.\n"),
         ("gold", "Nothing to add.\n"),
     ],
 )
@@ -659,7 +662,7 @@ def test_a_suggestion_that_cannot_be_had_takes_nothing_from_the_answer(
 
     assert told.code == 1
     assert "knows no ticker C:XUAUSD" in told.out
-    assert "was not told" in told.err
+    assert "could not be found" in told.err
     assert "tried again" not in told.err
 
 

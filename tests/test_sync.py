@@ -1385,7 +1385,7 @@ def test_a_run_whose_lease_was_lost_writes_nothing(
     report = job.run(tell=take_over)
     assert (report.updated, report.failed, report.bars_written) == ([], [], 0)
     [warning] = job.warnings()
-    assert warning.startswith("BTCUSD: its lease ended")
+    assert warning.startswith("BTCUSD: the lease ended")
     for table in (
         "market_data.ohlcv_5m",
         "trading.symbols",

@@ -247,7 +247,7 @@ def test_what_a_run_holds_is_not_touched(stocked: Connection, tell: Tell) -> Non
     code, out, _ = tell("queue", "add", "D")
 
     assert code == 0
-    assert "D is at work in a run" in out
+    assert "D is leased: a run works on it" in out
     assert states(stocked)["D"] == "leased"
 
 
@@ -260,8 +260,8 @@ def test_each_symbol_that_is_put_in_line_gets_an_answer(stocked: Connection, tel
     assert added.split()[:4] == ["C", "bars", "high", "waiting"]
     assert others == [
         "A is dead: `asset-sync queue retry A` tries it again.",
-        "B stands in line already.",
-        "D is at work in a run just now.",
+        "B is in line already.",
+        "D is leased: a run works on it now.",
         "NEW waits for its first run, which refreshes it.",
     ]
 
@@ -307,7 +307,7 @@ def test_an_asset_is_forgotten_when_told_yes(stocked: Connection, tell: Tell) ->
     assert set(states(stocked)) == {"C", "D"}
     assert out.splitlines() == [
         "Removed A, B from the queue. Bars and prices stay.",
-        "D is at work in a run just now and was not removed; try again after it.",
+        "D is leased: a run works on it now. It was not removed; try again later.",
     ]
     assert err == "", "none of them is in the settings"
 

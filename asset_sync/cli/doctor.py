@@ -39,9 +39,9 @@ def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Make no call to the API.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at settings, files, database, key, cron and {bus}; say what is wrong and its cure.
+    """Check settings, files, database, key, cron and {bus}; say how to correct each problem.
 
-    The key costs one call, which is told before it is made. Exit 1 if there is an error.
+    The check of the key takes one call, which is announced first. Exit 1 if there is an error.
 
     Example: asset-sync doctor --offline
     """
@@ -69,9 +69,9 @@ def _examine(options: Common, offline: bool) -> Iterator[Finding]:
         return
     yield from examine_settings(settings, os.environ)
     jobs = installed.jobs()
-    sights = doctor_jobs.look(jobs, settings, os.environ)
-    yield from doctor_jobs.examine(sights)
-    yield from doctor_jobs.examine_monitoring(sights, settings)
+    examined = doctor_jobs.compare(jobs, settings, os.environ)
+    yield from doctor_jobs.examine(examined)
+    yield from doctor_jobs.examine_monitoring(examined, settings)
     try:
         with database.raw_session(settings.conninfo) as db:
             if settings.conninfo is None:
@@ -81,7 +81,7 @@ def _examine(options: Common, offline: bool) -> Iterator[Finding]:
             if status.ready:
                 if not offline:
                     # The jobs' key is the one that matters.
-                    asked = next((one.settings for one in sights if one.settings), settings)
+                    asked = next((one.settings for one in examined if one.settings), settings)
                     question = question_to_the_api(asked)
                     if question is not None:
                         options.say(f"Asking the API, which takes one call: GET {question}")

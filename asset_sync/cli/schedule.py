@@ -16,10 +16,8 @@ from asset_sync.schedule.installation import Installation, ScheduleError, this_i
 from asset_sync.schedule.installed import Job
 from asset_sync.schedule.systemd import File
 
-Install = Annotated[
-    bool, typer.Option("--install", help="Show the difference, and then put it in place.")
-]
-Remove = Annotated[bool, typer.Option("--remove", help="Take out what --install put in place.")]
+Install = Annotated[bool, typer.Option("--install", help="Show the difference, then install it.")]
+Remove = Annotated[bool, typer.Option("--remove", help="Remove what --install installed.")]
 Users = Annotated[
     bool | None,
     typer.Option(
@@ -38,7 +36,7 @@ def schedule_cron(
 ) -> None:
     """Print the crontab's lines for this installation; --install adds them to your crontab.
 
-    Only asset-sync's own block changes, all else in the table stays byte for byte.
+    Only asset-sync's own block changes; the rest of the crontab stays byte for byte.
 
     Example: asset-sync schedule cron --install
     """

@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL, its schema, and its errors as sentences."""
+"""The connection to PostgreSQL, its schema, and its errors as sentences for the user."""
 
 from asset_sync.database.connection import (
     EMBEDDED_DATABASE,
@@ -24,7 +24,7 @@ from asset_sync.database.errors import (
     address_of,
     errors_as_sentences,
     explanation,
-    may_pass,
+    is_transient,
     name_of,
     refuses_data,
     servers_words,
@@ -64,8 +64,8 @@ __all__ = [
     "connect",
     "errors_as_sentences",
     "explanation",
+    "is_transient",
     "lacking_rights",
-    "may_pass",
     "migrate",
     "migrations",
     "name_of",

@@ -29,7 +29,7 @@ def trusted_directory(path: Path) -> Path:
     Each part of the path, links included, must belong to this user or root. Groups may write: with
     the umask 002 it is the user's own group. Raises EmbeddedError.
     """
-    # In a container, root's directories may seem to belong to another account; then `/` does, too.
+    # In a container, root's directories may seem to belong to another account: the owner of `/`.
     trusted = {os.geteuid(), 0, Path("/").stat().st_uid}
     here = Path("/")
     try:
@@ -41,7 +41,7 @@ def trusted_directory(path: Path) -> Path:
             if status.st_uid not in trusted:
                 raise _unsafe(here, "belongs to another account")
             if stat.S_ISLNK(status.st_mode):
-                here.stat()  # raises if it leads to itself
+                here.stat()  # raises for a link that leads to itself
                 here = trusted_directory(here.parent / here.readlink())
             elif status.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
                 raise _unsafe(here, "can be changed by every account")

@@ -21,7 +21,7 @@ POSTED = {
     f"{PREFIX}freeze": "8.5, in seconds",
     f"{PREFIX}plan": '"free"',
 }
-"""What other processes may set, and how."""
+"""The paths to which other processes may post, each with an example of its body."""
 
 
 def answer(api: "StandIn", path: str, body: bytes) -> Reply:

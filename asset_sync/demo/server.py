@@ -261,7 +261,7 @@ def _plan(name: str) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What becomes of a request: refused, spoiled by a fault, or answered."""
+    """How a request is answered: with a refusal, with a fault, or rightly."""
 
     refusal: Reply | None = None
     fault: faults.Fault | None = None

@@ -35,7 +35,7 @@ class ProviderError(AssetSyncError):
 
     @property
     def reason(self) -> str:
-        """The sentence without the promise that a run tries again."""
+        """The sentence without the note that a run tries again."""
         return str(self)
 
 
@@ -48,15 +48,15 @@ class RateLimited(ProviderError):
     def __init__(self, retry_after_seconds: float | None, asked: str = "this call") -> None:
         wait = "a whole minute" if retry_after_seconds is None else f"{retry_after_seconds:.0f} s"
         super().__init__(
-            f"The API has no call left for this key and refused {asked};"
-            f" wait {wait}, and see that nothing else uses the same key."
+            f"The API has no calls left for this key and refused {asked};"
+            f" wait {wait}, and make sure that nothing else uses the same key."
         )
         self.retry_after_seconds = retry_after_seconds
-        """What the server asked for, at most an hour; usually None, when it did not say."""
+        """How long the server asks to wait, at most an hour; usually None: it did not say."""
 
 
 class Unavailable(ProviderError):
-    """An answer came, but not one of a healthy API: 5xx, a proxy's page."""
+    """There is no answer of a working API: 5xx, a proxy's page, or as the subclasses say."""
 
     cause = Cause.TEMPORARY
     kind = "unavailable"
@@ -69,12 +69,12 @@ class Unavailable(ProviderError):
 
     @property
     def reason(self) -> str:
-        """The sentence without the promise."""
+        """The sentence without the note that a run tries again."""
         return f"{self._what}."
 
 
 class NotSent(Unavailable):
-    """The request was never sent: no such name, connection refused, no TLS. This is no call."""
+    """The request was never sent: unknown host, connection refused, no TLS. No call was made."""
 
     kind = "not_sent"
 
@@ -90,19 +90,19 @@ class Unanswered(Unavailable):
     def __init__(self, what: str, sent_seconds_ago: float = 0.0) -> None:
         super().__init__(what)
         self.sent_seconds_ago = sent_seconds_ago
-        """The request was written at least so long before this was raised."""
+        """How many seconds ago, at least, the request was written when this was raised."""
 
 
 class KeyRefused(ProviderError):
-    """401, or any refusal that speaks of the API key: the API does not know the key."""
+    """401, or any refusal whose text names the API key: the API does not know the key."""
 
     exit_code = ExitCode.REFUSED
     cause = Cause.ACCOUNT
     kind = "key_refused"
 
 
-class TodayDenied(ProviderError):
-    """403 or status ERROR: the plan has the data, but not of today, or not of so long ago."""
+class TimeRangeDenied(ProviderError):
+    """403 or status ERROR: the plan has such data, but not of today, or not of so long ago."""
 
     exit_code = ExitCode.REFUSED
     cause = Cause.ACCOUNT

@@ -1,4 +1,4 @@
-"""The protocol that every provider fulfils."""
+"""The protocol that every provider implements."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -10,17 +10,17 @@ from asset_sync.provider.answers import BarsAnswer, SnapshotAnswer, TickersAnswe
 class Provider(Protocol):
     """A provider of market data; each method that returns data makes exactly one call.
 
-    The call ends within `call_timeout_seconds`, and raises no exception but a `ProviderError`.
+    The call ends within `call_timeout_seconds`, and raises only a `ProviderError`.
     """
 
     call_timeout_seconds: float
-    """How long the next call may take in all; may be set between two calls."""
+    """The time limit of the next whole call; may be set between two calls."""
 
     def send_only_if(self, may_send: Callable[[], bool]) -> None:
         """Call `may_send` immediately before each request is written; if False, raise `NotSent`."""
 
     def bars(self, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
-        """Return the five-minute bars that start from `start` to `end`, both aware and included."""
+        """Return the five-minute bars that start between `start` and `end`, aware and included."""
         ...
 
     def snapshots(self, tickers: Sequence[str]) -> SnapshotAnswer:

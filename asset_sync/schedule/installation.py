@@ -37,7 +37,7 @@ SECRET_FILES: Mapping[str, str] = {
 POSSIBLE_INTERVALS = "1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60, or to 2, 3, 4, 6, 8, 12 or 24 hours"
 """The values of `batch.interval_minutes` that cron can repeat evenly."""
 
-# What the job needs of the shell's environment besides our own variables.
+# The variables that a job needs from the shell's environment, besides those of asset-sync.
 _FILES = (
     *("PGPASSFILE", "PGSERVICEFILE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"),
     *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),

@@ -22,7 +22,7 @@ TIMERS = tuple(f"asset-sync-{lane.value}.timer" for lane in Lane)
 
 _WHAT = {
     Lane.PRIORITY: "refresh the priority assets",
-    Lane.QUEUE: "refresh all other assets, by turns",
+    Lane.QUEUE: "refresh all other assets",
 }
 
 _HARDENING = """\
@@ -69,8 +69,8 @@ def system_units(this: Installation, directory: Path) -> tuple[File, ...]:
     """
     if this.embedded:
         raise ScheduleError(
-            "The units of the system run as a user of their own, who cannot share your embedded"
-            " PostgreSQL: set DATABASE_URL_FILE to a server's address, or take"
+            "The system's units run as a separate user, which cannot use your embedded PostgreSQL:"
+            " set DATABASE_URL_FILE to a server's address, or use"
             " `asset-sync schedule systemd --user` or `asset-sync schedule cron`."
         )
     needed = [Path(this.program[0])]
@@ -78,8 +78,8 @@ def system_units(this: Installation, directory: Path) -> tuple[File, ...]:
     for path in needed:
         if any(path.is_relative_to(home) for home in ("/home", "/root", "/run/user")):
             raise ScheduleError(
-                f"The units of the system see no home directory, and {path} is in one: install in"
-                " /opt/asset-sync and keep the settings in /etc/asset-sync, or take --user."
+                f"The system's units cannot read home directories, and {path} is in one: install in"
+                " /opt/asset-sync and keep the settings in /etc/asset-sync, or use --user."
             )
     credentials = [(name, SECRET_FILES[name], path) for name, path in this.secrets]
     handed_over = "".join(

@@ -1,7 +1,7 @@
-"""Platform tables that existed before asset-sync: whether a run can store data in them.
+"""Checks whether a run can store data in platform tables that existed before asset-sync.
 
-If the catalogue shows that they are as `db init` makes them, nothing is tried. If they differ, a
-run's statements are executed once, in a transaction that is rolled back.
+If the catalogue shows that a table is as `db init` makes it, no more is checked. If a table
+differs, a run's statements are executed once as a trial, in a transaction that is rolled back.
 """
 
 import re
@@ -39,27 +39,28 @@ class _Findings(NamedTuple):
     """The result of a trial."""
 
     problems: tuple[str, ...] = ()
-    """Sentences that say what a run could not store, and how to change that."""
+    """Sentences that say what a run could not store, and how to correct that."""
     notes: tuple[str, ...] = ()
-    """Sentences that are good to know."""
+    """Warnings that keep no run from storing data."""
     for_all: bool = False
     """Whether every asset that was tried has problems."""
 
 
 def status(db: Connection, assets: Sequence[Asset]) -> SchemaStatus:
-    """Return the schema's status, with the result of trying tables that differ from ours."""
+    """Return the schema's status; tables that differ from those of `db init` are tried."""
     found = database.status(db)
     if not found.ready:
         return found
-    trial = _tried(db, catalogue(db).differences, assets)
+    trial = _try_tables(db, catalogue(db).differences, assets)
     return found._replace(problems=trial.problems, notes=trial.notes)
 
 
 def require_usable(db: Connection, assets: Sequence[Asset]) -> None:
     """Raise DatabaseError if no answer could be stored, before a call is made.
 
-    If only some assets cannot be stored, those fail by themselves later. This costs two queries if
-    the tables are like ours, or if a run of this role has already tried them as they are.
+    If only some assets cannot be stored, each of those fails by itself later. This takes two
+    queries if the tables are as `db init` makes them, or if a run of this role has already tried
+    these tables and stored everything.
     """
     lacking = [right for right in lacking_rights(db) if "asset_sync." not in right]
     if lacking:
@@ -71,7 +72,7 @@ def require_usable(db: Connection, assets: Sequence[Asset]) -> None:
         )
     if not found.differences or found.tried:
         return
-    trial = _tried(db, found.differences, assets)
+    trial = _try_tables(db, found.differences, assets)
     if trial.for_all:
         raise NotInitialisedError("\n".join(trial.problems))
     if not trial.problems and not any(note.startswith(_NOT_TRIED) for note in trial.notes):
@@ -85,7 +86,9 @@ class _RolledBack(Exception):  # noqa: N818  # not an error: how a trial ends
     pass
 
 
-def _tried(db: Connection, differences: Sequence[Difference], assets: Sequence[Asset]) -> _Findings:
+def _try_tables(
+    db: Connection, differences: Sequence[Difference], assets: Sequence[Asset]
+) -> _Findings:
     """Write test data as a run writes its data, and roll it back."""
     differing = [found for found in differences if found.table != PROVIDERS]
     if not differing:
@@ -93,11 +96,11 @@ def _tried(db: Connection, differences: Sequence[Difference], assets: Sequence[A
     trial = _Trial(differing)
     storable: list[bool] = []
     with suppress(_RolledBack), transaction(db) as cursor:
-        storable += [trial.of(cursor, asset) for asset in _some_of_each_kind(db, assets)]
+        storable += [trial.store(cursor, asset) for asset in _sample(db, assets)]
         raise _RolledBack
     notes = list(dict.fromkeys(trial.notes))
     notes += [
-        f"{column.table}.{column.name} has no time zone: it is written in that of the session."
+        f"{column.table}.{column.name} has no time zone: times are written in the session's."
         for column in differing
         if column.detail == "timestamp without time zone" and column.name != "ts"
     ]
@@ -110,9 +113,9 @@ def _tried(db: Connection, differences: Sequence[Difference], assets: Sequence[A
     return _Findings(problems, tuple(notes), for_all=bool(problems) and not any(storable))
 
 
-def _some_of_each_kind(db: Connection, assets: Sequence[Asset]) -> tuple[Asset, ...]:
-    """Return for each type one asset that has a row and one that has none, if there are any."""
-    there = {
+def _sample(db: Connection, assets: Sequence[Asset]) -> tuple[Asset, ...]:
+    """Return for each asset type one asset that has a row and one that has no row, if any."""
+    existing = {
         symbol
         for (symbol,) in query(
             db,
@@ -122,20 +125,20 @@ def _some_of_each_kind(db: Connection, assets: Sequence[Asset]) -> tuple[Asset, 
     }
     chosen: dict[tuple[AssetType, bool], Asset] = {}
     for asset in assets:
-        chosen.setdefault((asset.asset_type, asset.symbol in there), asset)
+        chosen.setdefault((asset.asset_type, asset.symbol in existing), asset)
     return tuple(chosen.values())
 
 
 class _Trial:
-    """Runs each step in a savepoint, so that the others run even if one fails."""
+    """Runs each step in a savepoint, so that the next steps run even if one fails."""
 
     def __init__(self, differences: Sequence[Difference]) -> None:
         self._differences = differences
         self.problems: list[str] = []
         self.notes: list[str] = []
 
-    def of(self, cursor: Cursor, asset: Asset) -> bool:
-        """Do all steps for the asset; return whether there was no problem."""
+    def store(self, cursor: Cursor, asset: Asset) -> bool:
+        """Store all that a run stores for the asset; return whether there was no problem."""
         before = len(self.problems)
         symbol = market.Symbol(asset.symbol, asset.name, asset.asset_type.value)
         if not self._step(cursor, "a new asset", SYMBOLS, lambda: _symbol(cursor, symbol)):
@@ -163,56 +166,59 @@ class _Trial:
                 raise
             cursor.execute("rollback to savepoint step")
             said = error.diag.message_primary or "no reason given"
-            if not _for_good(error):
+            if not _caused_by_tables(error):
                 self.notes.append(f"{_NOT_TRIED}: {what} in {table} ({said}).")
             else:
-                cure = self._cure(table, f"{said} {error.diag.constraint_name or ''}")
+                advice = self._advice(table, f"{said} {error.diag.constraint_name or ''}")
                 self.problems.append(
                     f"{what[0].upper()}{what[1:]} cannot be stored in {table} "
-                    f"({error.pgcode}: {said}). {cure}"
+                    f"({error.pgcode}: {said}). {advice}"
                 )
             return False
         except DatabaseError as error:
             cursor.execute("rollback to savepoint step")
-            self.problems.append(f"{error} {self._cure(table, str(error))}")
+            self.problems.append(f"{error} {self._advice(table, str(error))}")
             return False
         return True
 
-    def _cure(self, table: str, said: str) -> str:
-        """Say what differs and how to change it; only what the server named, if it named any."""
+    def _advice(self, table: str, said: str) -> str:
+        """Return how the table differs and how to correct it.
+
+        If the server's message names differences, only these are returned.
+        """
         here = [found for found in self._differences if found.table == table]
         named = [
             found
             for found in here
-            if _names(said, found.name) or (found.kind == "type" and _names(said, found.type))
+            if _mentions(said, found.name) or (found.kind == "type" and _mentions(said, found.type))
         ]
         which = named or here
         if not which:
             return "Nothing in the catalogue explains it."
         differs = ", ".join(str(found) for found in which)
-        cures = "; or ".join(dict.fromkeys(found.cure for found in which))
-        return f"There {differs}; what helps: {cures}."
+        fixes = "; or ".join(dict.fromkeys(found.fix for found in which))
+        return f"The table differs: {differs}. To correct it: {fixes}."
 
 
-def _for_good(error: psycopg2.Error) -> bool:
-    """Whether the tables are the reason, and not a lock, a full disk or missing rights."""
+def _caused_by_tables(error: psycopg2.Error) -> bool:
+    """Whether the tables are the cause, and not a lock, a full disk or missing rights."""
     code = error.pgcode or ""
     return refuses_data(error) or (code[:2] in {"0A", "42"} and code != "42501")
 
 
-def _names(said: str, name: str) -> bool:
+def _mentions(said: str, name: str) -> bool:
     return bool(name) and re.search(rf"\b{re.escape(name)}\b", said) is not None
 
 
-class _NotKeptError(DatabaseError):
-    """Data that was stored is not there when it is read."""
+class _NotStoredError(DatabaseError):
+    """Data that was written without an error is not there when it is read."""
 
 
 def _symbol(cursor: Cursor, symbol: market.Symbol) -> Iterator[str]:
     market.save_symbols(cursor, [symbol])
     cursor.execute(f"select from {SYMBOLS} where symbol = %s", (symbol.symbol,))
     if not cursor.fetchall():
-        raise _NotKeptError(f"A new asset does not stay in {SYMBOLS}.")
+        raise _NotStoredError(f"A new asset is lost after it was written to {SYMBOLS}.")
     yield from ()
 
 
@@ -225,8 +231,10 @@ def _bars(cursor: Cursor, symbol: str) -> Iterator[str]:
     market.save_bars(cursor, symbol, bars)
     newest, now = market.newest_bar(cursor.connection, symbol)
     if newest is None or newest.tzinfo is None:
-        why = "does not stay in" if newest is None else "comes back without its time zone (ts) from"
-        raise _NotKeptError(f"A bar {why} {BARS}.")
+        why = "is lost after it was written to"
+        if newest is not None:
+            why = "comes back without its time zone (ts) from"
+        raise _NotStoredError(f"A bar {why} {BARS}.")
     cursor.execute(
         f"""
         select bar.open::float8, bar.high::float8, bar.low::float8, bar.close::float8,
@@ -238,12 +246,12 @@ def _bars(cursor: Cursor, symbol: str) -> Iterator[str]:
     )
     kept = cursor.fetchall()
     if not kept:
-        raise _NotKeptError(f"A bar is not found in {BARS} by its start (ts).")
+        raise _NotStoredError(f"A bar is not found in {BARS} by its start (ts).")
     for name, value, stored in zip(full._fields[1:], full[1:], kept[0], strict=True):
         if stored != value:
             yield (
-                f"{BARS} keeps {value} in {name} as {stored}, and so rewrites the bar whenever it "
-                "comes."
+                f"{BARS} stores {value} in {name} as {stored}, so each call rewrites the bars"
+                " that it reads again."
             )
     market.save_bars(cursor, symbol, bars)
     market.price_of_bar(cursor, symbol, datetime.fromtimestamp(bars[-1].start_ms / 1000, UTC), now)
@@ -260,7 +268,9 @@ def _price(cursor: Cursor, symbol: str) -> Iterator[str]:
             (symbol,),
         )
         if cursor.fetchall() != [("1.08345",)]:
-            raise _NotKeptError(f"A last price does not stay in {SYMBOLS}.metadata.")
+            raise _NotStoredError(
+                f"A last price is lost after it was written to {SYMBOLS}.metadata."
+            )
     yield from ()
 
 
@@ -276,5 +286,5 @@ def _status(cursor: Cursor, symbol: str) -> Iterator[str]:
         (symbol, CODE),
     )
     if cursor.fetchall() != [("error",)]:
-        raise _NotKeptError(f"A sync status does not stay in {STATUS}.")
+        raise _NotStoredError(f"A sync status is lost after it was written to {STATUS}.")
     yield from ()

@@ -12,8 +12,7 @@ SYMBOLS, STATUS, BARS = (
     "market_data.ohlcv_5m",
 )
 
-# The types that `db init` gives its own columns. Ids may be of any type: none is read into
-# Python.
+# The types of the columns that `db init` makes. Ids may be of any type: none is read into Python.
 _TYPES = {
     SYMBOLS: {
         "symbol": "text",
@@ -48,23 +47,24 @@ class Difference(NamedTuple):
     detail: str
 
     def __str__(self) -> str:
-        """Say what it is, in a part of a sentence."""
-        return self._filled(_DIFFERS)
+        """Return the difference, as a part of a sentence."""
+        return self._filled(_DIFFERENCES)
 
     @property
-    def cure(self) -> str:
-        """Say what would make the table fit, in a part of a sentence."""
-        return self._filled(_CURES)
+    def fix(self) -> str:
+        """Return what the user can do about it, as a part of a sentence."""
+        return self._filled(_FIXES)
 
     @property
     def type(self) -> str:
         """The column's type, without the values that it allows."""
         return self.detail.split(" [")[0]
 
-    def _filled(self, sentences: Mapping[str, str]) -> str:
+    def _filled(self, texts: Mapping[str, str]) -> str:
+        """Return the text for this kind of difference, with its names and types."""
         without_zone = self.detail == "timestamp without time zone"
         wanted = _TYPES.get(self.table, {}).get(self.name, "")
-        return sentences[self.kind].format(
+        return texts[self.kind].format(
             table=self.table,
             schema=self.table.split(".")[0],
             name=self.name,
@@ -74,7 +74,7 @@ class Difference(NamedTuple):
         )
 
 
-_DIFFERS = {
+_DIFFERENCES = {
     "table": "it is {type}",
     "row security": "it has row level security",
     "type": "{name} is {type}",
@@ -85,15 +85,15 @@ _DIFFERS = {
     "trigger": "it has the trigger {name}",
     "rule": "it has the rule {name}",
 }
-_CURES = {
-    "table": "a look at {table}, which is {type}",
-    "row security": "a policy on {table} for this role",
+_FIXES = {
+    "table": "check {table}, which is {type}",
+    "row security": "add a policy on {table} for this role",
     "type": "`alter table {table} alter column {name} type {wanted} using {name} {cast}`",
     "generated": "`alter table {table} alter column {name} drop expression`",
     "not null": "`alter table {table} alter column {name} drop not null`",
     "constraint": "`alter table {table} drop constraint {name}`, or one that allows it",
     "unique index": "`drop index {schema}.{name}`",
-    "trigger": "a look at the trigger {name}",
+    "trigger": "check the trigger {name}",
     "rule": "`drop rule {name} on {table}`",
 }
 

@@ -1,7 +1,7 @@
-"""Applies one answer: reads what is known, judges the answer, and writes the result.
+"""Applies one answer: reads what is stored, judges the answer, and writes the result.
 
 Everything happens in the caller's transaction, in this order: the data, the queue items, the
-history of calls, the event. What has to wait for the commit is returned.
+history of calls, the event. The result holds what is left to do after the commit.
 """
 
 from collections.abc import Sequence
@@ -78,10 +78,10 @@ def refused_by_database(
 ) -> Result:
     """Record the call, and the failures, after the database refused an answer's data.
 
-    If the call was for one asset, that asset fails. If it was for many, each is stored by itself.
-    Raises LostLeaseError.
+    If the call was for one asset, that asset fails. If it was for many, each asset's part is stored
+    by itself, and only those fail whose data the database refuses. Raises LostLeaseError.
     """
-    words = servers_words(error)
+    reason = servers_words(error)
     if isinstance(fetch.answer, SnapshotAnswer):
         newest, now = market.newest_bars(cursor.connection, fetch.symbols)
         parts = [
@@ -90,10 +90,10 @@ def refused_by_database(
         ]
     else:
         item = fetch.items[0]
-        with suppress(DriverError), savepoint(cursor):  # a new asset needs its row for the status
+        with suppress(DriverError), savepoint(cursor):  # the sync status needs the asset's row
             market.save_symbols(cursor, [_symbol(item)])
-        parts = [_write(cursor, scope, Judgement([([item], Fail(words))]))]
-    runs.record(cursor, run_id, _call(fetch, "refused_by_database", words))
+        parts = [_write(cursor, scope, Judgement([([item], Fail(reason))]))]
+    runs.record(cursor, run_id, _call(fetch, "refused_by_database", reason))
     prices = [price for part in parts for price in part.prices]
     publish.notify(cursor, prices)
     return Result([step for part in parts for step in part.progress], prices)
@@ -102,7 +102,7 @@ def refused_by_database(
 def _write_alone(cursor: Cursor, scope: Scope, fetch: Fetch, item: Item, known: Known) -> _Written:
     """Write one asset's part of an answer, or its failure if the database refuses the data.
 
-    A feed judges of an answer only what concerns the items of the fetch.
+    A feed judges only the parts of an answer that belong to the items of the fetch.
     """
     judgement = feeds.judge_answer(scope, fetch._replace(items=[item]), known)
     try:
@@ -213,7 +213,7 @@ def _becomes_failing(item: Item, struck: Struck) -> bool:
 
 
 def _is_news(item: Item, struck: Struck) -> bool:
-    """Whether a failure is news: the first, the third and the last are."""
+    """Whether a failure is reported: only the first, the third and the last one are."""
     return struck.strikes > item.strikes and (
         item.strikes == 0 or struck.dead or struck.strikes == queue.FAILING_STRIKES
     )

@@ -1,7 +1,7 @@
 """What an answer means: what to store, what becomes of each item, and what to report.
 
-The judgement is pure: `asset_sync.sync.apply` reads what it needs to know first, and writes what
-it decides. Each feed judges its own answers; this module has what all feeds share.
+The functions here are pure: `asset_sync.sync.apply` reads what they need, and writes what they
+return. Each feed judges its own answers; this module has what all feeds share.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from asset_sync.queue import Item
 from asset_sync.sync.progress import Progress, PutBack, Synced
 
 Answer: TypeAlias = BarsAnswer | SnapshotAnswer | bool | ProviderError
-"""What a call can return; True or False if it asked whether a ticker exists."""
+"""The result of a call; True or False if it asked whether a ticker exists."""
 
 
 class Request(Protocol):
@@ -31,7 +31,7 @@ class Request(Protocol):
 
     @property
     def endpoint(self) -> str:
-        """What is asked, as a dry run shows it."""
+        """Path and query of the call, as a dry run shows them."""
         ...
 
     def call(self, provider: Provider) -> Answer:
@@ -49,12 +49,12 @@ class Fetch(NamedTuple):
 
     @property
     def symbols(self) -> list[str]:
-        """The assets it was made for."""
+        """The symbols of the assets that it was made for."""
         return [item.symbol for item in self.items]
 
 
 class Known(NamedTuple):
-    """What is known of an asset before its answer is judged."""
+    """What the database has of an asset when its answer is judged."""
 
     newest: datetime | None
     """The start of its newest stored bar."""
@@ -73,6 +73,7 @@ class Resume(NamedTuple):
     """A call brought a part of the data; the next call continues from there."""
 
     backfilled_to: datetime | None
+    """The end of the window that was asked for, if it had no new bars; else None."""
 
 
 class Verify(NamedTuple):
@@ -99,13 +100,13 @@ class MoveBack(NamedTuple):
 
 
 class Strike(NamedTuple):
-    """The item was answered badly or not at all: it backs off."""
+    """The item's call got a bad answer or none: it backs off."""
 
     error: str
 
 
 class Fail(NamedTuple):
-    """The asset itself cannot be refreshed: it backs off, and may be given up."""
+    """The asset itself cannot be refreshed: it backs off, and may become dead."""
 
     error: str
     verify_ticker: bool = False
@@ -115,11 +116,12 @@ ItemEnd: TypeAlias = Finish | Resume | Verify | Skip | Release | MoveBack | Stri
 
 
 class Price(NamedTuple):
-    """The close of a stored bar is the asset's price."""
+    """The bar whose close becomes the asset's last price."""
 
     start: datetime
-    """Of the bar."""
+    """The start of the bar."""
     as_of: datetime
+    """The time of the price."""
 
 
 class NotIncluded(NamedTuple):
@@ -156,9 +158,9 @@ class Judgement(NamedTuple):
 
 
 def is_well(answer: Answer) -> bool:
-    """Whether the answer shows that the provider is well: it brought bars or a price.
+    """Whether the answer shows that the provider works: it has bars or a price, or knows a ticker.
 
-    A ticker that exists shows it, too. An empty answer does not: a provider in trouble may send it.
+    An empty answer does not show it: a provider that fails may send one.
     """
     match answer:
         case BarsAnswer():
@@ -168,8 +170,11 @@ def is_well(answer: Answer) -> bool:
     return answer is True
 
 
-def verified(fetch: Fetch, *, exists: bool, silent: Judgement) -> Judgement:
-    """Judge whether a ticker exists; `silent` is the judgement if it exists without data."""
+def verified(fetch: Fetch, *, exists: bool, without_data: Judgement) -> Judgement:
+    """Judge the answer whether a ticker exists.
+
+    `without_data` is the judgement for a ticker that exists but has no data.
+    """
     [item] = fetch.items
     if not exists:
         error = (
@@ -180,13 +185,13 @@ def verified(fetch: Fetch, *, exists: bool, silent: Judgement) -> Judgement:
             [(fetch.items, Fail(error, verify_ticker=True))], TickerUnknown.kind, error
         )
     if not tried_before(item):
-        return silent
-    # An earlier try found it unknown, or its run was killed; now the provider knows it.
+        return without_data
+    # An earlier call found the ticker unknown, or its run was killed. Now the provider knows it.
     return Judgement([(fetch.items, Resume(backfilled_to=None))])
 
 
 def refused(fetch: Fetch, error: ProviderError) -> Judgement | None:
-    """Judge an error that means the same for every feed; None if the feed decides."""
+    """Judge an error that means the same for every feed; return None for any other error."""
     progress = [PutBack(fetch.symbols, str(error))]
     kind, text = error.kind, str(error)
     match error:
@@ -198,8 +203,8 @@ def refused(fetch: Fetch, error: ProviderError) -> Judgement | None:
             shown = progress if len(fetch.items) > 1 else ()
             return Judgement([(fetch.items, Strike(text))], kind, text, progress=shown)
         case RateLimited():
-            # Usually this concerns the whole account. If it is this asset alone, it must not stay
-            # the first in line.
+            # Usually the whole account is refused. If only this asset is, it must not stay first in
+            # line.
             return Judgement([(fetch.items, MoveBack(text))], kind, text, progress=progress)
         case KeyRefused():
             return Judgement([(fetch.items, MoveBack(text))], kind, text, hopeless=error)
@@ -211,7 +216,7 @@ def failed(fetch: Fetch, error: ProviderError) -> Judgement:
     return Judgement([(fetch.items, Fail(str(error)))], error.kind, str(error))
 
 
-def quiet(fetch: Fetch) -> Judgement:
+def nothing_new(fetch: Fetch) -> Judgement:
     """Judge an answer that brings nothing new for an asset whose ticker exists."""
     [item] = fetch.items
     synced = Synced(item.symbol, item.feed, 0, None, None, fetch.seconds)
