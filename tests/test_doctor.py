@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import pytest
+from machine import Machine
 
 from asset_sync import database
-from asset_sync.cli import main
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Lane
@@ -28,27 +28,30 @@ Cron: TypeAlias = Callable[..., None]
 
 
 @pytest.fixture
-def examine(
-    url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Examine:
+def machine(url: str, tmp_path: Path) -> Machine:
+    """A machine with the shipped settings, and with neither cron nor systemd."""
+    home = tmp_path / "home"
+    home.mkdir()
+    machine = Machine(
+        home,
+        url,
+        PATH="/nowhere",
+        POLYGON_API_KEY="demo-key",
+        POLYGON_BASE_URL="http://127.0.0.1:1",
+    )
+    machine.file(SHIPPED_FILE.read_text())
+    return machine
+
+
+@pytest.fixture
+def examine(machine: Machine) -> Examine:
     """Run the doctor; return its exit code and each subject's grade and text."""
-    for name, value in {
-        "DATABASE_URL": url,
-        "POLYGON_API_KEY": "demo-key",
-        "POLYGON_BASE_URL": "http://127.0.0.1:1",
-        "PATH": "/nowhere",  # neither cron nor systemd
-    }.items():
-        monkeypatch.setenv(name, value)
 
     def run(*arguments: str, **changes: str) -> tuple[int, Findings]:
-        for name, value in changes.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["asset-sync", "doctor", "--json", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = json.loads(capfd.readouterr().out)["findings"]
-        found = {one["subject"]: (one["grade"], one["text"]) for one in told}
-        return int(ended.value.code or 0), found
+        machine.environ |= changes
+        told = machine.tell("doctor", "--json", *arguments)
+        findings = json.loads(told.out)["findings"]
+        return told.code, {one["subject"]: (one["grade"], one["text"]) for one in findings}
 
     return run
 
@@ -246,7 +249,9 @@ Program: TypeAlias = Callable[[str, str], str]
 
 
 @pytest.fixture
-def cron(url: str, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Cron:
+def cron(
+    machine: Machine, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> Cron:
     """Give this user a crontab with both jobs, which find what this shell does but for changes."""
     sendmail = tmp_path / "sendmail"
     sendmail.touch(mode=0o755)
@@ -254,15 +259,12 @@ def cron(url: str, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyP
     asset_sync = str(Path(sys.executable).parent / "asset-sync")
 
     def make(*lines: str, command: str = asset_sync, **changes: str) -> None:
-        variables = {
-            "DATABASE_URL": url,
-            "POLYGON_API_KEY": "demo-key",
-            "POLYGON_BASE_URL": "http://127.0.0.1:1",
-            "ASSET_SYNC_CONFIG": str(Path("assets.toml").absolute()),
-        }
+        names = ("DATABASE_URL", "POLYGON_API_KEY", "POLYGON_BASE_URL")
+        variables = {name: machine.environ[name] for name in names}
+        variables["ASSET_SYNC_CONFIG"] = str(machine.home / "assets.toml")
         given = [f"{name}={value}" for name, value in (variables | changes).items() if value]
         jobs = [f"*/5 * * * *  {command} sync {lane.value} -q" for lane in Lane]
-        monkeypatch.setenv("PATH", program("crontab", "\n".join([*lines, *given, *jobs])))
+        machine.environ["PATH"] = program("crontab", "\n".join([*lines, *given, *jobs]))
 
     return make
 
@@ -668,11 +670,9 @@ def test_redis_that_is_down_is_a_warning_without_its_password(
 
 
 def test_it_says_who_is_told_of_a_failure_and_not_the_url(
-    examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    examine: Examine, machine: Machine
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "assets.toml"
-    path.write_text(f'monitoring.on_failure = ["{sys.executable}", "sesame"]')
+    path = machine.file(f'monitoring.on_failure = ["{sys.executable}", "sesame"]')
 
     _, found = examine("--offline", PING_URL="https://hc.example/sesame")
     told = f"each run pings its URL; one that fails starts {sys.executable}"

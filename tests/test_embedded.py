@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from machine import Process, environment
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from asset_sync.database import embedded, query, raw_session, session
@@ -42,7 +43,7 @@ sys.stdin.read()
 class User:
     """Another process that uses the server."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
         assert process.stdout is not None
         self.address = process.stdout.readline().strip()
@@ -119,11 +120,6 @@ def start(directory: Path) -> Iterator[Starting]:
             return User(process)
 
         yield another
-
-
-def environment(home: Path) -> dict[str, str]:
-    """Return the environment that cron gives, which has no XDG_RUNTIME_DIR."""
-    return {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)}
 
 
 def answers(address: str) -> bool:

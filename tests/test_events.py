@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from commandline import Told, asset_sync
+from commandline import Told
+from machine import Machine
 from servers import RedisServer, redis_server
 
 from asset_sync.bus import Client, EventsError
@@ -343,18 +344,8 @@ def run(url: str, tmp_path: Path) -> Callable[..., Told]:
     """Run a command line that publishes; the password is nowhere in what it says."""
 
     def run(*arguments: str, api: StandIn, redis_url: str) -> Told:
-        told = asset_sync(
-            *arguments,
-            environ={
-                "DATABASE_URL": url,
-                "POLYGON_API_KEY": api.key,
-                "POLYGON_BASE_URL": api.base_url,
-                "REDIS_URL": redis_url,
-            },
-            directory=tmp_path,
-        )
-        assert PASSWORD not in told.out + told.err
-        return told
+        machine = Machine(tmp_path, url, api, secrets=(PASSWORD,), REDIS_URL=redis_url)
+        return machine.tell(*arguments)
 
     return run
 

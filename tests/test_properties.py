@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
-import commandline
 import pytest
 import requests
 import responses
@@ -22,6 +21,7 @@ import tomli_w
 from conftest import ShiftingClock, asset
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
+from machine import Machine
 
 from asset_sync import queue
 from asset_sync.assetfile import edit
@@ -467,19 +467,16 @@ def test_any_command_line_ends_with_a_documented_code_and_no_traceback(
             for symbol in (f"{table[0].upper()}{number}" for number in "123")
         )
     )
-    environ = {
-        "HOME": str(directory),
-        "POLYGON_API_KEY": KEY,
-        "POLYGON_BASE_URL": "http://127.0.0.1:1",
-        "DATABASE_URL": url if up else "postgresql://me:zq-password@127.0.0.1:1/x",
-    }
-    environ |= overrides
+    machine = Machine(
+        directory,
+        url if up else "postgresql://me:zq-password@127.0.0.1:1/x",
+        secrets=(KEY, "zq-password"),
+        POLYGON_API_KEY=KEY,
+        POLYGON_BASE_URL="http://127.0.0.1:1",
+    )
     note(f"asset-sync {command + arguments} {overrides}")
-    told = commandline.asset_sync(*command, *arguments, environ=environ, directory=directory)
+    told = machine.tell(*command, *arguments, **overrides)
     assert told.code in {0, 1, 2, 3, 4}
-    assert "Traceback" not in told.out + told.err
-    assert KEY not in told.out + told.err
-    assert "zq-password" not in told.out + told.err
     if told.code in {2, 3, 4}:
         assert told.err or told.out
 

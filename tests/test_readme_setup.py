@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from machine import Machine
 from servers import binaries, thrown_away
 
 from asset_sync.demo.server import StandIn
@@ -55,11 +56,14 @@ esac
 """
 
 
-class Home:
-    """An empty home, with programs of the test's own on the PATH."""
+class Home(Machine):
+    """An empty home, with programs of the test's own on the PATH.
+
+    Its environment has neither a key nor the package's source: the lines are what sets them up.
+    """
 
     def __init__(self, path: Path, api: StandIn) -> None:
-        self.path = path
+        super().__init__(path)
         self.environ = {
             "HOME": str(path),
             "PATH": f"{path}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -69,18 +73,12 @@ class Home:
             "PIP_NO_BUILD_ISOLATION": "0",  # which to pip means: none
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
-        for name, script in {
-            "python3": _PYTHON,
-            "crontab": _CRONTAB,
-            "systemctl": _SYSTEMCTL,
-            "runuser": _RUNUSER,
-        }.items():
-            program = path / "bin" / name
-            program.parent.mkdir(exist_ok=True)
-            program.write_text(f"#!/bin/sh\n{script}\n")
-            program.chmod(0o755)
+        self.program("python3", _PYTHON)
+        self.program("crontab", _CRONTAB)
+        self.program("systemctl", _SYSTEMCTL)
+        self.program("runuser", _RUNUSER)
 
-    def run(self, lines: str, *within: str, **environ: str) -> str:
+    def type(self, lines: str, *within: str, **environ: str) -> str:
         """Type the lines, and the key where one is asked for; return what was shown."""
         ran = subprocess.run(
             [*within, "bash", "-eu", "-c", lines],
@@ -97,7 +95,7 @@ class Home:
 
 
 @pytest.fixture
-def home() -> Iterator[Home]:
+def user() -> Iterator[Home]:
     with TemporaryDirectory(prefix="as-") as path, StandIn("starter") as api:
         yield Home(Path(path), api)
 
@@ -120,19 +118,19 @@ def not_as_root() -> list[str]:
     return unshared("--user", "--map-user=65534", "--map-group=65534")
 
 
-def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(home: Home) -> None:
+def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(user: Home) -> None:
     within = not_as_root()
 
-    shown = home.run(AS_USER, *within)
+    shown = user.type(AS_USER, *within)
 
     assert "priority: 3 refreshed" in shown
     assert "+# BEGIN asset-sync" in shown
     assert not re.findall(r"^error", shown, re.MULTILINE)
     assert "ok       cron: its jobs read the settings, key and database that this shell" in shown
-    key = home.path / ".config" / "asset-sync" / "polygon.key"
+    key = user.home / ".config" / "asset-sync" / "polygon.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
 
-    table = (home.path / "table").read_text().splitlines()
+    table = (user.home / "table").read_text().splitlines()
     for job in (line.split(None, 5)[5] for line in table if not line.startswith("#")):
         ran = subprocess.run(
             [*within, *("env", "-i", "HOME=/", "PATH=/usr/bin:/bin", "sh", "-c", job)],
@@ -142,7 +140,7 @@ def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(home: Home) ->
             check=False,
         )
         assert (ran.returncode, ran.stdout + ran.stderr) == (0, ""), "cron would mail nothing"
-    lists = home.run("~/.local/share/asset-sync/venv/bin/asset-sync assets list", *within)
+    lists = user.type("~/.local/share/asset-sync/venv/bin/asset-sync assets list", *within)
     assert "never" not in lists, "cron's jobs wrote where this shell looks"
 
 
@@ -170,20 +168,20 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the lines are root's")
-def test_root_sets_it_up_with_the_lines_of_the_readme(home: Home, port: int) -> None:
+def test_root_sets_it_up_with_the_lines_of_the_readme(user: Home, port: int) -> None:
     """In a mount namespace, where /opt is empty and /etc is a copy."""
-    shutil.copytree("/etc", home.path / "etc", symlinks=True, ignore=_others)
-    (home.path / "opt").mkdir()
+    shutil.copytree("/etc", user.home / "etc", symlinks=True, ignore=_others)
+    (user.home / "opt").mkdir()
     mounts = "mount --bind ~/etc /etc; mount --bind ~/opt /opt\n"
     units = "cat /etc/systemd/system/asset-sync-queue.*"
 
-    shown = home.run(f"{mounts}{AS_ROOT}{units}", *unshared("--mount"), PGPORT=str(port))
+    shown = user.type(f"{mounts}{AS_ROOT}{units}", *unshared("--mount"), PGPORT=str(port))
 
     assert "priority: 3 refreshed" in shown
     assert "ExecStart=/opt/asset-sync/bin/asset-sync sync queue" in shown
     assert not re.findall(r"^error", shown, re.MULTILINE), shown
     assert "ok       systemd: its jobs read the settings, key and database that this" in shown
-    etc = home.path / "etc" / "asset-sync"
+    etc = user.home / "etc" / "asset-sync"
     for secret in ("polygon.key", "database.url"):
         assert stat.S_IMODE((etc / secret).stat().st_mode) == 0o600
     assert (etc / "assets.toml").stat().st_mode & stat.S_IROTH, "the jobs' own user reads it"
