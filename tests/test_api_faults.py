@@ -252,12 +252,14 @@ ON_THEIR_OWN = {"today", "timeframe", "end-of-day", "not-entitled", "short-pages
 """Those whose fate depends on the time of the day, and those that only snapshots or lists have."""
 
 
-def test_every_fault_of_the_stand_in_has_its_fate() -> None:
+def test_every_fault_of_the_stand_in_has_an_expected_result() -> None:
     assert set(FATES) | ON_THEIR_OWN == set(FAULTS)
 
 
 @pytest.mark.parametrize("fault", FATES)
-def test_what_becomes_of_item_slot_data_and_exit_code(host: Host, api: StandIn, fault: str) -> None:
+def test_each_fault_leaves_the_expected_item_slot_data_and_exit_code(
+    host: Host, api: StandIn, fault: str
+) -> None:
     fate = FATES[fault]
     host.serve(read=fate.read_seconds, call=fate.call_seconds)
     api.set_faults([fault])
@@ -284,7 +286,7 @@ def test_what_becomes_of_item_slot_data_and_exit_code(host: Host, api: StandIn, 
     host.assert_in_order()
 
 
-def test_a_key_that_may_not_see_today_gets_yesterday_and_the_run_is_well(
+def test_a_key_that_may_not_see_today_gets_bars_until_yesterday_and_the_run_succeeds(
     host: Host, api: StandIn
 ) -> None:
     api.set_faults(["today"])
@@ -294,7 +296,7 @@ def test_a_key_that_may_not_see_today_gets_yesterday_and_the_run_is_well(
     assert set(host.items().values()) == {FRESH}
 
 
-def test_a_key_that_is_revoked_in_the_middle_of_a_run_ends_it_and_what_came_before_stays(
+def test_a_key_revoked_in_the_middle_of_a_run_ends_it_and_earlier_answers_stay_stored(
     host: Host, api: StandIn
 ) -> None:
     api.set_faults(["key-revoked@X:ETHUSDT"])
@@ -308,7 +310,7 @@ def test_a_key_that_is_revoked_in_the_middle_of_a_run_ends_it_and_what_came_befo
 
 
 @pytest.mark.parametrize("ts", ["2030-01-01", "infinity", "-infinity", "4713-01-01 BC"])
-def test_a_stored_bar_of_an_impossible_time_hides_nothing_and_ends_no_run(
+def test_a_stored_bar_with_an_impossible_time_hides_no_other_and_ends_no_run(
     host: Host, ts: str
 ) -> None:
     query(
@@ -331,7 +333,7 @@ def test_a_stored_bar_of_an_impossible_time_hides_nothing_and_ends_no_run(
         assert host.price(symbol)["last_price"] == expected[-1].close
 
 
-def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_the_price(
+def test_if_the_newest_bar_of_an_answer_is_broken_the_price_is_that_of_the_newest_stored_bar(
     host: Host, api: StandIn
 ) -> None:
     now_ms = host.today.now_ms
@@ -358,7 +360,7 @@ def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_t
 
 
 @pytest.mark.parametrize("today", DAYS.values(), ids=DAYS, indirect=True)
-def test_whatever_the_day_broken_bars_are_left_out_and_all_others_are_stored(
+def test_on_any_day_broken_bars_are_left_out_and_all_others_are_stored(
     host: Host, api: StandIn
 ) -> None:
     for fault in ("nan", "infinity", "negative", "high-below-low", "future"):
@@ -371,7 +373,7 @@ def test_whatever_the_day_broken_bars_are_left_out_and_all_others_are_stored(
 
 @pytest.mark.parametrize("today", DAYS.values(), ids=DAYS, indirect=True)
 @pytest.mark.parametrize("fault", ["endless-next-url", "foreign-next-url", "unordered", "empty"])
-def test_whatever_the_day_an_answer_of_many_pages_or_none_leaves_every_asset_fresh(
+def test_on_any_day_answers_with_many_pages_or_no_bars_leave_every_asset_fresh(
     host: Host, api: StandIn, fault: str
 ) -> None:
     api.set_faults([fault])
@@ -417,7 +419,7 @@ def nobody_listens() -> Iterator[str]:
     ("nowhere", "why"),
     [(nobody_listens, "Connection refused"), (nobody_accepts, "did not accept the connection")],
 )
-def test_an_api_that_cannot_be_reached_is_tried_three_times_and_left_to_the_next_run(
+def test_a_run_tries_an_unreachable_api_three_times_and_leaves_it_to_the_next_run(
     host: Host, nowhere: Callable[[], AbstractContextManager[str]], why: str
 ) -> None:
     with nowhere() as address:
@@ -435,7 +437,7 @@ def test_an_api_that_cannot_be_reached_is_tried_three_times_and_left_to_the_next
 
 
 @pytest.mark.parametrize("fault", ["redirect", "foreign-next-url"])
-def test_no_other_host_is_ever_spoken_to(
+def test_the_client_never_connects_to_another_host(
     host: Host, api: StandIn, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -531,7 +533,7 @@ def over_tls(directory: Path, pem: str) -> Iterator[tuple[str, Path, list[bytes]
     [(SELF_SIGNED, False), (SELF_SIGNED_ELSEWHERE, True)],
     ids=["unknown", "other name"],
 )
-def test_a_certificate_that_is_not_to_be_trusted_gets_no_key(
+def test_a_server_with_an_untrusted_certificate_gets_no_key(
     host: Host, pem: str, *, trusted: bool
 ) -> None:
     with over_tls(host.home, pem) as (address, certificate, heard):
@@ -544,7 +546,7 @@ def test_a_certificate_that_is_not_to_be_trusted_gets_no_key(
     host.assert_in_order()
 
 
-def test_a_certificate_that_the_user_trusts_is_good(host: Host) -> None:
+def test_a_certificate_that_the_user_trusts_is_accepted(host: Host) -> None:
     with over_tls(host.home, SELF_SIGNED) as (address, certificate, heard):
         code, told = host.report(POLYGON_BASE_URL=address, REQUESTS_CA_BUNDLE=str(certificate))
     assert (code, told["updated"]) == (0, SYMBOLS)
@@ -576,7 +578,7 @@ SNAPSHOT_FATES = {
 
 
 @pytest.mark.parametrize("fault", SNAPSHOT_FATES)
-def test_whatever_a_snapshot_brings_each_asset_has_a_price_at_the_end_of_the_run(
+def test_after_any_fault_of_a_snapshot_each_asset_has_a_price_at_the_end_of_the_run(
     host: Host, api: StandIn, fault: str
 ) -> None:
     last, others, outcome, denied = SNAPSHOT_FATES[fault]
@@ -616,7 +618,7 @@ def test_whatever_a_snapshot_brings_each_asset_has_a_price_at_the_end_of_the_run
     assert asked == ({TICKERS[s] for s in SYMBOLS if s not in denied} if denied != [""] else set())
 
 
-def test_a_quote_of_the_future_does_not_keep_out_the_next(host: Host, api: StandIn) -> None:
+def test_a_quote_with_a_future_time_does_not_block_the_next_quote(host: Host, api: StandIn) -> None:
     host.serve("BTCUSD", plan="starter", period=1)
     api.set_faults(["future:1"])
     host.report("--max-runtime", "10")
@@ -641,7 +643,7 @@ def test_a_quote_of_the_future_does_not_keep_out_the_next(host: Host, api: Stand
 # --- everybody at once --------------------------------------------------------------------------
 
 
-def test_when_all_processes_meet_a_429_at_once_they_all_wait_and_lose_nothing(
+def test_processes_that_all_get_a_429_at_once_wait_and_lose_nothing(
     host: Host, api: StandIn
 ) -> None:
     host.serve(calls=3, period=1.5)

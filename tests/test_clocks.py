@@ -136,7 +136,7 @@ def uses_of_the_wall_clock(file: Path) -> list[str]:
     return found
 
 
-def test_no_module_but_the_demo_asks_the_host_what_time_it_is() -> None:
+def test_only_the_demo_and_named_places_read_the_hosts_wall_clock() -> None:
     files = [file for file in PACKAGE.rglob("*.py") if PACKAGE / "demo" not in file.parents]
     assert len(files) > 30
     uses = [use for file in files for use in uses_of_the_wall_clock(file)]
@@ -147,7 +147,7 @@ def test_no_module_but_the_demo_asks_the_host_what_time_it_is() -> None:
     assert {use.split(":")[0] for use in uses} == shown
 
 
-def test_that_is_found_where_it_stands() -> None:
+def test_the_search_finds_each_use_of_the_wall_clock() -> None:
     assert uses_of_the_wall_clock(PACKAGE / "demo" / "sandbox.py")
 
 
@@ -193,7 +193,7 @@ def run_under(host: Host, lane: str, **faked: str) -> None:
 
 
 @pretended
-def test_the_pretended_clock_is_what_python_sees() -> None:
+def test_python_sees_the_faked_clock() -> None:
     shown = subprocess.run(
         [sys.executable, "-c", "import time; print(time.time())"],
         env={"LD_PRELOAD": str(LIBRARY), "FAKETIME": "+3600"},
@@ -206,7 +206,7 @@ def test_the_pretended_clock_is_what_python_sees() -> None:
 
 @pretended
 @pytest.mark.parametrize("offset", ["-3600", "+3600", "-9000d"])
-def test_a_host_whose_clock_is_off_brings_the_same(host: Host, offset: str) -> None:
+def test_a_host_with_a_wrong_clock_stores_the_same(host: Host, offset: str) -> None:
     began = datetime.now(UTC)
     run_under(host, "priority", FAKETIME=offset)
     run_under(host, "queue", FAKETIME=offset)
@@ -237,7 +237,7 @@ def jumping(file: Path) -> Iterator[None]:
 
 
 @pretended
-def test_a_clock_that_jumps_in_the_middle_of_a_run_brings_the_same(host: Host) -> None:
+def test_a_host_clock_that_jumps_during_a_run_changes_nothing_stored(host: Host) -> None:
     began = datetime.now(UTC)
     file = host.home / "clock"
     with jumping(file):
@@ -247,7 +247,7 @@ def test_a_clock_that_jumps_in_the_middle_of_a_run_brings_the_same(host: Host) -
 
 
 @pretended
-def test_hosts_whose_clocks_differ_share_one_budget(host: Host) -> None:
+def test_hosts_with_different_clocks_share_one_budget(host: Host) -> None:
     query(host.db, "update asset_sync.limiter set reserved_calls = 0")
     text = FILE + "".join(
         f'[[secondary_assets]]\nsymbol = "ETH{n}"\npolygon_ticker = "X:ETHUSDT"\n'
@@ -315,7 +315,7 @@ def zone(request: pytest.FixtureRequest, host: Host, url: str) -> Iterator[dict[
     indirect=True,
     ids="-".join,
 )
-def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None:
+def test_any_time_zone_stores_the_same(host: Host, zone: dict[str, str]) -> None:
     began = datetime.now(UTC)
     for lane in ("priority", "queue"):
         told = commandline.asset_sync(
@@ -359,7 +359,7 @@ def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None
     indirect=True,
     ids="-".join,
 )
-def test_in_any_time_zone_the_day_begins_at_midnight_utc(
+def test_the_day_begins_at_midnight_utc_in_any_time_zone(
     host: Host, zone: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in zone.items():

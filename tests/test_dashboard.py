@@ -72,7 +72,7 @@ def test_the_dashboard_shows_every_metric_and_no_other(
     assert shown == set(told)
 
 
-def test_dashboard_and_alerts_ask_for_labels_that_there_are(
+def test_dashboard_and_alerts_use_only_existing_labels(
     told: dict[str, dict[str, set[str]]],
 ) -> None:
     alerts = re.findall(r"^ +expr: (.+)$", ALERTS.read_text(), re.MULTILINE)
@@ -84,7 +84,7 @@ def test_dashboard_and_alerts_ask_for_labels_that_there_are(
                 assert labels[label] in told[name][label]
 
 
-def test_each_legend_names_labels_of_what_it_stands_for(
+def test_each_legend_uses_labels_of_its_own_expression(
     told: dict[str, dict[str, set[str]]],
 ) -> None:
     for expression, legend in targets():
@@ -94,7 +94,7 @@ def test_each_legend_names_labels_of_what_it_stands_for(
             assert len(re.findall(r"\{\{", legend)) == len(told[name]), "no two series look alike"
 
 
-def test_the_dashboard_can_be_imported_by_whoever_has_a_prometheus() -> None:
+def test_the_dashboard_can_be_imported_with_any_prometheus() -> None:
     [given] = DASHBOARD["__inputs"]
     source, host = DASHBOARD["templating"]["list"]
     panels = DASHBOARD["panels"]
@@ -110,7 +110,7 @@ def test_the_dashboard_can_be_imported_by_whoever_has_a_prometheus() -> None:
         assert all(labels["instance"] == "$instance" for _, labels in selectors(expression))
 
 
-def test_no_panel_of_the_dashboard_lies_on_another() -> None:
+def test_no_panel_of_the_dashboard_overlaps_another() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
@@ -148,7 +148,7 @@ def run(*command: str, directory: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_prometheus_takes_every_expression(promtool: str, tmp_path: Path) -> None:
+def test_prometheus_accepts_every_expression(promtool: str, tmp_path: Path) -> None:
     rules = [{"record": "shown", "expr": expression} for expression, _ in targets()]
     (tmp_path / "rules.yml").write_text(  # YAML is JSON, and more
         json.dumps({"groups": [{"name": "dashboard", "rules": rules}]})
@@ -157,7 +157,9 @@ def test_prometheus_takes_every_expression(promtool: str, tmp_path: Path) -> Non
     run(promtool, "check", "rules", "rules.yml", str(ALERTS), directory=tmp_path)
 
 
-def test_who_should_wake_up_is_woken(db: Connection, promtool: str, tmp_path: Path) -> None:
+def test_the_expected_alerts_fire_and_no_others(
+    db: Connection, promtool: str, tmp_path: Path
+) -> None:
     """Prometheus reads for half an hour what `metrics` tells of a database without a run."""
     told = {
         f'{sample.name}{{check="{check}",instance="gold"}}': f"{sample.value:.0f}x30"

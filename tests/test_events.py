@@ -58,7 +58,7 @@ def test_a_price_without_a_quote_has_null_for_bid_and_ask() -> None:
     assert (told["bid"], told["ask"]) == (None, None)
 
 
-def test_the_time_is_told_in_utc() -> None:
+def test_the_time_of_an_event_is_in_utc() -> None:
     tokyo = NOON.astimezone(timezone(timedelta(hours=9)))
 
     assert json.loads(publish.message(price(at=tokyo)))["timestamp"] == "2026-03-02T12:00:00+00:00"
@@ -84,9 +84,7 @@ def heard(listener: Connection) -> list[str]:
     return payloads
 
 
-def test_listeners_hear_each_price_once_it_is_committed(
-    db: Connection, listener: Connection
-) -> None:
+def test_listeners_get_each_price_after_its_commit(db: Connection, listener: Connection) -> None:
     prices = [price("EURUSD"), price("GBPUSD")]
 
     with transaction(db) as cursor:
@@ -97,7 +95,7 @@ def test_listeners_hear_each_price_once_it_is_committed(
 
 
 @pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt])
-def test_listeners_hear_nothing_of_what_was_rolled_back(
+def test_listeners_get_nothing_that_was_rolled_back(
     db: Connection, listener: Connection, trouble: type[BaseException]
 ) -> None:
     with suppress(trouble), transaction(db) as cursor:
@@ -107,14 +105,14 @@ def test_listeners_hear_nothing_of_what_was_rolled_back(
     assert heard(listener) == []
 
 
-def test_no_prices_are_no_event(db: Connection, listener: Connection) -> None:
+def test_an_answer_without_prices_sends_no_event(db: Connection, listener: Connection) -> None:
     with transaction(db) as cursor:
         publish.notify(cursor, [])
 
     assert heard(listener) == []
 
 
-def test_a_whole_snapshot_of_events_goes_through(db: Connection, listener: Connection) -> None:
+def test_the_events_of_a_whole_snapshot_are_delivered(db: Connection, listener: Connection) -> None:
     prices = [price(f"ASSET{number}") for number in range(250)]
 
     with transaction(db) as cursor:
@@ -240,7 +238,7 @@ def test_one_connection_serves_a_whole_run(redis: FakeRedis, closing: Closing) -
     assert (redis.connections, len(redis.published)) == (1, 3)
 
 
-def test_a_redis_that_is_down_is_one_warning_and_then_silence(closing: Closing) -> None:
+def test_a_redis_that_is_down_causes_one_warning(closing: Closing) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
     publisher = closing(RedisPublisher(Secret(f"redis://me:{PASSWORD}@127.0.0.1:1/0")))
 
@@ -273,7 +271,7 @@ def test_a_redis_that_is_down_is_tried_once(closing: Closing) -> None:
     assert len(tries) == 1
 
 
-def test_a_redis_that_refuses_to_publish_is_one_warning(closing: Closing) -> None:
+def test_a_redis_that_refuses_to_publish_causes_one_warning(closing: Closing) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
     with FakeRedis(refuses=[b"PUBLISH"]) as server:
         publisher = closing(RedisPublisher(server.url))
@@ -289,13 +287,13 @@ def test_a_redis_that_refuses_to_publish_is_one_warning(closing: Closing) -> Non
         f"{PASSWORD}://host",
     ],
 )
-def test_a_url_that_redis_does_not_understand_is_one_warning(closing: Closing, url: str) -> None:
+def test_an_invalid_redis_url_causes_one_warning(closing: Closing, url: str) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
 
     failure(closing(RedisPublisher(Secret(url))))
 
 
-def test_without_the_redis_client_the_warning_says_what_to_install(
+def test_if_the_redis_client_is_missing_the_warning_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, closing: Closing
 ) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
@@ -359,7 +357,7 @@ def run(url: str, tmp_path: Path) -> Callable[..., Told]:
     return run
 
 
-def test_a_sync_tells_redis_what_it_tells_postgresql(
+def test_a_sync_publishes_the_same_to_redis_and_postgresql(
     run: Callable[..., Told],
     real_redis: RedisServer,
     subscriber: Callable[[], list[tuple[str, str]]],
@@ -380,7 +378,7 @@ def test_a_sync_tells_redis_what_it_tells_postgresql(
     assert first["last_price"] > 0
 
 
-def test_a_redis_that_stops_within_a_run_is_one_warning_and_fails_nothing(
+def test_a_redis_that_stops_during_a_run_causes_one_warning_and_no_failure(
     run: Callable[..., Told],
     real_redis: RedisServer,
     subscriber: Callable[[], list[tuple[str, str]]],
@@ -405,7 +403,7 @@ def test_a_redis_that_stops_within_a_run_is_one_warning_and_fails_nothing(
     assert len(heard(listener)) == 3, "PostgreSQL tells them all"
 
 
-def test_a_wrong_redis_password_is_one_sentence_without_it(
+def test_a_wrong_redis_password_is_reported_in_one_sentence_without_the_password(
     run: Callable[..., Told], real_redis: RedisServer
 ) -> None:
     wrong = real_redis.url.replace(PASSWORD, f"{PASSWORD}x")
@@ -421,7 +419,7 @@ def test_a_wrong_redis_password_is_one_sentence_without_it(
     ("password", "grade", "text"),
     [(PASSWORD, "ok", "answers"), (f"{PASSWORD}x", "warning", "AuthenticationError")],
 )
-def test_the_doctor_says_hello_to_redis(
+def test_the_doctor_checks_that_redis_answers(
     db: Connection,
     run: Callable[..., Told],
     real_redis: RedisServer,

@@ -50,7 +50,7 @@ def first_refreshes(day: Day, assets: Sequence[Asset], after: float = 0) -> list
     ],
     ids=["critical, 500", "critical, no such ticker", "medium, 500", "medium, no such ticker"],
 )
-def test_three_of_seven_assets_that_always_fail_cost_the_others_nothing(
+def test_three_of_seven_assets_that_always_fail_do_not_delay_the_others(
     pool: Pool, level: Level, reply: Reply, hours: float
 ) -> None:
     assets = seven(level)

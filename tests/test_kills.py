@@ -197,7 +197,7 @@ def test_after_a_kill_at_any_step_the_next_runs_finish_the_work(
     assert slots.budget(scene.db, slots.rate_of(scene.settings)).free == CALLS
 
 
-def test_a_killed_call_is_made_again_and_counted_twice(scene: Scene) -> None:
+def test_a_call_cut_off_by_a_kill_is_repeated_and_both_calls_count(scene: Scene) -> None:
     scene.die("answer read", "after")
     scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
     scene.sync()
@@ -213,7 +213,7 @@ def test_a_kill_after_the_commit_repeats_no_call(scene: Scene) -> None:
     assert len(scene.api.log) == len(SYMBOLS)
 
 
-def test_an_item_that_kills_each_of_its_runs_is_given_up_and_told(scene: Scene) -> None:
+def test_an_item_that_kills_each_of_its_runs_becomes_dead_and_is_reported(scene: Scene) -> None:
     most = scene.settings.queue.max_attempts
     for _ in range(most):
         scene.die("answer read", "after")
@@ -304,7 +304,7 @@ def times_of_calls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return allowed
 
 
-def test_a_slot_that_has_grown_old_before_its_call_is_given_back(
+def test_a_slot_that_is_too_old_before_its_call_is_given_back(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_claims(scene, monkeypatch, chain([CALL_TIMEOUT_SECONDS * 0.6], repeat(0)))
@@ -327,7 +327,7 @@ def test_a_call_ends_before_its_slot_would_be_free_again(
     assert all(0 < seconds <= CALL_TIMEOUT_SECONDS - 10 for seconds in allowed)
 
 
-def test_a_request_that_would_leave_after_its_slots_time_is_not_sent(
+def test_a_request_is_not_sent_after_its_slots_time(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The host was suspended between the slot and the request."""
@@ -363,7 +363,7 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
     ],
     ids=["price", "bars", "status", "slot"],
 )
-def test_a_signal_while_a_statement_waits_ends_the_run_and_gives_all_back(
+def test_a_signal_while_a_statement_waits_ends_the_run_and_gives_item_and_slot_back(
     scene: Scene,
     connect: Callable[[], Connection],
     lock: str,
@@ -400,7 +400,7 @@ def _somebody_waits(db: Connection) -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_signal_while_it_waits_until_an_asset_is_due_ends_the_run(
+def test_a_signal_while_a_run_waits_until_an_asset_is_due_ends_it(
     scene: Scene, number: signal.Signals, code: int
 ) -> None:
     file = scene.home / "assets.toml"

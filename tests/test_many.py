@@ -59,7 +59,7 @@ update_frequency_seconds = {25 if critical else 1}
         yield machine
 
 
-def test_sixteen_at_once_keep_the_limit_share_the_work_and_let_priority_runs_pass(
+def test_sixteen_processes_keep_the_limit_share_the_work_and_do_not_delay_priority_runs(
     machine: Machine, db: Connection, api: StandIn
 ) -> None:
     def start(lane: str, seconds: float) -> Process:

@@ -161,21 +161,23 @@ def test_a_claim_among_100_000_reads_no_more_than_a_few_blocks_for_each_key(
     assert plan.blocks <= 10 * _HEAD
 
 
-def test_whether_something_waits_is_seen_at_the_head_of_the_line(crowded: Connection) -> None:
+def test_the_check_whether_an_item_waits_reads_only_the_head_of_the_line(
+    crowded: Connection,
+) -> None:
     line = line_of(crowded, *Feed.known.values())
     [plan] = plans(crowded, lambda: queue.waiting(crowded, line))
     assert "Seq Scan" not in plan.kinds
     assert plan.most_rows_read <= queue.LINE_LENGTH
 
 
-def test_taking_back_reads_the_leases_and_nothing_else(crowded: Connection) -> None:
+def test_reclaim_reads_only_the_leases(crowded: Connection) -> None:
     [(leased,)] = query(crowded, "select count(*) from asset_sync.queue where state = 'leased'")
     [plan] = plans(crowded, lambda: queue.reclaim(crowded, SETTINGS))
     assert "queue_leases_idx" in plan.indexes
     assert plan.most_rows_read <= leased
 
 
-def test_enqueuing_seven_assets_reads_these(crowded: Connection) -> None:
+def test_enqueuing_seven_assets_reads_only_their_rows(crowded: Connection) -> None:
     insert, update = plans(crowded, lambda: queue.enqueue(crowded, SEVEN, SETTINGS))
     assert insert.indexes == {"queue_pkey"}
     assert insert.most_rows_read <= len(SEVEN)
@@ -183,7 +185,7 @@ def test_enqueuing_seven_assets_reads_these(crowded: Connection) -> None:
     assert update.most_rows_read <= len(SEVEN)
 
 
-def test_looking_at_seven_assets_reads_these(crowded: Connection) -> None:
+def test_viewing_seven_assets_reads_only_their_rows(crowded: Connection) -> None:
     [plan] = plans(crowded, lambda: queue.due_within(crowded, SEVEN, 60, cycle_seconds=300))
     assert plan.indexes == {"queue_pkey"}
     symbols = [one.asset.symbol for one in SEVEN]
@@ -192,6 +194,6 @@ def test_looking_at_seven_assets_reads_these(crowded: Connection) -> None:
         assert plan.indexes == {"queue_pkey"}
 
 
-def test_the_dead_are_found_by_their_index(crowded: Connection) -> None:
+def test_dead_items_are_found_by_their_index(crowded: Connection) -> None:
     [plan] = plans(crowded, lambda: queue.dead(crowded, ["S1", "S2"], 5))
     assert plan.indexes == {"queue_dead_idx"}

@@ -120,7 +120,7 @@ def not_as_root() -> list[str]:
     return unshared("--user", "--map-user=65534", "--map-group=65534")
 
 
-def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(home: Home) -> None:
+def test_the_lines_of_the_readme_work_for_an_ordinary_user(home: Home) -> None:
     within = not_as_root()
 
     shown = home.run(AS_USER, *within)
@@ -146,7 +146,7 @@ def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(home: Home) ->
     assert "never" not in lists, "cron's jobs wrote where this shell looks"
 
 
-def test_what_an_ordinary_user_types_names_nothing_outside_of_the_home() -> None:
+def test_the_lines_for_an_ordinary_user_name_no_path_outside_of_the_home() -> None:
     assert not re.findall(r"(?<![\w~.])/\w", AS_USER)
     assert "sudo" not in AS_USER
 
@@ -170,7 +170,7 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the lines are root's")
-def test_root_sets_it_up_with_the_lines_of_the_readme(home: Home, port: int) -> None:
+def test_the_lines_of_the_readme_work_for_root(home: Home, port: int) -> None:
     """In a mount namespace, where /opt is empty and /etc is a copy."""
     shutil.copytree("/etc", home.path / "etc", symlinks=True, ignore=_others)
     (home.path / "opt").mkdir()

@@ -139,7 +139,7 @@ FORBIDDEN = [
 ]
 
 
-def test_it_may_do_nothing_else(syncer: Syncer) -> None:
+def test_the_documented_role_can_do_nothing_else(syncer: Syncer) -> None:
     query(syncer.admin, "create schema elsewhere; create table elsewhere.secrets (what text)")
     connection = psycopg2.connect(syncer.url)
     try:
@@ -187,7 +187,7 @@ def test_the_doctor_names_each_right_that_is_missing(syncer: Syncer) -> None:
     assert len(granted) == 25 + 4
 
 
-def test_of_each_right_it_has_a_run_makes_use(syncer: Syncer) -> None:
+def test_a_run_needs_each_documented_right(syncer: Syncer) -> None:
     """Without it a run ends in a sentence, or does not end as before."""
     rights = query(
         syncer.admin,

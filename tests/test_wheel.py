@@ -37,9 +37,7 @@ def run(installed: Path, home: Path, *arguments: str) -> subprocess.CompletedPro
     )
 
 
-def test_it_is_the_wheel_that_is_tried_and_not_this_repository(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_these_tests_use_the_wheel_and_not_this_repository(installed: Path, tmp_path: Path) -> None:
     where = run(installed, tmp_path, "-c", "import asset_sync; print(asset_sync.__file__)")
 
     assert where.stdout.startswith(str(installed))
