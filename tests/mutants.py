@@ -1,13 +1,13 @@
-"""Breaks the product in small ways, and looks whether the test that should notice does.
+"""Breaks the product in small ways, and checks that a test notices each breakage.
 
-One breakage for each promise of the README and for most rows of `docs/reliability.md`. Each is put
-into a copy of the repository; the working tree is never touched. Run it from the repository:
+There is a breakage for each promise of the README and for most rows of `docs/reliability.md`. Each
+is made in a copy of the repository; the working tree never changes. Run it from the repository:
 
     .venv/bin/python tests/mutants.py [--list] [--only WORDS]
 
 It first runs all the tests on the unbroken copy, then one test for each breakage (two to ten
 seconds each), prints a table, and exits 1 if a breakage was not noticed or could not be made.
-A test is found by its name, so that it may move to another file.
+A test is found by its name, so it may move to another file.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from asset_sync.database import embedded
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "asset_sync"
 MOST_SECONDS = 300
-# What a test reads beside the package.
+# What the tests read.
 COPIED = ("asset_sync", "tests", "docs", "systemd")
 
 
@@ -38,11 +38,11 @@ class Mutant(NamedTuple):
 
     promise: str
     where: str
-    """The file or directory below the package in which the old text stands exactly once."""
+    """The file or directory below the package that has the old text exactly once."""
     old: str
     new: str
     test: str
-    """The name of the test that must fail; behind a space, pytest's `-k` may narrow its cases."""
+    """The name of the test that must fail; after a space, words for pytest's `-k` may follow."""
 
 
 MUTANTS = (
@@ -62,14 +62,14 @@ MUTANTS = (
         "test_the_slot_of_an_unanswered_call_is_free_two_and_a_half_windows_after_it_was_sent",
     ),
     Mutant(
-        "no window is too full after a freeze of one and a half windows",
+        "no window is over the limit after a freeze of one and a half windows",
         "budget",
         "FREEZE_WINDOWS = 1.5",
         "FREEZE_WINDOWS = 0.0",
         "test_no_window_is_over_the_limit_after_an_api_freezes_and_then_reads_everything",
     ),
     Mutant(
-        "the slot of a process that dies counts as a call without an answer",
+        "the slot of a process that died counts as a call without an answer",
         "budget",
         "open_seconds = %(call_timeout)s + %(freeze)s * period_seconds",
         "open_seconds = 0",
@@ -125,28 +125,28 @@ MUTANTS = (
         "test_no_window_is_over_the_limit_and_calls_continue_if_the_databases_clock_jumps",
     ),
     Mutant(
-        "a slot that has grown old before its call is given back",
+        "a slot that is too old before its call is given back",
         "budget",
         "return left >= self._rate.call_timeout_seconds / 2",
         "return True",
         "test_a_slot_that_is_too_old_before_its_call_is_given_back",
     ),
     Mutant(
-        "a 429 that says nothing holds everybody back for a minute at least",
+        "a 429 without a duration stops all calls for at least a minute",
         "budget",
         "max(LEAST_BLOCK_SECONDS, rate.period_seconds)",
         "rate.period_seconds",
         "test_a_429_without_a_duration_stops_all_calls_for_at_least_a_minute",
     ),
     Mutant(
-        "a wait that the API asks for is heeded",
+        "a run waits as long as the API asks for",
         "provider",
         "return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)",
         "return None",
         "test_a_wait_that_the_server_asks_for_is_passed_on_up_to_an_hour",
     ),
     Mutant(
-        "after three refusals in a row the free plan's rate holds",
+        "after three refusals in a row the key is used at the free plan's rate",
         "budget",
         "\nREFUSALS = 3",
         "\nREFUSALS = 30",
@@ -160,7 +160,7 @@ MUTANTS = (
         "test_the_rate_of_the_settings_is_tried_again_after_15_minutes_then_less_often",
     ),
     Mutant(
-        "a lowered rate is tried again once a day at least",
+        "the rate of the settings is tried again at least once a day",
         "budget",
         "MOST_LOWERED_SECONDS = 86_400",
         "MOST_LOWERED_SECONDS = 864_000",
@@ -182,14 +182,14 @@ MUTANTS = (
         "test_a_request_that_was_never_sent_gives_its_slot_back",
     ),
     Mutant(
-        "a block of years stops nobody for longer than an hour",
+        "a block of years lasts at most an hour",
         "budget",
         "least(blocked_until, blocked_at + greatest(interval '1 hour', 3 * period))",
         "blocked_until",
         "test_a_block_of_years_written_by_somebody_else_lasts_at_most_an_hour",
     ),
     Mutant(
-        "the place of a priority run that never comes is given up after a minute",
+        "the reservation ends after a minute if the priority run never comes",
         "budget",
         "and now < reserved_at + make_interval(secs => %(grace)s)",
         "",
@@ -203,7 +203,7 @@ MUTANTS = (
         "test_from_one_window_before_a_priority_run_the_queue_leaves_it_its_slots",
     ),
     Mutant(
-        "a run keeps the place of the next priority run",
+        "a run reserves slots for the next priority run",
         "sync",
         "(self._release_held, self._reserve_for_next_run, self._note_end)",
         "(self._release_held, self._note_end)",
@@ -225,7 +225,7 @@ MUTANTS = (
     ),
     # --- 3. nothing lost, nothing twice -----------------------------------------------------------
     Mutant(
-        "what raises in a transaction leaves nothing",
+        "a transaction that raises is rolled back",
         "database",
         'cursor.execute("rollback")',
         'cursor.execute("commit")',
@@ -239,7 +239,7 @@ MUTANTS = (
         "test_a_run_that_lost_its_lease_changes_nothing",
     ),
     Mutant(
-        "a lease that lasts is not taken back",
+        "a lease that has not ended is not reclaimed",
         "queue",
         "and lease_until < clock_timestamp()",
         "",
@@ -253,42 +253,42 @@ MUTANTS = (
         "test_a_claim_skips_an_item_that_another_run_is_claiming",
     ),
     Mutant(
-        "a run that is cut off gives its item back",
+        "an interrupted run gives its item back",
         "sync",
         "(self._release_held, self._reserve_for_next_run, self._note_end)",
         "(self._reserve_for_next_run, self._note_end)",
         "test_an_interrupt_in_a_call_puts_the_item_back_without_the_attempt",
     ),
     Mutant(
-        "an item that breaks its run keeps the attempt",
+        "an attempt counts if the item breaks its run",
         "sync",
         "except Exception:\n            held.items = ()\n",
         "except Exception:\n",
         "test_an_attempt_counts_if_the_item_breaks_its_run",
     ),
     Mutant(
-        "an item that kills each of its runs is given up",
+        "an item that kills each of its runs becomes dead",
         "queue",
         "case when level <> 'critical' and attempts >= %(max_attempts)s",
         "case when false and attempts >= %(max_attempts)s",
         "test_an_item_that_kills_its_runs_is_dead_after_max_attempts",
     ),
     Mutant(
-        "put back for nobody's fault, an item waits",
+        "a released item waits",
         "queue",
         "not_before = clock_timestamp() + make_interval(secs => %(after)s)",
         "not_before = clock_timestamp()",
         "test_a_release_takes_the_attempt_off_and_delays_the_item",
     ),
     Mutant(
-        "an answer is stored on another connection where the first is lost",
+        "an answer is stored on another connection if the first is lost",
         "sync",
         "STORE_TRIES = 3",
         "STORE_TRIES = 1",
         "test_a_passing_error_is_retried_with_the_answer_already_received",
     ),
     Mutant(
-        "where the answer to a commit is lost the server is asked",
+        "if the answer to a commit is lost the server is asked",
         "sync",
         "if not committed:\n                raise",
         "if committed:\n                raise",
@@ -309,14 +309,14 @@ MUTANTS = (
         "test_an_error_that_never_passes_wastes_few_calls",
     ),
     Mutant(
-        "what the database refuses for its data is one asset's failure",
+        "data that the database refuses is one asset's failure",
         "database",
         '("", "08", "0A", ',
         '("", "08", "22", "23", "0A", ',
         "test_data_that_the_database_refuses_is_that_assets_failure",
     ),
     Mutant(
-        "what it refuses for two assets in a row ends the run",
+        "the same refusal for two assets in a row ends the run",
         "sync",
         "before[0] != symbol and",
         "before[0] == symbol and",
@@ -330,21 +330,21 @@ MUTANTS = (
         "test_no_run_makes_a_call_whose_answer_cannot_be_stored",
     ),
     Mutant(
-        "two that initialise at once do no harm",
+        "two inits at once do no harm",
         "database",
         "select pg_advisory_xact_lock(hashtext('asset-sync migrations'))",
         "select 1",
         "test_two_inits_at_once_do_no_harm",
     ),
     Mutant(
-        "a statement has an end",
+        "a statement has a time limit",
         "database",
         "set local statement_timeout = ",
         "set local lock_timeout = ",
         "test_every_statement_has_a_time_limit",
     ),
     Mutant(
-        "a bar that the provider repaired is brought up to date",
+        "a bar that the provider repaired is updated",
         "store",
         "is distinct from (excluded.open",
         "is not distinct from (excluded.open",
@@ -358,14 +358,14 @@ MUTANTS = (
         "test_a_bar_never_overwrites_a_newer_quote",
     ),
     Mutant(
-        "no price is of later than now",
+        "no stored price has a future time",
         "store",
         "timestamp=min(price.timestamp, known[price.symbol][1])",
         "timestamp=price.timestamp",
         "test_a_price_with_a_future_time_is_stored_as_of_now_and_blocks_no_later_price",
     ),
     Mutant(
-        "a stored bar of an impossible time hides nothing",
+        "a stored bar with an impossible time is not the newest",
         "store",
         "and bar.ts >= timestamptz 'epoch' and bar.ts <= now()",
         "",
@@ -387,7 +387,7 @@ MUTANTS = (
         "test_an_update_asks_from_a_few_bars_before_the_newest_one_to_now",
     ),
     Mutant(
-        "the last bars are read again",
+        "the last bars are asked for again",
         "sync",
         "OVERLAP = 6 * BAR_LENGTH",
         "OVERLAP = 0 * BAR_LENGTH",
@@ -401,21 +401,21 @@ MUTANTS = (
         "test_a_gap_is_asked_for_no_further_back_than_the_plans_history",
     ),
     Mutant(
-        "a catch-up goes on from where it had asked",
+        "a catch-up continues from the end of the asked range",
         "sync",
         "start = max(start, backfilled_to or start, earliest)",
         "start = max(start, earliest)",
         "test_a_catch_up_that_found_nothing_continues_from_the_end_of_the_asked_range",
     ),
     Mutant(
-        "up to 250 assets come in one call",
+        "one call brings up to 250 assets",
         "model.py",
         "bulk=250",
         "bulk=25",
         "test_three_hundred_assets_take_two_calls",
     ),
     Mutant(
-        "what the key may not do is asked again after a day",
+        "what the key was refused is tried again after a day",
         "store",
         "KEPT_HOURS = 24",
         "KEPT_HOURS = 240",
@@ -472,7 +472,7 @@ MUTANTS = (
         "test_a_critical_asset_is_enqueued_even_if_the_queue_is_full",
     ),
     Mutant(
-        "an asset is dead after so many failures of its own",
+        "an asset is dead after max_attempts failures of its own",
         "queue",
         "and q.attempts >= %(max_attempts)s and",
         "and false and",
@@ -486,14 +486,14 @@ MUTANTS = (
         "test_each_failure_of_its_own_doubles_an_items_delay_and_it_is_low_and_at_last_dead",
     ),
     Mutant(
-        "nothing waits longer than an hour",
+        "no back-off is longer than an hour",
         "queue",
         "LONGEST_BACK_OFF_SECONDS = 3600",
         "LONGEST_BACK_OFF_SECONDS = 36000",
         "test_bad_answers_make_an_item_back_off_up_to_an_hour_and_never_make_it_dead",
     ),
     Mutant(
-        "an outage makes nothing dead",
+        "an outage makes no item dead",
         "queue",
         "or (select answered_at from asset_sync.limiter) > q.failed_at)",
         "or true)",
@@ -507,7 +507,7 @@ MUTANTS = (
         "test_a_corrected_ticker_makes_a_dead_item_wait_as_if_new",
     ),
     Mutant(
-        "two wrong tickers of two hosts do not correct each other for ever",
+        "two hosts with different wrong tickers do not revive an item for ever",
         "queue",
         "w.ticker <> all(q.failed_tickers))",
         "w.ticker <> q.ticker)",
@@ -522,14 +522,14 @@ MUTANTS = (
         "test_a_run_uses_the_ticker_of_its_own_settings",
     ),
     Mutant(
-        "the higher of two hosts' levels holds",
+        "the higher of two hosts' levels wins",
         "queue",
         '{RANK.format(level="w.level")} < {RANK',
         '{RANK.format(level="w.level")} <> {RANK',
         "test_of_two_hosts_levels_the_higher_one_wins_and_the_item_does_not_move_back",
     ),
     Mutant(
-        "what a run holds is not removed",
+        "an item that a run holds is not removed",
         "queue",
         "and q.state <> 'leased' returning",
         "returning",
@@ -579,14 +579,14 @@ MUTANTS = (
         "test_a_revoked_key_ends_the_run_at_once",
     ),
     Mutant(
-        "a mistyped ticker is told from a silent one",
+        "a mistyped ticker is distinguished from a quiet market",
         "sync",
         "    if not exists:",
         "    if False:",
         "test_a_mistyped_ticker_costs_one_look_up_and_then_one_call_per_try",
     ),
     Mutant(
-        "a firewall's 403 is not the account's",
+        "a firewall's 403 is not taken for a refusal of the key",
         "provider",
         'case 403 if body is not None and "status" in body:',
         "case 403:",
@@ -600,14 +600,14 @@ MUTANTS = (
         "test_a_redirect_is_never_followed",
     ),
     Mutant(
-        "a list that goes on elsewhere is not taken for whole",
+        "a list that continues on another path is not taken as complete",
         "provider",
         "if path != REFERENCE_PATH or not re.fullmatch(",
         "if not re.fullmatch(",
         "test_a_list_that_continues_on_another_path_is_not_taken_as_complete",
     ),
     Mutant(
-        "an answer that is too large is left before it unfolds",
+        "an answer that is too large is not unpacked",
         "provider",
         "if len(body) > MAX_BODY_BYTES:",
         "if False:",
@@ -635,21 +635,21 @@ MUTANTS = (
         "test_a_call_ends_before_its_slot_would_be_free_again",
     ),
     Mutant(
-        "a bar that cannot be true is left out",
+        "an impossible bar is left out",
         "provider",
         "if high < low:\n",
         "if False:\n",
         "test_an_impossible_bar_is_left_out_with_its_reason_and_the_others_are_kept",
     ),
     Mutant(
-        "bars of another ticker are never taken",
+        "bars of another ticker are never stored",
         "provider",
         "if named != ticker and (rows or named is not None):",
         "if False:",
         "test_bars_of_another_ticker_are_never_stored",
     ),
     Mutant(
-        "no bars without a count of zero are no quiet market",
+        "an answer without bars and without a count of zero is no quiet market",
         "provider",
         "if not rows and not _says_empty(body):",
         "if False:",
@@ -657,21 +657,21 @@ MUTANTS = (
     ),
     # --- 5. it says what it did, and why it failed ------------------------------------------------
     Mutant(
-        "exit 1 where an asset failed",
+        "exit 1 if an asset failed",
         "cli",
         "if report.failed or ",
         "if ",
         "test_exit_1_for_a_mistyped_ticker",
     ),
     Mutant(
-        "exit 3 where the database is not there",
+        "exit 3 if the database is not reachable",
         "",
         "DATABASE = 3",
         "DATABASE = 5",
         "test_a_database_that_is_down_gives_one_sentence_and_exit_3",
     ),
     Mutant(
-        "exit 4 where the key is refused",
+        "exit 4 if the key is refused",
         "",
         "REFUSED = 4",
         "REFUSED = 5",
@@ -692,28 +692,28 @@ MUTANTS = (
         "test_an_interrupted_run_says_so_in_its_last_line",
     ),
     Mutant(
-        "-q says nothing of a run that is well",
+        "-q prints nothing about a run that succeeds",
         "cli",
         "if self._options.quiet and not _is_news(progress, severity):",
         "if False:",
         "test_quiet_prints_nothing_if_all_is_well",
     ),
     Mutant(
-        "a failure that is known is not reported again",
+        "a known failure is not reported again",
         "cli",
         "        case Failed(is_news=is_news):\n            return is_news\n",
         "",
         "test_a_quiet_run_does_not_repeat_a_known_failure_and_says_when_it_is_over",
     ),
     Mutant(
-        "--dry-run calls nothing",
+        "--dry-run makes no call",
         "cli",
         "    if dry_run:\n        _plan(options, Lane.PRIORITY",
         "    if False:\n        _plan(options, Lane.PRIORITY",
         "test_a_dry_run_names_each_call_and_makes_none",
     ),
     Mutant(
-        "no secret shows in a text",
+        "no text shows a secret",
         "secret.py",
         'return "***"',
         "return self._value",
@@ -741,28 +741,28 @@ MUTANTS = (
         "test_a_settings_file_that_everybody_may_write_is_refused",
     ),
     Mutant(
-        "a program that is told of a failure gets no secret",
+        "the program started after a failure gets no secret",
         "ops",
         'if name not in {*SECRET_VARIABLES, "PGPASSWORD"}',
         "if name",
         "test_a_failure_starts_the_command_without_the_secrets_in_its_environment",
     ),
     Mutant(
-        "a ping says the exit code",
+        "a ping has the exit code",
         "ops",
         'how = f"/{ending.exit_code}" if ending.exit_code else ""',
         'how = ""',
         "test_a_failure_is_pinged_with_its_exit_code_and_last_lines",
     ),
     Mutant(
-        "a Redis that is down is one warning and fails nothing",
+        "a Redis that is down causes one warning and no failure",
         "sync",
         "except publish.EventsError as error:",
         "except ZeroDivisionError as error:",
         "test_a_redis_that_is_down_causes_one_warning_in_a_run",
     ),
     Mutant(
-        "listeners in the database hear each new price",
+        "listeners in the database get each new price",
         "store",
         'CHANNEL = "asset_update"',
         'CHANNEL = "asset_updates"',
@@ -805,21 +805,21 @@ MUTANTS = (
     ),
     # --- set-up -----------------------------------------------------------------------------------
     Mutant(
-        "the metrics file is replaced whole",
+        "the metrics file is replaced as a whole",
         "cli",
         "_replace(path.resolve(), text)",
         "path.write_text(text)",
         "test_the_file_is_replaced_as_a_whole_and_the_collector_can_read_it",
     ),
     Mutant(
-        "the crontab keeps all that is not ours",
+        "installing changes nothing else in the crontab",
         "schedule",
         "return table[: blocks[0].start()], table[blocks[0].end() :]",
         'return table[: blocks[0].start()], b""',
         "test_installing_replaces_the_earlier_block_in_its_place",
     ),
     Mutant(
-        "assets.toml loses nothing where several add to it at once",
+        "assets.toml loses nothing if several processes add to it at once",
         "assetfile",
         "fcntl.flock(descriptor, fcntl.LOCK_EX)",
         "pass",
@@ -846,12 +846,13 @@ MUTANTS = (
 
 
 def main() -> int:
-    """Run the breakages asked for; return the exit code."""
+    """Try the breakages asked for; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print the breakages and run nothing")
     parser.add_argument("--only", metavar="WORDS", help="those whose promise or test holds this")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server and the copy go, too
+    # so that the server and the copy are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     words = (options.only or "").lower()
     chosen = [one for one in MUTANTS if words in one.promise.lower() or words in one.test]
     if not chosen:
@@ -882,7 +883,8 @@ class _Bench:
             "PATH": os.environ["PATH"],
             "HOME": str(copy),
             "PYTHONPATH": str(copy),
-            "PYTHONDONTWRITEBYTECODE": "1",  # a breakage of the same size in the same second
+            # Bytecode would hide a change of the same size in the same second.
+            "PYTHONDONTWRITEBYTECODE": "1",
             "TEST_DATABASE_URL": url,
         }
 
@@ -895,7 +897,7 @@ class _Bench:
         _say(out.splitlines()[-1])
 
     def verdict(self, mutant: Mutant) -> str:
-        """Break the product, say whether the test noticed, and mend it."""
+        """Break the product, run the test, repair the product, and return the verdict."""
         began = time.monotonic()
         file, name = self._file_of(mutant), mutant.test.split()[0]
         if file is None:
@@ -915,7 +917,7 @@ class _Bench:
         return verdict
 
     def _file_of(self, mutant: Mutant) -> Path | None:
-        """Return the one file that holds the old text exactly once, None if there is no such."""
+        """Return the only file with the old text, which it must have exactly once, or None."""
         place = self._copy / PACKAGE / mutant.where
         files = [place] if place.is_file() else [*place.rglob("*.py"), *place.rglob("*.sql")]
         counts = {file: file.read_text("utf-8").count(mutant.old) for file in files}
@@ -930,7 +932,7 @@ class _Bench:
         return {0: "survived", 1: "killed"}.get(code, "no test ran")
 
     def _pytest(self, *arguments: str) -> tuple[int, str]:
-        """Return exit code and output; a test that hangs has failed."""
+        """Return exit code and output; a test that hangs counts as failed."""
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
             cwd=self._copy,
@@ -973,7 +975,7 @@ def _copy() -> Iterator[Path]:
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """Give one server for all of them: a start would cost each two seconds."""
+    """Give one server for all tests: starting one for each would take two seconds."""
     with tempfile.TemporaryDirectory(prefix="asset-sync-mutants-") as base:
         server = embedded.start(Path(base) / "data")
         try:

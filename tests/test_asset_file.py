@@ -1,4 +1,4 @@
-"""Assets come into the settings file and leave it by command, and nothing else in it changes."""
+"""`assets add` and `assets remove` change the settings file and nothing else in it."""
 
 import fcntl
 import json
@@ -46,14 +46,14 @@ def file(tmp_path: Path) -> Path:
 
 
 def add(file: Path, *arguments: str) -> Told:
-    """Run `assets add` where this is the settings file."""
+    """Run `assets add` with this settings file."""
     return asset_sync(
         "assets", "add", *arguments, environ=environment(file.parent), directory=file.parent
     )
 
 
 def remove(file: Path, *arguments: str) -> Told:
-    """Run `assets remove` where this is the settings file."""
+    """Run `assets remove` with this settings file."""
     environ = environment(file.parent) | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
     return asset_sync("assets", "remove", *arguments, environ=environ, directory=file.parent)
 
@@ -66,7 +66,7 @@ def litter(file: Path) -> list[str]:
     return [path.name for path in file.parent.iterdir() if path != file]
 
 
-# --- what it writes ---------------------------------------------------------------------------
+# --- add ----------------------------------------------------------------------------------------
 
 
 def test_add_appends_a_block_and_changes_nothing_before_it(file: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_secret_file_that_can_be_read_only_once_is_read_only_once(file: Path) 
     assert symbols(file) == ["XAUUSD", "EURCHF"]
 
 
-# --- what it refuses --------------------------------------------------------------------------
+# --- add: refusals ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_with_quiet_a_success_prints_nothing(file: Path) -> None:
     assert symbols(file) == ["XAUUSD", "EURCHF"]
 
 
-# --- what it removes --------------------------------------------------------------------------
+# --- remove -------------------------------------------------------------------------------------
 
 THREE = """\
 # Mine.
@@ -411,7 +411,7 @@ def test_remove_refuses_with_a_sentence_and_writes_nothing(
     assert file.read_text() == text
 
 
-# --- what is switched off ---------------------------------------------------------------------
+# --- switched-off assets ------------------------------------------------------------------------
 
 
 def test_a_switched_off_asset_is_listed_as_off_and_cannot_be_added_again(file: Path) -> None:
@@ -439,7 +439,8 @@ def test_the_file_keeps_its_mode_and_owner(file: Path) -> None:
         os.chown(file, 65534, 12345)
     before = file.stat()
 
-    assert add(file, *EURO, "--config", str(file)).code == 0  # named, as it is not ours
+    # named by --config, as another account may own it
+    assert add(file, *EURO, "--config", str(file)).code == 0
 
     after = file.stat()
     assert stat.S_IMODE(after.st_mode) == 0o640
@@ -496,7 +497,7 @@ def test_the_shipped_file_is_copied_and_never_changed(tmp_path: Path) -> None:
 
 def test_the_shipped_file_is_not_changed_through_a_link(tmp_path: Path) -> None:
     shipped = SHIPPED_FILE.read_bytes()
-    (tmp_path / "assets.toml").symlink_to(SHIPPED_FILE)  # as in a checkout of the source
+    (tmp_path / "assets.toml").symlink_to(SHIPPED_FILE)  # as in a checkout of the repository
     try:
         told = add(tmp_path / "assets.toml", *EURO)
         assert SHIPPED_FILE.read_bytes() == shipped

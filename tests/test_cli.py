@@ -1,4 +1,4 @@
-"""The command line as cron, a program and a person at a terminal see it."""
+"""The command line as a new user, a program, cron and a terminal use it."""
 
 import json
 import os
@@ -67,7 +67,7 @@ Run: TypeAlias = Callable[..., Completed]
 
 @pytest.fixture
 def machine(url: str, tmp_path: Path) -> Iterator[Machine]:
-    """What a new user has, and a database."""
+    """A new user's machine, with a database."""
     with Machine(tmp_path, url, POLYGON_API_KEY=KEY) as machine:
         yield machine
 
@@ -89,9 +89,10 @@ def run(machine: Machine) -> Run:
 
 @pytest.fixture
 def at_home() -> Iterator[Machine]:
-    """A machine with an embedded database, whose server has to reach its data.
+    """A machine with an embedded database.
 
-    Not in pytest's own directory, which each session of pytest closes for others.
+    Not in pytest's own directory: each session of pytest closes it to other accounts, and the
+    server may run as another account.
     """
     with TemporaryDirectory(prefix="as-") as home, Machine(Path(home)) as machine:
         yield machine
@@ -103,7 +104,7 @@ def stand_in() -> Iterator[StandIn]:
         yield server
 
 
-# --- a person who does not know it yet --------------------------------------------------------
+# --- a new user -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -438,7 +439,7 @@ class Terminal:
             ready, _, _ = select.select([self._master], [], [], 30)
             try:
                 piece = os.read(self._master, 65536) if ready else b""
-            except OSError:  # the program has ended
+            except OSError:  # the program has ended and closed its terminal
                 piece = b""
             if not piece:
                 break
@@ -474,7 +475,7 @@ def test_a_run_that_may_not_take_reserved_slots_says_for_which_run_they_are(
     environ |= {"POLYGON_BASE_URL": stand_in.base_url}
     slots.prepare(db, slots.Rate(5, 60, 30))
     slots.reserve(db, 5, 50)
-    # With a slot that is free in half a minute the wait is shown in few words.
+    # If a slot comes free in half a minute, the display of the wait is short.
     query(db, "update asset_sync.slots set stamped_at = now() - interval '30 s' where slot = 1")
 
     with on_a_terminal(environ, "sync", "queue", columns=columns) as terminal:
@@ -571,7 +572,7 @@ def test_a_terminal_that_cannot_show_a_sign_gets_a_question_mark(machine: Machin
 
 @pytest.fixture
 def busy(db: Connection, environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """A user's environment after months: large numbers, a dead asset, one that waits long."""
+    """A user's environment after months: large numbers, a dead asset and a long wait."""
     symbols = [asset.symbol for asset in load(SHIPPED_FILE, {}).assets]
     query(
         db,

@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for nothing that `metrics` does not tell."""
+"""The dashboard and the alerts use only what `metrics` prints."""
 
 import json
 import re
@@ -24,19 +24,19 @@ DOCS = Path(__file__).parent.parent / "docs"
 DASHBOARD = json.loads((DOCS / "grafana-dashboard.json").read_text())
 ALERTS = DOCS / "prometheus-alerts.yml"
 
-# Prometheus gives it to whatever it reads.
+# Prometheus adds this label to every sample.
 OF_PROMETHEUS = {"instance"}
 
 
 def targets() -> Iterator[tuple[str, str]]:
-    """Each expression of the dashboard, with the legend of what it returns."""
+    """Each expression of the dashboard with its legend."""
     for panel in DASHBOARD["panels"]:
         for target in panel["targets"]:
             yield target["expr"], target["legendFormat"]
 
 
 def selectors(expression: str) -> list[tuple[str, dict[str, str]]]:
-    """The metrics of an expression, with the labels that it asks for."""
+    """Return the metrics of an expression with the labels that it selects."""
     return [
         (name, dict(re.findall(r'(\w+)="([^"]*)"', matchers)))
         for name, matchers in re.findall(r"(asset_sync_\w+)(?:\{([^}]*)\})?", expression)
@@ -47,7 +47,7 @@ def selectors(expression: str) -> list[tuple[str, dict[str, str]]]:
 def told(
     db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings
 ) -> dict[str, dict[str, set[str]]]:
-    """Each metric's labels with their values, of a database in which each has a sample."""
+    """The values of each metric's labels, from a database in which each metric has a sample."""
     settings = make_settings(api)
     for lane in Lane:
         loop.run(db, settings, lane, clock=clock)
@@ -132,7 +132,7 @@ def test_the_alerts_name_every_check_of_health(db: Connection) -> None:
     ) - {"assets.toml"}
 
 
-# --- as Prometheus reads them -----------------------------------------------------------------
+# --- promtool ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def run(*command: str, directory: Path) -> None:
 
 def test_prometheus_accepts_every_expression(promtool: str, tmp_path: Path) -> None:
     rules = [{"record": "shown", "expr": expression} for expression, _ in targets()]
-    (tmp_path / "rules.yml").write_text(  # YAML is JSON, and more
+    (tmp_path / "rules.yml").write_text(  # JSON is valid YAML
         json.dumps({"groups": [{"name": "dashboard", "rules": rules}]})
     )
 
@@ -160,7 +160,7 @@ def test_prometheus_accepts_every_expression(promtool: str, tmp_path: Path) -> N
 def test_the_expected_alerts_fire_and_no_others(
     db: Connection, promtool: str, tmp_path: Path
 ) -> None:
-    """Prometheus reads for half an hour what `metrics` tells of a database without a run."""
+    """Prometheus reads the metrics of a database without a run for half an hour."""
     told = {
         f'{sample.name}{{check="{check}",instance="gold"}}': f"{sample.value:.0f}x30"
         for family in text_string_to_metric_families(exposition(db, load(SHIPPED_FILE, {})))
@@ -188,7 +188,7 @@ def test_the_expected_alerts_fire_and_no_others(
 
 
 def fired(series: dict[str, str], *alerts: str) -> dict[str, object]:
-    """A test as promtool has it: these alerts and no others, after half an hour of this."""
+    """Return a test for promtool: after half an hour of this, exactly these alerts fire."""
     expected = [
         {"labels": f'ALERTS{{alertstate="firing",alertname="{alert}"}}', "value": 1}
         for alert in alerts

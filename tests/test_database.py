@@ -1,4 +1,4 @@
-"""The connection, the schema, and a sentence for whatever is wrong with them."""
+"""The connection and the schema, and the sentence for each error of either."""
 
 import os
 import re
@@ -44,13 +44,13 @@ ALL_STEPS = tuple(step.name for step in database.migrations())
 
 @pytest.fixture
 def empty(empty_url: str) -> Iterator[Connection]:
-    """Return a connection to a database in which nothing is."""
+    """Return a connection to an empty database."""
     with raw_session(Secret(empty_url)) as db:
         yield db
 
 
 def shape(db: Connection) -> list[database.Row]:
-    """Return every column of every table that is not PostgreSQL's own."""
+    """Return every column of every table, except PostgreSQL's own tables."""
     return query(
         db,
         """
@@ -99,7 +99,7 @@ def test_two_inits_at_once_do_no_harm(empty_url: str) -> None:
 def test_an_init_that_waited_for_another_sees_the_new_tables(
     empty_url: str, empty: Connection
 ) -> None:
-    """The session asked for the tables before they were made, and has cached that none is there."""
+    """The session has looked for the tables before they existed and has cached that."""
     waiting = "select from pg_locks where locktype = 'advisory' and not granted"
 
     def init() -> tuple[database.Migration, ...]:
@@ -143,7 +143,7 @@ def test_many_first_sessions_at_once_all_find_the_schema_initialised(
             future.result()
 
 
-# --- what a restore has lost --------------------------------------------------------------------
+# --- a restore that lost rows -------------------------------------------------------------------
 
 _OWN_ROWS = "truncate asset_sync.migrations, asset_sync.limiter, asset_sync.slots"
 
@@ -166,7 +166,7 @@ def test_a_restore_without_rows_is_initialised_from_any_version(
 def test_after_a_restore_without_rows_no_call_is_made_for_a_window_and_a_call(
     db: Connection,
 ) -> None:
-    """Nobody knows any more which calls were made."""
+    """The database does not know any more which calls were made."""
     rate = slots.Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
     query(db, f"{_OWN_ROWS}; delete from data_sources.api_providers")
 
@@ -351,7 +351,7 @@ def have_platform(db: Connection, changes: str = "") -> None:
 
 
 def refusals(db: Connection) -> list[str]:
-    """Return the sentences of `db init`, having made sure that it changed nothing."""
+    """Return the sentences of `db init`, and check that it changed nothing."""
     before = shape(db)
     with pytest.raises(NotInitialisedError) as caught:
         migrate(db)
@@ -521,7 +521,7 @@ def test_a_required_column_of_providers_is_no_problem_if_our_row_exists(empty: C
     assert database.status(empty).ready
 
 
-# --- is it the schema this program knows? -------------------------------------------------------
+# --- the version of the schema ------------------------------------------------------------------
 
 
 def test_a_database_that_was_not_initialised_is_reported_in_one_sentence(empty_url: str) -> None:
@@ -624,7 +624,7 @@ def test_every_statement_has_a_time_limit(db: Connection) -> None:
 def test_no_session_setting_outlives_its_transaction(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
-    """Behind PgBouncer the session is somebody else's a moment later."""
+    """Behind PgBouncer another client may get the session next."""
     before = outside(connect())
 
     query(db, "select 1")
@@ -681,11 +681,11 @@ def test_times_are_read_with_a_time_zone(db: Connection) -> None:
     assert abs((now - datetime.now(UTC)).total_seconds()) < 3600
 
 
-# --- trouble ------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 def trouble_with(address: str) -> str:
-    """Return the sentence, having made sure that it is one and gives nothing away."""
+    """Return the sentence of the error, and check that it is one sentence without a secret."""
     with pytest.raises(DatabaseError) as caught, raw_session(Secret(address)):
         pass
     sentence = str(caught.value)
@@ -699,7 +699,7 @@ def trouble_with(address: str) -> str:
 
 @contextmanager
 def server_that_says(sqlstate: str, message: str, *, ssl: bytes = b"N") -> Iterator[int]:
-    """Refuse each connection as a PostgreSQL does; the protocol's ErrorResponse. Give the port."""
+    """Refuse each connection with PostgreSQL's ErrorResponse; give the port."""
     fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{message}\0\0".encode()
     refusal = b"E" + struct.pack("!i", len(fields) + 4) + fields
 
@@ -839,7 +839,7 @@ def test_a_missing_socket_is_reported_in_a_sentence() -> None:
 
 
 def test_a_password_with_an_at_sign_is_not_shown_as_part_of_the_host() -> None:
-    """Not encoded, the rest of the password is what libpq takes for the host."""
+    """If the @ is not percent-encoded, libpq takes the rest of the password for the host."""
     sentence = trouble_with(f"postgresql://{USER}:a@{PASSWORD}@no-such-host.invalid/x")
 
     assert "the host's name is not known" in sentence
@@ -889,7 +889,7 @@ def test_the_primary_is_chosen_of_several_hosts_if_the_address_asks_for_it(
 
 
 def in_a_session(url: str, work: Callable[[Connection], object]) -> str:
-    """Return the sentence that the work ends with."""
+    """Return the sentence of the error in a session that does this."""
     with pytest.raises(DatabaseError) as caught, session(Secret(url)) as db:
         work(db)
     assert caught.value.__cause__ is None
@@ -958,7 +958,7 @@ def test_the_connection_is_closed_however_the_session_ends(url: str) -> None:
     assert opened[0].closed
 
 
-# --- an address for humans ----------------------------------------------------------------------
+# --- the URL of `db url` ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

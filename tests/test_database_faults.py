@@ -1,6 +1,6 @@
-"""Whatever the database does in the middle of a run: nothing lost, nothing twice, no call wasted.
+"""After any fault of the database during a run: nothing lost or stored twice, no call wasted.
 
-Real servers, real proxies; the clock does not wait where nothing outside has to happen.
+Servers and proxies are real. The clock does not wait unless something real has to happen.
 """
 
 import gc
@@ -62,7 +62,7 @@ def _ignore(_: Progress) -> None:
 
 @dataclass(slots=True)
 class Job:
-    """A run by one connection, and another by which to look at it and to break it."""
+    """A run on one connection, and another connection to observe and disturb it."""
 
     watch: Connection
     clock: Clock
@@ -86,7 +86,7 @@ class Job:
             )
 
     def through(self, *urls: str) -> None:
-        """Have the runs go to the database by these ways, the first that works."""
+        """Make the runs connect through these addresses: the first that works."""
         parts = [psycopg2.extensions.parse_dsn(url) for url in urls]
         hosts, ports = ",".join(p["host"] for p in parts), ",".join(p["port"] for p in parts)
         url = make_dsn(urls[0], host=hosts, port=ports)
@@ -127,7 +127,7 @@ class Job:
             query(self.watch, "select pg_terminate_backend(%s, 5000)", (pid,))
 
     def assert_all_is_well(self, report: Report) -> None:
-        """Nothing lost, nothing twice, no call wasted, nothing held, and told as it was."""
+        """Check that nothing is lost, stored twice, wasted or held, and that the report is true."""
         assert (report.reason_ended, report.failed) == (Ended.DONE, [])
         assert sorted(report.updated) == ["BTCUSD", "ETHUSDT"]
         assert sorted(str(ticker) for ticker in self.asked()) == TICKERS
@@ -152,7 +152,7 @@ def watch(connect: Callable[[], Connection]) -> Connection:
 
 
 def settings_for(url: str, api: StandIn) -> Settings:
-    """Two assets with two days of history."""
+    """Settings with two assets and two days of history."""
     shipped = load(
         TWO_ASSETS,
         {"POLYGON_API_KEY": api.key, "POLYGON_BASE_URL": api.base_url, "DATABASE_URL": url},
@@ -172,7 +172,7 @@ def job(url: str, watch: Connection) -> Iterator[Job]:
 
 
 def once(strike: Callable[[], object]) -> Callable[[], None]:
-    """Return what strikes the first time only."""
+    """Return a function that does this only the first time."""
     left = [strike]
 
     def act() -> None:
@@ -268,7 +268,7 @@ def test_a_run_ends_in_time_if_each_of_its_connections_is_ended(
 def test_a_run_that_gives_up_returns_its_item_and_slot(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its last act, on a connection of its own."""
+    """The run does this at its end, on another connection."""
     hook(monkeypatch, "store.market:newest_bar", before=job.terminate)
 
     with pytest.raises(DatabaseError):
@@ -283,7 +283,7 @@ def test_a_run_that_gives_up_returns_its_item_and_slot(
 def test_an_interrupt_during_a_statement_returns_item_and_slot(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs the connection: the answer to the statement may be under way."""
+    """The connection is lost with it, as the answer to the statement may be under way."""
 
     def interrupt_soon() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
@@ -313,7 +313,7 @@ def test_an_interrupt_during_a_statement_returns_item_and_slot(
 def test_a_run_leaves_items_that_another_run_took_over_and_continues(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a sleep of the host between the claim and the call."""
+    """As if the host had been suspended between the claim and the call."""
 
     def sleep_long() -> None:
         query(
@@ -415,7 +415,7 @@ def test_a_slot_comes_free_by_itself_if_the_statement_that_took_it_was_not_answe
 
 @pytest.fixture
 def impatient() -> Iterator[None]:
-    """Wait one second for an answer, where the program waits 25."""
+    """Wait one second for an answer instead of 25."""
     with database.statement_timeout(1):
         yield
 
@@ -436,7 +436,7 @@ def test_a_run_replaces_a_connection_that_falls_silent(job: Job, url: str) -> No
 
 
 def test_a_server_that_stays_silent_holds_no_run_past_its_end(job: Job, url: str) -> None:
-    """Asked as cron would ask: exit 3, one sentence; the end, the bound and the last try."""
+    """The run starts as from cron. It ends with exit 3 and one sentence, within its time limits."""
     with Proxy(url) as proxy, StandIn("free", key="a-secret-key", latency=(0.5, 0.5)) as api:
         began = time.monotonic()
         child = start(
@@ -507,7 +507,7 @@ def programs(maintenance_url: str) -> Path:
 
 @pytest.fixture(scope="module")
 def server(programs: Path) -> Iterator[Server]:
-    """A server to break, initialised; every test leaves it running."""
+    """An initialised server that tests may break; every test leaves it running."""
     with thrown_away(programs) as made:
         with raw_session(Secret(made.url)) as db:
             query(db, "alter database postgres set log_min_messages = fatal")
@@ -555,7 +555,7 @@ def start(
     *,
     patience_seconds: float | None = None,
 ) -> "subprocess.Popen[str]":
-    """Start the program as cron would, with the two assets."""
+    """Start the program as cron does, with the two assets."""
     kept = {n: v for n, v in os.environ.items() if n not in VARIABLES and not n.startswith("PG")}
     program = (
         "import sys; from asset_sync import database; from asset_sync.cli import main\n"
@@ -578,7 +578,7 @@ def start(
 
 
 def end(process: "subprocess.Popen[str]", seconds: float = 30) -> tuple[int, str, str]:
-    """Return exit code, answer and talk, in which there is no secret and no traceback."""
+    """Return exit code, stdout and stderr, and check for secrets and tracebacks."""
     try:
         out, err = process.communicate(timeout=seconds)
     finally:
@@ -589,7 +589,7 @@ def end(process: "subprocess.Popen[str]", seconds: float = 30) -> tuple[int, str
 
 
 def last_sentence(err: str) -> str:
-    """Return what the run ended with, having made sure that the rest are warnings."""
+    """Return the last sentence of the run, and check that all others are warnings."""
     *warnings, last = without_times(err).splitlines()
     assert all(re.match(r"run \d+: warning: ", line) for line in warnings), err
     assert last.endswith(".")
@@ -697,7 +697,7 @@ def test_a_database_that_becomes_read_only_ends_the_run(job: Job, url: str) -> N
 def test_a_crash_forgets_no_call_even_with_synchronous_commit_off(
     server: Server, its_url: str
 ) -> None:
-    """With synchronous_commit off, as some have it for speed."""
+    """Some users switch synchronous_commit off for speed."""
     name = psycopg2.extensions.parse_dsn(its_url)["dbname"]
     with job_at(its_url) as job:
         query_alone(job.watch, f"alter database {name} set synchronous_commit = off")
@@ -723,7 +723,7 @@ def test_a_crash_forgets_no_call_even_with_synchronous_commit_off(
 
 @pytest.fixture
 def its_role(server: Server, its_url: str) -> Iterator[str]:
-    """The database, for an ordinary role, whose connections can be counted."""
+    """The database's address for an ordinary role, whose connections can be counted."""
     role = "somebody"
     with admin(its_url) as db:
         query(db, f"create role {role} login; grant pg_write_all_data, pg_read_all_data to {role}")
@@ -765,7 +765,7 @@ def test_if_all_connections_are_taken_the_run_waits_for_one_until_its_end(
 def test_a_run_never_has_more_than_one_connection(
     its_url: str, its_role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while it tries again what failed."""
+    """This includes the time in which it repeats what failed."""
     with job_at(its_url) as job:
         job.settings = replace(job.settings, conninfo=Secret(its_role))
         query(job.watch, "alter role somebody connection limit 1")
@@ -812,7 +812,7 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
 
 
 def fail_with(db: Connection, sqlstate: str, *, times: int) -> None:
-    """Have the database refuse to store bars, so often."""
+    """Make the database refuse to store bars this often."""
     query(
         db,
         f"""
@@ -893,7 +893,7 @@ def test_an_error_that_never_passes_wastes_few_calls(job: Job) -> None:
 
 
 def test_a_run_survives_a_deadlock(job: Job, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Somebody has the item's row and wants the asset's, which the run has."""
+    """Another session has the item's row and wants the asset's row, which the run has."""
     job.run()
     job.clock.sleep(400)
     other = psycopg2.connect(url)
@@ -931,7 +931,7 @@ def test_a_run_survives_a_deadlock(job: Job, monkeypatch: pytest.MonkeyPatch, ur
 
 
 def be_brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for locks a tenth of a second, where the program waits 10."""
+    """Wait for locks a tenth of a second instead of 10 s."""
     bounds = database_connection._BOUNDS.replace(f"'{database.LOCK_SECONDS}s'", "'100ms'")
     monkeypatch.setattr("asset_sync.database.connection._BOUNDS", bounds)
 

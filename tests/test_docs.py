@@ -1,4 +1,4 @@
-"""What the documents say is what the program does."""
+"""The pages agree with the program."""
 
 import json
 import re
@@ -55,20 +55,20 @@ asset_type = "crypto"
 
 
 def section(title: str, page: str) -> str:
-    """The page from this heading to the next that is as high."""
+    """Return the part of a page from this heading to the next of the same level."""
     heading = re.search(rf"^(#+) {re.escape(title)}$", page, re.MULTILINE)
     assert heading is not None, title
     return re.split(rf"^#{{1,{len(heading[1])}}} ", page[heading.end() :], flags=re.MULTILINE)[0]
 
 
 def first_column(text: str) -> list[str]:
-    """The code in the first column of a table."""
+    """Return the code in the first column of a table."""
     cells = [row.split("|")[1] for row in text.splitlines() if row.startswith("| ")]
     return [code for cell in cells for code in re.findall(r"`([^`]+)`", cell)]
 
 
 def commands() -> dict[str, set[str]]:
-    """Every command with its options, as the program has them."""
+    """Return every command of the program with its options."""
     found = {}
     for name, group in app.commands.items():
         subcommands = getattr(group, "commands", {})
@@ -108,7 +108,7 @@ def test_every_option_that_a_page_names_exists(name: str) -> None:
 
     named = set(re.findall(r"`(--?[a-z][a-z-]*)", PAGES[name]))
 
-    others = {"--upgrade", "-t"}  # pip's and journalctl's
+    others = {"--upgrade", "-t"}  # options of pip and journalctl
     assert named <= known | others
 
 
@@ -193,7 +193,7 @@ def test_the_page_names_exactly_the_keys_of_the_json(
 
     def keys(*arguments: str) -> dict[str, object]:
         told = machine.tell(*arguments, "--json")
-        assert told.code in {0, 1}, told.err  # `health` is degraded: the queue has never run
+        assert told.code in {0, 1}, told.err  # `health` is degraded, as the queue has never run
         found = json.loads(told.out)
         assert isinstance(found, dict)
         return found
@@ -281,7 +281,7 @@ def test_every_query_on_the_pages_returns_rows_after_a_run(
 
 
 def command_lines(text: str) -> list[str]:
-    """Each command line of ours: alone on its line, after cron's times or a prompt, or as code."""
+    """Give our command lines: alone on a line, after cron's times or a prompt, or as code."""
     alone = r"^ *(?:\*/\d+ .*? +|\w*\$ )?(?:[A-Z_]+=\S+ )*(asset-sync [a-z][^#`\n]*)"
     lines = [
         *re.findall(alone, text, re.MULTILINE),
@@ -413,7 +413,7 @@ def test_the_page_on_the_architecture_names_every_way_a_lease_can_end() -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """What a page's headings are linked by: lower case, hyphens for blanks, nothing else kept."""
+    """Return the anchors of a page's headings: lower case, hyphens for blanks, no other signs."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
 
@@ -446,13 +446,13 @@ def test_the_repository_holds_no_real_key_password_or_host() -> None:
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
-    # A Polygon key is 32 letters and digits; a hash in lower-case hex is not one.
+    # A Polygon key has 32 letters and digits; a hash in lower-case hex is no key.
     key = re.compile(r"\b(?=\w*[A-Z])(?=\w*[a-z])(?=\w*\d)[A-Za-z0-9_]{32}\b")
     for name in listed.stdout.split():
         path = ROOT / name
         if path.suffix in {".svg", ".csv"} or not path.is_file():
             continue
-        # A certificate for tests is made up, too, and is nothing but such letters.
+        # A test certificate is not a secret either, and consists of such letters.
         text = re.sub(r"-----BEGIN.*?-----END", "", path.read_text(), flags=re.DOTALL)
         assert not key.search(text), name
 

@@ -1,4 +1,4 @@
-"""What the doctor finds, and that it says what cures it."""
+"""The doctor finds each fault of the set-up and names its cure."""
 
 import json
 import os
@@ -231,7 +231,7 @@ def test_jobs_that_nothing_starts_are_reported(db: Connection, examine: Examine)
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[str, str], str]:
-    """Make a program that prints this; return a PATH with it."""
+    """Make a program that prints this; return a PATH that has it."""
 
     def make(name: str, prints: str) -> str:
         path = tmp_path / name
@@ -247,7 +247,7 @@ Program: TypeAlias = Callable[[str, str], str]
 
 @pytest.fixture
 def cron(url: str, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Cron:
-    """Give this user a crontab with both jobs, which find what this shell does but for changes."""
+    """Give this user a crontab with both jobs, with this shell's settings except for changes."""
     sendmail = tmp_path / "sendmail"
     sendmail.touch(mode=0o755)
     monkeypatch.setattr(doctor_jobs, "_SENDMAIL_PATH", str(tmp_path))
@@ -447,7 +447,7 @@ def test_jobs_that_both_cron_and_systemd_start_are_reported(
 def test_settings_that_cron_does_not_read_are_reported(
     db: Connection, examine: Examine, cron: Cron, tmp_path: Path
 ) -> None:
-    """`assets add`, typed here, writes to a file that cron does not read."""
+    """`assets add` in this shell writes to a file that cron does not read."""
     its = tmp_path / "its.toml"
     its.write_text(MINE)
     cron(ASSET_SYNC_CONFIG=str(its))

@@ -1,4 +1,4 @@
-"""The PostgreSQL of those who have none: there when needed, gone afterwards, closed to others."""
+"""The embedded PostgreSQL: it runs when needed, stops afterwards, and is closed to others."""
 
 import json
 import os
@@ -60,10 +60,10 @@ Starting = Callable[[], User]
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """Return a home, with a short path, as homes have: a socket's may have 107 bytes.
+    """Return a home with a short path, as the path of a socket may have at most 107 bytes.
 
-    Not in pytest's own directory, which each session of pytest closes for others: where root runs
-    the tests, the server's user has to reach its data.
+    It is not in pytest's own directory, which each session of pytest closes to other accounts: if
+    root runs the tests, the server's account has to reach its data.
     """
     with tempfile.TemporaryDirectory(prefix="as-") as path:
         yield Path(path)
@@ -71,13 +71,13 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def directory(home: Path) -> Path:
-    """Return where the data is to be, in a directory that is not there yet."""
+    """Return the place for the data, in a directory that does not exist yet."""
     return home / "asset-sync" / "postgres"
 
 
 @pytest.fixture(scope="session")
 def copied() -> Iterator[Path]:
-    """Return data that a server has made, to be copied: making it takes a second."""
+    """Return data that a server has made, for copies: making it takes a second."""
     with tempfile.TemporaryDirectory(prefix="as-") as path:
         directory = Path(path) / "asset-sync" / "postgres"
         server = embedded.start(directory)
@@ -89,7 +89,7 @@ def copied() -> Iterator[Path]:
 
 @pytest.fixture
 def made(directory: Path, copied: Path) -> Path:
-    """Return where data is that a server has made, with the database `market`."""
+    """Return the place of data that a server has made, with the database `market`."""
     copy(copied, directory)
     return directory
 
@@ -304,7 +304,7 @@ for _ in range(2):
 
 
 def sentence(directory: Path) -> str:
-    """Return the sentence of a start that fails, having made sure that nothing else is said."""
+    """Return the sentence of a start that fails, and check that nothing else is printed."""
     finished = subprocess.run(
         [
             sys.executable,
@@ -380,13 +380,13 @@ def test_an_address_of_a_server_starts_no_embedded_server(
 
 @pytest.fixture
 def deep(home: Path) -> Path:
-    """Return a place for the data whose path is too long for a socket."""
+    """Return a place for the data with a path that is too long for a socket."""
     return home / ("x" * 100) / "asset-sync" / "postgres"
 
 
 @pytest.fixture(params=["short", "deep"])
 def place(request: pytest.FixtureRequest, directory: Path, deep: Path, copied: Path) -> Path:
-    """Return where data is that a server has made; its path is short, or too long for a socket."""
+    """Return the place of a server's data, with a path that is short or too long for a socket."""
     place = directory if request.param == "short" else deep
     copy(copied, place)
     return place
@@ -602,7 +602,7 @@ def test_another_account_reaches_neither_socket_nor_password(
 
 @pytest.fixture
 def earlier(made: Path) -> Path:
-    """Return data as earlier versions made it: without a password."""
+    """Return data of an earlier version, which has no password."""
     server = embedded.start(made)
     with raw_session(Secret(server.address("postgres"))) as db:
         query(db, "alter role postgres password null")
@@ -705,7 +705,7 @@ def as_account(name: str, *command: str, check: bool = True) -> "subprocess.Comp
 
 
 def test_two_first_starts_at_once_create_one_account(home: Path) -> None:
-    """As useradd does, the stand-in for it does not wait for another one's lock."""
+    """The test's useradd does not wait for the lock of another one, like the real useradd."""
     (home / "useradd").write_text(
         "#!/bin/sh\n"
         "mkdir lock || exit 1\n"
@@ -762,7 +762,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def nobodys_home() -> Iterator[Path]:
-    """Return a home of an ordinary user, where root runs the tests."""
+    """Return the home of an ordinary user, for tests that root runs."""
     if os.geteuid() != 0:
         pytest.skip("the other tests ran as an ordinary user already")
     home = Path(tempfile.mkdtemp(prefix="asset-sync-nobody-"))

@@ -1,4 +1,4 @@
-"""Who listens hears of a new price once it is stored, and never of one that is not."""
+"""Listeners get each new price after it is stored, and no price that is not stored."""
 
 import itertools
 import json
@@ -69,14 +69,14 @@ def test_the_time_of_an_event_is_in_utc() -> None:
 
 @pytest.fixture
 def listener(connect: Callable[[], Connection]) -> Connection:
-    """Return somebody else's connection that listens."""
+    """Return another program's connection that listens."""
     connection = connect()
     query(connection, "listen asset_update")
     return connection
 
 
 def heard(listener: Connection) -> list[str]:
-    """Return the events that have come: NOTIFY is delivered before a statement's answer."""
+    """Return the events that have arrived: NOTIFY comes before a statement's answer."""
     query(listener, "select 1")
     listener.poll()
     payloads = [one.payload for one in listener.notifies]
@@ -125,7 +125,7 @@ def test_the_events_of_a_whole_snapshot_are_delivered(db: Connection, listener: 
 
 
 class FakeRedis:
-    """A server that speaks as much of RESP as a client needs to publish."""
+    """A server that knows the part of RESP that a publishing client needs."""
 
     def __init__(self, *, refuses: Sequence[bytes] = ()) -> None:
         self.commands: list[list[bytes]] = []
@@ -208,7 +208,7 @@ Closing = Callable[[RedisPublisher], RedisPublisher]
 
 
 def failure(publisher: RedisPublisher) -> EventsError:
-    """Return the error of publishing, having made sure that the password is nowhere in it."""
+    """Return the error of publishing, and check that it does not contain the password."""
     with pytest.raises(EventsError) as caught:
         publisher.publish([price()])
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
@@ -248,7 +248,7 @@ def test_a_redis_that_is_down_causes_one_warning(closing: Closing) -> None:
 
 
 def test_a_redis_that_is_down_is_tried_once(closing: Closing) -> None:
-    """Neither again within a call, with pauses, nor again for the next price."""
+    """It is tried again neither within a call, with pauses, nor for the next price."""
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
     with socket.create_server(("127.0.0.1", 0)) as server:
         tries = []
@@ -320,7 +320,7 @@ def real_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def subscriber(real_redis: RedisServer) -> Iterator[Callable[[], list[tuple[str, str]]]]:
-    """Return what somebody hears who has subscribed to every asset: channels and messages."""
+    """Return the channels and messages that a subscriber of every asset gets."""
     from redis import Redis  # noqa: PLC0415
 
     with Redis.from_url(real_redis.url, decode_responses=True) as client, client.pubsub() as heard:
@@ -338,7 +338,7 @@ def subscriber(real_redis: RedisServer) -> Iterator[Callable[[], list[tuple[str,
 
 @pytest.fixture
 def run(url: str, tmp_path: Path) -> Callable[..., Told]:
-    """Run a command line that publishes; the password is nowhere in what it says."""
+    """Run a command line that publishes, and check that its output has no password."""
 
     def run(*arguments: str, api: StandIn, redis_url: str) -> Told:
         told = asset_sync(

@@ -1,4 +1,4 @@
-"""Platform tables that differ from ours: what a run could not store is known before any call."""
+"""Platform tables that differ from ours: a run finds out before any call what it cannot store."""
 
 import os
 import re
@@ -213,7 +213,7 @@ def test_no_trial_is_made_in_tables_like_ours(db: Connection) -> None:
 
 
 def test_an_existing_asset_is_no_problem_even_if_it_could_not_be_added(db: Connection) -> None:
-    """A platform that keeps its own list of assets, with its own words for their types."""
+    """The platform has its own list of assets, with its own names for their types."""
     query(
         db,
         f"""

@@ -1,4 +1,4 @@
-"""The first cycle of cron: both commands at once, where neither has ever run."""
+"""The first cycle of cron: both commands start at once and neither has ever run."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ asset_type = "crypto"
 
 
 def both_at_once(directory: Path, environ: Mapping[str, str]) -> list[tuple[int | None, str]]:
-    """Start both commands; return each one's exit code and what it says."""
+    """Start both commands; return each one's exit code and output."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "asset_sync", "-q", "sync", lane],
@@ -47,7 +47,7 @@ def both_at_once(directory: Path, environ: Mapping[str, str]) -> list[tuple[int 
 
 @contextmanager
 def machine() -> Iterator[tuple[Path, dict[str, str], StandIn]]:
-    """Give a home in which nothing is but the settings, its environment, and the API."""
+    """Give a home with only the settings, its environment, and the API."""
     with (
         tempfile.TemporaryDirectory(prefix="asset-sync-first-") as name,
         StandIn("free", calls=100) as api,

@@ -1,4 +1,4 @@
-"""The forecast of `plan`, held against a day of the real loop; and promise 2, measured there."""
+"""The forecast of `plan`, compared with a day of the real loop, which also shows promise 2."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ CYCLE_SECONDS = 300
 
 
 def settings_for(*assets: Asset, url: str = "postgresql:///", **environ: str) -> Settings:
-    """The shipped settings with other assets."""
+    """Return the shipped settings with other assets."""
     usual = {"POLYGON_API_KEY": "k", "POLYGON_BASE_URL": "http://127.0.0.1:9", "DATABASE_URL": url}
     return replace(load(SHIPPED_FILE, usual | environ), assets=assets)
 
@@ -93,7 +93,7 @@ def test_a_simulated_day_has_the_same_figures_on_a_busy_machine(pool: Pool) -> N
 
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """Let so many processes keep the machine from other work until the end of the block."""
+    """Keep the machine busy with this number of processes until the end of the block."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     try:
         yield
@@ -154,7 +154,7 @@ def test_the_forecast_agrees_with_the_real_loop(url: str, name: str) -> None:
 
 
 def agree(told: Forecast, day: Day, after: float = 0) -> None:
-    """Hold each level's staleness, and when all is fresh, against what was."""
+    """Compare each level's staleness, and when all is fresh, with the simulation."""
     for level in Level:
         assets = told.of_level(level)
         if not assets:

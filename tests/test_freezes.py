@@ -1,7 +1,7 @@
-"""The limit holds while the API freezes, processes die and the database's clock jumps.
+"""The limit is kept while the API freezes, processes die and the database's clock jumps.
 
-Time is virtual. `asset_sync.slots` works on a real database whose clock a function of ours stands
-in for; the provider is a model that counts a request when it reads it.
+Time is virtual. The slots are in a real database, in which our own function takes the place of the
+clock. The provider is a model that counts a request when it reads it.
 """
 
 import heapq
@@ -25,7 +25,7 @@ START = 1_800_000_000.0
 
 @dataclass
 class World:
-    """Virtual time, the database that goes by its clock, and a provider that may freeze."""
+    """Virtual time, a database that uses it, and a provider that may freeze."""
 
     db: Connection
     chance: random.Random
@@ -34,7 +34,7 @@ class World:
     """When the database's clock jumps, and by how much."""
     freezes: list[tuple[float, float]] = field(default_factory=list)
     silent: Callable[[int], bool] = lambda _: False
-    """Whether a call, by its number, is counted and not answered."""
+    """Returns whether the call with this number is counted and not answered."""
     deaths: float = 0.0
     counted: list[float] = field(default_factory=list)
     begun: int = 0
@@ -86,7 +86,7 @@ class World:
         self.ask(watch)
 
     def read_by_the_provider(self, at: float) -> float:
-        """Note when the provider reads a request that is sent then."""
+        """Record when the provider reads a request that is sent then."""
         read_at = max([at, *(end for begin, end in self.freezes if begin <= at < end)])
         self.counted.append(read_at)
         return read_at
@@ -155,7 +155,7 @@ def test_after_two_unanswered_calls_one_call_at_a_time_is_made_half_a_window_apa
     alone = world.taken[RATE.calls :]
     assert len(alone) > 5
     gaps = [later - at for at, later in itertools.pairwise(alone)]
-    assert min(gaps) >= 29.999, gaps  # as floats have it
+    assert min(gaps) >= 29.999, gaps  # up to the precision of floats
 
 
 # --- the clock ----------------------------------------------------------------------------------

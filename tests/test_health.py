@@ -1,4 +1,4 @@
-"""What `health` calls wrong, and that it calls nothing wrong that is well."""
+"""`health` reports everything that is wrong, and nothing that is well."""
 
 import json
 from collections.abc import Callable
@@ -264,7 +264,7 @@ def with_key(settings: Settings, key: str) -> Settings:
 def test_priority_assets_that_got_no_answer_have_not_succeeded(
     db: Connection, clock: ShiftingClock, make_settings: MakeSettings
 ) -> None:
-    """Nothing was sent, and no call is recorded; but the run ended without any refresh."""
+    """Nothing was sent and no call is recorded, but the run ended without a refresh."""
     with StandIn("free", monotonic=clock.monotonic) as api:
         settings = make_settings(api)
     loop.run(db, settings, Lane.PRIORITY, clock=clock, max_runtime_seconds=5)
@@ -299,7 +299,7 @@ def test_a_run_at_work_does_not_count_as_failed(well: Connection, settings: Sett
     assert verdicts(health.examine(well, settings)) == {}
 
 
-# --- a program, and the exit code ----------------------------------------------------------------
+# --- output and exit code ------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What an answer means, judged without a database."""
+"""The judgement of each answer, without a database."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -234,7 +234,7 @@ def test_a_quiet_asset_far_behind_continues_from_the_end_of_the_asked_range() ->
     assert long_ago < end.backfilled_to < NOW
 
 
-# --- what the plan does not include -----------------------------------------------------------
+# --- not included in the plan -----------------------------------------------------------------
 
 
 def test_a_refused_window_that_begins_too_early_is_asked_for_again_with_a_later_start() -> None:
@@ -299,7 +299,7 @@ def test_if_one_asset_spoils_a_snapshot_bars_serve_its_assets_for_a_day() -> Non
     assert judgement.missing == [NotIncluded("snapshot", ["EURUSD", "GBPUSD"])]
 
 
-# --- refusals that no feed decides ------------------------------------------------------------
+# --- refusals that are the same for every feed ------------------------------------------------
 
 
 def put_back(error: ProviderError) -> Release:

@@ -1,6 +1,6 @@
-"""What else is corrected once the database's clock was set back, and who reports it.
+"""Queue and runs are corrected after the database's clock was set back, and this is reported.
 
-A clock that goes back an hour is all that is stored going an hour forward.
+The tests move all stored times an hour forward, which is the same as a clock set an hour back.
 """
 
 import re
@@ -26,7 +26,7 @@ polygon_ticker = "X:BTCUSD"
 asset_type = "crypto"
 """
 HOUR = 3600
-# By the clock of the test's host, which moves meanwhile.
+# By the clock of the test's host, which runs meanwhile.
 SET_BACK = re.compile(r"went back by at least 3,[56]\d\d s")
 
 

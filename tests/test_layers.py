@@ -1,4 +1,4 @@
-"""Imports only point down: a package knows those below it and nothing of those above."""
+"""A package imports only packages below it."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.limiter`: a bucket like any other, and one round trip a slot."""
+"""The limiter is an ordinary pyrate-limiter bucket and takes a slot in one round trip."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def acquire(pyrate: PyrateLimiter, times: int) -> list[object]:
     return [pyrate.try_acquire("queue", blocking=False) for _ in range(times)]
 
 
-# --- pyrate-limiter's own words ---------------------------------------------------------------
+# --- pyrate-limiter's own interface -----------------------------------------------------------
 
 
 def test_pyrate_limiter_hands_out_the_slots_of_the_database(

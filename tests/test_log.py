@@ -1,4 +1,4 @@
-"""What a run says off a terminal: a line for each event, for people or for a log collector."""
+"""Without a terminal a run prints one line per event, as text or as JSON."""
 
 import ast
 import json
@@ -59,7 +59,7 @@ def events(told: str) -> list[object]:
     return [line["event"] for line in lines(told)]
 
 
-# --- for a log collector ------------------------------------------------------------------------
+# --- JSON lines ---------------------------------------------------------------------------------
 
 
 def test_each_line_is_an_object_with_time_host_and_run(tell: Tell) -> None:
@@ -195,7 +195,7 @@ def test_json_lines_are_printed_on_a_terminal_too(machine: Machine) -> None:
     assert events(told.decode())[-1] == "ended"
 
 
-# --- for cron -----------------------------------------------------------------------------------
+# --- cron ---------------------------------------------------------------------------------------
 
 
 def test_a_quiet_success_prints_nothing_in_either_format(tell: Tell) -> None:
@@ -282,7 +282,7 @@ def test_a_mistyped_format_gets_a_hint(tell: Tell) -> None:
     assert "json" in told.err
 
 
-# --- where nobody listens -----------------------------------------------------------------------
+# --- output that cannot be written --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -311,7 +311,7 @@ def test_a_report_that_cannot_be_written_is_no_bug_and_the_run_has_one_end(
 
 
 def redirected(to: str, machine: Machine, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command line as a shell does that sends its streams elsewhere; `code` is its end."""
+    """Run a command line with its streams redirected by a shell; `code` is its exit code."""
     script = f'( "$@"; echo $? 3>code >&3 ) {to}'
     return subprocess.run(
         ["sh", "-c", script, "sh", sys.executable, "-m", "asset_sync", *arguments],
@@ -324,7 +324,7 @@ def redirected(to: str, machine: Machine, *arguments: str) -> "subprocess.Comple
     )
 
 
-# --- the house ----------------------------------------------------------------------------------
+# --- the texts and the source -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bars", "words"), [(0, "0 bars"), (1, "1 bar"), (1234, "1,234 bars")])

@@ -1,4 +1,4 @@
-"""What Prometheus gets, read by Prometheus' own parser."""
+"""The metrics, read by Prometheus' own parser."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ def settings() -> Settings:
 
 
 def samples(text: str) -> dict[str, float]:
-    """Every sample by its name and label values."""
+    """Return every sample by its name and label values."""
     return {
         " ".join([one.name.removeprefix(f"{PREFIX}_"), *one.labels.values()]): one.value
         for family in text_string_to_metric_families(text)
@@ -51,7 +51,7 @@ def test_the_metrics_of_a_synced_database_show_freshness_and_calls(
     assert (found["slots"], found["slots_used"]) == (5, 0)
     assert found["queue_items medium waiting"] == 0
     assert found["assets_updated_last_hour priority"] == 3
-    # 100 s by the test's clock, and what the queue's own run waited for a slot after it began.
+    # 100 s by the test's clock, and the time for which the queue run waited for a slot.
     assert 100 <= time.time() - found["last_run_timestamp_seconds queue"] < 200
     assert found["health assets.stale"] == 0
 
@@ -123,7 +123,7 @@ def test_a_pipe_is_written_to_and_not_replaced(
 def test_a_device_is_written_to_and_not_replaced(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pseudo-terminal is one that every user may make, and break without harm."""
+    """A pseudo-terminal is a device that every user may create and break without harm."""
     controller, terminal = os.openpty()
     device = Path(os.ttyname(terminal))
     link = tmp_path / "device"
@@ -131,7 +131,7 @@ def test_a_device_is_written_to_and_not_replaced(
 
     def shown() -> str:
         text = b""
-        with suppress(OSError):  # once nobody has the terminal open
+        with suppress(OSError):  # when no process has the terminal open any more
             while part := os.read(controller, 4096):
                 text += part
         return text.decode()

@@ -1,4 +1,4 @@
-"""Who wants to know is told how each run went, and can do the run no harm."""
+"""Ping service and command are notified of each run, and cannot harm it."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class Ping(NamedTuple):
 
 @dataclass(slots=True)
 class Service:
-    """A service of healthchecks.io's kind, which may be out of sorts."""
+    """A ping service like healthchecks.io, which can be made to misbehave."""
 
     url: str = ""
     status: int = 200
@@ -47,7 +47,7 @@ class Service:
     location: str = ""
     hangs: bool = False
     dawdles: bool = False
-    """Whether it notes a start only when it has noted another ping, or after a while."""
+    """Whether it records a start ping only after another ping or after some time."""
     pings: list[Ping] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -81,7 +81,7 @@ def serve() -> Iterator[Service]:
             pass
 
         def handle(self) -> None:
-            with suppress(OSError):  # whoever asked has gone
+            with suppress(OSError):  # the client has closed the connection
                 super().handle()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -125,7 +125,7 @@ def tell(machine: Machine) -> Tell:
     return machine.tell
 
 
-# --- what a ping service is told ----------------------------------------------------------------
+# --- pings --------------------------------------------------------------------------------------
 
 
 def test_a_run_pings_its_start_and_its_success(tell: Tell, service: Service) -> None:
@@ -260,11 +260,11 @@ def test_only_runs_ping(tell: Tell, service: Service, command: tuple[str, ...]) 
     assert service.pings == []
 
 
-# --- a ping service that is out of sorts --------------------------------------------------------
+# --- a ping service that misbehaves -------------------------------------------------------------
 
 
 def only_warning(told: commandline.Told) -> str:
-    """The one line that a quiet run which went well has said."""
+    """Return the only line that a successful quiet run printed."""
     assert (told.code, told.out) == (0, "")
     [line] = without_times(told.err).splitlines()
     start = "run 1: warning: The ping to monitoring.ping_url (PING_URL) failed: "
@@ -358,12 +358,12 @@ def test_a_warning_is_a_line_of_json_too(tell: Tell, service: Service) -> None:
     assert (warned["event"], warned["level"]) == ("warned", "warning")
 
 
-# --- a command for failures ---------------------------------------------------------------------
+# --- on_failure ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def failing(tmp_path: Path) -> Callable[..., None]:
-    """Write a settings file whose run fails and then starts a command."""
+    """Write settings with which a run fails and then starts a command."""
 
     def write(*words: str, toml: str = TYPO) -> None:
         listed = json.dumps(list(words))
@@ -456,7 +456,7 @@ def test_a_command_that_hangs_is_ended_with_all_its_processes(
 ) -> None:
     monkeypatch.setattr(hooks, "COMMAND_SECONDS", 1.0)
     os.mkfifo(tmp_path / "held")
-    # The end of the file is read when nobody holds it any more: neither the shell nor its child.
+    # The end of the file comes when neither the shell nor its child has it open any more.
     reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
     failing("sh", "-c", "exec > held; echo begun; (sleep 20; echo ended by itself) & wait")
 
@@ -472,7 +472,7 @@ def test_a_command_that_hangs_is_ended_with_all_its_processes(
     assert "sh took longer than 1 s and was ended." in told.err
 
 
-# --- what it costs ------------------------------------------------------------------------------
+# --- cost ---------------------------------------------------------------------------------------
 
 
 def test_a_run_without_hooks_imports_no_slow_module(machine: Machine, tell: Tell) -> None:

@@ -32,7 +32,7 @@ asset_type = "crypto"
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Whether each of these tickers is still listed; two assets a call."""
+    """A feed that asks whether tickers are still listed, two assets per call."""
 
     tickers: Sequence[str]
 

@@ -1,4 +1,4 @@
-"""`asset-sync plan`: the forecast as a person and as a program get it."""
+"""`asset-sync plan`: the forecast as text and as JSON."""
 
 import json
 from functools import partial

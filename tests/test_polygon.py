@@ -1,4 +1,4 @@
-"""What the provider may do, and what comes of it. All figures are made up."""
+"""The result of each answer that the provider may give. All figures are invented."""
 
 import gzip
 import json
@@ -70,7 +70,7 @@ def bars(api: Polygon) -> BarsAnswer:
 
 
 def failure(call: Callable[[], object]) -> ProviderError:
-    """Return the error that `call` ends with, having made sure that the key is nowhere in it."""
+    """Return the error that `call` raises, and check that it does not contain the key."""
     with pytest.raises(ProviderError) as caught:
         call()
     error: BaseException | None = caught.value
@@ -114,7 +114,7 @@ def answers(
     status: int = 200,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    """Let the server say `body`, as it is when a string, else as JSON."""
+    """Make the server answer with `body`: a string unchanged, anything else as JSON."""
     text = body if isinstance(body, str | bytes) else json.dumps(body)
     server.add(responses.GET, re.compile(".*"), body=text, status=status, headers=headers)
 
@@ -138,7 +138,7 @@ def aggregates(*rows: object, **other: object) -> dict[str, object]:
     } | other
 
 
-# --- The questions ---------------------------------------------------------------------------
+# --- Requests --------------------------------------------------------------------------------
 
 
 def test_a_request_for_bars_has_unix_milliseconds_and_the_largest_limit() -> None:
@@ -187,7 +187,7 @@ def test_the_key_is_sent_only_in_the_header(api: Polygon, server: responses.Requ
 def test_the_certificate_is_verified(
     api: Polygon, server: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # the user's own authorities
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # the user's own certificate authorities
         monkeypatch.delenv(name, raising=False)
     answers(server, aggregates(bar()))
     bars(api)
@@ -466,7 +466,7 @@ UPGRADE = "Please upgrade your plan at https://example.test/pricing"
 NOT_AUTHORIZED = {"status": "NOT_AUTHORIZED", "request_id": "r"}
 ERROR = {"status": "ERROR", "request_id": "r"}
 
-# One of each recorded body: name, HTTP status, body, what it is.
+# One of each recorded body: name, HTTP status, body, error.
 RECORDED: list[tuple[str, int, object, type[ProviderError]]] = [
     ("bad time", 400, ERROR | {"error": "Could not parse the time parameter: 'from'."}, Rejected),
     (
@@ -764,7 +764,7 @@ def snapshot_of(
 def test_forex_has_a_quote_and_its_price_is_the_mean_of_bid_and_ask(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
-    answers(server, {"results": [fx_row()]})  # some v3 answers come without a status
+    answers(server, {"results": [fx_row()]})  # some v3 answers have no status
     quote = api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"]
     assert (quote.bid, quote.ask, quote.last_price) == (1.25, 1.75, 1.5)
     assert (quote.daily_open, quote.daily_high) == (1.11, 1.14)
@@ -1048,7 +1048,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 @contextmanager
 def wire(script: Script) -> Iterator[str]:
-    """Give the base URL of a server that plays `script` on each connection, after the request."""
+    """Give the base URL of a server that runs `script` on each connection after the request."""
     over = threading.Event()
 
     def serve() -> None:
@@ -1081,7 +1081,7 @@ def read_request(connection: socket.socket) -> bytes:
 
 
 def says(*parts: bytes) -> Script:
-    """Answer and hang up."""
+    """Answer and close the connection."""
 
     def script(connection: socket.socket, over: threading.Event) -> None:
         read_request(connection)
@@ -1092,13 +1092,13 @@ def says(*parts: bytes) -> Script:
 
 
 def drips(start: bytes, drop: bytes, *, after_request: bool = True) -> Script:
-    """Answer `start` at once, then `drop` again and again, faster than any read time-out."""
+    """Send `start` at once, then `drop` again and again, faster than any read time-out."""
 
     def script(connection: socket.socket, over: threading.Event) -> None:
         if after_request:
             read_request(connection)
         connection.sendall(start)
-        for _ in range(300):  # should nobody give up, the test fails and does not hang
+        for _ in range(300):  # if the client does not give up, the test fails and does not hang
             if over.wait(0.01):
                 break
             connection.sendall(drop)
@@ -1123,7 +1123,7 @@ def resets(connection: socket.socket, over: threading.Event) -> None:
 def failure_on_the_wire(
     script: Script, *, read: float = 5.0, call: float = 10.0, scheme: str = "http"
 ) -> ProviderError:
-    """Return the error, having made sure that it came in time and that no thread is left."""
+    """Return the error, and check that it came in time and that no thread is left."""
     with wire(script) as url, polygon(url.replace("http", scheme), read=read, call=call) as api:
         threads = threading.active_count()
         begun = time.monotonic()
@@ -1157,7 +1157,7 @@ def test_a_server_that_drips_cannot_hold_a_call_past_its_total_time(script: Scri
 
 
 def test_a_tls_handshake_that_drips_cannot_hold_a_call_past_its_total_time() -> None:
-    # A handshake message of 16 KB is announced; its bytes follow one by one.
+    # The server announces a handshake message of 16 KB and sends its bytes one by one.
     hello = b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb"
     script = drips(hello, b"\x00", after_request=False)
     assert "in all" in str(failure_on_the_wire(script, call=0.3, scheme="https"))
@@ -1208,7 +1208,7 @@ def test_plain_http_instead_of_tls_counts_against_nobody() -> None:
 
 @pytest.mark.parametrize("status", [b"200 OK", b"302 Found\r\nLocation: /x"])
 def test_a_gzip_bomb_is_not_unpacked(status: bytes) -> None:
-    bomb = gzip.compress(bytes(2**20)) * 1024  # 1 MB, which would become 1 GiB
+    bomb = gzip.compress(bytes(2**20)) * 1024  # 1 MB, which unpacks to 1 GiB
     script = says(b"HTTP/1.1 " + status + b"\r\nContent-Encoding: gzip\r\n\r\n", bomb)
     tracemalloc.start()
     try:
@@ -1328,7 +1328,7 @@ def test_the_session_still_works_after_a_failure() -> None:
     scripts = iter([drips(b"", b"H"), resets, says(answer)])
 
     def script(connection: socket.socket, over: threading.Event) -> None:
-        # The first gives up as soon as the client is gone, not at the test's end.
+        # The first script ends when the client closes, not at the end of the test.
         with suppress(OSError):
             next(scripts)(connection, over)
 

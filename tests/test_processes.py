@@ -1,4 +1,4 @@
-"""The program as cron starts it: real processes, a real clock, the stand-in as the judge."""
+"""The program as cron starts it: real processes, a real clock, and the stand-in's log."""
 
 import json
 import signal
@@ -37,7 +37,7 @@ def api() -> Iterator[StandIn]:
 
 @pytest.fixture
 def host(tmp_path: Path, url: str, api: StandIn) -> Iterator[Machine]:
-    """The shipped assets, a window short enough to wait for."""
+    """The shipped assets and a window short enough to wait for."""
     shipped = SHIPPED_FILE.read_text()
     window = shipped.replace("# calls = 5", "calls = 5").replace(
         "# period_seconds = 60", f"period_seconds = {WINDOW_SECONDS}"
@@ -50,7 +50,7 @@ def host(tmp_path: Path, url: str, api: StandIn) -> Iterator[Machine]:
 
 @contextmanager
 def in_the_middle_of_a_call(host: Machine, api: StandIn) -> Iterator[Process]:
-    """Give a run whose request the server has, and does not answer."""
+    """Give a run whose request the server has received and does not answer."""
     api.set_faults(["stall@X:ETHUSDT"])
     process = host.start("sync", "queue")
     until(lambda: api.log)
@@ -112,11 +112,11 @@ def test_after_a_kill_in_the_middle_of_a_call_the_next_runs_do_the_rest(
     assert process.returncode == -signal.SIGKILL
     assert item(db, "ETHUSDT") == ("leased", 1, "medium")
     assert in_flight(db) == 1
-    # Its lease has not ended: nobody else takes the item, everything else is served.
+    # Its lease has not ended: no other run takes the item, and all other items are served.
     code, out, _ = host.run("sync", "queue", "--json", "--max-runtime", "10")
     assert (code, json.loads(out)["updated"]) == (0, OTHER_SYMBOLS[1:])
     assert item(db, "ETHUSDT") == ("leased", 1, "medium")
-    # Once the lease and the longest call are over; no other slot is left to the next run.
+    # After the lease and the longest call; the next run has no other slot.
     query(
         db,
         """
@@ -177,7 +177,7 @@ def test_a_signal_while_a_run_waits_for_a_slot_ends_it(
     assert api.log == []
 
 
-# --- what cron is told ------------------------------------------------------------------------
+# --- exit codes -------------------------------------------------------------------------------
 
 
 def test_exit_0_for_done_and_for_nothing_due(host: Machine) -> None:
@@ -274,5 +274,5 @@ def test_exit_0_for_a_dry_run_that_makes_no_call(
 
 
 def _one_sentence(err: str) -> bool:
-    """Whether it is one line, and ends as sentences do."""
+    """Return whether this is one line that ends like a sentence."""
     return err.count("\n") == 1 and err.endswith(".\n")

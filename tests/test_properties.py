@@ -1,4 +1,4 @@
-"""Whatever is written, said or answered: never a traceback, never a half-written state."""
+"""For any settings, command line and answer: no traceback and no half-written state."""
 
 import json
 import random
@@ -52,7 +52,7 @@ Json: TypeAlias = Any
 
 
 def examples(number: int) -> settings:
-    """So many, the same in each run."""
+    """Try this many examples, the same in each run."""
     return settings(
         max_examples=number,
         deadline=None,
@@ -172,7 +172,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(directory: Path, content: bytes, environ: Mapping[str, str]) -> Settings | None:
-    """Return the settings; None for mistakes, having made sure that they are sentences."""
+    """Return the settings, or None for mistakes, and check that mistakes are sentences."""
     file = directory / "assets.toml"
     file.write_bytes(content)
     mistakes: tuple[str, ...]
@@ -247,7 +247,7 @@ def test_an_invalid_symbol_is_refused_in_a_sentence(directory: Path, symbol: str
 
 
 def everything(db: Connection) -> list[tuple[object, ...]]:
-    """Return how many rows each table has; a table that is gone is an error."""
+    """Return how many rows each table has; a missing table is an error."""
     return query(
         db,
         """
@@ -439,7 +439,7 @@ OVERRIDES = st.dictionaries(
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the demo, which takes six seconds, and its server, which never ends, do nothing."""
+    """Replace the demo, which takes six seconds, and its server, which never ends, by nothing."""
     event = SimpleNamespace(wait=lambda: None)
     monkeypatch.setattr(demo, "threading", SimpleNamespace(Event=lambda: event))
     monkeypatch.setattr(demo, "_demo", lambda _: None)
@@ -486,7 +486,7 @@ def test_any_command_line_ends_with_a_documented_code_and_no_traceback(
 
 
 class RawServer:
-    """Says to each request whatever it is told to, and hangs up."""
+    """Sends the given bytes to each request and closes the connection."""
 
     def __init__(self) -> None:
         self.answer = b""
@@ -570,7 +570,7 @@ STATUSES = st.sampled_from(
 
 
 def ask_everything(api: Polygon) -> None:
-    """Make each call; whatever comes of it, it is an answer or of the family."""
+    """Make each call, and check that it gives an answer or a provider error."""
     start = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
     calls: list[Callable[[], object]] = [
         lambda: api.bars("C:EURUSD", start, start + timedelta(hours=1)),
@@ -718,7 +718,7 @@ CHANGES = st.lists(
 
 
 def changed(document: Json, path: list[int], value: Json) -> Json:
-    """Return the document with what the path leads to replaced, or taken away."""
+    """Return the document with the value at the path replaced or removed."""
     if not path or not isinstance(document, list | dict) or not document:
         return value
     step, rest = path[0] % len(document), path[1:]
@@ -733,7 +733,7 @@ def changed(document: Json, path: list[int], value: Json) -> Json:
 
 
 def right_answer(path: str, query: str) -> Json:
-    """Answer as the API does, with a few bars or quotes of now."""
+    """Answer as the API does, with a few current bars or quotes."""
     found = re.fullmatch(r"/v2/aggs/ticker/([^/]+)/range/5/minute/(\d+)/(\d+)", path)
     if found:
         last = int(found[3]) // 300_000 * 300_000
@@ -778,7 +778,7 @@ update asset_sync.limiter set blocked_until = '-infinity', reserved_calls = 0
 def run_against(
     db: Connection, url: str, plan: str, answer: Callable[[str, str], bytes | str]
 ) -> tuple[Report, int]:
-    """Run the queue on an empty database; return the report and how many requests came."""
+    """Run the queue on an empty database; return the report and the number of requests."""
     query(db, _FORGET)
     configured = load(
         None,
@@ -805,7 +805,7 @@ def run_against(
 
 
 def assert_whole(db: Connection, report: Report, requests_made: int, plan: str) -> None:
-    """Nothing is held, each call is told, and bars, price, status and item fit together."""
+    """Check that nothing is held, each call is reported, and all stored data is consistent."""
     [(leased, in_flight, calls, written, bars, bad)] = query(
         db,
         """

@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.queue`: nothing lost, nothing twice, the right one first."""
+"""The queue loses no item, serves none twice, and claims the right one first."""
 
 import itertools
 import random
@@ -28,13 +28,13 @@ def enter(
     settings: QueueSettings = SETTINGS,
     cycle_seconds: float | None = None,
 ) -> tuple[int, int]:
-    """Return how many items entered, and how many found no room."""
+    """Return how many items were enqueued and how many did not fit."""
     entered = queue.enqueue(db, wanted(*assets, feed=feed), settings, cycle_seconds=cycle_seconds)
     return entered.entered, entered.left_out
 
 
 def answered_well(db: Connection) -> None:
-    """Have the provider answer another asset well."""
+    """Record that the provider answered another asset well."""
     query(db, "update asset_sync.limiter set answered_at = clock_timestamp()")
 
 
@@ -66,7 +66,7 @@ def fail(
 
 
 def serve_all(db: Connection, lane: Lane = Lane.QUEUE) -> list[str]:
-    """Serve what can be claimed; return the symbols in the order of service."""
+    """Serve everything that can be claimed; return the symbols in the order of claims."""
     served = []
     while items := claim(db, lane):
         served += [item.symbol for item in items]
@@ -75,7 +75,7 @@ def serve_all(db: Connection, lane: Lane = Lane.QUEUE) -> list[str]:
 
 
 def kill(db: Connection, clock: ShiftingClock, lane: Lane = Lane.QUEUE) -> None:
-    """Have the next item claimed by a run that dies, and taken back after it."""
+    """Let a run claim the next item and die, and reclaim the item afterwards."""
     claim_one(db, lane)
     clock.sleep(61)
     assert queue.reclaim(db, SETTINGS) == 1
@@ -103,12 +103,12 @@ def state(db: Connection, symbol: str = "A") -> str:
 
 
 def delay(db: Connection, symbol: str = "A") -> float:
-    """Return in how many seconds the item may be tried."""
+    """Return in how many seconds the item may be claimed."""
     columns = "extract(epoch from not_before - clock_timestamp())::float8"
     return float(row(db, columns, symbol)[0])
 
 
-# --- entering ---------------------------------------------------------------------------------
+# --- enqueue ----------------------------------------------------------------------------------
 
 
 def test_an_asset_that_was_never_synced_is_due(db: Connection) -> None:
@@ -137,7 +137,7 @@ def test_an_asset_is_due_again_after_its_update_frequency(
 
 
 CYCLE = 10**9
-"""Cron's interval, of which the next start is in 2033 however long a test takes."""
+"""Cron's interval; its next start is in 2033, so the length of a test does not matter."""
 
 
 @pytest.mark.parametrize(("seconds_fresh_at_start", "entered"), [(1000, 0), (-1000, 1)])
@@ -329,7 +329,7 @@ def test_an_item_overtakes_a_higher_level_once_it_is_due_longer_by_the_allowance
 
 
 def test_low_items_never_starve_beside_many_high_ones(db: Connection, clock: ShiftingClock) -> None:
-    # More falls due than can be served: 30 high assets each minute, 10 calls each minute.
+    # More assets become due than can be served: 30 high ones each minute, 10 calls each minute.
     assets = [asset(f"H{number:02}", HIGH, every=60) for number in range(30)]
     assets.append(asset("Z", LOW, every=60))
     served = []
@@ -341,7 +341,7 @@ def test_low_items_never_starve_beside_many_high_ones(db: Connection, clock: Shi
             if item.symbol == "Z":
                 served.append(minute)
         clock.sleep(60)
-    # Two allowances of 10 minutes, and the three minutes that each high one waits.
+    # Two allowances of 10 minutes, and the three minutes for which each high item waits.
     assert served[0] <= 24
     assert len(served) >= 1
 
@@ -746,7 +746,7 @@ def test_a_waiting_asset_that_is_no_longer_critical_is_claimed_by_the_queue_run(
     assert item.level is HIGH
 
 
-# --- going on ---------------------------------------------------------------------------------
+# --- release, resume, verify, skip ------------------------------------------------------------
 
 
 def test_a_release_takes_the_attempt_off_and_delays_the_item(
@@ -849,7 +849,7 @@ def test_a_claim_takes_items_of_only_one_feed_that_of_the_first_item(
     assert claim(db) == ()
 
 
-# --- looking ahead ----------------------------------------------------------------------------
+# --- next ready item, due within, preview -----------------------------------------------------
 
 
 def test_no_item_is_ready_if_none_is_due_in_time(db: Connection, clock: ShiftingClock) -> None:
@@ -934,7 +934,7 @@ def test_a_preview_changes_nothing_and_matches_the_later_claims(
     chance = random.Random(7)
     levels = itertools.cycle([LOW, HIGH, MEDIUM])
     assets = [asset(f"A{number:02}", next(levels), every=300) for number in range(30)]
-    for one in chance.sample(assets, 20):  # some were synced, some wait, some are new
+    for one in chance.sample(assets, 20):  # some items were synced, some wait, some are new
         enter(db, one)
         clock.sleep(chance.uniform(0, 200))
         if chance.random() < 0.6:
@@ -961,7 +961,7 @@ def test_a_preview_of_a_full_queue_begins_with_the_items_that_fit(
     small = replace(SETTINGS, max_size=1)
     none = replace(SETTINGS, max_size=0)
     enter(db, asset("OLD", LOW), settings=none)
-    clock.sleep(600)  # older, yet not by the two allowances of a low one
+    clock.sleep(600)  # due longer, but by less than the two allowances of a low item
     enter(db, asset("YOUNG", HIGH), settings=none)
     assets = [asset("OLD", LOW), asset("YOUNG", HIGH)]
     [seen] = queue.preview(db, wanted(*assets), small, 1, cycle_seconds=300)
@@ -976,7 +976,7 @@ def test_a_preview_shows_the_delay_of_an_item_that_failed(db: Connection) -> Non
     assert seen.wait_seconds == pytest.approx(60, abs=0.5)
 
 
-# --- looking ----------------------------------------------------------------------------------
+# --- views ------------------------------------------------------------------------------------
 
 
 def test_the_counts_by_level_show_waiting_leased_and_dead_items(

@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.sync.window`: each call asks for all it can, and a catch-up ends."""
+"""The window of a call: each call asks for all that it can, and a catch-up ends."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -159,7 +159,7 @@ def test_every_range_starts_at_a_bar_and_is_no_longer_than_one_call_reaches(
 def test_a_catch_up_ends_after_it_brought_every_bar(
     ages: set[int], newest_age: int, asset_type: AssetType, most_bars: int
 ) -> None:
-    """Given bars here and there in 300 days, and answers of at most so many, as sync does it."""
+    """Catch up as sync does, with bars scattered over 300 days and answers of a limited size."""
     last_bar = NOW - (NOW - EPOCH) % BAR_LENGTH
     bars = sorted(last_bar - age * BAR_LENGTH for age in ages)
     newest: datetime = last_bar - newest_age * BAR_LENGTH

@@ -1,9 +1,11 @@
-"""The lines of the README's set-up work as they stand: as an ordinary user, and as root.
+"""The lines of the README's set-up work unchanged, for an ordinary user and for root.
 
-Only three things differ from a new machine. Packages, pip among them, come from the environment
-that runs the tests, as a download takes minutes and fails without a network; but the venv is a new
-one, and this project is built and installed into it. The API is the stand-in, with more calls than
-the free plan has, so that nobody waits. `crontab`, `systemctl` and `runuser` are the test's own.
+Three things differ from a new machine:
+
+- Packages, including pip, come from the environment that runs the tests, as a download takes
+  minutes and needs a network. The venv is new; this project is built and installed into it.
+- The API is the stand-in, with more calls than the free plan has, so that no run waits.
+- The tests replace `crontab`, `systemctl` and `runuser`.
 """
 
 import os
@@ -56,7 +58,7 @@ esac
 
 
 class Home:
-    """An empty home, with programs of the test's own on the PATH."""
+    """An empty home, with the test's programs on the PATH."""
 
     def __init__(self, path: Path, api: StandIn) -> None:
         self.path = path
@@ -81,7 +83,7 @@ class Home:
             program.chmod(0o755)
 
     def run(self, lines: str, *within: str, **environ: str) -> str:
-        """Type the lines, and the key where one is asked for; return what was shown."""
+        """Type the lines, and the key when asked for it; return the output."""
         ran = subprocess.run(
             [*within, "bash", "-eu", "-c", lines],
             cwd=ROOT,
@@ -103,7 +105,7 @@ def home() -> Iterator[Home]:
 
 
 def unshared(*options: str) -> list[str]:
-    """A command that gives what follows it namespaces of its own."""
+    """A command that runs another one in new namespaces."""
     command = ["unshare", *options]
     if (
         shutil.which("unshare") is None
@@ -114,7 +116,7 @@ def unshared(*options: str) -> list[str]:
 
 
 def not_as_root() -> list[str]:
-    """As root, a namespace in which the same user is nobody, without root's rights."""
+    """For root: a namespace in which the user is `nobody` and has no rights of root."""
     if os.geteuid() != 0:
         return []
     return unshared("--user", "--map-user=65534", "--map-group=65534")
@@ -153,7 +155,7 @@ def test_the_lines_for_an_ordinary_user_name_no_path_outside_of_the_home() -> No
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Where a PostgreSQL listens that wants passwords, as a distribution's does."""
+    """The port of a PostgreSQL that asks for passwords, as a distribution's does."""
     with thrown_away(binaries(150_000)) as server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -171,7 +173,7 @@ def port() -> Iterator[int]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the lines are root's")
 def test_the_lines_of_the_readme_work_for_root(home: Home, port: int) -> None:
-    """In a mount namespace, where /opt is empty and /etc is a copy."""
+    """The test runs in a mount namespace with an empty /opt and a copy of /etc."""
     shutil.copytree("/etc", home.path / "etc", symlinks=True, ignore=_others)
     (home.path / "opt").mkdir()
     mounts = "mount --bind ~/etc /etc; mount --bind ~/opt /opt\n"

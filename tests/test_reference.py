@@ -1,4 +1,4 @@
-"""What the provider's reference knows is asked within the limit, and costs no call too many."""
+"""Questions to the provider's reference keep the limit and make no needless call."""
 
 import importlib
 import json
@@ -58,12 +58,12 @@ def euro(api: Provider) -> bool:
 
 
 def held(db: Connection) -> int:
-    """Slots that are thought to be in use."""
+    """Return the number of slots in use."""
     [(number,)] = query(db, "select count(*) from asset_sync.slots where token is not null")
     return int(number)
 
 
-# --- questions --------------------------------------------------------------------------------
+# --- questions and the limit ------------------------------------------------------------------
 
 
 def test_questions_keep_the_limit_and_report_their_waits(
@@ -138,7 +138,7 @@ def test_the_slot_of_a_question_is_stamped_however_the_question_ends(
 def test_a_question_gives_back_a_slot_that_became_too_old(
     db: Connection, api: StandIn, settings: Settings
 ) -> None:
-    """The host slept, say: in the database's eyes the slot is soon another's."""
+    """The host may have been suspended, so that the slot will soon be free for others."""
 
     class Sleeper(ShiftingClock):
         asleep = iter([0, 0, 20, 20, 20, 20, 20, 20, 20])
@@ -480,7 +480,7 @@ def test_import_refuses_a_read_only_file_first_and_a_dry_run_does_not(
     db: Connection, run: Run, file: Path, environ: dict[str, str]
 ) -> None:
     assert run("check").code == 0, "all is imported that nobody may not read"
-    importlib.import_module("getpass")  # the address in an error's sentence needs it
+    importlib.import_module("getpass")  # the sentence of a database error needs it
     found = ("assets", "import", "--market", "fx")
     nowhere = environ | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
     with nobody() as directory:
@@ -668,7 +668,7 @@ def test_check_still_answers_if_no_suggestion_can_be_fetched(
 def test_an_unknown_ticker_is_not_suggested_for_itself(
     db: Connection, run: Run, file: Path, server: StandIn
 ) -> None:
-    server.set_faults(["not-found:1"])  # what the list still has
+    server.set_faults(["not-found:1"])  # the list still has this ticker
 
     told = run("check", "GOLD")
 

@@ -1,4 +1,4 @@
-"""The history: what each run did, and what the key may not do, for as long as it is of use."""
+"""The history: what each run did, and what the key may not do. Old entries are deleted."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Cron and systemd start the jobs as the user's shell would, and nothing of others' changes."""
+"""Cron and systemd start the jobs as the user's shell does; installing changes no other job."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ KEY = "s3same-key"
 
 
 class Crontab(Machine):
-    """A user's home, with a `crontab` and a `systemctl` of the test's own."""
+    """A user's home, with the test's own `crontab` and `systemctl`."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -42,7 +42,7 @@ class Crontab(Machine):
         return self.tell("schedule", *arguments, **environ)
 
     def jobs(self) -> dict[Lane, str]:
-        """The command of each job in the table, as cron hands it to the shell."""
+        """Return the command of each job in the crontab, as cron passes it to the shell."""
         text = self.table.read_text(errors="replace")
         lines = [line for line in text.splitlines() if "asset-sync sync" in line]
         # cron ends a command at a % without a backslash
@@ -110,7 +110,7 @@ def test_each_secret_has_a_variable_for_its_file() -> None:
 
 
 def test_the_installed_line_starts_the_job_from_an_empty_environment(machine: Crontab) -> None:
-    """A path with blanks, a quote and a percent sign arrives as it is."""
+    """A path with blanks, a quote and a percent sign is passed unchanged."""
     machine.schedule("cron", "--install", POLYGON_API_KEY_FILE=odd_key(machine))
 
     [job] = [job for lane, job in machine.jobs().items() if lane is Lane.QUEUE]
@@ -314,7 +314,7 @@ def test_crontab_and_systemctl_get_no_secret(machine: Crontab) -> None:
     assert "s3same" not in seen.read_text()
 
 
-# --- one starter -------------------------------------------------------------------------------
+# --- cron or systemd, not both -----------------------------------------------------------------
 
 
 def test_jobs_that_systemd_starts_are_not_installed_in_cron(machine: Crontab) -> None:

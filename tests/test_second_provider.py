@@ -1,4 +1,4 @@
-"""A second, small provider, without HTTP: the loop knows nothing of the first."""
+"""The loop works with a second, small provider without HTTP."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ FIVE_MINUTES = timedelta(minutes=5)
 
 @dataclass
 class Constant:
-    """A provider whose prices never move; what goes wrong is a list of errors, one a call."""
+    """A provider whose prices never change; it raises a list of errors, one per call."""
 
     price: float = 42.0
     unknown: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""With everything that can go wrong: no key, password or address in what anybody can read."""
+"""No fault shows a key, password or address in anything that other people can read."""
 
 import contextlib
 import os
@@ -25,12 +25,12 @@ KEY = "zq7key-Kx9vTn2"
 PASSWORD = "zq7pass-Wm4rLp8"
 PROXY_USER = "zq7user"
 USER = "asset_sync_test_role"
-"""No secret, as the database's host, port and name are none."""
+"""This is no secret, and neither are the database's host, port and name."""
 REDIS_PASSWORD = "zq7redis-Bd6yHc3"
 REDIS_USER = "zq7reader"
 PING_UUID = "zq7ping-0d338dcc-a054"
 MARK = "zq7"
-"""Stands in each of them, and in nothing else."""
+"""A text that is in every secret and nowhere else."""
 
 
 FILE = """
@@ -57,7 +57,7 @@ asset_type = "crypto"
 
 
 class Host(Machine):
-    """A machine on which everything has a secret."""
+    """A machine in which every setting that can hold a secret has one."""
 
     def __init__(self, home: Path, url: str, db: Connection, **environ: str) -> None:
         super().__init__(home, url, secrets=(MARK,))
@@ -83,7 +83,7 @@ class Host(Machine):
 
 @pytest.fixture
 def role(db: Connection) -> Iterator[str]:
-    """A user and a password of the database that are secrets; dropped again."""
+    """A database role whose name and password are secrets; it is dropped at the end."""
     [(allowed,)] = query(db, "select rolsuper from pg_roles where rolname = current_user")
     if not allowed:
         pytest.skip("the role of TEST_DATABASE_URL may not create superusers")
@@ -109,7 +109,7 @@ def host(tmp_path: Path, url: str, db: Connection, role: str) -> Iterator[Host]:
         "PING_URL": f"http://127.0.0.1:1/{PING_UUID}",
         "HTTPS_PROXY": f"http://{PROXY_USER}:{PASSWORD}@127.0.0.1:1",
     }
-    # With bars of an hour ago a call brings a dozen instead of ten thousand.
+    # If the newest bar is an hour old, a call brings a dozen bars instead of ten thousand.
     query(
         db,
         """
@@ -128,7 +128,7 @@ def host(tmp_path: Path, url: str, db: Connection, role: str) -> Iterator[Host]:
 
 
 def assert_nothing_is_stored(db: Connection) -> None:
-    """Look through every column of every table, as text."""
+    """Check every column of every table as text."""
     tables = query(
         db,
         """
@@ -181,7 +181,7 @@ def test_no_fault_of_the_api_reveals_a_secret(host: Host) -> None:
 
 
 def echo(request: bytes) -> bytes:
-    """Answer with the key that was sent, in words, as a helpful proxy would."""
+    """Answer with a message that quotes the key that was sent."""
     [sent] = [line for line in request.decode().splitlines() if line.startswith("Authorization")]
     assert KEY in sent
     return f'{{"status":"ERROR","error":"{sent}","message":"{sent}"}}'.encode()
@@ -241,7 +241,7 @@ def test_the_password_of_a_proxy_that_does_not_connect_is_not_shown(host: Host) 
     ],
 )
 def test_the_password_of_a_redis_that_refuses_it_is_not_shown(host: Host, address: str) -> None:
-    with StandIn("free", calls=100, key=KEY) as api:  # what speaks HTTP is no Redis
+    with StandIn("free", calls=100, key=KEY) as api:  # a server that speaks HTTP is no Redis
         port = api.base_url.rsplit(":", 1)[1]
         told = host.tell(
             "-v",
@@ -277,7 +277,7 @@ def test_the_password_of_a_redis_that_refuses_it_is_not_shown(host: Host, addres
 def test_the_url_of_a_ping_that_fails_is_not_shown(
     host: Host, address: str, log_format: str
 ) -> None:
-    with StandIn("free", calls=100, key=KEY) as api:  # which knows no such path
+    with StandIn("free", calls=100, key=KEY) as api:  # the stand-in has no such path
         port = api.base_url.rsplit(":", 1)[1]
         told = host.tell(
             *("-v", "sync", "priority", "--limit", "1", "--log-format", log_format),
@@ -389,7 +389,7 @@ def test_nobody_on_the_machine_sees_a_secret_of_a_run_that_works_or_breaks(
 ) -> None:
     script = "from asset_sync.cli import main; main()"
     if how == "a bug":
-        # As deep in it as can be, with the key, the session and the connection around.
+        # The exception is raised deep in the run, where key, session and connection are in scope.
         script = (
             "from asset_sync.provider.polygon import http as _http\n"
             "def broken(*what): raise RuntimeError(repr(what[0].request.headers))\n"

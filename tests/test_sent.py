@@ -1,4 +1,4 @@
-"""What counts as sent: a request is, from just before its first byte is written."""
+"""A request counts as sent from just before its first byte is written."""
 
 import json
 import socket
@@ -118,7 +118,7 @@ def test_a_request_on_a_kept_connection_that_is_reset_counts_as_sent() -> None:
 
 @pytest.fixture
 def suspend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let the host be suspended for an hour, which its clock counts and no timer notices."""
+    """Suspend the host for an hour: its clock counts that, and no timer notices it."""
     asleep = [0.0]
     real = time.clock_gettime
 

@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.settings`: each mistake a sentence, no secret shown, one order."""
+"""Settings: each mistake gives a sentence, no secret is shown, sources have one order."""
 
 import dataclasses
 import errno
@@ -53,7 +53,7 @@ def settings_of(cwd: Path, toml: str, **environ: str) -> Settings:
 
 
 def mistakes_of(cwd: Path, toml: str, **environ: str) -> tuple[str, ...]:
-    """Return the sentences, with the file called FILE."""
+    """Return the sentences about mistakes, with FILE for the file's path."""
     with pytest.raises(SettingsError) as caught:
         settings_of(cwd, toml, **environ)
     assert str(caught.value) == "\n".join(caught.value.mistakes)
@@ -63,7 +63,7 @@ def mistakes_of(cwd: Path, toml: str, **environ: str) -> tuple[str, ...]:
 
 
 def asset_toml(table: str = "secondary_assets", **changes: str | None) -> str:
-    """Return a right asset with some lines changed, and those left out that are None."""
+    """Return a valid asset with some lines changed; lines that are None are left out."""
     lines: dict[str, str | None] = {
         "symbol": '"EURUSD"',
         "polygon_ticker": '"C:EURUSD"',
@@ -74,7 +74,7 @@ def asset_toml(table: str = "secondary_assets", **changes: str | None) -> str:
     return f"[[{table}]]\n{body}\n"
 
 
-# --- What a file says ----------------------------------------------------------------------------
+# --- The file ------------------------------------------------------------------------------------
 
 
 def test_an_empty_file_gives_the_defaults_of_the_free_plan_and_no_assets(cwd: Path) -> None:
@@ -316,7 +316,7 @@ def test_polygon_api_key_overrides_massive_api_key(cwd: Path) -> None:
 
 
 class Recorder(Mapping[str, str]):
-    """An empty environment that remembers what it was asked for."""
+    """An empty environment that records which variables are read."""
 
     def __init__(self) -> None:
         self.asked: set[str] = set()
@@ -334,7 +334,7 @@ class Recorder(Mapping[str, str]):
 
 def test_the_list_of_variables_is_complete() -> None:
     recorder = Recorder()
-    with pytest.raises(SettingsError):  # An unknown file, so that no place is left out.
+    with pytest.raises(SettingsError):  # No file is named, so that all places are searched.
         load(Path("/does/not/exist"), recorder)
     load(None, recorder, cwd=SHIPPED_FILE.parent)
 
@@ -931,7 +931,7 @@ def test_a_file_of_the_greatest_size_is_read(cwd: Path) -> None:
 def test_the_first_file_of_the_search_order_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The machine's own /etc is not a test's to write in.
+    # A test may not write into the machine's own /etc.
     monkeypatch.setattr(settings.files, "SYSTEM_FILE", tmp_path / "etc" / "assets.toml")
     environ = {
         "ASSET_SYNC_CONFIG": str(tmp_path / "named.toml"),
@@ -1005,12 +1005,12 @@ def test_an_impossible_path_is_a_mistake_and_not_a_traceback(cwd: Path) -> None:
     assert str(caught.value).startswith(f"{cwd}/a\\x00\\x1b (--config) is no path that can exist;")
 
 
-# --- Whose file ----------------------------------------------------------------------------------
+# --- Owner and mode of the file ------------------------------------------------------------------
 
 
 @pytest.fixture
 def file() -> Iterator[Path]:
-    """A settings file in a current directory that, unlike pytest's own, others can enter."""
+    """A settings file in a current directory that other accounts can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         path = Path(directory) / "assets.toml"
@@ -1021,7 +1021,7 @@ def file() -> Iterator[Path]:
 
 @pytest.fixture
 def theirs(file: Path, other_account: str) -> Path:
-    """The same, of another account."""
+    """The same file, owned by another account."""
     shutil.chown(file, other_account, other_account)
     return file
 
@@ -1079,7 +1079,7 @@ def test_a_containers_named_file_may_belong_to_any_account(theirs: Path) -> None
 
 @pytest.mark.parametrize("config", [None, Path("assets.toml")])
 def test_a_configmap_of_links_is_read(cwd: Path, config: Path | None) -> None:
-    """Kubernetes mounts a file as a link into `..data`, a link to a directory with a date."""
+    """Kubernetes mounts a file as a link into `..data`, which is a link to a dated directory."""
     (cwd / "..2026_11_21").mkdir()
     (cwd / "..2026_11_21" / "assets.toml").write_text("queue.max_size = 8", encoding="utf-8")
     (cwd / "..data").symlink_to("..2026_11_21")
@@ -1159,7 +1159,7 @@ def test_the_file_at_the_top_of_the_repository_is_the_shipped_one() -> None:
 
 
 def test_reading_the_settings_imports_no_slow_module() -> None:
-    # What the interpreter has loaded before (under coverage: a lot) is not ours.
+    # Modules that the interpreter loaded before (many under coverage) do not count.
     program = (
         "import sys; before = set(sys.modules);"
         "from asset_sync.settings import load, SHIPPED_FILE; load(SHIPPED_FILE, {});"

@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.slots`: never over the limit, never idle under it, whoever dies."""
+"""The slots keep the limit and use all of it, even if processes die."""
 
 import heapq
 import random
@@ -20,7 +20,7 @@ ANSWERED = CallEnd.ANSWERED
 
 
 def about(seconds: float) -> object:
-    """The database's clock runs while a test does."""
+    """Allow for the time that passes on the database's clock during a test."""
     return pytest.approx(seconds, abs=0.5)
 
 
@@ -37,13 +37,13 @@ def refused(db: Connection, lane: Lane = Lane.PRIORITY, rate: Rate = FREE_PLAN) 
 
 
 def use(db: Connection, calls: int, lane: Lane = Lane.PRIORITY, rate: Rate = FREE_PLAN) -> None:
-    """Make so many calls that end at once."""
+    """Make a number of calls that end at once."""
     for _ in range(calls):
         slots.release(db, take(db, lane, rate), ANSWERED, rate)
 
 
 def block(db: Connection, seconds: float) -> None:
-    """Be refused with a 429 that says for how long, by a call that was made before."""
+    """Record a 429 with this duration for a call that was made before."""
     slots.refused(db, Slot(0, "", taken_at=0), FREE_PLAN, seconds)
 
 
@@ -225,7 +225,7 @@ def refuse_three_times(db: Connection, clock: ShiftingClock) -> None:
         assert [refuse(db, slot) for slot in together] == [lowers, False, False, False]
         assert refused(db, rate=PAID) == about(60)
         clock.sleep(60)
-        # Clock and rows of a test move apart: a call is taken after the wait, not at its end.
+        # The test moves rows and not the clock, so a call comes after the wait, not at its end.
         query(db, "update asset_sync.limiter set blocked_until = blocked_until - interval '1 s'")
 
 
@@ -254,7 +254,7 @@ def test_the_third_429_after_a_full_wait_lowers_this_keys_rate_to_the_free_plans
     refuse_three_times(db, clock)
     assert slots.effective_rate(db, PAID) == PAID._replace(calls=5, period_seconds=60)
     assert slots.budget(db, PAID).calls == 5
-    # also for a process that began before
+    # also for a process that started before
     assert len(take_all(db, Lane.QUEUE, PAID)) == 5
     assert "POLYGON_TIER" in str(slots.lowered(db, PAID))
     other = PAID._replace(key=Secret("another key"))
@@ -280,7 +280,7 @@ def test_the_rate_of_the_settings_is_tried_again_at_least_once_a_day(
 ) -> None:
     slots.prepare(db, PAID)
     refuse_three_times(db, clock)
-    for _ in range(9):  # 900 s, doubled eight times, are 64 hours
+    for _ in range(9):  # 900 s doubled eight times is 64 hours
         clock.sleep(86_400)
         assert slots.lowered(db, PAID) is None
         assert refuse(db, take(db, rate=PAID))
@@ -308,7 +308,7 @@ def test_a_refusal_after_the_budget_was_used_up_does_not_lower_the_rate(
         clock.sleep(61)
 
 
-# --- the wait ---------------------------------------------------------------------------------
+# --- the reported wait ------------------------------------------------------------------------
 
 
 def test_the_reported_wait_ends_when_the_first_slot_comes_free(
@@ -331,7 +331,8 @@ def test_the_reported_wait_treats_a_call_in_flight_as_ending_now(
     assert refused(db) == about(60)
     clock.sleep(20)
     assert refused(db) == about(60)
-    clock.sleep(20)  # past the time-out: it cannot be in flight any more, and was not answered
+    # After the time-out the call cannot be in flight any more, and it was not answered.
+    clock.sleep(20)
     assert refused(db) == about(140)
 
 
@@ -429,7 +430,7 @@ def test_preparing_again_changes_nothing(db: Connection) -> None:
 def together(
     connect: Callable[[], Connection], count: int, do: Callable[[Connection], None]
 ) -> None:
-    """Do the same on so many connections at the same moment."""
+    """Do the same on several connections at the same moment."""
     barrier = Barrier(count)
     errors: list[BaseException] = []
 
@@ -504,7 +505,7 @@ def test_the_clock_is_read_after_the_limiters_row_is_locked(
     assert granted >= let_go
 
 
-# --- the place of the next priority run -------------------------------------------------------
+# --- the reservation for the next priority run ------------------------------------------------
 
 
 def test_the_queue_has_all_slots_until_one_window_before_the_priority_run(db: Connection) -> None:
@@ -593,12 +594,12 @@ def test_a_reservation_larger_than_the_limit_stops_the_queue_until_it_ends(
 def test_with_three_priority_calls_each_five_minutes_22_of_25_calls_are_used_and_none_waits(
     db: Connection, clock: ShiftingClock
 ) -> None:
-    # The proof: 5 calls in each window but the last, where at most 2 leave room for a burst of 3.
+    # The reason: each window has 5 calls except the last, in which at most 2 leave room for 3.
     cycle, used = 300, []
     for _ in range(4):
         slots.reserve(db, calls=3, in_seconds=0)
         for _ in range(3):
-            use(db, 1, Lane.PRIORITY)  # would fail had it to wait
+            use(db, 1, Lane.PRIORITY)  # this fails if the call has to wait
         began, calls = clock.monotonic(), 3
         slots.reserve(db, calls=3, in_seconds=cycle)
         while (left := began + cycle - clock.monotonic()) > 0:
@@ -609,7 +610,7 @@ def test_with_three_priority_calls_each_five_minutes_22_of_25_calls_are_used_and
             else:
                 clock.sleep(min(answer.seconds, left))
         used.append(calls)
-    # One more where a window happens to end as the cycle does.
+    # One more is possible if a window ends at the end of the cycle.
     assert all(calls in {22, 23} for calls in used), used
 
 
@@ -621,7 +622,7 @@ def test_without_a_reservation_the_queue_uses_every_call_and_priority_waits(
     assert refused(db, Lane.PRIORITY) == about(60)
 
 
-# --- how the budget stands --------------------------------------------------------------------
+# --- the budget -------------------------------------------------------------------------------
 
 
 def test_before_the_first_run_the_whole_budget_is_free(db: Connection) -> None:
@@ -692,7 +693,7 @@ def test_reading_the_budget_waits_for_no_lock(
     assert slots.budget(db, FREE_PLAN).free == 5
 
 
-# --- all of it --------------------------------------------------------------------------------
+# --- everything together ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -707,7 +708,7 @@ def test_no_window_is_over_the_limit_for_any_call_lengths_and_deaths(
 ) -> None:
     chance = random.Random(seed)
     calls: list[Call] = []
-    # What happens next: when, a tie-break, and the call that ends then, if it is one.
+    # The next events: the time, a tie-break, and the call that ends then, if the event is an end.
     events: list[tuple[float, float, Slot | None, float]] = []
     for process in range(6):
         heapq.heappush(events, (clock.monotonic() + process, chance.random(), None, 0))
@@ -731,8 +732,8 @@ def test_no_window_is_over_the_limit_for_any_call_lengths_and_deaths(
         if isinstance(answer, Wait):
             again = now + answer.seconds * chance.choice([1, 1, 0.5])
         elif chance.random() < 0.03:
-            # It dies; its request may arrive until the time-out, which a run counts from before
-            # it asks for the slot (`sync._Held.until`), so that the slot's is never earlier.
+            # The process dies. Its request may arrive until the time-out. A run counts the time-out
+            # from before it asks for the slot (`Turn.until`), so the slot's own is never earlier.
             calls.append(Call(now, asked + FREE_PLAN.call_timeout_seconds))
         elif chance.random() < 0.05:
             slots.give_back(db, answer)

@@ -1,4 +1,4 @@
-"""The stand-in API is what the other tests believe, so its own promises come first."""
+"""The stand-in API behaves as documented: all other tests depend on it."""
 
 import errno
 import gzip
@@ -45,7 +45,7 @@ SNAPSHOT = "/v3/snapshot?ticker.any_of=C:EURUSD,X:BTCUSD,C:TYPO&limit=250"
 
 @dataclass(slots=True)
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that moves only when the test moves it."""
 
     seconds: float
 
@@ -70,7 +70,7 @@ def standin(
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An answer as a client gets it."""
+    """An answer as the client receives it."""
 
     status: int
     body: bytes
@@ -118,7 +118,7 @@ def ask(
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread is about to do."""
+    """Wait until another thread has done this."""
     deadline = time.monotonic() + 5
     while not condition():
         assert time.monotonic() < deadline
@@ -147,7 +147,7 @@ def test_the_replay_includes_both_bounds_and_ends_with_the_bar_in_progress() -> 
 
 
 def test_replayed_bars_keep_the_weekday_and_hour_of_the_recording() -> None:
-    # 2014-05-01 was a Thursday; a whole number of fortnights later is 2026-11-12.
+    # 2014-05-01 was a Thursday. 2026-11-12 is a whole number of fortnights later.
     (bar,) = replay.bars("C:EURUSD", ms("2026-11-12T00:00:00"), ms("2026-11-12T00:04:59"), 2**42)
     assert (ms("2026-11-12T00:00:00") - ms("2014-05-01T00:00:00")) % (14 * DAY_MS) == 0
     assert bar[1:5] == (1.38676, 1.38690, 1.38669, 1.38684)
@@ -182,7 +182,7 @@ def test_replayed_cycles_follow_each_other_without_overlap_or_gap(ticker: str, d
 
 
 def rows_recorded(ticker: str) -> int:
-    """The rows of the file that lie in the days which are replayed."""
+    """Return the rows of the file on the replayed days."""
     recording = INSTRUMENTS[ticker].recording
     path = Path(replay.__file__).with_name("bars") / recording.file
     first = recording.first_day
@@ -747,12 +747,12 @@ def test_the_window_is_strict_and_slides() -> None:
             clock.seconds = seconds
             return ask(api, EURO_BARS).status
 
-        # Five early in one minute and five late in it: a calendar window would let ten pass.
+        # Five calls early and five late in one minute: a calendar window would allow all ten.
         assert [at(t) for t in (50, 51, 52, 53, 54)] == [200] * 5
         assert at(109.999) == 429
-        # The refused call counts too: at 110 the first stamp has left, but that one has come.
+        # The refused call counts too: at 110 the first call has left the window and it has not.
         assert at(110.0) == 429
-        # 52, 53, 54 and the two refused are inside; 51 left at 111.
+        # 52, 53, 54 and the two refused calls are in the window; 51 left it at 111.
         assert at(111.5) == 429
         assert at(174.0) == 200
         assert api.refused == 3
@@ -867,7 +867,7 @@ def test_after_a_subscription_lapses_the_key_has_the_free_plan() -> None:
     with StandIn("starter", clock=Clock(WEDNESDAY / 1000), monotonic=Clock(0.0)) as api:
         assert [ask(api, SNAPSHOT).status for _ in range(3)] == [200] * 3
         assert ask(api, "/_standin/plan", post='"free"', authorization=None).status == 200
-        assert ask(api, SNAPSHOT).status == 403  # the fourth of five calls in the window
+        assert ask(api, SNAPSHOT).status == 403  # this is the fourth of five calls in the window
         assert ask(api, EURO_BARS).document["status"] == "DELAYED"
         refused = ask(api, EURO_BARS)
         assert ask(api, "/_standin/plan", post='"platinum"').status == 400
@@ -1009,7 +1009,7 @@ def test_today_is_refused_only_if_the_range_includes_today() -> None:
 
 
 def bars_with(fault: str) -> tuple[list[Row], list[Row]]:
-    """The right rows and the spoiled ones."""
+    """Return the correct rows and the spoiled ones."""
     with standin("starter", f"{fault}@C:EURUSD") as api:
         spoiled = ask(api, EURO_BARS).rows
         api.set_faults([])
@@ -1126,7 +1126,7 @@ def test_the_fault_reset_is_in_the_log(capfd: pytest.CaptureFixture[str]) -> Non
     with standin("starter", "reset") as api:
         with pytest.raises(ConnectionResetError) as caught:
             ask(api, EURO_BARS)
-        # http.client calls an orderly close without an answer a reset too.
+        # http.client also reports a normal close without an answer as a reset.
         assert caught.value.errno == errno.ECONNRESET
         assert [arrival.status for arrival in api.log] == [0]
     assert capfd.readouterr().err == ""
@@ -1222,7 +1222,7 @@ def test_a_fault_can_be_limited_to_a_number_of_times_and_to_a_ticker() -> None:
         assert [ask(api, gold).status for _ in range(3)] == [200] * 3
         assert [ask(api, EURO_BARS).status for _ in range(3)] == [500, 500, 200]
         assert [ask(api, bitcoin).status for _ in range(3)] == [502] * 3
-        assert ask(api, SNAPSHOT).status == 502  # it asks about bitcoin among others
+        assert ask(api, SNAPSHOT).status == 502  # bitcoin is one of several assets in the request
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A run knows who started it."""
+"""A run finds out whether cron, systemd or a person started it."""
 
 import os
 import pty
@@ -14,7 +14,7 @@ ASK = "from asset_sync.starter import starter; print(starter().value)"
 
 
 def asked(*command: str, **environ: str) -> str:
-    """What a process without a terminal says that is started so."""
+    """Return what a process without a terminal reports if it is started in this way."""
     return subprocess.run(
         command,
         env={"PATH": os.environ["PATH"], **environ},

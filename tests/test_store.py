@@ -1,4 +1,4 @@
-"""What one answer brings, in the platform's tables: nothing lost, nothing twice."""
+"""The data of one answer is stored in the platform's tables: nothing is lost or stored twice."""
 
 import json
 import random
@@ -46,7 +46,7 @@ def bar(
     vwap: float | None = 1.0868,
     trades: int | None = 321,
 ) -> Bar:
-    """Return the bar that starts so many bars after noon."""
+    """Return the bar that starts this number of bars after noon."""
     start_ms = NOON_MS + number * FIVE_MINUTES_MS
     return Bar(start_ms, 1.0865, high, low, close, 321.0, vwap, trades)
 
@@ -85,7 +85,7 @@ def stored_bars(db: Connection) -> list[Bar]:
 
 
 def versions(db: Connection) -> list[tuple[object, ...]]:
-    """Return where each bar lies and which transaction wrote it: a write changes both."""
+    """Return each bar's place and the transaction that wrote it: a write changes both."""
     return query(db, "select ts, ctid::text, xmin::text from market_data.ohlcv_5m order by ts")
 
 
@@ -192,7 +192,7 @@ def test_fifty_thousand_bars_are_stored_with_one_statement(db: Connection) -> No
     statements = []
 
     class Counting:
-        """The cursor, with its statements counted."""
+        """A cursor that counts its statements."""
 
         def __init__(self, cursor: Cursor) -> None:
             self._cursor = cursor
@@ -235,7 +235,7 @@ def test_an_asset_without_bars_or_row_has_no_newest_bar(db: Connection) -> None:
 
 
 def store_bar_of(db: Connection, ts: str) -> None:
-    """Store a bar of EURUSD as somebody else might have."""
+    """Store a bar of EURUSD as another program may have done."""
     query(
         db,
         """
@@ -445,7 +445,7 @@ def test_a_price_of_an_unknown_asset_is_not_written(db: Connection) -> None:
 
 @pytest.fixture
 def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run on a host in another time zone."""
+    """Run the test on a host in another time zone."""
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "America/New_York")
         time.tzset()
@@ -674,7 +674,7 @@ where table_schema in ('trading', 'data_sources', 'market_data') order by 1, 2, 
 
 @pytest.fixture
 def theirs(empty_url: str) -> Iterator[Connection]:
-    """Return a platform that has its own tables, of other types, taken over by `db init`."""
+    """Return a platform with its own tables of other types, on which `db init` has run."""
     with raw_session(Secret(empty_url)) as db:
         query(db, _THEIRS)
         before = query(db, _SHAPE)
@@ -739,11 +739,11 @@ _TRACES = {
 
 
 class PowerCut(BaseException):
-    """Something that nobody foresaw."""
+    """An unexpected error."""
 
 
 class Answer:
-    """One answer of the provider, on its way into the database."""
+    """One answer of the provider that is being stored."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -770,7 +770,7 @@ def traces(db: Connection) -> dict[str, int]:
 
 
 def events_heard(listener: Connection) -> int:
-    """Return how many events have come: NOTIFY is delivered before the answer to a statement."""
+    """Return how many events have arrived: NOTIFY comes before the answer to a statement."""
     query(listener, "select 1")
     listener.poll()
     count = len(listener.notifies)
@@ -794,7 +794,7 @@ def test_an_answer_interrupted_before_its_commit_leaves_nothing(
 
     assert traces(db) == dict.fromkeys(_TRACES, 0)
     assert events_heard(listener) == 0
-    answer.store(lambda: None)  # and the item is still ours
+    answer.store(lambda: None)  # and this run still has the lease
     assert traces(db) == dict.fromkeys(_TRACES, 1)
     assert events_heard(listener) == 1
 
@@ -825,5 +825,5 @@ def test_a_process_that_dies_before_its_commit_leaves_nothing(
 
 
 def kill(db: Connection, victim: Connection) -> None:
-    """End the victim's session on the server, as the death of its process does."""
+    """End a session on the server, as the death of its process does."""
     query(db, "select pg_terminate_backend(%s, 5000)", (victim.info.backend_pid,))

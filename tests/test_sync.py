@@ -56,7 +56,7 @@ def _ignore(_: Progress) -> None:
 
 @dataclass(slots=True)
 class Job:
-    """What a run needs, and what its listeners heard."""
+    """What a run needs, and the events that it emitted."""
 
     db: Connection
     clock: ShiftingClock
@@ -87,7 +87,7 @@ class Job:
         )
 
     def serve(self, *assets: Asset, history_days: int = 720) -> None:
-        """Serve these; two days of history are 577 bars and quick."""
+        """Set these assets; two days of history are 577 bars and are fast."""
         plan = replace(self.settings.provider.plan, history_days=history_days)
         provider = replace(self.settings.provider, plan=plan)
         self.settings = replace(self.settings, assets=assets, provider=provider)
@@ -97,7 +97,7 @@ class Job:
         return found
 
     def item(self, symbol: str, feed: Feed = Feed.BARS) -> Row:
-        """State, attempts and level of an item."""
+        """Return state, attempts and level of an item."""
         return self.row(
             "select state, attempts, level from asset_sync.queue where symbol = %s and feed = %s",
             symbol,
@@ -109,7 +109,7 @@ class Job:
         return [outcome for (outcome,) in rows]
 
     def slots(self) -> Row:
-        """How many slots are stamped within the window, and how many are in flight."""
+        """Return how many slots are stamped in the window and how many are in flight."""
         return self.row(
             """
             select count(*) filter (where stamped_at > now() - make_interval(secs => %s)),
@@ -120,7 +120,7 @@ class Job:
         )
 
     def bars(self, symbol: str) -> list[Row]:
-        """Return what is stored, as the replay would have it."""
+        """Return the stored bars in the form of the replay."""
         return query(
             self.db,
             """
@@ -159,7 +159,7 @@ def replayed(ticker: str, start: datetime, end: datetime | None = None) -> list[
 
 
 def assert_as_replayed(job: Job, one: Asset, *, days: float) -> None:
-    """The bars of so many days until now are stored, each once and as replayed."""
+    """Check that the bars of so many days until now are stored, each once and as replayed."""
     stored = job.bars(one.symbol)
     last = datetime.fromtimestamp(stored[-1][0] / 1000, UTC)
     assert datetime.now(UTC) - last < timedelta(days=3)  # over a weekend there are none
@@ -338,7 +338,7 @@ def test_an_answer_without_new_bars_makes_the_asset_fresh_too(job: Job) -> None:
 
 
 def leave_a_gap(job: Job, one: Asset, days: int) -> None:
-    """Let the asset have been synced that long ago, and its bars end there."""
+    """Let the asset's last sync and its newest bar be that long ago."""
     job.run()
     query(
         job.db,
@@ -373,7 +373,7 @@ def test_a_long_gap_is_closed_by_several_calls_each_with_its_own_slot(job: Job) 
 def test_a_catch_up_passes_a_quiet_time_longer_than_one_call_reaches(
     job: Job, silent: str, calls: int
 ) -> None:
-    """One of the calls asks whether there still is such a ticker."""
+    """One of the calls asks whether the ticker still exists."""
     job.serve(COIN)
     leave_a_gap(job, COIN, 200)
     job.api.set_faults([silent])
@@ -558,7 +558,7 @@ def test_more_priority_assets_than_a_window_has_calls_are_all_served_in_one_run(
 
 
 def until_next_start(job: Job) -> float:
-    """Seconds until cron's next start, by the database's clock."""
+    """Return the seconds until cron's next start, by the database's clock."""
     [(seconds,)] = query(job.db, "select extract(epoch from clock_timestamp())::float8")
     return 300 - float(seconds) % 300
 
@@ -703,7 +703,7 @@ NOBODYS = [
 
 
 def be_quick(job: Job) -> None:
-    """Give up silent and dripping servers soon."""
+    """Shorten the time limits for silent and dripping servers."""
     job.settings = replace(
         job.settings,
         provider=replace(job.settings.provider, read_timeout_seconds=0.3, call_timeout_seconds=3.0),
@@ -876,7 +876,7 @@ def test_an_answer_that_is_the_assets_fault_counts_and_lowers_its_level(
 
 
 def another_answered_well(job: Job) -> None:
-    """Have the provider answer another asset well: evidence that the failing one is to blame."""
+    """Record that the provider answered another asset well: so the failure is the asset's own."""
     query(job.db, "update asset_sync.limiter set answered_at = clock_timestamp()")
 
 
@@ -1202,7 +1202,7 @@ def test_an_asset_two_years_behind_asks_for_less_and_does_not_deny_today_to_othe
 
 
 def many(count: int) -> list[Asset]:
-    """So many assets, of which the stand-in knows two."""
+    """Return this number of assets, of which the stand-in knows two."""
     made = [replace(TYPO, symbol=f"S{n:03}", ticker=f"X:S{n:03}") for n in range(count - 2)]
     return [COIN, ETHER, *made]
 

@@ -1,4 +1,4 @@
-"""The queue and the history by hand: what an operator sees and does."""
+"""The commands with which an operator views and changes the queue and the history."""
 
 import json
 import socket
@@ -42,7 +42,7 @@ def tell(url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 
 @pytest.fixture
 def in_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings that name A to D and one that no run has seen; E is switched off."""
+    """Settings with A to D and a new asset that no run has enqueued yet; E is switched off."""
     blocks = [
         f'[[secondary_assets]]\nsymbol = "{symbol}"\npolygon_ticker = "C:{symbol}"\n'
         f'asset_type = "forex"\nenabled = {str(symbol != "E").lower()}\n'
@@ -54,7 +54,7 @@ def in_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stocked(db: Connection) -> Connection:
-    """A queue in which A is dead, B waits, C is fresh, and D is at work."""
+    """A queue in which A is dead, B waits, C is fresh, and a run holds D."""
     wanted = [queue.Wanted(asset(symbol, Level.HIGH), Feed.BARS) for symbol in "ADCB"]
     for one in wanted:
         queue.enqueue(db, [one], SETTINGS)
@@ -366,7 +366,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
 
 @pytest.fixture
 def history(db: Connection, clock: ShiftingClock) -> int:
-    """A run that has ended and one that was killed after a call; return the latter's number."""
+    """Record a run that ended and one that was killed after a call; return the second's number."""
     first = runs.start(db, "priority")
     runs.end(db, first, "done", updated=3, failed=0, waited_seconds=1.5)
     second = runs.start(db, "queue")

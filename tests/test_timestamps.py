@@ -1,4 +1,4 @@
-"""A timestamp that Python or PostgreSQL cannot compute with ends no command."""
+"""No command ends because of a timestamp that Python or PostgreSQL cannot compute with."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ _OF_OURS = {
     "runs": ("started_at", "ended_at"),
     "calls": ("at",),
 }
-_OF_OURS_FROM_LONG_AGO = {  # -infinity stands for never
+_OF_OURS_FROM_LONG_AGO = {  # -infinity means never
     "queue": ("failed_at",),
     "slots": ("stamped_at", "previous_stamped_at"),
     "limiter": ("blocked_until", "reserved_at", "seen_at", "answered_at", "called_at"),

@@ -1,4 +1,4 @@
-"""A database of the version before goes on where it was: its calls, its failures, its line."""
+"""An upgrade of a database of the version before keeps its calls, failures and queue."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from asset_sync.secret import Secret
 
 @pytest.fixture
 def version_2(empty_url: str) -> Iterator[Connection]:
-    """A database as version 2 of the schema left it."""
+    """A database with version 2 of the schema."""
     connection = psycopg2.connect(empty_url)
     connection.autocommit = True
     with transaction(connection) as cursor:

@@ -1,4 +1,4 @@
-"""A built wheel works where it is installed, far from this repository."""
+"""A built wheel works when it is installed outside of this repository."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that the wheel was installed into; its dependencies are this environment's."""
+    """The directory with the installed wheel; its dependencies come from this environment."""
     base = tmp_path_factory.mktemp("w")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
