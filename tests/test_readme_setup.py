@@ -1,9 +1,11 @@
-"""The lines of the README's set-up work as they stand: as an ordinary user, and as root.
+"""The lines of the README's set-up work unchanged, for an ordinary user and for root.
 
-Only three things differ from a new machine. Packages, pip among them, come from the environment
-that runs the tests, as a download takes minutes and fails without a network; but the venv is a new
-one, and this project is built and installed into it. The API is the stand-in, with more calls than
-the free plan has, so that nobody waits. `crontab`, `systemctl` and `runuser` are the test's own.
+Three things differ from a new machine:
+
+- Packages, including pip, come from the environment that runs the tests, as a download takes
+  minutes and needs a network. The venv is new; this project is built and installed into it.
+- The API is the stand-in, with more calls than the free plan has, so that no run waits.
+- The tests replace `crontab`, `systemctl` and `runuser`.
 """
 
 import os
@@ -101,7 +103,7 @@ def user() -> Iterator[Home]:
 
 
 def unshared(*options: str) -> list[str]:
-    """A command that gives what follows it namespaces of its own."""
+    """A command that runs another one in new namespaces."""
     command = ["unshare", *options]
     if (
         shutil.which("unshare") is None
@@ -112,13 +114,13 @@ def unshared(*options: str) -> list[str]:
 
 
 def not_as_root() -> list[str]:
-    """As root, a namespace in which the same user is nobody, without root's rights."""
+    """For root: a namespace in which the user is `nobody` and has no rights of root."""
     if os.geteuid() != 0:
         return []
     return unshared("--user", "--map-user=65534", "--map-group=65534")
 
 
-def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(user: Home) -> None:
+def test_the_lines_of_the_readme_work_for_an_ordinary_user(user: Home) -> None:
     within = not_as_root()
 
     shown = user.type(AS_USER, *within)
@@ -144,14 +146,14 @@ def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(user: Home) ->
     assert "never" not in lists, "cron's jobs wrote where this shell looks"
 
 
-def test_what_an_ordinary_user_types_names_nothing_outside_of_the_home() -> None:
+def test_the_lines_for_an_ordinary_user_name_no_path_outside_of_the_home() -> None:
     assert not re.findall(r"(?<![\w~.])/\w", AS_USER)
     assert "sudo" not in AS_USER
 
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Where a PostgreSQL listens that wants passwords, as a distribution's does."""
+    """The port of a PostgreSQL that asks for passwords, as a distribution's does."""
     with thrown_away(binaries(150_000)) as server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -168,7 +170,7 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the lines are root's")
-def test_root_sets_it_up_with_the_lines_of_the_readme(user: Home, port: int) -> None:
+def test_the_lines_of_the_readme_work_for_root(user: Home, port: int) -> None:
     """In a mount namespace, where /opt is empty and /etc is a copy."""
     shutil.copytree("/etc", user.home / "etc", symlinks=True, ignore=_others)
     (user.home / "opt").mkdir()
