@@ -1,14 +1,14 @@
-# make demo   the job on replayed data, from a bare machine (Python 3.11, no PostgreSQL, no key)
-# make test   all tests, with branch coverage (SIMULATED_HOURS=24: a whole day of the real loop)
+# make demo   shows the job on replayed data; needs Python 3.11, but no PostgreSQL and no key
+# make test   all tests, with branch coverage (SIMULATED_HOURS=24 simulates whole days)
 # make lint   ruff and mypy
-# make soak   the promises under kills, restarts and faults (3 minutes; SOAK_SECONDS=600 longer)
-# make bench  speed and size, each beside its floor in the same run
-# make pictures  the pictures of the pages, from the program's own output
-# make reference  docs/commands.md, docs/settings.md and assets.toml, from the program itself
+# make soak   tests the promises under kills, restarts and faults (some minutes; see SOAK_SECONDS)
+# make bench  measures speed and size, each beside its floor in the same run
+# make pictures  draws the pictures of the pages from the program's output
+# make reference  writes docs/commands.md, docs/settings.md and assets.toml from the program
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Most tests wait for servers most of their time.
+# More than the cores of a small machine, since most tests wait for servers.
 PROCESSES ?= 4
 
 .PHONY: demo test lint soak bench pictures reference clean

@@ -1,26 +1,30 @@
-"""The host's clock: it measures how much time has passed, never what time it is."""
+"""The host's clock, which measures durations only: the time of day comes from the database."""
 
 import time
 
-# On macOS CLOCK_MONOTONIC includes sleep if it is read in this way; on Linux it does not.
-_COUNTS_SLEEP: int | None = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+# The clock that also runs while the host is suspended. Linux has CLOCK_BOOTTIME for that; on macOS
+# CLOCK_MONOTONIC does it if it is read by `clock_gettime`.
+_BOOT_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 _SLICE_SECONDS = 0.5
 
 
 def monotonic() -> float:
-    """Return seconds since some moment, including the time that the host was suspended."""
-    return time.monotonic() if _COUNTS_SLEEP is None else time.clock_gettime(_COUNTS_SLEEP)
+    """Return the seconds since a fixed moment, including the time that the host was suspended."""
+    return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)
 
 
 class Clock:
-    """Measures and waits; tests use one that does not wait. Dates are the database's."""
+    """Measures durations and waits; tests use a clock that does not wait."""
 
     def monotonic(self) -> float:
-        """Return seconds since some moment, including the time that the host was suspended."""
+        """Return seconds since a fixed moment, including the time that the host was suspended."""
         return monotonic()
 
     def steady(self) -> float:
-        """Return seconds to compare with the database's clock, including every `sleep`."""
+        """Return the seconds since a fixed moment, to be compared with the database's clock.
+
+        The two differ only in tests, whose `sleep` moves `monotonic` but not the database's clock.
+        """
         return self.monotonic()
 
     def sleep(self, seconds: float) -> None:

@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 class AssetSyncError(Exception):
     """A sentence for the user: what happened, to which asset or setting, and what to do.
 
-    Each package derives its own family from this. Any other exception is a bug.
+    Each package derives its own errors from this. Any other exception is a bug.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.USAGE

@@ -5,17 +5,13 @@ module reads no time zone; the first question does, which takes 14 ms once.
 """
 
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import cache
-from operator import itemgetter
 from typing import TypeAlias
 
 from asset_sync.errors import AssetSyncError
-
-Span: TypeAlias = tuple[datetime, datetime]
-"""From a moment up to another one, which does not belong to it."""
+from asset_sync.spans import Span, difference, intersection, union
 
 BAR = timedelta(minutes=5)
 _DAY = timedelta(days=1)
@@ -80,18 +76,14 @@ class Hours:
         start, end = _in_utc(start), _in_utc(end)
         # No wall time differs from UTC by a whole day.
         first, last = start.replace(tzinfo=None) - _DAY, end.replace(tzinfo=None) + _DAY
-        opened = _merged(_weekly_spans(self._lines, first, last))
-        closed = _merged(
+        opened = union(_weekly_spans(self._lines, first, last))
+        closed = union(
             _wall_to_utc(_NEW_YORK, *span)
             for year in range(first.year, last.year + 1)
             for span in self._closed(year)
             if span[0] < last and first < span[1]
         )
-        return [
-            (since, until)
-            for opening, closing in _less(opened, closed)
-            if (since := max(start, opening)) < (until := min(end, closing))
-        ]
+        return intersection(difference(opened, closed), [Span(start, end)])
 
     def expected_bars(self, start: datetime, end: datetime) -> int:
         """Return how many five-minute bars start within [start, end)."""
@@ -100,6 +92,24 @@ class Hours:
     def open_time(self, start: datetime, end: datetime) -> timedelta:
         """Return how long the market is open within [start, end)."""
         return sum((until - since for since, until in self.spans(start, end)), timedelta())
+
+    def days(self, start: datetime, end: datetime) -> list[tuple[date, list[Span]]]:
+        """Return the trading days that lie in [start, end), each with its open spans, clipped.
+
+        A trading day ends at 17:00 in New York; where all hours are in UTC, at midnight UTC.
+        """
+        in_utc = all(zone == "UTC" for zone, _, _ in _weekly(self._lines))
+        zone, hour = ("UTC", 24) if in_utc else (_NEW_YORK, 17)
+        opened = self.spans(start, end)
+        found = []
+        day = (_in_utc(start) - _DAY).date()
+        while day <= (_in_utc(end) + _DAY).date():
+            ends = _wall(day) + timedelta(hours=hour)
+            spans = intersection(opened, [_wall_to_utc(zone, ends - _DAY, ends)])
+            if spans:
+                found.append((day, spans))
+            day += _DAY
+        return found
 
     def back(self, end: datetime, open_time: timedelta) -> datetime:
         """Return the latest moment from which so much open time lies up to `end`."""
@@ -125,7 +135,8 @@ def _wall(day: date, hour: int = 0) -> datetime:
 def _forex_closed(year: int) -> tuple[Span, ...]:
     """Return the forex days that end on New Year and on Christmas: from 17:00 to 17:00."""
     return tuple(
-        (_wall(day - _DAY, 17), _wall(day, 17)) for day in (date(year, 1, 1), date(year, 12, 25))
+        Span(_wall(day - _DAY, 17), _wall(day, 17))
+        for day in (date(year, 1, 1), date(year, 12, 25))
     )
 
 
@@ -134,8 +145,8 @@ def _exchange_closed(year: int) -> tuple[Span, ...]:
     """Return the holidays of the exchanges of the United States, and the rest of short days."""
     holidays = set(us_holidays(year))
     short = {_nth(year, 11, 3, 4) + _DAY, date(year, 12, 24), date(year, 7, 3)} - holidays
-    whole_days = ((_wall(day), _wall(day + _DAY)) for day in holidays)
-    return (*whole_days, *((_wall(day, 13), _wall(day + _DAY)) for day in short))
+    whole_days = (Span(_wall(day), _wall(day + _DAY)) for day in holidays)
+    return (*whole_days, *(Span(_wall(day, 13), _wall(day + _DAY)) for day in short))
 
 
 def us_holidays(year: int) -> list[date]:
@@ -302,7 +313,8 @@ def _zone(name: str) -> tzinfo:
 
 def _wall_to_utc(zone: str, since: datetime, until: datetime) -> Span:
     tz = _zone(zone)
-    return since.replace(tzinfo=tz).astimezone(UTC), until.replace(tzinfo=tz).astimezone(UTC)
+    begin, end = (wall.replace(tzinfo=tz).astimezone(UTC) for wall in (since, until))
+    return Span(begin, end)
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -320,31 +332,6 @@ def _weekly_spans(lines: tuple[str, ...], first: datetime, last: datetime) -> It
             if monday + since < last and first < monday + until:
                 yield _wall_to_utc(zone, monday + since, monday + until)
         monday += _WEEK
-
-
-def _merged(spans: Iterable[Span]) -> list[Span]:
-    """Return the spans in order; those that overlap or adjoin become one."""
-    merged: list[Span] = []
-    for since, until in sorted(spans):
-        if merged and since <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(until, merged[-1][1])
-        elif since < until:  # a wall time that is skipped makes an empty one
-            merged.append((since, until))
-    return merged
-
-
-def _less(opened: list[Span], closed: list[Span]) -> Iterator[Span]:
-    """Give what is left of the open spans; both lists are merged."""
-    for since, until in opened:
-        begin = since
-        for shut, over in closed[bisect_right(closed, since, key=itemgetter(1)) :]:
-            if until <= shut:
-                break
-            if begin < shut:
-                yield begin, shut
-            begin = max(begin, over)
-        if begin < until:
-            yield begin, until
 
 
 def _marks(moment: datetime) -> int:

@@ -14,7 +14,7 @@ class AssetType(StrEnum):
 
 
 class Level(StrEnum):
-    """How important an asset is; the members are in the order of service."""
+    """How important an asset is; the most important level comes first."""
 
     CRITICAL = "critical"
     HIGH = "high"
@@ -23,7 +23,7 @@ class Level(StrEnum):
 
 
 class Lane(StrEnum):
-    """Which of the two commands calls; the queue leaves slots for the next priority run."""
+    """Which of the two commands makes a call; QUEUE leaves slots for the next priority run."""
 
     PRIORITY = "priority"
     QUEUE = "queue"
@@ -63,8 +63,8 @@ class Feed(str):
     def named(cls, name: str) -> "Feed":
         """Return the feed of that name, as the database has it.
 
-        A newer version on another host may have put one in line that this version does not know:
-        it is shown, and no run of this version claims it.
+        A newer version on another host may use a feed that this version does not know. Commands
+        show such a feed, but no run of this version claims its items.
         """
         feed = cls.known.get(name)
         if feed is None:
@@ -88,10 +88,10 @@ class Asset:
     """One asset to keep fresh, as the settings file names it."""
 
     symbol: str
-    """Ours: `EURUSD`."""
+    """The user's name for it: `EURUSD`."""
 
     ticker: str
-    """The provider's: `C:EURUSD`."""
+    """The provider's name for it: `C:EURUSD`."""
 
     asset_type: AssetType
     name: str

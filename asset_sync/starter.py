@@ -15,15 +15,15 @@ class Starter(StrEnum):
     OTHER = "other"
 
 
-_CRONS = frozenset({"cron", "crond", "anacron", "fcron"})
+_CRON_PROGRAMS = frozenset({"cron", "crond", "anacron", "fcron"})
 
 
 def starter() -> Starter:
-    """Return who started this process, as far as this machine shows it.
+    """Return who started this process, or OTHER if this machine does not show it.
 
     A process that a person started has a terminal, even if all its output is redirected. Jobs of
-    cron and systemd have none: cron's have cron among their ancestors; systemd's have systemd as
-    their parent, and an INVOCATION_ID.
+    cron and systemd have no terminal. A job of cron has cron among its ancestors. A job of systemd
+    has systemd as its parent, and an INVOCATION_ID.
     """
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
@@ -32,7 +32,7 @@ def starter() -> Starter:
     else:
         return Starter.TERMINAL
     ancestors = [name.lower() for name in _ancestors()]
-    if not _CRONS.isdisjoint(ancestors):
+    if not _CRON_PROGRAMS.isdisjoint(ancestors):
         return Starter.CRON
     if ancestors[:1] == ["systemd"] and "INVOCATION_ID" in os.environ:
         return Starter.SYSTEMD

@@ -1,6 +1,6 @@
-"""Prints docs/commands.md: every command with its help, as the program has it.
+"""Prints docs/commands.md: every command with its help.
 
-`make reference` writes the page; a test fails when it is not what the program says.
+`make reference` writes the page; a test fails if the page differs from the program's help.
 """
 
 import os

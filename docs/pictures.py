@@ -1,6 +1,6 @@
-"""The pictures of the pages: what the program prints on a terminal 80 columns wide, as SVG.
+"""Draws the pictures of the pages: the program's output on a terminal of 80 columns, as SVG.
 
-Runs the real program against the stand-in API and a database of its own; `make pictures`.
+`make pictures` runs it. It uses the real program, the stand-in API and its own database.
 """
 
 import io
@@ -55,14 +55,14 @@ def main() -> None:
 
 
 def seen(command: str, environ: dict[str, str]) -> str:
-    """Run a command to its end and return what stands on the screen."""
+    """Run a command to its end and return the text on the screen."""
     with Terminal(command, environ) as terminal:
         terminal.read_until(None)
         return terminal.screen()
 
 
 class Terminal:
-    """A command on a terminal of its own."""
+    """A command on its own terminal."""
 
     def __init__(self, command: str, environ: dict[str, str]) -> None:
         self._command = command
@@ -92,7 +92,7 @@ class Terminal:
                     return
 
     def screen(self) -> str:
-        """Return what stands on the screen: a line that was drawn over counts as it was last."""
+        """Return the text on the screen; of a line that was drawn several times, the last state."""
         lines = [""]
         for piece in re.split(r"(\r\n|\n|\r|\x1b\[2K|\x1b\[1A|\x1b\[\?25[lh])", self._output):
             if piece in {"\n", "\r\n"}:

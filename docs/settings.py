@@ -56,7 +56,7 @@ def page() -> str:
             ),
             "## Which file is read",
             "",
-            "The first of these that there is; with `-v` a run says which:",
+            "The first of these that exists; with `-v` a run says which:",
             "",
             *(f"{number}. {place}" for number, place in enumerate(places(), start=1)),
             "",
@@ -160,7 +160,7 @@ def paragraph(text: str) -> str:
 
 HEAD = """\
 What asset-sync keeps fresh, and how. Every line below is the default; leave out what you do not \
-change. Looked for, first to last: {places}.
+change. The first of these that exists is read: {places}.
 
 Secrets do not belong here. They come from the environment: {secrets}; or from a file whose path \
 stands in the same variable with _FILE behind its name. Without a database configured, an embedded \
@@ -171,7 +171,7 @@ docs/settings.md has every setting with what it may be.
 
 ARRAYS = {
     "priority_assets": "Fetched in each cycle, before all others.",
-    "secondary_assets": "Fetched by turns with the calls that are left. The same keys.",
+    "secondary_assets": "Fetched with the calls that priority assets leave. The same keys.",
 }
 
 

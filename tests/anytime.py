@@ -1,8 +1,8 @@
-"""Another clock for a database: functions of ours before PostgreSQL's `now()` in its search path.
+"""Another clock for a database: its search path has our functions before PostgreSQL's `now()`.
 
-The day on which a suite runs must not decide whether it passes: a market is closed on Saturdays,
+The suite must pass on any day, but a market is closed on Saturdays,
 New York changes its clocks twice a year, and a year may have a 29 February. So what depends on the
-day runs on each of `DAYS`; the rest of a second goes by as it does.
+day runs on each of `DAYS`. Time then passes at its real speed.
 """
 
 import time
@@ -27,7 +27,7 @@ DAYS: Mapping[str, str] = {
 
 
 class Today:
-    """A day that has come, as far as a test's database, stand-in and test know."""
+    """The date and time that a test, its database and its stand-in take for now."""
 
     def __init__(self, moment: str) -> None:
         self._ahead_seconds = datetime.fromisoformat(moment).timestamp() - time.time()
@@ -42,7 +42,7 @@ class Today:
         return int(self.time() * 1000)
 
     def give_to(self, url: str) -> None:
-        """Have all that connect to this database from now on be told this time."""
+        """Give this time to all sessions that connect to this database from now on."""
         ahead = f"interval '{self._ahead_seconds!r} s'"
         sql = shadowing(f"pg_catalog.now() + {ahead}", f"pg_catalog.clock_timestamp() + {ahead}")
         connection = psycopg2.connect(url)
@@ -57,10 +57,10 @@ class Today:
 
 
 def shadowing(now: str, clock: str) -> str:
-    """Return SQL that makes these expressions what `now()` and `clock_timestamp()` say.
+    """Return SQL that makes `now()` and `clock_timestamp()` return these expressions.
 
-    They do so where the search path is `SEARCH_PATH`, and in the defaults of columns, such as the
-    time at which an asset was added.
+    This holds in sessions whose search path is `SEARCH_PATH`, and in defaults of columns, such as
+    the time at which an asset was added.
     """
     return f"""
         create schema world;

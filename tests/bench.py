@@ -1,4 +1,4 @@
-"""How fast and how small: each figure beside its floor, measured in the same run.
+"""Measures speed and size, each figure beside its floor, in the same run.
 
 `make bench` makes an embedded PostgreSQL of its own, takes about a minute, prints a
 table and exits 1 if a target is missed. Repetitions are interleaved and the median counts, so
@@ -56,7 +56,7 @@ from asset_sync.store import market, runs  # noqa: E402
 STARTS, CLAIMS, SLOTS, WRITES = 15, 50, 50, 5
 BARS, BIG_ANSWER = 10_000, 50_000
 STATUS_TARGET, EMPTY_RUN_TARGET = 2.5, 3.0
-CLAIM_TARGET = 2.0  # 100 times the rows, and it may take twice as long
+CLAIM_TARGET = 2.0  # with 100 times the rows, a claim may take twice as long
 BARS_TARGET = 120_000 / 11_000
 MEMORY_TARGET_MB = 80
 
@@ -69,7 +69,7 @@ cursor.fetchall()
 connection.close()
 """
 
-# A process begins with the peak of the one that started it; between us stands a small one.
+# A process starts with the peak memory of its parent, so a small process comes in between.
 PEAK_OF = """
 import resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE)
@@ -94,7 +94,7 @@ class Line:
 def main() -> int:
     """Measure everything and return the exit code."""
     directory = Path(tempfile.mkdtemp(prefix="asset-sync-bench-"))
-    # Found before the machine's own settings, whose assets would be measured instead.
+    # The program finds this file before the machine's own settings.
     shutil.copy(SHIPPED_FILE, directory / "assets.toml")
     server = embedded.start(directory / "data")
     try:
@@ -132,13 +132,13 @@ def show(lines: Sequence[Line]) -> None:
 
 
 def interleaved(repetitions: int, *works: Callable[[], float]) -> list[float]:
-    """Return the median of what each of the works returns, taking turns."""
+    """Run these functions in turn; return the median of what each returns."""
     results = [[work() for work in works] for _ in range(repetitions)]
     return [median(column) for column in zip(*results, strict=True)]
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Return how long it takes."""
+    """Return how long this takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -148,7 +148,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def commands(address: str, directory: Path) -> Iterator[Line]:
-    """`queue status` and an empty run, beside a bare Python that asks one question."""
+    """Measure `queue status` and an empty run, beside a bare Python that runs one query."""
     make_fresh(address)
     environ = environment(address, directory)
 
@@ -158,7 +158,7 @@ def commands(address: str, directory: Path) -> Iterator[Line]:
                 command, check=True, env=environ, cwd=directory, stdout=subprocess.DEVNULL
             )
 
-        work()  # so that the bytecode is there
+        work()  # so that the bytecode exists
         return lambda: seconds_of(work)
 
     floor, status, as_json, run = interleaved(
@@ -184,13 +184,13 @@ def commands(address: str, directory: Path) -> Iterator[Line]:
 
 
 def program() -> tuple[str, ...]:
-    """Return how this program is started: as installed beside this Python, else as a module."""
+    """Return the command that starts the program: installed beside this Python, or as a module."""
     script = Path(sys.executable).parent / "asset-sync"
     return (str(script),) if script.exists() else (sys.executable, "-m", "asset_sync")
 
 
 def environment(address: str, home: Path, **more: str) -> dict[str, str]:
-    """Return what cron would give."""
+    """Return the environment that cron gives."""
     return {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(REPOSITORY),
@@ -202,7 +202,7 @@ def environment(address: str, home: Path, **more: str) -> dict[str, str]:
 
 
 def make_fresh(address: str) -> None:
-    """Leave the database as runs do that have just served every asset."""
+    """Make the database as it is after runs that have just served every asset."""
     settings = load(SHIPPED_FILE, {})
     with raw_session(Secret(address)) as db:
         wanted = [Wanted(asset, Feed.BARS) for asset in settings.assets]
@@ -227,7 +227,7 @@ def make_fresh(address: str) -> None:
 
 
 def slots_taken(address: str) -> Iterator[Line]:
-    """Take slots of the limiter, beside the shortest question there is."""
+    """Measure how long a slot takes, beside the shortest query."""
     with raw_session(Secret(address)) as db:
         rate = Rate(5, 60, 30)
         limiter = Limiter(db, rate)
@@ -263,7 +263,7 @@ def slots_taken(address: str) -> Iterator[Line]:
 
 
 def bare(db: Connection) -> None:
-    """Ask the shortest question there is."""
+    """Run the shortest query."""
     with db.cursor() as cursor:
         cursor.execute("select 1")
         cursor.fetchall()
@@ -274,7 +274,7 @@ def _crypto(symbol: str) -> Asset:
 
 
 def claimed(few: str, many: str) -> Line:
-    """Claim items of 100,000 that wait, and of 1,000."""
+    """Measure claims among 100,000 waiting items and among 1,000."""
     with raw_session(Secret(few)) as small, raw_session(Secret(many)) as large:
         for db, rows in ((small, 1_000), (large, 100_000)):
             query(
@@ -315,7 +315,7 @@ insert into market_data.ohlcv_5m
 
 
 def bars_written(address: str) -> Iterator[Line]:
-    """Write the bars of one answer, and write them in the two usual ways to the same table."""
+    """Measure how the bars of one answer are written, beside the two usual ways."""
     bars = [answer_bar(1_700_000_000_000 + number * 300_000) for number in range(BARS)]
     with raw_session(Secret(address)) as db:
         with transaction(db) as cursor:
@@ -370,7 +370,7 @@ def bars_written(address: str) -> Iterator[Line]:
 
 
 def answer_bar(start_ms: int) -> Bar:
-    """Return a bar with as many digits as real ones have."""
+    """Return a bar with as many digits as a real one."""
     open_ = 1 + start_ms // 60_000 % 9973 / 100_000
     return Bar(start_ms, open_, open_ + 0.00021, open_ - 0.00017, open_ + 4e-05, 321.0, open_, 321)
 
@@ -386,7 +386,7 @@ asset_type = "forex"
 
 
 def memory(address: str, directory: Path) -> Line:
-    """Measure the peak of a run that stores the longest answer there is."""
+    """Measure the peak memory of a run that stores the longest possible answer."""
     (directory / "assets.toml").write_text(_SETTINGS)
     with long_answers() as base_url:
         run = subprocess.run(
@@ -419,13 +419,13 @@ def memory(address: str, directory: Path) -> Line:
 
 @contextmanager
 def long_answers() -> Iterator[str]:
-    """Serve as many bars as one answer can hold; give the address."""
+    """Serve an API whose answers have as many bars as possible; give its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             last = int(self.path.split("?")[0].rsplit("/", 1)[1]) // 60_000 * 60_000
-            # A minute apart, or so many would not fit into the range of one call: four of five are
-            # off the five-minute marks and left out.
+            # The bars are a minute apart, since so many would not fit into the range of one call
+            # otherwise. Four of five do not start at a multiple of five minutes and are left out.
             starts = range(last - (BIG_ANSWER - 1) * 60_000, last + 1, 60_000)
             rows = (answer_bar(start) for start in starts)
             results = [
@@ -450,7 +450,7 @@ def long_answers() -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name there
-            """Nothing."""
+            """Log nothing."""
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)

@@ -1,4 +1,4 @@
-"""The command line within this process: as a user has it, without the 400 ms of a new Python."""
+"""Runs the command line within this process: a new Python would take 400 ms to start."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from asset_sync.cli import main
 
 
 class Told(NamedTuple):
-    """What cron, a program and a person get of a command."""
+    """What a command returned: exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -25,11 +25,11 @@ class Told(NamedTuple):
 def asset_sync(
     *arguments: str, environ: Mapping[str, str], directory: Path, columns: int | None = None
 ) -> Told:
-    """Run one command line with nothing but this environment; any exception but its end escapes.
+    """Run one command line with only this environment; every exception except its exit is raised.
 
     With `columns`, stdout is a terminal so wide, without colours.
     """
-    # As Python opens them: what cannot be encoded is an error on stdout only.
+    # As Python opens them: a character that cannot be encoded is an error only on stdout.
     kind = io.TextIOWrapper if columns is None else _Screen
     out = kind(io.BytesIO(), "utf-8", write_through=True)
     if columns is not None:

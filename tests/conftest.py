@@ -1,4 +1,4 @@
-"""A real PostgreSQL for every test that has SQL in it, and a clock that does not wait."""
+"""Fixtures: a real PostgreSQL for every test that uses SQL, and a clock that does not wait."""
 
 import itertools
 import os
@@ -32,9 +32,9 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_end_processes() -> None:
-    """Have SIGHUP and SIGINT end what the tests start, also below nohup and in the background.
+    """Make SIGHUP and SIGINT end what the tests start, even if the tests run in the background.
 
-    A shell starts what it puts into the background with SIGINT ignored, which is inherited.
+    A shell makes background processes ignore SIGINT, and nohup SIGHUP; children inherit that.
     """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -43,13 +43,13 @@ def signals_end_processes() -> None:
 
 @pytest.fixture(scope="session")
 def maintenance_url() -> Iterator[str]:
-    """The server of the tests: TEST_DATABASE_URL, or an embedded one that is thrown away."""
+    """The server of the tests: TEST_DATABASE_URL, or an embedded one that is deleted at the end."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
         yield given
         return
-    # Not below pytest's own directory, which it closes to others whenever another session begins;
-    # as root the server is such another.
+    # Not below pytest's own directory: each new session of pytest closes that to other accounts,
+    # and if root runs the tests the server has another account.
     with tempfile.TemporaryDirectory(prefix="asset-sync-tests-") as base:
         server = embedded.start(Path(base) / "data")
         url = server.address("postgres")
@@ -72,27 +72,27 @@ def template(maintenance_url: str) -> str:
 
 @pytest.fixture
 def empty_url(maintenance_url: str) -> Iterator[str]:
-    """The address of a database in which nothing is."""
+    """The address of an empty database."""
     yield from _fresh_database(maintenance_url, "template0")
 
 
 @pytest.fixture(scope="session")
 def pool(maintenance_url: str, template: str) -> Iterator["Pool"]:
-    """Keeps the database that one test leaves for the next."""
+    """Keeps the database of one test for the next one."""
     with Pool(maintenance_url, template) as databases:
         yield databases
 
 
 @pytest.fixture
 def url(pool: "Pool") -> Iterator[str]:
-    """The address of a database that has been initialised, and in which nothing has happened."""
+    """The address of an initialised database without data."""
     with pool.database() as address:
         yield address
 
 
 @pytest.fixture
 def today(request: pytest.FixtureRequest) -> Today:
-    """The day of a test that depends on it: one of `anytime.DAYS`, else a weekday."""
+    """The date on which a test runs: one of `anytime.DAYS`, by default a weekday."""
     return Today(getattr(request, "param", WEDNESDAY))
 
 
@@ -118,9 +118,9 @@ def connect(url: str) -> Iterator[Callable[[], Connection]]:
 
 
 class Pool:
-    """Hands out one initialised database, emptied after each test: a copy each would take 150 ms.
+    """Gives one initialised database and empties it after each test: a copy for each takes 150 ms.
 
-    Where a test has changed more than rows, the next gets a copy of the template.
+    If a test has changed more than rows, the next test gets a copy of the template.
     """
 
     def __init__(self, maintenance_url: str, template: str) -> None:
@@ -210,9 +210,9 @@ class _Closing(list[Connection]):
 
 
 class ShiftingClock(Clock):
-    """A clock for `loop.run` that does not wait: it moves the database's past away instead.
+    """A clock for `loop.run` that does not wait: it moves the times stored in the database back.
 
-    Hand `monotonic` to the stand-in, too, and both agree on how late it is. It is not another clock
+    Pass `monotonic` to the stand-in too, so that both have the same time. It is not another clock
     of the database, as in `anytime`: the bars of the stand-in would have to move along, and a test
     that sleeps for a day would find the markets of another day.
     """
@@ -226,7 +226,7 @@ class ShiftingClock(Clock):
         return time.monotonic() + self._shifted
 
     def steady(self) -> float:
-        return time.monotonic()  # the database's own clock is not moved
+        return time.monotonic()  # the database's own clock does not change
 
     def sleep(self, seconds: float) -> None:
         self._shifted += seconds
@@ -234,7 +234,7 @@ class ShiftingClock(Clock):
 
 
 def _shift_of_every_time(db: Connection) -> str:
-    """Return SQL that makes all times in our own tables so many seconds older."""
+    """Return SQL that makes all times in our own tables older by a number of seconds."""
     rows = database.query(
         db,
         """
@@ -271,7 +271,7 @@ class MakeSettings(Protocol):
 
 @pytest.fixture
 def make_settings(url: str, tmp_path: Path) -> MakeSettings:
-    """Settings as a user would have them, pointed to a stand-in and to the test's database."""
+    """Settings as a user has them, which name a stand-in and the test's database."""
 
     def make(api: StandIn, *, plan: str = "free", toml: str = "") -> Settings:
         path = SHIPPED_FILE
@@ -297,13 +297,13 @@ def asset(
     every: int = 300,
     asset_type: AssetType = AssetType.FOREX,
 ) -> Asset:
-    """An asset as the settings file would give it."""
+    """An asset as the settings file gives it."""
     ticker = f"{MARKETS[asset_type].prefix}{symbol}"
     return Asset(symbol, ticker, asset_type, symbol, level, position, every)
 
 
 def in_line(db: Connection, lane: Lane | None = None) -> list[Wanted]:
-    """All that the queue has, as the line of settings that want it: of one lane, or of both."""
+    """The line of settings that name every item in the queue: of one lane, or of both."""
     levels = {None: "true", Lane.PRIORITY: "level = 'critical'", Lane.QUEUE: "level <> 'critical'"}
     rows = database.query(
         db,
@@ -328,7 +328,7 @@ TYPO = ETHER.replace("X:ETHUSDT", "X:TYPO").replace("ETHUSDT", "TYPO")
 
 
 def with_ether(url: str, db: Connection, api: StandIn, home: Path) -> Machine:
-    """The machine of a user who keeps one asset fresh, and last did so an hour ago."""
+    """The machine of a user with one asset, which was last synced an hour ago."""
     one_bar(db, "ETHUSDT", "X:ETHUSDT")
     machine = Machine(home, url, api)
     machine.file(ETHER)
@@ -338,7 +338,7 @@ def with_ether(url: str, db: Connection, api: StandIn, home: Path) -> Machine:
 def _fresh_database(maintenance_url: str, template: str) -> Iterator[str]:
     name = f"asset_sync_test_{os.getpid()}_{next(_numbers)}"
     copied = f'create database "{name}" template "{template}"'
-    # Copying the files takes 20 ms, writing them to the log 145; before 15 there is no choice.
+    # Copying the files takes 20 ms, writing them to the log 145 ms. Before 15 only the log works.
     [(version,)] = _execute(maintenance_url, "select current_setting('server_version_num')::int")
     _execute(maintenance_url, copied + (" strategy file_copy" if version >= 150_000 else ""))
     yield _with_database(maintenance_url, name)
@@ -361,12 +361,12 @@ def _execute(url: str, sql: str) -> list[Row]:
 
 
 OTHER_ACCOUNT = "asset_sync_other"
-"""A second account of the machine, which `.ci/run` makes."""
+"""A second account of the machine; `.ci/run` creates it."""
 
 
 @pytest.fixture
 def other_account() -> str:
-    """The name of an account that is neither root's, the tests' nor a server's."""
+    """The name of an account other than root's, the tests' and a server's."""
     if os.geteuid() != 0:
         pytest.skip("only root can act as another account")
     try:
@@ -377,7 +377,7 @@ def other_account() -> str:
 
 @contextmanager
 def nobody() -> Iterator[Path]:
-    """Be one whom modes keep from writing, as they do not keep root; give a directory of his."""
+    """Act as an account that file modes can stop, unlike root; give a directory of that account."""
     with tempfile.TemporaryDirectory() as directory:
         root = os.geteuid() == 0
         if root:

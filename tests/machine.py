@@ -1,4 +1,4 @@
-"""A user's machine for the tests: a home, an environment, and the command line in it."""
+"""A user's machine for the tests: a home, an environment, and the command line."""
 
 import os
 import subprocess
@@ -18,15 +18,15 @@ from asset_sync.demo.replay import HOUR_MS
 from asset_sync.demo.server import StandIn
 
 SOURCE = Path(asset_sync.__file__).parents[1]
-"""Where the package under test is, which need not be the one that is installed."""
+"""The directory of the package under test, which may differ from the installed package."""
 
 Process: TypeAlias = "subprocess.Popen[str]"
 
 
 def environment(home: Path, url: str = "", api: StandIn | None = None) -> dict[str, str]:
-    """Return what a user has set who uses this database and this API.
+    """Return the environment of a user of this database and this API.
 
-    Of the tests' own environment only PATH and the variables of coverage are inherited.
+    It inherits only PATH and the variables of coverage from the tests' own environment.
     """
     environ = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
     environ |= {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(SOURCE)}
@@ -38,9 +38,9 @@ def environment(home: Path, url: str = "", api: StandIn | None = None) -> dict[s
 
 
 class Machine:
-    """A home directory, an environment, and what was started there.
+    """A home directory, an environment, and the processes started there.
 
-    What it starts is ended with the block. No output may hold a traceback or one of `secrets`.
+    The end of the block ends these processes. No output may hold a traceback or one of `secrets`.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Machine:
             process.communicate()
 
     def file(self, text: str) -> Path:
-        """Write the settings file that is found in the home."""
+        """Write the settings file into the home, where the program finds it."""
         path = self.home / "assets.toml"
         path.write_text(text)
         return path
 
     def program(self, name: str, script: str) -> None:
-        """Put a shell script in front of the machine's other programs."""
+        """Put a shell script first on the machine's PATH."""
         path = self.home / "bin" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/bin/sh\n{script}\n")
@@ -89,11 +89,11 @@ class Machine:
         )
 
     def run(self, *arguments: str, **environ: str) -> Told:
-        """Run the command line as a process of its own."""
+        """Run the command line as another process."""
         return self.end(self.start(*arguments, **environ))
 
     def start(self, *arguments: str, **environ: str) -> Process:
-        """Start the command line as a process of its own."""
+        """Start the command line as another process."""
         return self.python("-m", "asset_sync", *arguments, **environ)
 
     def python(self, *words: str, **environ: str) -> Process:
@@ -111,7 +111,7 @@ class Machine:
         return process
 
     def end(self, process: Process, *, seconds: float = 60) -> Told:
-        """Wait until a process has ended, and return what it told."""
+        """Wait until a process has ended, and return its exit code and output."""
         out, err = process.communicate(timeout=seconds)
         return self._checked(Told(process.returncode, out, err))
 
@@ -123,7 +123,7 @@ class Machine:
 
 
 def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
-    """Look again and again until it is so: what other processes and threads do takes its time."""
+    """Check again and again until this is true: other processes and threads need time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -133,9 +133,9 @@ def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
 def one_bar(
     db: Connection, symbol: str, ticker: str, *, hours_ago: int = 1, now_ms: int | None = None
 ) -> int:
-    """Give an asset one bar, as if it had last run then: a first sync is long.
+    """Give an asset one bar, as if it had last been synced then: a first sync takes long.
 
-    Return when the bar starts. Where the market was closed then, it is the last one before.
+    Return when the bar starts. If the market was closed then, it is the last bar before.
     """
     if now_ms is None:
         now_ms = int(time.time() * 1000)

@@ -1,13 +1,13 @@
-"""Breaks the product in small ways, and looks whether the test that should notice does.
+"""Breaks the product in small ways, and checks that a test notices each breakage.
 
-One breakage for each promise of the README and for most rows of `docs/reliability.md`. Each is put
-into a copy of the repository; the working tree is never touched. Run it from the repository:
+There is a breakage for each promise of the README and for most rows of `docs/reliability.md`. Each
+is made in a copy of the repository; the working tree never changes. Run it from the repository:
 
     .venv/bin/python tests/mutants.py [--list] [--only WORDS]
 
 It first runs all the tests on the unbroken copy, then one test for each breakage (two to ten
 seconds each), prints a table, and exits 1 if a breakage was not noticed or could not be made.
-A test is found by its name, so that it may move to another file.
+A test is found by its name, so it may move to another file.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from asset_sync.database import embedded
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "asset_sync"
 MOST_SECONDS = 300
-# What a test reads beside the package.
+# What the tests read.
 COPIED = ("asset_sync", "tests", "docs", "systemd")
 
 
@@ -38,11 +38,11 @@ class Mutant(NamedTuple):
 
     promise: str
     where: str
-    """The file or directory below the package in which the old text stands exactly once."""
+    """The file or directory below the package that has the old text exactly once."""
     old: str
     new: str
     test: str
-    """The name of the test that must fail; behind a space, pytest's `-k` may narrow its cases."""
+    """The name of the test that must fail; after a space, words for pytest's `-k` may follow."""
 
 
 MUTANTS = (
@@ -59,42 +59,42 @@ MUTANTS = (
         "budget",
         "FREEZE_WINDOWS = 1.5",
         "FREEZE_WINDOWS = 0.5",
-        "test_a_call_without_an_answer_serves_again_two_and_a_half_windows_after_it_was_sent",
+        "test_the_slot_of_an_unanswered_call_is_free_two_and_a_half_windows_after_it_was_sent",
     ),
     Mutant(
-        "no window is too full after a freeze of one and a half windows",
+        "no window is over the limit after a freeze of one and a half windows",
         "budget",
         "FREEZE_WINDOWS = 1.5",
         "FREEZE_WINDOWS = 0.0",
-        "test_an_api_that_freezes_and_then_reads_all_counts_no_window_too_full",
+        "test_no_window_is_over_the_limit_after_an_api_freezes_and_then_reads_everything",
     ),
     Mutant(
-        "the slot of a process that dies counts as a call without an answer",
+        "the slot of a process that died counts as a call without an answer",
         "budget",
         "open_seconds = %(call_timeout)s + %(freeze)s * period_seconds",
         "open_seconds = 0",
-        "test_a_process_that_dies_in_a_call_frees_its_slot_as_if_it_were_sent_last_and_not_answered",
+        "test_the_slot_of_a_process_that_died_in_a_call_counts_as_sent_late_and_not_answered",
     ),
     Mutant(
         "after two calls without an answer there is one call at a time",
         "budget",
         "UNANSWERED_CALLS = 2",
         "UNANSWERED_CALLS = 9",
-        "test_from_two_calls_without_an_answer_on_one_is_made_each_half_window_until_one_is_answered",
+        "test_after_two_unanswered_calls_one_is_made_each_half_window_until_one_is_answered",
     ),
     Mutant(
         "two processes never get the same slot",
         "budget",
         "select from asset_sync.limiter for update;\n            with {_MOMENT}, {_SLOTS},",
         "select from asset_sync.limiter;\n            with {_MOMENT}, {_SLOTS},",
-        "test_the_clock_is_read_after_the_turn_has_come",
+        "test_the_clock_is_read_after_the_limiters_row_is_locked",
     ),
     Mutant(
         "hosts with different plans: the busiest slots count",
         "budget",
         "order by held_until desc, slot limit (select calls from moment)",
         "order by held_until, slot limit (select calls from moment)",
-        "test_fewer_calls_allowed_wait_until_so_few_slots_are_busy",
+        "test_a_smaller_limit_waits_until_few_enough_slots_are_busy",
     ),
     Mutant(
         "a call whose slot was taken over counts in the oldest slot",
@@ -108,63 +108,63 @@ MUTANTS = (
         "budget",
         "set local synchronous_commit = on;",
         "",
-        "test_a_crash_forgets_no_call_even_where_it_may_forget_commits",
+        "test_a_crash_forgets_no_call_even_with_synchronous_commit_off",
     ),
     Mutant(
         "a clock of the database that jumps does not break the limit",
         "budget",
         "if not jumped and not deviation:",
         "if True:",
-        "test_however_the_databases_clock_jumps_no_window_is_too_full_and_calls_go_on",
+        "test_no_window_is_over_the_limit_and_calls_continue_if_the_databases_clock_jumps",
     ),
     Mutant(
         "a host's own clock shows a jump of the database's",
         "budget",
         "return apart if abs(apart) > TOLERANCE_SECONDS else 0.0",
         "return 0.0",
-        "test_however_the_databases_clock_jumps_no_window_is_too_full_and_calls_go_on",
+        "test_no_window_is_over_the_limit_and_calls_continue_if_the_databases_clock_jumps",
     ),
     Mutant(
-        "a slot that has grown old before its call is given back",
+        "a slot that is too old before its call is given back",
         "budget",
         "return left >= self._rate.call_timeout_seconds / 2",
         "return True",
-        "test_a_slot_that_has_grown_old_before_its_call_is_given_back",
+        "test_a_slot_that_is_too_old_before_its_call_is_given_back",
     ),
     Mutant(
-        "a 429 that says nothing holds everybody back for a minute at least",
+        "a 429 without a duration stops all calls for at least a minute",
         "budget",
         "max(LEAST_BLOCK_SECONDS, rate.period_seconds)",
         "rate.period_seconds",
-        "test_a_429_that_does_not_say_for_how_long_holds_for_a_minute_at_least",
+        "test_a_429_without_a_duration_stops_all_calls_for_at_least_a_minute",
     ),
     Mutant(
-        "a wait that the API asks for is heeded",
+        "a run waits as long as the API asks for",
         "provider",
         "return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)",
         "return None",
-        "test_a_wait_that_the_server_asks_for_is_passed_on_and_is_at_most_an_hour",
+        "test_a_wait_that_the_server_asks_for_is_passed_on_up_to_an_hour",
     ),
     Mutant(
-        "after three refusals in a row the free plan's rate holds",
+        "after three refusals in a row the key is used at the free plan's rate",
         "budget",
         "\nREFUSALS = 3",
         "\nREFUSALS = 30",
-        "test_the_third_refusal_after_a_full_wait_lowers_this_keys_rate_to_the_free_plans",
+        "test_the_third_429_after_a_full_wait_lowers_this_keys_rate_to_the_free_plans",
     ),
     Mutant(
         "the rate of the settings is tried again after 15 minutes",
         "budget",
         "\nLOWERED_SECONDS = 900",
         "\nLOWERED_SECONDS = 90",
-        "test_the_rate_of_the_settings_is_tried_again_after_a_quarter_of_an_hour_and_then_later",
+        "test_the_rate_of_the_settings_is_tried_again_after_15_minutes_then_less_often",
     ),
     Mutant(
-        "a lowered rate is tried again once a day at least",
+        "the rate of the settings is tried again at least once a day",
         "budget",
         "MOST_LOWERED_SECONDS = 86_400",
         "MOST_LOWERED_SECONDS = 864_000",
-        "test_a_lowered_rate_is_tried_again_once_a_day_at_least",
+        "test_the_rate_of_the_settings_is_tried_again_at_least_once_a_day",
     ),
     Mutant(
         "after a restore without rows no call is made for a window and a call",
@@ -182,32 +182,32 @@ MUTANTS = (
         "test_a_request_that_was_never_sent_gives_its_slot_back",
     ),
     Mutant(
-        "a block of years stops nobody for longer than an hour",
+        "a block of years lasts at most an hour",
         "budget",
         "least(blocked_until, blocked_at + greatest(interval '1 hour', 3 * period))",
         "blocked_until",
-        "test_a_block_of_years_that_somebody_else_wrote_stops_nobody_for_longer_than_an_hour",
+        "test_a_block_of_years_written_by_somebody_else_lasts_at_most_an_hour",
     ),
     Mutant(
-        "the place of a priority run that never comes is given up after a minute",
+        "the reservation ends after a minute if the priority run never comes",
         "budget",
         "and now < reserved_at + make_interval(secs => %(grace)s)",
         "",
-        "test_a_priority_run_that_never_comes_is_given_up",
+        "test_the_reservation_ends_if_the_priority_run_never_comes",
     ),
     Mutant(
         "the queue leaves the next priority run its slots",
         "budget",
         "and (reserved = 0 or free_for_priority > reserved)",
         "",
-        "test_from_one_window_before_it_the_queue_leaves_the_priority_runs_slots",
+        "test_from_one_window_before_a_priority_run_the_queue_leaves_it_its_slots",
     ),
     Mutant(
-        "a run keeps the place of the next priority run",
+        "a run reserves slots for the next priority run",
         "sync",
         "(self._release_held, self._reserve_for_next_run, self._note_end)",
         "(self._release_held, self._note_end)",
-        "test_the_queue_leaves_room_for_the_next_priority_run",
+        "test_the_queue_leaves_slots_for_the_next_priority_run",
     ),
     Mutant(
         "more priority assets than a window has calls are all served in one run",
@@ -221,15 +221,15 @@ MUTANTS = (
         "budget",
         "if answer.seconds > deadline - self._clock.monotonic():",
         "if deadline < self._clock.monotonic():",
-        "test_a_run_that_gets_no_slot_before_its_end_stops_at_once",
+        "test_a_run_that_can_get_no_slot_before_its_end_stops_at_once",
     ),
     # --- 3. nothing lost, nothing twice -----------------------------------------------------------
     Mutant(
-        "what raises in a transaction leaves nothing",
+        "a transaction that raises is rolled back",
         "database",
         'cursor.execute("rollback")',
         'cursor.execute("commit")',
-        "test_a_transaction_that_raises_leaves_nothing",
+        "test_a_transaction_that_raises_is_rolled_back",
     ),
     Mutant(
         "a run that lost its lease changes nothing",
@@ -239,116 +239,116 @@ MUTANTS = (
         "test_a_run_that_lost_its_lease_changes_nothing",
     ),
     Mutant(
-        "a lease that lasts is not taken back",
+        "a lease that has not ended is not reclaimed",
         "queue",
         "and lease_until < clock_timestamp()",
         "",
-        "test_a_lease_that_lasts_is_not_taken_back",
+        "test_a_lease_that_has_not_ended_is_not_reclaimed",
     ),
     Mutant(
         "no item is claimed by two runs",
         "queue",
         "limit 1\n          for update of q skip locked",
         "limit 1\n          for update of q",
-        "test_an_item_that_is_just_being_claimed_is_passed_over",
+        "test_a_claim_skips_an_item_that_another_run_is_claiming",
     ),
     Mutant(
-        "a run that is cut off gives its item back",
+        "an interrupted run gives its item back",
         "sync",
         "(self._release_held, self._reserve_for_next_run, self._note_end)",
         "(self._reserve_for_next_run, self._note_end)",
-        "test_cut_off_in_a_call_the_item_is_back_in_line_without_the_attempt",
+        "test_an_interrupt_in_a_call_puts_the_item_back_without_the_attempt",
     ),
     Mutant(
-        "an item that breaks its run keeps the attempt",
+        "an attempt counts if the item breaks its run",
         "sync",
         "except Exception:\n            held.items = ()\n",
         "except Exception:\n",
-        "test_an_item_that_breaks_its_run_keeps_the_attempt",
+        "test_an_attempt_counts_if_the_item_breaks_its_run",
     ),
     Mutant(
-        "an item that kills each of its runs is given up",
+        "an item that kills each of its runs becomes dead",
         "queue",
         "case when level <> 'critical' and attempts >= %(max_attempts)s",
         "case when false and attempts >= %(max_attempts)s",
-        "test_an_item_that_kills_its_runs_is_dead_after_so_many",
+        "test_an_item_that_kills_its_runs_is_dead_after_max_attempts",
     ),
     Mutant(
-        "put back for nobody's fault, an item waits",
+        "a released item waits",
         "queue",
         "not_before = clock_timestamp() + make_interval(secs => %(after)s)",
         "not_before = clock_timestamp()",
-        "test_put_back_for_nobodys_fault_takes_the_attempt_off_and_waits",
+        "test_a_release_takes_the_attempt_off_and_delays_the_item",
     ),
     Mutant(
-        "an answer is stored on another connection where the first is lost",
+        "an answer is stored on another connection if the first is lost",
         "sync",
         "STORE_TRIES = 3",
         "STORE_TRIES = 1",
-        "test_what_may_pass_is_tried_again_with_the_answer_that_is_there",
+        "test_a_passing_error_is_retried_with_the_answer_already_received",
     ),
     Mutant(
-        "where the answer to a commit is lost the server is asked",
+        "if the answer to a commit is lost the server is asked",
         "sync",
         "if not committed:\n                raise",
         "if committed:\n                raise",
-        "test_where_the_answer_to_a_statement_is_lost_it_is_found_out_what_became_of_it",
+        "test_if_the_answer_to_a_statement_is_lost_the_run_finds_out_whether_it_was_committed",
     ),
     Mutant(
         "a deadlock is tried again",
         "database",
         'code[:2] in {"", "08", "40", "57"}',
         'code[:2] in {"", "08", "57"}',
-        "test_a_deadlock_is_got_out_of",
+        "test_a_run_survives_a_deadlock",
     ),
     Mutant(
         "a database that fails each time costs few calls",
         "sync",
         "WASTED_CALLS = 3",
         "WASTED_CALLS = 300",
-        "test_what_never_passes_costs_few_calls",
+        "test_an_error_that_never_passes_wastes_few_calls",
     ),
     Mutant(
-        "what the database refuses for its data is one asset's failure",
+        "data that the database refuses is one asset's failure",
         "database",
         '("", "08", "0A", ',
         '("", "08", "22", "23", "0A", ',
-        "test_what_the_database_refuses_for_its_data_is_that_assets_failure",
+        "test_data_that_the_database_refuses_is_that_assets_failure",
     ),
     Mutant(
-        "what it refuses for two assets in a row ends the run",
+        "the same refusal for two assets in a row ends the run",
         "sync",
         "before[0] != symbol and",
         "before[0] == symbol and",
-        "test_what_the_database_refuses_for_two_assets_in_a_row_is_no_assets_failure",
+        "test_the_same_refusal_for_two_assets_in_a_row_ends_the_run_and_is_no_assets_failure",
     ),
     Mutant(
         "no call is made whose answer cannot be stored",
         "sync",
         "existing_tables.require_usable(self._state.db, self._state.settings.assets)",
         "pass",
-        "test_no_run_spends_a_call_whose_answer_cannot_be_stored",
+        "test_no_run_makes_a_call_whose_answer_cannot_be_stored",
     ),
     Mutant(
-        "two that initialise at once do no harm",
+        "two inits at once do no harm",
         "database",
         "select pg_advisory_xact_lock(hashtext('asset-sync migrations'))",
         "select 1",
-        "test_two_at_once_do_no_harm",
+        "test_two_inits_at_once_do_no_harm",
     ),
     Mutant(
-        "a statement has an end",
+        "a statement has a time limit",
         "database",
         "set local statement_timeout = ",
         "set local lock_timeout = ",
-        "test_every_statement_is_bounded_in_time",
+        "test_every_statement_has_a_time_limit",
     ),
     Mutant(
-        "a bar that the provider repaired is brought up to date",
+        "a bar that the provider repaired is updated",
         "store",
         "is distinct from (excluded.open",
         "is not distinct from (excluded.open",
-        "test_a_bar_the_provider_repaired_is_brought_up_to_date",
+        "test_a_bar_that_the_provider_repaired_is_updated",
     ),
     Mutant(
         "a bar never overwrites a newer quote",
@@ -358,25 +358,25 @@ MUTANTS = (
         "test_a_bar_never_overwrites_a_newer_quote",
     ),
     Mutant(
-        "no price is of later than now",
+        "no stored price has a future time",
         "store",
         "timestamp=min(price.timestamp, known[price.symbol][1])",
         "timestamp=price.timestamp",
-        "test_a_price_of_the_future_is_one_of_now_and_keeps_no_later_one_out",
+        "test_a_price_with_a_future_time_is_stored_as_of_now_and_blocks_no_later_price",
     ),
     Mutant(
-        "a stored bar of an impossible time hides nothing",
+        "a stored bar with an impossible time is not the newest",
         "store",
         "and bar.ts >= timestamptz 'epoch' and bar.ts <= now()",
         "",
-        "test_a_bar_of_an_impossible_time_is_not_the_newest",
+        "test_a_bar_with_an_impossible_time_is_not_the_newest",
     ),
     Mutant(
         "times that Python does not know are read as the nearest",
         "database",
         'if text == "-infinity" or text.endswith("BC"):',
         'if text == "-infinity":',
-        "test_each_is_read_as_the_nearest_that_python_knows",
+        "test_each_timestamp_is_read_as_the_nearest_that_python_knows",
     ),
     # --- 4. a call brings all it can --------------------------------------------------------------
     Mutant(
@@ -384,14 +384,14 @@ MUTANTS = (
         "sync",
         "newest - OVERLAP",
         "max(newest, now - OVERLAP)",
-        "test_an_update_asks_from_the_newest_bar_less_a_few_to_now",
+        "test_an_update_asks_from_a_few_bars_before_the_newest_one_to_now",
     ),
     Mutant(
-        "the last bars are read again",
+        "the last bars are asked for again",
         "sync",
         "OVERLAP = 6 * BAR_LENGTH",
         "OVERLAP = 0 * BAR_LENGTH",
-        "test_a_later_sync_reads_a_few_bars_again_and_writes_only_what_changed",
+        "test_a_later_sync_asks_for_a_few_bars_again_and_writes_only_changed_ones",
     ),
     Mutant(
         "no more history is asked for than the plan has",
@@ -401,21 +401,21 @@ MUTANTS = (
         "test_a_gap_is_asked_for_no_further_back_than_the_plans_history",
     ),
     Mutant(
-        "a catch-up goes on from where it had asked",
+        "a catch-up continues from the end of the asked range",
         "sync",
         "start = max(start, backfilled_to or start, earliest)",
         "start = max(start, earliest)",
-        "test_where_a_catch_up_found_nothing_it_goes_on_from_where_it_had_asked",
+        "test_a_catch_up_that_found_nothing_continues_from_the_end_of_the_asked_range",
     ),
     Mutant(
-        "up to 250 assets come in one call",
+        "one call brings up to 250 assets",
         "model.py",
         "bulk=250",
         "bulk=25",
-        "test_three_hundred_assets_are_two_calls",
+        "test_three_hundred_assets_take_two_calls",
     ),
     Mutant(
-        "what the key may not do is asked again after a day",
+        "what the key was refused is tried again after a day",
         "store",
         "KEPT_HOURS = 24",
         "KEPT_HOURS = 240",
@@ -434,7 +434,7 @@ MUTANTS = (
         "queue",
         "level <> 'critical', sort_at, symbol",
         "level = 'critical', sort_at, symbol",
-        "test_the_line_is_the_order_of_service_critical_first",
+        "test_the_line_lists_items_in_the_order_of_claims_critical_first",
     ),
     Mutant(
         "priority assets come in the order of the file",
@@ -462,56 +462,56 @@ MUTANTS = (
         "queue",
         "place <= %(max_size)s",
         "place <= 1000000 + %(max_size)s",
-        "test_what_does_not_fit_is_told_stays_due_and_comes_later",
+        "test_assets_that_do_not_fit_are_reported_and_stay_due_and_are_enqueued_later",
     ),
     Mutant(
         "priority assets always fit into the queue",
         "queue",
         "where state = 'waiting' or level = 'critical' or place",
         "where state = 'waiting' or place",
-        "test_a_queue_full_of_others_does_not_keep_a_critical_asset_out",
+        "test_a_critical_asset_is_enqueued_even_if_the_queue_is_full",
     ),
     Mutant(
-        "an asset is dead after so many failures of its own",
+        "an asset is dead after max_attempts failures of its own",
         "queue",
         "and q.attempts >= %(max_attempts)s and",
         "and false and",
-        "test_a_failure_of_its_own_lowers_an_item_and_doubles_its_delay_until_it_is_dead",
+        "test_each_failure_of_its_own_doubles_an_items_delay_and_it_is_low_and_at_last_dead",
     ),
     Mutant(
         "the delay after a failure doubles",
         "queue",
         "%(delay)s * power(2, least({strikes}, 20) - 1)",
         "%(delay)s",
-        "test_a_failure_of_its_own_lowers_an_item_and_doubles_its_delay_until_it_is_dead",
+        "test_each_failure_of_its_own_doubles_an_items_delay_and_it_is_low_and_at_last_dead",
     ),
     Mutant(
-        "nothing waits longer than an hour",
+        "no back-off is longer than an hour",
         "queue",
         "LONGEST_BACK_OFF_SECONDS = 3600",
         "LONGEST_BACK_OFF_SECONDS = 36000",
-        "test_a_bad_answer_makes_an_item_back_off_up_to_an_hour_and_never_kills_it",
+        "test_bad_answers_make_an_item_back_off_up_to_an_hour_and_never_make_it_dead",
     ),
     Mutant(
-        "an outage makes nothing dead",
+        "an outage makes no item dead",
         "queue",
-        "or (select answered_at from asset_sync.limiter) > q.failed_at)",
+        "or {ANSWERED_WELL_AT} > q.failed_at)",
         "or true)",
-        "test_without_an_asset_that_was_answered_well_since_no_back_off_grows_and_nothing_dies",
+        "test_while_no_other_asset_is_answered_well_no_back_off_grows_and_no_item_becomes_dead",
     ),
     Mutant(
         "a corrected ticker is tried again at once",
         "queue",
         "(cardinality(q.failed_tickers) > 0 and w.ticker <> all(q.failed_tickers))",
         "false",
-        "test_a_mended_ticker_revives_a_dead_item_as_if_new",
+        "test_a_corrected_ticker_makes_a_dead_item_wait_as_if_new",
     ),
     Mutant(
-        "two wrong tickers of two hosts do not correct each other for ever",
+        "two hosts with different wrong tickers do not revive an item for ever",
         "queue",
         "w.ticker <> all(q.failed_tickers))",
         "w.ticker <> q.ticker)",
-        "test_two_wrong_tickers_of_two_hosts_do_not_correct_each_other_for_ever",
+        "test_two_hosts_with_different_wrong_tickers_do_not_revive_an_item_for_ever",
     ),
     Mutant(
         "a run uses its own settings' ticker",
@@ -519,28 +519,28 @@ MUTANTS = (
         "ticker = (select own.ticker from own where own.symbol = q.symbol"
         " and own.feed = q.feed),\n",
         "\n",
-        "test_the_claimers_ticker_holds",
+        "test_a_run_uses_the_ticker_of_its_own_settings",
     ),
     Mutant(
-        "the higher of two hosts' levels holds",
+        "the higher of two hosts' levels wins",
         "queue",
         '{RANK.format(level="w.level")} < {RANK',
         '{RANK.format(level="w.level")} <> {RANK',
-        "test_the_higher_of_two_levels_holds_and_nothing_moves_to_and_fro",
+        "test_of_two_hosts_levels_the_higher_one_wins_and_the_item_does_not_move_back",
     ),
     Mutant(
-        "what a run holds is not removed",
+        "an item that a run holds is not removed",
         "queue",
         "and q.state <> 'leased' returning",
         "returning",
-        "test_what_a_run_holds_is_not_removed",
+        "test_remove_keeps_an_item_that_a_run_holds",
     ),
     Mutant(
         "without priority runs the queue serves their assets",
         "sync",
         "self.lane is Lane.PRIORITY and not self.settings.batch.priority_assets_enabled",
         "False",
-        "test_switched_off_the_priority_run_does_nothing_and_the_queue_serves_them_first",
+        "test_if_priority_runs_are_switched_off_the_queue_serves_critical_assets_first",
     ),
     Mutant(
         "--limit ends a run",
@@ -562,7 +562,7 @@ MUTANTS = (
         "sync",
         "\nBAD_ANSWERS = 3",
         "\nBAD_ANSWERS = 300",
-        "test_when_all_is_odd_for_a_while_nothing_dies_and_all_is_fresh_soon_after",
+        "test_an_api_that_is_odd_for_a_while_makes_no_item_dead_and_all_are_fresh_soon_after",
     ),
     Mutant(
         "a plan without bars ends the run",
@@ -579,18 +579,18 @@ MUTANTS = (
         "test_a_revoked_key_ends_the_run_at_once",
     ),
     Mutant(
-        "a mistyped ticker is told from a silent one",
+        "a mistyped ticker is distinguished from a quiet market",
         "sync",
         "    if not exists:",
         "    if False:",
-        "test_a_mistyped_ticker_costs_one_look_up_and_then_one_call_a_try",
+        "test_a_mistyped_ticker_costs_one_look_up_and_then_one_call_per_try",
     ),
     Mutant(
-        "a firewall's 403 is not the account's",
+        "a firewall's 403 is not taken for a refusal of the key",
         "provider",
         'case 403 if body is not None and "status" in body:',
         "case 403:",
-        "test_every_other_answer_has_its_error_too",
+        "test_every_other_answer_raises_the_expected_error",
     ),
     Mutant(
         "no redirect is followed with the key",
@@ -600,18 +600,18 @@ MUTANTS = (
         "test_a_redirect_is_never_followed",
     ),
     Mutant(
-        "a list that goes on elsewhere is not taken for whole",
+        "a list that continues on another path is not taken as complete",
         "provider",
         "if path != REFERENCE_PATH or not re.fullmatch(",
         "if not re.fullmatch(",
-        "test_a_list_that_goes_on_elsewhere_is_not_taken_for_whole",
+        "test_a_list_that_continues_on_another_path_is_not_taken_as_complete",
     ),
     Mutant(
-        "an answer that is too large is left before it unfolds",
+        "an answer that is too large is not unpacked",
         "provider",
         "if len(body) > MAX_BODY_BYTES:",
         "if False:",
-        "test_a_gzip_bomb_is_left_before_it_unfolds",
+        "test_a_gzip_bomb_is_not_unpacked",
     ),
     Mutant(
         "an answer that drips is cut off",
@@ -625,7 +625,7 @@ MUTANTS = (
         "budget",
         "send_only_if(lambda: self._clock.monotonic() < turn.until)",
         "send_only_if(lambda: True)",
-        "test_a_request_that_would_leave_after_its_slots_time_is_not_sent",
+        "test_a_request_is_not_sent_after_its_slots_time",
     ),
     Mutant(
         "a call ends before its slot is free again",
@@ -635,54 +635,54 @@ MUTANTS = (
         "test_a_call_ends_before_its_slot_would_be_free_again",
     ),
     Mutant(
-        "a bar that cannot be true is left out",
+        "an impossible bar is left out",
         "provider",
         "if high < low:\n",
         "if False:\n",
-        "test_a_bar_that_cannot_be_true_is_left_out_with_its_reason_and_the_others_stand",
+        "test_an_impossible_bar_is_left_out_with_its_reason_and_the_others_are_kept",
     ),
     Mutant(
-        "bars of another ticker are never taken",
+        "bars of another ticker are never stored",
         "provider",
         "if named != ticker and (rows or named is not None):",
         "if False:",
-        "test_bars_of_another_ticker_are_never_taken",
+        "test_bars_of_another_ticker_are_never_stored",
     ),
     Mutant(
-        "no bars without a count of zero are no quiet market",
+        "an answer without bars and without a count of zero is no quiet market",
         "provider",
         "if not rows and not _says_empty(body):",
         "if False:",
-        "test_no_bars_without_a_count_of_zero_is_unreadable",
+        "test_an_answer_without_bars_and_without_a_count_of_zero_is_unreadable",
     ),
     # --- 5. it says what it did, and why it failed ------------------------------------------------
     Mutant(
-        "exit 1 where an asset failed",
+        "exit 1 if an asset failed",
         "cli",
         "if report.failed or ",
         "if ",
-        "test_1_for_a_mistyped_ticker",
+        "test_exit_1_for_a_mistyped_ticker",
     ),
     Mutant(
-        "exit 3 where the database is not there",
+        "exit 3 if the database is not reachable",
         "",
         "DATABASE = 3",
         "DATABASE = 5",
-        "test_a_database_that_is_down_is_one_sentence_and_exit_3",
+        "test_a_database_that_is_down_gives_one_sentence_and_exit_3",
     ),
     Mutant(
-        "exit 4 where the key is refused",
+        "exit 4 if the key is refused",
         "",
         "REFUSED = 4",
         "REFUSED = 5",
-        "test_a_revoked_key_is_exit_4_and_is_never_shown",
+        "test_a_revoked_key_ends_with_exit_4_and_is_never_shown",
     ),
     Mutant(
         "exit 70 for a bug",
         "",
         "BUG = 70",
         "BUG = 71",
-        "test_a_bug_is_told_without_a_traceback_and_without_what_it_was_about",
+        "test_a_bug_is_reported_without_a_traceback_and_without_data",
     ),
     Mutant(
         "exit 130 after Ctrl-C",
@@ -692,39 +692,39 @@ MUTANTS = (
         "test_an_interrupted_run_says_so_in_its_last_line",
     ),
     Mutant(
-        "-q says nothing of a run that is well",
+        "-q prints nothing about a run that succeeds",
         "cli",
         "if self._options.quiet and not _is_news(progress, severity):",
         "if False:",
-        "test_quiet_says_nothing_when_all_is_well",
+        "test_quiet_prints_nothing_if_all_is_well",
     ),
     Mutant(
-        "a failure that is known is not reported again",
+        "a known failure is not reported again",
         "cli",
         "        case Failed(is_news=is_news):\n            return is_news\n",
         "",
-        "test_a_quiet_run_repeats_no_failure_that_is_known_and_says_when_it_is_over",
+        "test_a_quiet_run_does_not_repeat_a_known_failure_and_says_when_it_is_over",
     ),
     Mutant(
-        "--dry-run calls nothing",
+        "--dry-run makes no call",
         "cli",
         "    if dry_run:\n        _plan(options, Lane.PRIORITY",
         "    if False:\n        _plan(options, Lane.PRIORITY",
         "test_a_dry_run_names_each_call_and_makes_none",
     ),
     Mutant(
-        "no secret shows in a text",
+        "no text shows a secret",
         "secret.py",
         'return "***"',
         "return self._value",
-        "test_no_secret_shows_however_the_settings_are_written_down",
+        "test_no_secret_is_shown_in_any_text_form_of_the_settings",
     ),
     Mutant(
         "a key that the server sends back is not shown",
         "provider",
         'said = said.replace(secret, "***")',
         "pass",
-        "test_the_servers_words_are_cut_to_one_printable_line_without_the_key",
+        "test_the_servers_words_are_shortened_to_one_printable_line_without_the_key",
     ),
     Mutant(
         "the key goes to no other machine without TLS",
@@ -738,35 +738,35 @@ MUTANTS = (
         "settings",
         "if file.st_mode & stat.S_IWOTH:",
         "if False:",
-        "test_a_file_that_everybody_may_write_is_refused",
+        "test_a_settings_file_that_everybody_may_write_is_refused",
     ),
     Mutant(
-        "a program that is told of a failure gets no secret",
+        "the program started after a failure gets no secret",
         "ops",
         'if name not in {*SECRET_VARIABLES, "PGPASSWORD"}',
         "if name",
-        "test_a_failure_starts_the_command_which_is_told_all_but_the_secrets",
+        "test_a_failure_starts_the_command_without_the_secrets_in_its_environment",
     ),
     Mutant(
-        "a ping says the exit code",
+        "a ping has the exit code",
         "ops",
         'how = f"/{ending.exit_code}" if ending.exit_code else ""',
         'how = ""',
-        "test_a_failure_is_pinged_with_its_code_and_what_was_said",
+        "test_a_failure_is_pinged_with_its_exit_code_and_last_lines",
     ),
     Mutant(
-        "a Redis that is down is one warning and fails nothing",
+        "a Redis that is down causes one warning and no failure",
         "sync",
-        "except publish.EventsError as error:",
+        "except bus.EventsError as error:",
         "except ZeroDivisionError as error:",
-        "test_redis_down_is_one_warning",
+        "test_a_redis_that_is_down_causes_one_warning_in_a_run",
     ),
     Mutant(
-        "listeners in the database hear each new price",
+        "listeners in the database get each new price",
         "store",
         'CHANNEL = "asset_update"',
         'CHANNEL = "asset_updates"',
-        "test_listeners_hear_each_price_once_it_is_committed",
+        "test_listeners_get_each_price_after_its_commit",
     ),
     Mutant(
         "health: no priority run for two intervals is unhealthy",
@@ -780,14 +780,14 @@ MUTANTS = (
         "ops",
         "verdict = Verdict.UNHEALTHY if refused else Verdict.HEALTHY",
         "verdict = Verdict.HEALTHY",
-        "test_a_refused_key_is_told_after_the_first_run_that_it_stops",
+        "test_a_refused_key_is_reported_after_the_first_run_that_it_stops",
     ),
     Mutant(
         "health: a dead asset is reported",
         "ops",
         "Verdict.DEGRADED if dead else Verdict.HEALTHY",
         "Verdict.HEALTHY",
-        "test_a_dead_item_is_told",
+        "test_a_dead_item_is_reported",
     ),
     Mutant(
         "health: a stale asset is reported",
@@ -805,25 +805,25 @@ MUTANTS = (
     ),
     # --- set-up -----------------------------------------------------------------------------------
     Mutant(
-        "the metrics file is replaced whole",
+        "the metrics file is replaced as a whole",
         "cli",
         "_replace(path.resolve(), text)",
         "path.write_text(text)",
-        "test_a_file_is_replaced_whole_and_readable_by_the_collector",
+        "test_the_file_is_replaced_as_a_whole_and_the_collector_can_read_it",
     ),
     Mutant(
-        "the crontab keeps all that is not ours",
+        "installing changes nothing else in the crontab",
         "schedule",
         "return table[: blocks[0].start()], table[blocks[0].end() :]",
         'return table[: blocks[0].start()], b""',
-        "test_the_earlier_block_is_replaced_where_it_stands",
+        "test_installing_replaces_the_earlier_block_in_its_place",
     ),
     Mutant(
-        "assets.toml loses nothing where several add to it at once",
+        "assets.toml loses nothing if several processes add to it at once",
         "assetfile",
         "fcntl.flock(descriptor, fcntl.LOCK_EX)",
         "pass",
-        "test_who_comes_second_waits_and_reads_what_the_first_has_written",
+        "test_the_second_process_waits_and_reads_what_the_first_wrote",
     ),
     Mutant(
         "doctor names each right that is missing",
@@ -837,7 +837,7 @@ MUTANTS = (
         "ops",
         "return self.share <= 1 and all(asset.kept for asset in self.assets)",
         "return True",
-        "test_it_says_whether_200_more_assets_fit_and_what_would_make_them",
+        "test_plan_says_whether_200_more_assets_fit_and_what_would_make_them_fit",
     ),
 )
 
@@ -846,12 +846,13 @@ MUTANTS = (
 
 
 def main() -> int:
-    """Run the breakages asked for; return the exit code."""
+    """Try the breakages asked for; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print the breakages and run nothing")
     parser.add_argument("--only", metavar="WORDS", help="those whose promise or test holds this")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server and the copy go, too
+    # so that the server and the copy are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     words = (options.only or "").lower()
     chosen = [one for one in MUTANTS if words in one.promise.lower() or words in one.test]
     if not chosen:
@@ -882,7 +883,8 @@ class _Bench:
             "PATH": os.environ["PATH"],
             "HOME": str(copy),
             "PYTHONPATH": str(copy),
-            "PYTHONDONTWRITEBYTECODE": "1",  # a breakage of the same size in the same second
+            # Bytecode would hide a change of the same size in the same second.
+            "PYTHONDONTWRITEBYTECODE": "1",
             "TEST_DATABASE_URL": url,
         }
 
@@ -895,7 +897,7 @@ class _Bench:
         _say(out.splitlines()[-1])
 
     def verdict(self, mutant: Mutant) -> str:
-        """Break the product, say whether the test noticed, and mend it."""
+        """Break the product, run the test, repair the product, and return the verdict."""
         began = time.monotonic()
         file, name = self._file_of(mutant), mutant.test.split()[0]
         if file is None:
@@ -915,7 +917,7 @@ class _Bench:
         return verdict
 
     def _file_of(self, mutant: Mutant) -> Path | None:
-        """Return the one file that holds the old text exactly once, None if there is no such."""
+        """Return the only file with the old text, which it must have exactly once, or None."""
         place = self._copy / PACKAGE / mutant.where
         files = [place] if place.is_file() else [*place.rglob("*.py"), *place.rglob("*.sql")]
         counts = {file: file.read_text("utf-8").count(mutant.old) for file in files}
@@ -930,7 +932,7 @@ class _Bench:
         return {0: "survived", 1: "killed"}.get(code, "no test ran")
 
     def _pytest(self, *arguments: str) -> tuple[int, str]:
-        """Return exit code and output; a test that hangs has failed."""
+        """Return exit code and output; a test that hangs counts as failed."""
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
             cwd=self._copy,
@@ -973,7 +975,7 @@ def _copy() -> Iterator[Path]:
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """Give one server for all of them: a start would cost each two seconds."""
+    """Give one server for all tests: starting one for each would take two seconds."""
     with tempfile.TemporaryDirectory(prefix="asset-sync-mutants-") as base:
         server = embedded.start(Path(base) / "data")
         try:

@@ -1,4 +1,4 @@
-"""A TCP proxy before the tests' PostgreSQL, which breaks as networks do."""
+"""A TCP proxy in front of the tests' PostgreSQL that imitates faults of a network."""
 
 import select
 import socket
@@ -25,7 +25,7 @@ class Proxy:
         self._losing = b""
         self._doomed: set[socket.socket] = set()
         self.lost = 0
-        """How many answers it has kept to itself."""
+        """How many answers it has not forwarded."""
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -42,23 +42,23 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The server's address, by way of this proxy."""
+        """The server's address through this proxy."""
         return str(make_dsn(self._url, host="127.0.0.1", port=self.port))
 
     def freeze(self, *, new_ones: bool = True) -> None:
-        """Stop forwarding, with all sockets open; new connections, too, unless they may live."""
+        """Stop forwarding and keep all sockets open; new connections freeze too, unless allowed."""
         with self._lock:
             self._frozen.update(self._peers)
             self._deaf = new_ones
 
     def cut(self) -> None:
-        """Close every connection; new ones may come."""
+        """Close every connection; new ones are accepted."""
         with self._lock:
             for one in list(self._clients):
                 self._close(one)
 
     def die(self) -> None:
-        """Close every connection and listen no more."""
+        """Close every connection and stop listening."""
         with self._lock:
             self._listener.close()
             self.cut()
@@ -69,7 +69,7 @@ class Proxy:
             self._listener = socket.create_server(("127.0.0.1", self.port))
 
     def lose_the_answer_to(self, words: str) -> None:
-        """Let the next message with these words through, but not its answer: hang up instead."""
+        """Forward the next message with these words, and close the connection before the answer."""
         with self._lock:
             self._losing = words.encode()
 

@@ -1,4 +1,4 @@
-"""Throw-away servers that a test may break: PostgreSQL, PgBouncer before it, and Redis."""
+"""Temporary servers that a test may break: PostgreSQL, PgBouncer in front of it, and Redis."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from psycopg2.extensions import make_dsn
 
 from asset_sync.database import embedded
 
-# A commit may be lost with the server, if its user wants it so, but only then.
+# A crash of the server loses a commit only if the session has turned synchronous_commit off.
 _QUICK = "fsync = off\nfull_page_writes = off\nwal_writer_delay = 10s\n"
 
 
@@ -30,7 +30,7 @@ def binaries(version: int) -> Path:
 
 
 class Server:
-    """A PostgreSQL of the tests' own, on a Unix socket in its own directory."""
+    """A PostgreSQL for the tests, on a Unix socket in its own directory."""
 
     def __init__(self, programs: Path, directory: Path) -> None:
         self._programs = programs
@@ -48,7 +48,7 @@ class Server:
         return self
 
     def copy(self, directory: Path) -> "Server":
-        """Return a standby of this server, not yet started."""
+        """Return a standby of this server that is not started yet."""
         standby = Server(self._programs, directory)
         standby._run(
             "pg_basebackup",
@@ -90,7 +90,7 @@ class Server:
 
 @contextmanager
 def thrown_away(programs: Path) -> Iterator[Server]:
-    """Give a server that runs, until the end of the block."""
+    """Give a running server until the end of the block."""
     with _directory() as directory:
         server = Server(programs, directory).make()
         server.start()
@@ -103,7 +103,7 @@ def thrown_away(programs: Path) -> Iterator[Server]:
 
 @contextmanager
 def standby_of(server: Server) -> Iterator[Server]:
-    """Give a standby of this server that runs, until the end of the block."""
+    """Give a running standby of this server until the end of the block."""
     with _directory() as directory:
         standby = server.copy(directory)
         standby.start()
@@ -148,12 +148,12 @@ def pgbouncer(url: str, pool_mode: str = "transaction") -> Iterator[str]:
 
 
 class RedisServer:
-    """A Redis that keeps nothing, and wants a password."""
+    """A Redis that stores nothing and needs a password."""
 
     def __init__(self, program: str, directory: Path, password: str) -> None:
         socket_path = directory / "redis.socket"
         self.url = f"unix://:{password}@{socket_path}"
-        config = directory / "redis.conf"  # a password is no argument
+        config = directory / "redis.conf"  # a password on the command line would be visible
         config.write_text(
             f"port 0\nunixsocket {socket_path}\nrequirepass {password}\n"
             f"save ''\nappendonly no\ndir {directory}\n"
@@ -177,7 +177,7 @@ class RedisServer:
 
 @contextmanager
 def redis_server(password: str) -> Iterator[RedisServer]:
-    """Give a Redis that runs, until the end of the block."""
+    """Give a running Redis until the end of the block."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed: apt-get install redis-server")
@@ -214,7 +214,7 @@ def tablespace_of(megabytes: int, owner_of: Path) -> Iterator[Path]:
 
 @contextmanager
 def _directory() -> Iterator[Path]:
-    """Give a directory that other users may pass, and whose path is short enough for a socket."""
+    """Give a directory that other users may enter and whose path is short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="asset-sync-faults-") as name:
         Path(name).chmod(0o711)
         yield Path(name)

@@ -1,12 +1,12 @@
-"""A day of cron in seconds: the real loop, the real SQL, and time that passes only when all sleep.
+"""A day of cron in seconds: the real loop, the real SQL, and virtual time.
 
-Each command is a thread that works while the others sleep. The database takes its time from the
-world, too: each statement brings it along, for functions that stand before PostgreSQL's `now()`
-and `clock_timestamp()` in the search path. The provider's answers come from here, without a
-network, after as many seconds of the world as a call takes, and with one bar each: the simulation
-shows when something is asked, not what.
+Time passes only when every thread sleeps. Each command is a thread, and one thread works at a time.
+The database has the virtual time, too: each statement passes it to our own `now()` and
+`clock_timestamp()`, which are before PostgreSQL's in the search path. This module also gives the
+provider's answers, without a network: after as many virtual seconds as a call takes, and with one
+bar each. So the simulation shows when an asset is asked for, not what is answered.
 
-No real time enters, so a day has the same figures on every machine, however busy it is.
+No real time is used, so a day has the same figures on every machine, however busy it is.
 """
 
 import bisect
@@ -46,19 +46,19 @@ from asset_sync.sync.progress import Failed, Progress, PutBack, Synced, Waiting,
 
 DAY = 86_400.0
 NOON = datetime.fromisoformat(WEDNESDAY)
-"""Cron's intervals count from the epoch, and all of them begin here."""
+"""A start of every interval of cron: intervals count from the epoch."""
 BAR_MS = 300_000
 
 
 class Jump(NamedTuple):
-    """Somebody sets the database's clock."""
+    """A moment at which somebody sets the database's clock."""
 
     at_seconds: float
     by_seconds: float
 
 
 class World:
-    """Virtual time. One thread works; when it sleeps, whoever wakes first goes on."""
+    """Virtual time. One thread works; when it sleeps, the thread that wakes first continues."""
 
     def __init__(self, start: datetime, jumps: Sequence["Jump"] = ()) -> None:
         self.now = 0.0
@@ -71,12 +71,12 @@ class World:
 
     @property
     def epoch_seconds(self) -> float:
-        """What the database's clock shows, as Unix time."""
+        """The time of the database's clock, as Unix time."""
         jumped = sum(jump.by_seconds for jump in self._jumps if jump.at_seconds <= self.now)
         return self._start + self.now + jumped
 
     def start(self, at: float, work: Callable[[], None]) -> None:
-        """Let a thread of its own begin this work then."""
+        """Start this work then, in another thread."""
         awake = self._sleeper(at)
 
         def live() -> None:
@@ -92,14 +92,14 @@ class World:
         threading.Thread(target=live, daemon=True).start()
 
     def sleep(self, seconds: float) -> bool:
-        """Let the others work until so much time has passed; return whether nobody did."""
+        """Let the others work until so much time has passed; return whether none of them did."""
         awake = self._sleeper(self.now + max(0.0, seconds))
         alone = self._wake_the_next() is awake
         awake.wait()
         return alone
 
     def pass_by(self) -> None:
-        """Let time pass until nobody sleeps any more."""
+        """Let time pass until no thread sleeps any more."""
         self._wake_the_next()
         self._over.wait()
         if self._errors:
@@ -119,16 +119,16 @@ class World:
 
 
 class WorldClock(Clock):
-    """The world's time, as a run measures it.
+    """The clock with which a run measures the virtual time.
 
-    A run that waits looks every few seconds whether somebody has changed something. Where nobody
+    A waiting run checks every few seconds whether somebody has changed something. If nobody
     else has worked meanwhile it would find what it found before, so it sleeps on.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.announced_seconds = 0.0
-        """How long the run has said that it will wait, unless something changes."""
+        """The wait that the run has announced, unless something changes."""
 
     def monotonic(self) -> float:
         return self._world.now
@@ -144,7 +144,7 @@ class WorldClock(Clock):
 
 @dataclass
 class Day:
-    """What came of it; times are seconds since the start."""
+    """What happened on the day; times are seconds since the start."""
 
     fresh_at: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     calls: list[float] = field(default_factory=list)
@@ -156,7 +156,7 @@ class Day:
     warnings: list[str] = field(default_factory=list)
 
     def staleness(self, symbols: Sequence[str], after: float = 0) -> "Staleness":
-        """Return how stale these assets were, from then on and from their first refresh."""
+        """Return how stale these assets were from then on, counted from their first refresh."""
         gaps: list[float] = []
         for symbol in symbols:
             moments = [at for at in self.fresh_at[symbol] if at >= after]
@@ -175,7 +175,7 @@ class Day:
 
 @dataclass(frozen=True)
 class Staleness:
-    """The ages that data had, as the gaps between refreshes say: within each, all from 0 to it."""
+    """The ages that data had: in each gap between refreshes, from 0 to its length."""
 
     gaps: Sequence[float]
 
@@ -184,7 +184,7 @@ class Staleness:
         return self.gaps[-1]
 
     def at(self, share: float) -> float:
-        """Return the age that was not exceeded for that share of the time."""
+        """Return the age that was not exceeded in that share of the time."""
         total = sum(self.gaps)
         low, high = 0.0, self.worst
         for _ in range(50):
@@ -204,7 +204,7 @@ class Asked(NamedTuple):
 
 
 class Freeze(NamedTuple):
-    """The provider does nothing for so long, and then reads all that it was sent."""
+    """A time in which the provider does nothing; then it reads everything it was sent."""
 
     from_seconds: float
     until_seconds: float
@@ -212,15 +212,15 @@ class Freeze(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """The provider, as far as a day needs it."""
+    """The provider's behaviour on the day."""
 
     call_seconds: float = 0.3
     reply: Callable[[Asked, Reply], Reply] = lambda _, right: right
-    """What it answers in place of the right answer."""
+    """What it answers instead of the correct answer."""
     freezes: Sequence[Freeze] = ()
 
     def reads_at(self, at_seconds: float) -> float:
-        """Return when it reads what arrives then."""
+        """Return when the provider reads a request that arrives then."""
         return next(
             (until for since, until in self.freezes if since <= at_seconds < until), at_seconds
         )
@@ -236,7 +236,7 @@ def live_through(
     hosts: int = 1,
     jumps: Sequence[Jump] = (),
 ) -> Day:
-    """Start both commands as cron does, for so long from then on, and return what came of it."""
+    """Start both commands as cron does, from that time for so long, and return what happened."""
     with database.session(Secret(url)) as db, db.cursor() as cursor:
         cursor.execute(shadowing(_TIME, _TIME))
     world, day = World(start, jumps), Day()
@@ -287,19 +287,19 @@ _TIME = "to_timestamp(current_setting('world.now')::float8)"
 
 
 class _Statement(NamedTuple):
-    """One statement of a text, and how it is run again with other values."""
+    """One statement of a text, prepared to be run again with other values."""
 
     sql: str
-    """As the loop has it, for psycopg2."""
+    """The statement as the loop sends it through psycopg2."""
     names: Sequence[str] = ()
-    """Which values it needs, in their order."""
+    """The names of its values in order."""
     prepare: str = ""
-    """What has the server plan it; empty where it has to be sent as it is."""
+    """The SQL that prepares it; empty if it has to be sent unchanged."""
     execute: str = ""
 
 
 class _Plans:
-    """Has each statement of a day planned once: else planning is three quarters of their time."""
+    """Plans each statement once a day: otherwise planning takes three quarters of their time."""
 
     def __init__(self, url: str) -> None:
         self._trial = psycopg2.connect(url)
@@ -324,7 +324,7 @@ class _Plans:
             return _Statement(sql)
         names = tuple(dict.fromkeys(re.findall(r"%\((\w+)\)s", sql)))
         numbered = sql % {name: f"${number}" for number, name in enumerate(names, 1)}
-        # What a value is can be told from its place, or from itself.
+        # The type of a value follows from its place or from the value.
         for types in (["unknown"] * len(names), [_type(given[name]) for name in names]):
             with suppress(psycopg2.Error), self._trial.cursor() as cursor:
                 return self._prepared(cursor, _Statement(sql, names), numbered, types)
@@ -353,7 +353,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _cursors(world: World, plans: _Plans) -> type[Cursor]:
-    """Return cursors of one connection whose every statement brings the world's time along."""
+    """Return cursors of one connection that pass the virtual time with every statement."""
     prepared: set[str] = set()
 
     class Timed(psycopg2.extensions.cursor):
@@ -381,7 +381,7 @@ def _cursors(world: World, plans: _Plans) -> type[Cursor]:
 
 
 class _Http:
-    """Answers from the world instead of a network; takes what the real one does."""
+    """Answers from the simulation instead of a network; has the interface of the real one."""
 
     host = "the simulated API"
 

@@ -1,15 +1,18 @@
-"""The promises under fire: processes killed at random, databases restarted, an API that fails.
+"""Tests the promises while processes are killed, databases restart and the API fails.
 
     make soak                                         # 4 minutes
     make soak SOAK_SECONDS=600 SOAK_CALLS=10700       # 20 minutes
 
-Four parts, each on a database of its own, and nothing but loopback. In the first many short runs
-are killed at random moments while the database restarts, the API fails, freezes and is odd, and one
-asset always fails; then time passes, plain runs finish the work, and the books are checked. In the
-second 16 long-lived processes share one budget under a latency with a long tail. The others are
-simulated (`simulation.py`), since they take hours: one day on which nothing goes as it should, and
-a key whose plan allows less than the settings say. It prints one report and exits 1 if a promise
-was broken. How fast the machine is breaks none.
+It has four parts. Each has its own database and uses only loopback.
+
+1. Many short runs are killed at random moments. The database restarts, the API fails, freezes and
+   answers oddly, and one asset always fails. Then time passes, undisturbed runs finish the work,
+   and the server's log and the database are checked.
+2. 16 long-lived processes share one budget under a latency with a long tail.
+3. One day with many disturbances. It is simulated (`simulation.py`), since it takes hours.
+4. A key whose plan allows less than the settings say, simulated, too.
+
+It prints one report and exits 1 if a promise was broken. A slow machine breaks none.
 """
 
 # ruff: noqa: T201 - it starts this program, prints, and is no package
@@ -65,13 +68,13 @@ KEY, PASSWORD = "soak-key-never-to-be-shown", "soak-password-never-to-be-shown"
 DOCUMENTED = {0, 1, 3, 4}
 TICKERS = tuple(replay.INSTRUMENTS)
 CRITICAL, OTHERS = 3, 60
-INTERVAL_SECONDS = 30  # of cron; the shortest that the settings allow
-# Over before its assets are due again: what it waited, it waited for slots that were kept for it.
+INTERVAL_SECONDS = 30  # cron's interval, the shortest that the settings allow
+# The run ends before its assets are due again, so all its waiting is for reserved slots.
 CRON = ("sync", "priority", "--json", "--max-runtime", "20")
 CALL_TIMEOUT_SECONDS = 2.0
 LEASE_SECONDS = CALL_TIMEOUT_SECONDS + 30
 RARELY = (3600, 3600)  # the critical ones and the others
-LATE_SECONDS = 90  # a run that lasts so much longer than it may hangs, on any machine
+LATE_SECONDS = 90  # a run that lasts so much longer than its limit hangs, on any machine
 
 WORKERS = 5
 KILLED = 0.7
@@ -79,8 +82,8 @@ RESTART_EVERY_SECONDS = 22
 FAULT_EVERY_SECONDS = 3.0
 FORGET_EVERY_SECONDS = 0.3
 FREEZE_EVERY_SECONDS = 20.0
-LONGEST_FREEZE = 1.5  # windows: for so long the limit is promised
-# Without Retry-After a 429 holds everybody back for a minute: that is for a simulated day.
+LONGEST_FREEZE = 1.5  # windows: the limit is promised for freezes up to this length
+# A 429 without Retry-After stops all calls for a minute: that is tested in a simulated day.
 FAULTS = (
     "rate-limit-retry-after:2",
     "server-error:3",
@@ -91,7 +94,7 @@ FAULTS = (
     "drip:2",
     "bad-json:1",
     "key-revoked:1",
-    "not-found",  # of these each call has its share until the next fault
+    "not-found",  # this one and the next two last until the next fault
     "wrong-shape",
     "server-error",
 )
@@ -112,17 +115,17 @@ KILLS_WINDOW, MANY_WINDOW = Window(40, 5.0), Window(125, 5.0)
 
 
 def long_tail(generator: random.Random) -> float:
-    """Seconds of a call: mostly short, one in 50 longer than a call may last."""
+    """Return how long a call takes: mostly short, one in 50 longer than a call may last."""
     return (
         generator.uniform(1.0, 5.0) if generator.random() < 0.02 else generator.uniform(0.02, 0.3)
     )
 
 
-# --- where it happens -------------------------------------------------------------------------
+# --- the server and the machine ---------------------------------------------------------------
 
 
 class Server:
-    """An embedded PostgreSQL of its own, which is restarted."""
+    """An embedded PostgreSQL that the soak restarts."""
 
     def __init__(self, directory: Path) -> None:
         self._server = embedded.start(directory / "data")
@@ -131,7 +134,7 @@ class Server:
         self.restarts: Counter[str] = Counter()
 
     def database(self, name: str) -> str:
-        """Make an initialised database; its address has a password in it that may not be shown."""
+        """Make an initialised database; its address has a password, which no output may show."""
         url = embedded.create_database(self._server, name)
         with raw_session(Secret(url)) as db:
             migrate(db)
@@ -152,7 +155,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A run that is over."""
+    """A run that has ended."""
 
     arguments: Sequence[str]
     code: int
@@ -162,7 +165,7 @@ class Ended:
     hung: bool
 
     def calls(self) -> int:
-        """How many calls it says it made."""
+        """How many calls the run says it made."""
         return int(json.loads(self.out)["api_calls_used"])
 
 
@@ -189,7 +192,7 @@ class Machine:
         self._lock = threading.Lock()
 
     def settings(self, *, often: bool) -> None:
-        """Have assets due more often than the window allows calls, or rarely enough to finish."""
+        """Write settings with assets due more often than the limit allows, or rarely."""
         frequency = round(OTHERS * self.window.seconds / self.window.calls / 2) or 1
         text = _settings_file(self.window, *(INTERVAL_SECONDS - 5, frequency) if often else RARELY)
         fresh = self.file.with_suffix(".new")
@@ -197,7 +200,7 @@ class Machine:
         fresh.rename(self.file)
 
     def run(self, *arguments: str, seconds: float, kill_after: float | None = None) -> Ended | None:
-        """Run a command, which may work for so long; kill it then, if that is wanted."""
+        """Run a command that may work for so long; then kill it, if asked to."""
         process = self._start(arguments)
         if process is None:
             return None
@@ -233,7 +236,7 @@ class Machine:
             return process
 
     def stop(self) -> None:
-        """Leave no process behind, whatever ended the soak."""
+        """End all processes, however the soak ended."""
         with self._lock:
             self._stopped = True
             for process in self._alive:
@@ -282,7 +285,9 @@ update_frequency_seconds = {other_seconds}
 
 
 def _two_days_ago(db: Connection) -> None:
-    """Give each asset one bar, as if it had last run two days ago: a first sync is no soak."""
+    """Give each asset one bar, as if it had last been synced two days ago.
+
+    First syncs would take all the time."""
     now_ms = int(time.time() * 1000)
     for number in range(CRITICAL + OTHERS):
         ticker = TICKERS[number % len(TICKERS)]
@@ -304,7 +309,7 @@ def _two_days_ago(db: Connection) -> None:
 
 
 class Chaos:
-    """Threads that do something again and again until it is enough; what one raises ends all."""
+    """Threads that repeat something until they are stopped; an error in one ends all."""
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
@@ -318,7 +323,7 @@ class Chaos:
         self.stop()
 
     def every(self, seconds: float, action: Callable[[], object]) -> None:
-        """Do it so often; 0 means as soon as it is done."""
+        """Repeat this at this interval; 0 means again at once."""
 
         def loop() -> None:
             due = time.monotonic() + seconds
@@ -340,17 +345,17 @@ class Chaos:
 
 
 def _short_run(machine: Machine, generator: random.Random) -> None:
-    """Start one of the two commands, and kill it or let it end."""
+    """Run one of the two commands, and kill it or let it end."""
     lane = "queue" if generator.random() < 0.85 else "priority"
     seconds = generator.uniform(1, 6)
-    # From before its first statement to the middle of its work.
+    # The kill comes between the start of the process and the middle of its work.
     kill_after = generator.uniform(0.05, 3) if generator.random() < KILLED else None
     arguments = ("sync", lane, "--json", "--max-runtime", f"{seconds:.2f}")
     machine.run(*arguments, seconds=seconds, kill_after=kill_after)
 
 
 def _forget_some_bars(url: str, generator: random.Random) -> None:
-    """Delete an asset's newest bars, unless a run works on it, so that there is much to store."""
+    """Delete an asset's newest bars, unless a run holds it, so that there is much to store."""
     symbol = f"A{generator.randrange(CRITICAL + OTHERS):02}"
     with suppress(psycopg2.Error), raw_or_nothing(url) as db:
         query(
@@ -380,7 +385,7 @@ def _forget_some_bars(url: str, generator: random.Random) -> None:
 
 @contextmanager
 def raw_or_nothing(url: str) -> Iterator[Connection]:
-    """Open a connection that the restarts may end."""
+    """Open a connection; give none if a restart prevents it."""
     db = psycopg2.connect(url)
     try:
         db.autocommit = True
@@ -389,11 +394,11 @@ def raw_or_nothing(url: str) -> Iterator[Connection]:
         db.close()
 
 
-# --- the books --------------------------------------------------------------------------------
+# --- the checks -------------------------------------------------------------------------------
 
 
 class Bars(NamedTuple):
-    """What is stored beside what was replayed, between each asset's first and last bar."""
+    """The stored bars compared with the replayed ones, between each asset's first and last bar."""
 
     stored: int
     missing: int
@@ -403,7 +408,7 @@ class Bars(NamedTuple):
 
 @dataclass(slots=True)
 class Report:
-    """Lines to print, and the promises that were broken."""
+    """The lines to print and the broken promises."""
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -412,7 +417,7 @@ class Report:
         self.lines.append((what, f"{value:,}" if isinstance(value, int) else str(value)))
 
     def hold(self, what: str, value: object, *, kept: bool) -> None:
-        """Say a figure on which a promise stands."""
+        """Add a figure that decides whether a promise was kept."""
         self.say(what, value)
         if not kept:
             self.broken.append(f"{what}: {value}")
@@ -427,7 +432,7 @@ class Report:
 
 
 def windows_over(api: StandIn, window: Window) -> int:
-    """Count the calls with which a window held more than it may, by the server's own log."""
+    """Count the calls that were over the limit of a window, by the server's own log."""
     stamps = [arrival.at_seconds for arrival in api.log if arrival.key_ok]
     return sum(
         later - earlier < window.seconds
@@ -462,7 +467,7 @@ def bars_beside_the_replay(db: Connection) -> Bars:
 
 
 def items_lost(db: Connection) -> int:
-    """Count assets without their row, in line or leased though all is done, or not up to date."""
+    """Count assets without a row, still waiting or leased at the end, or not up to date."""
     [(kept,)] = query(
         db,
         """
@@ -487,7 +492,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def check_the_outputs(report: Report, machine: Machine) -> None:
-    """Check that runs that were not killed ended as documented, and none said a secret."""
+    """Check that runs that were not killed ended as documented, and that none showed a secret."""
     alone = [ended for ended in machine.ended if not ended.killed]
     codes = Counter(ended.code for ended in alone)
     report.hold(
@@ -508,7 +513,7 @@ def check_the_outputs(report: Report, machine: Machine) -> None:
 
 
 def check_the_books(report: Report, machine: Machine, db: Connection, api: StandIn) -> None:
-    """Check the server's log and the database; nothing runs any more."""
+    """Check the server's log and the database after the last run."""
     over = windows_over(api, machine.window)
     report.hold("windows over the limit", over, kept=not over)
     lost = items_lost(db)
@@ -527,7 +532,7 @@ def check_the_books(report: Report, machine: Machine, db: Connection, api: Stand
 
 
 def kills(directory: Path, server: Server) -> Report:
-    """Kill, restart and fail for the time asked; then let it finish, and check."""
+    """Kill runs, restart the database and make the API fail; then let runs finish, and check."""
     report = Report()
     url = server.database("kills")
     window = KILLS_WINDOW
@@ -552,7 +557,7 @@ def kills(directory: Path, server: Server) -> Report:
         used = len(api.log) * window.seconds / (window.calls * seconds)
         report.say("budget used, kills and all", f"{used:.1%}")
         api.set_faults([ALWAYS])
-        time.sleep(LEASE_SECONDS + 1)  # the leases of the dead
+        time.sleep(LEASE_SECONDS + 1)  # the leases of killed runs
         let_it_finish(machine, url)
         check_the_outputs(report, machine)
         with raw_session(Secret(url)) as db:
@@ -578,7 +583,7 @@ def say_what_was_done(
 def start_the_chaos(
     chaos: Chaos, machine: Machine, server: Server, url: str, api: StandIn
 ) -> list[Ended]:
-    """Start everything that works and everything that disturbs; return cron's own runs."""
+    """Start all runs and all disturbances; return cron's own runs."""
     cron: list[Ended] = []
     for number in range(WORKERS):
         generator = random.Random(f"{SEED} worker {number}")
@@ -608,7 +613,7 @@ def start_the_chaos(
 
 
 def wait_for_the_end(chaos: Chaos, seconds: float) -> None:
-    """Wait, and say once a minute that it goes on."""
+    """Wait, and print once a minute that the soak continues."""
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0 and not chaos.errors:
         print(f"soak: {left:.0f} s to go", file=sys.stderr)
@@ -616,10 +621,10 @@ def wait_for_the_end(chaos: Chaos, seconds: float) -> None:
 
 
 def let_it_finish(machine: Machine, url: str) -> None:
-    """Run plainly until each asset is fresh once more, then let the windows end."""
+    """Run without disturbances until each asset is fresh again, then let the windows end."""
     machine.settings(often=False)
     with raw_session(Secret(url)) as db:
-        # Each asset is due once more, and then not soon again; every back-off is over.
+        # Each asset is due once more, and then not soon again; every back-off has ended.
         query(
             db,
             """
@@ -645,7 +650,7 @@ def let_it_finish(machine: Machine, url: str) -> None:
 
 
 def priority_waits(db: Connection, cron: Sequence[Ended]) -> list[float]:
-    """How long cron's priority runs waited for slots in all, by the database."""
+    """Return how long cron's priority runs waited for slots in total, by the database."""
     ids = [json.loads(ended.out)["run_id"] for ended in cron if ended.out.startswith("{")]
     rows = query(db, "select waited_seconds from asset_sync.runs where id = any(%s)", (ids,))
     return [float(seconds) for (seconds,) in rows]
@@ -661,7 +666,7 @@ def say_the_waits(report: Report, waits: Sequence[float]) -> None:
 
 
 def many(directory: Path, server: Server) -> Report:
-    """Let 16 long-lived processes share one budget, with cron's priority runs beside them."""
+    """Let 16 long-lived processes and cron's priority runs share one budget."""
     report = Report()
     url = server.database("many")
     window = MANY_WINDOW
@@ -713,10 +718,10 @@ def check_the_sharing(report: Report, machine: Machine) -> None:
 def say_the_budget(
     report: Report, db: Connection, window: Window, seconds: float, cron: Sequence[Ended]
 ) -> None:
-    """Compare the time for which slots were taken with that for which they could be.
+    """Compare the time for which slots were taken with the time for which they could be taken.
 
-    A call takes its slot until a window after its end; those that wait for a priority run stand
-    still for up to a window before it.
+    A call takes its slot until a window after its end. Reserved slots are unused for up to a
+    window before a priority run.
     """
     [(measured, calls, taken)] = query(
         db,
@@ -736,14 +741,14 @@ def say_the_budget(
           sum(extract(epoch from greatest(until_at - from_at, interval '0')))::float8
         from taken group by since, until
         """,
-        # A run ends when the next slot comes after its own end.
+        # A run ends if the next slot comes after the run's end.
         {"window": timedelta(seconds=window.seconds), "end": timedelta(seconds=seconds - 3)},
     )
     could = window.calls * measured
     report.say("budget used, of the plan's", f"{calls * window.seconds / could:.1%}")
     held = len(cron) * CRITICAL * window.seconds
-    # How much of it a machine can use depends on its speed; the promise is held where none counts:
-    # in a simulated day (`test_forecast.py`).
+    # How much of the budget a machine uses depends on its speed. A simulated day checks the promise
+    # without that dependence (`test_forecast.py`).
     report.say("budget used, of what holding allows", f"{taken / (could - held):.2%}")
     say_the_waits(report, priority_waits(db, cron))
 
@@ -753,13 +758,13 @@ def say_the_budget(
 HOUR, CYCLE_SECONDS = 3600.0, 300.0
 BAD = "C:BAD"
 ODD = Freeze(1 * HOUR, 1.5 * HOUR)
-FREEZES = (  # of at most a window and a half
+FREEZES = (  # each of at most a window and a half
     Freeze(3 * HOUR + 20, 3 * HOUR + 110),
     Freeze(3 * HOUR + 400, 3 * HOUR + 430),
     Freeze(3 * HOUR + 777, 3 * HOUR + 867),
 )
 JUMPS = (Jump(4 * HOUR + 50, -HOUR), Jump(5 * HOUR + 100, HOUR), Jump(6 * HOUR + 130, HOUR))
-# When everything is to be as fresh again as before: two cycles after a disturbance.
+# All assets must be as fresh as before two cycles after a disturbance.
 DISTURBED = (
     0.0,
     ODD.until_seconds,
@@ -769,10 +774,10 @@ DISTURBED = (
 
 
 def bad_day(directory: Path, server: Server) -> Report:
-    """Live through 8 hours on which nothing goes as it should, three hosts sharing the budget.
+    """Simulate 8 hours of disturbances with three hosts that share the budget.
 
-    One asset always fails; for half an hour the API is odd; it freezes, and then reads all that it
-    was sent; the database's clock is set back and forward.
+    One asset always fails. For half an hour the API answers oddly. It freezes and then reads
+    everything it was sent. The database's clock is set back and forward.
     """
     report = Report()
     url = server.database("bad_day")
@@ -817,7 +822,7 @@ ODD_REPLIES = (
 
 
 def lapsed_plan(directory: Path, server: Server) -> Report:
-    """Live through 2 hours with the settings of a paid plan and the key of a free one."""
+    """Simulate 2 hours with the settings of a paid plan and the key of a free one."""
     report = Report()
     url = server.database("lapsed_plan")
     settings = simulated_settings(url, 4, "starter")
@@ -872,7 +877,7 @@ def _asset(symbol: str, level: Level, position: int) -> Asset:
 
 
 def calls_over(calls: Sequence[float], most: int, seconds: float) -> int:
-    """Count the calls with which a window held more than it may."""
+    """Count the calls that were over the limit of a window."""
     return sum(
         later - earlier < seconds - 1e-6
         for earlier, later in zip(calls, calls[most:], strict=False)
@@ -886,7 +891,7 @@ def fresh_again(day: Day, symbols: Sequence[str], since: float) -> float:
     )
 
 
-# --- the whole --------------------------------------------------------------------------------
+# --- main -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -899,9 +904,9 @@ def stopping(machine: Machine) -> Iterator[Machine]:
 
 def main() -> int:
     """Run all parts and return the exit code."""
-    # Not below pytest's directory or another that is closed to others: as root the server is such.
+    # Other accounts must be able to enter the directory: if root runs this, the server has another.
     directory = Path(tempfile.mkdtemp(prefix="asset-sync-soak-"))
-    # Last of all: the server's own end at exit writes there once more.
+    # The directory is deleted last: at exit the server writes there once more.
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     server = Server(directory)

@@ -1,4 +1,4 @@
-"""Everything that the API can do wrong, and what becomes of item, slot, data and exit code."""
+"""Each fault of the API leaves item, slot, data and exit code as documented."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from asset_sync.demo.server import StandIn
 
 KEY = "the-key-that-nobody-else-gets"
 TICKERS = {"BTCUSD": "X:BTCUSD", "ETHUSDT": "X:ETHUSDT", "EURUSD": "C:EURUSD"}
-SYMBOLS = list(TICKERS)  # in the order in which they are served
+SYMBOLS = list(TICKERS)  # in the order in which the run serves them
 
 FILE = """
 [provider]
@@ -83,7 +83,7 @@ class Host(Machine):
         return told.code, json.loads(told.out)
 
     def an_hour_later(self) -> None:
-        """Everything is due again, every delay and every window is over."""
+        """Let an hour pass: everything is due again, and every delay and window has ended."""
         query(
             self.db,
             """
@@ -139,7 +139,7 @@ class Host(Machine):
         )
 
     def assert_in_order(self) -> None:
-        """Nobody holds anything, and what is stored is true, whole and fits together."""
+        """Check that nothing is held, and that the stored data is correct and complete."""
         [(held, in_flight, open_runs)] = query(
             self.db,
             """
@@ -168,14 +168,14 @@ class Host(Machine):
 
 @pytest.fixture
 def url(url: str, today: Today) -> str:
-    """Which bars there are depends on the day."""
+    """The database on the date of the test: which bars exist depends on the date."""
     today.give_to(url)
     return url
 
 
 @pytest.fixture
 def api(today: Today) -> Iterator[StandIn]:
-    """The stand-in never refuses for its own reasons; the faults are what is tried here."""
+    """A stand-in with a large limit, so that it refuses only because of a fault."""
     with StandIn("starter", calls=1000, key=KEY, clock=today.time) as server:
         yield server
 
@@ -186,7 +186,7 @@ def host(tmp_path: Path, url: str, db: Connection, api: StandIn, today: Today) -
         yield machine
 
 
-# --- the table ----------------------------------------------------------------------------------
+# --- every fault of the stand-in ----------------------------------------------------------------
 
 FRESH = ("idle", 0, "medium")
 BACK = ("waiting", 0, "medium")
@@ -194,13 +194,13 @@ COUNTED = ("waiting", 1, "low")
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
-    """What becomes of a run in which every call meets the fault."""
+class Expected:
+    """The expected result of a run whose every call meets the fault."""
 
     code: int
     reason: str
     item: Row
-    """Of the asset that was asked for first."""
+    """The item of the asset that was asked for first."""
     outcomes: list[str]
     status: str | None = None
     read_seconds: float = 5
@@ -208,20 +208,20 @@ class Fate:
     seconds: float = 30
 
 
-UNANSWERED = Fate(1, "provider_unavailable", BACK, ["unavailable"] * 3, "error")
-# From the second on one call is made each half window, for which this run has no time.
+UNANSWERED = Expected(1, "provider_unavailable", BACK, ["unavailable"] * 3, "error")
+# After the second unanswered call one is made each half window; this run has no time for that.
 SILENT = replace(UNANSWERED, outcomes=["unanswered"] * 2)
-REFUSED_429 = Fate(0, "budget_used_up", BACK, ["rate_limited"], seconds=0.9)
-UNREADABLE = Fate(1, "done", COUNTED, ["unreadable"] * 3)
-HARMLESS = Fate(0, "done", FRESH, ["ok"] * 3, "success")
+REFUSED_429 = Expected(0, "budget_used_up", BACK, ["rate_limited"], seconds=0.9)
+UNREADABLE = Expected(1, "done", COUNTED, ["unreadable"] * 3)
+HARMLESS = Expected(0, "done", FRESH, ["ok"] * 3, "success")
 
-FATES = {
+EXPECTED = {
     "rate-limit": REFUSED_429,
     "rate-limit-empty": REFUSED_429,
     "rate-limit-retry-after": REFUSED_429,
-    "key-revoked": Fate(4, "key_refused", BACK, ["key_refused"]),
-    "forbidden": Fate(4, "plan_refused", COUNTED, ["feed_denied"] * 2),
-    "not-found": Fate(1, "done", COUNTED, ["ticker_unknown"] * 3),
+    "key-revoked": Expected(4, "key_refused", BACK, ["key_refused"]),
+    "forbidden": Expected(4, "plan_refused", COUNTED, ["feed_denied"] * 2),
+    "not-found": Expected(1, "done", COUNTED, ["ticker_unknown"] * 3),
     "server-error": UNANSWERED,
     "bad-gateway": UNANSWERED,
     "html": UNANSWERED,
@@ -237,54 +237,58 @@ FATES = {
     "other-ticker": UNREADABLE,
     **dict.fromkeys(
         ("nan", "infinity", "negative", "high-below-low", "future"),
-        HARMLESS,  # but for the one bar
+        HARMLESS,  # except the one bar
     ),
     "unordered": HARMLESS,
     "duplicate": HARMLESS,
-    # Not even what is stored already: each ticker is looked up, and there.
+    # Even the stored bars are missing, so the run looks each ticker up and finds it.
     "empty": replace(HARMLESS, outcomes=["empty", "ok"] * 3),
     "five-minutes-empty": replace(HARMLESS, outcomes=["empty", "ok"] * 3),
-    # Asked for anew from the last bar on, until no more comes; never followed.
+    # The run asks again from the last bar on until no more comes, and follows no link.
     "endless-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
     "foreign-next-url": replace(HARMLESS, outcomes=["ok"] * 6),
 }
 ON_THEIR_OWN = {"today", "timeframe", "end-of-day", "not-entitled", "short-pages"}
-"""Those whose fate depends on the time of the day, and those that only snapshots or lists have."""
+"""Faults whose result depends on the time of the day, or that only snapshots or lists have."""
 
 
-def test_every_fault_of_the_stand_in_has_its_fate() -> None:
-    assert set(FATES) | ON_THEIR_OWN == set(FAULTS)
+def test_every_fault_of_the_stand_in_has_an_expected_result() -> None:
+    assert set(EXPECTED) | ON_THEIR_OWN == set(FAULTS)
 
 
-@pytest.mark.parametrize("fault", FATES)
-def test_what_becomes_of_item_slot_data_and_exit_code(host: Host, api: StandIn, fault: str) -> None:
-    fate = FATES[fault]
-    host.serve(read=fate.read_seconds, call=fate.call_seconds)
+@pytest.mark.parametrize("fault", EXPECTED)
+def test_each_fault_leaves_the_expected_item_slot_data_and_exit_code(
+    host: Host, api: StandIn, fault: str
+) -> None:
+    expected = EXPECTED[fault]
+    host.serve(read=expected.read_seconds, call=expected.call_seconds)
     api.set_faults([fault])
 
     began = time.monotonic()
-    code, told = host.report("--max-runtime", str(fate.seconds))
+    code, told = host.report("--max-runtime", str(expected.seconds))
 
-    assert (code, told["reason_ended"]) == (fate.code, fate.reason)
+    assert (code, told["reason_ended"]) == (expected.code, expected.reason)
     assert time.monotonic() - began < 6
-    assert host.outcomes() == fate.outcomes
-    assert len(api.log) == told["api_calls_used"] == len(fate.outcomes)
-    assert host.items()["BTCUSD"] == fate.item
-    assert host.statuses().get("BTCUSD") == ("error" if fate.item == COUNTED else fate.status)
-    if fate.status is None:
+    assert host.outcomes() == expected.outcomes
+    assert len(api.log) == told["api_calls_used"] == len(expected.outcomes)
+    assert host.items()["BTCUSD"] == expected.item
+    assert host.statuses().get("BTCUSD") == (
+        "error" if expected.item == COUNTED else expected.status
+    )
+    if expected.status is None:
         assert [len(host.bars(symbol)) for symbol in SYMBOLS] == [1, 1, 1]
     host.assert_in_order()
-    # And once it is over, all is as if nothing had been.
+    # After the fault, everything is as if it had not occurred.
     api.set_faults([])
     host.an_hour_later()
     assert host.report()[0] == 0
-    assert set(host.items().values()) == {FRESH} or fate.item == COUNTED
+    assert set(host.items().values()) == {FRESH} or expected.item == COUNTED
     assert set(host.statuses().values()) == {"success"}
     assert all(host.price(symbol)["last_price"] == host.bars(symbol)[-1][4] for symbol in SYMBOLS)
     host.assert_in_order()
 
 
-def test_a_key_that_may_not_see_today_gets_yesterday_and_the_run_is_well(
+def test_a_key_that_may_not_see_today_gets_bars_until_yesterday_and_the_run_succeeds(
     host: Host, api: StandIn
 ) -> None:
     api.set_faults(["today"])
@@ -294,7 +298,7 @@ def test_a_key_that_may_not_see_today_gets_yesterday_and_the_run_is_well(
     assert set(host.items().values()) == {FRESH}
 
 
-def test_a_key_that_is_revoked_in_the_middle_of_a_run_ends_it_and_what_came_before_stays(
+def test_a_key_revoked_in_the_middle_of_a_run_ends_it_and_earlier_answers_stay_stored(
     host: Host, api: StandIn
 ) -> None:
     api.set_faults(["key-revoked@X:ETHUSDT"])
@@ -304,11 +308,11 @@ def test_a_key_that_is_revoked_in_the_middle_of_a_run_ends_it_and_what_came_befo
     host.assert_in_order()
 
 
-# --- what else is in the table of bars ----------------------------------------------------------
+# --- impossible and broken bars -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ts", ["2030-01-01", "infinity", "-infinity", "4713-01-01 BC"])
-def test_a_stored_bar_of_an_impossible_time_hides_nothing_and_ends_no_run(
+def test_a_stored_bar_with_an_impossible_time_hides_no_other_and_ends_no_run(
     host: Host, ts: str
 ) -> None:
     query(
@@ -331,7 +335,7 @@ def test_a_stored_bar_of_an_impossible_time_hides_nothing_and_ends_no_run(
         assert host.price(symbol)["last_price"] == expected[-1].close
 
 
-def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_the_price(
+def test_if_the_newest_bar_of_an_answer_is_broken_the_price_is_that_of_the_newest_stored_bar(
     host: Host, api: StandIn
 ) -> None:
     now_ms = host.today.now_ms
@@ -347,7 +351,7 @@ def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_t
         tuple(bar),
     )
     host.serve("BTCUSD")
-    api.set_faults(["nan"])  # the same bar, as a rule
+    api.set_faults(["nan"])  # usually the same bar
 
     assert host.report()[0] == 0
 
@@ -358,7 +362,7 @@ def test_where_the_newest_bar_of_an_answer_is_broken_the_newest_stored_one_has_t
 
 
 @pytest.mark.parametrize("today", DAYS.values(), ids=DAYS, indirect=True)
-def test_whatever_the_day_broken_bars_are_left_out_and_all_others_are_stored(
+def test_on_any_day_broken_bars_are_left_out_and_all_others_are_stored(
     host: Host, api: StandIn
 ) -> None:
     for fault in ("nan", "infinity", "negative", "high-below-low", "future"):
@@ -371,7 +375,7 @@ def test_whatever_the_day_broken_bars_are_left_out_and_all_others_are_stored(
 
 @pytest.mark.parametrize("today", DAYS.values(), ids=DAYS, indirect=True)
 @pytest.mark.parametrize("fault", ["endless-next-url", "foreign-next-url", "unordered", "empty"])
-def test_whatever_the_day_an_answer_of_many_pages_or_none_leaves_every_asset_fresh(
+def test_on_any_day_answers_with_many_pages_or_no_bars_leave_every_asset_fresh(
     host: Host, api: StandIn, fault: str
 ) -> None:
     api.set_faults([fault])
@@ -392,7 +396,7 @@ def test_whatever_the_day_an_answer_of_many_pages_or_none_leaves_every_asset_fre
 
 @contextmanager
 def nobody_accepts() -> Iterator[str]:
-    """Give a port that takes no connection and refuses none: its queue is full."""
+    """Give a port that neither accepts nor refuses a connection, since its queue is full."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
         waiting = []
         for _ in range(3):
@@ -417,7 +421,7 @@ def nobody_listens() -> Iterator[str]:
     ("nowhere", "why"),
     [(nobody_listens, "Connection refused"), (nobody_accepts, "did not accept the connection")],
 )
-def test_an_api_that_cannot_be_reached_is_tried_three_times_and_left_to_the_next_run(
+def test_a_run_tries_an_unreachable_api_three_times_and_leaves_it_to_the_next_run(
     host: Host, nowhere: Callable[[], AbstractContextManager[str]], why: str
 ) -> None:
     with nowhere() as address:
@@ -431,11 +435,11 @@ def test_an_api_that_cannot_be_reached_is_tried_three_times_and_left_to_the_next
     host.assert_in_order()
 
 
-# --- somewhere else -----------------------------------------------------------------------------
+# --- other hosts and certificates ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["redirect", "foreign-next-url"])
-def test_no_other_host_is_ever_spoken_to(
+def test_the_client_never_connects_to_another_host(
     host: Host, api: StandIn, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -485,11 +489,11 @@ c3QwCgYIKoZIzj0EAwIDSAAwRQIgdvlu4FxY04MFFO1N/5hbcf3yc0NYgRqkThif
 uH8dLtQCIQCYUQafyLRfsB9cx+AOlJx/zUIzxXkVi3zQn02U2mBJuQ==
 -----END CERTIFICATE-----
 """
-"""Keys of nothing, each with the certificate that it signed itself: localhost, elsewhere.test."""
+"""Keys used only here, each with its self-signed certificate: localhost, elsewhere.test."""
 
 
 def first_bar(request: bytes) -> bytes:
-    """The answer of an API that has but the first bar of what is asked for."""
+    """Return the answer of an API that has only the first bar of the range asked for."""
     [(ticker, start_ms)] = re.findall(rb"/ticker/([^/]+)/.*/(\d+)/\d+\?", request)
     bar = b'{"t":%s,"o":1,"h":1,"l":1,"c":1,"v":1}' % start_ms
     body = b'{"status":"OK","ticker":"%s","resultsCount":1,"results":[%s]}' % (ticker, bar)
@@ -499,7 +503,7 @@ def first_bar(request: bytes) -> bytes:
 
 @contextmanager
 def over_tls(directory: Path, pem: str) -> Iterator[tuple[str, Path, list[bytes]]]:
-    """Give an address that speaks TLS, its certificate, and what it was sent."""
+    """Give the address of a TLS server, its certificate, and the list of what it received."""
     certificate = directory / "certificate.pem"
     certificate.write_text(pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -508,7 +512,7 @@ def over_tls(directory: Path, pem: str) -> Iterator[tuple[str, Path, list[bytes]
 
     def serve() -> None:
         while True:
-            with suppress(OSError):  # a client that does not trust us leaves
+            with suppress(OSError):  # a client that does not trust the server closes the connection
                 client, _ = server.accept()
                 with client, context.wrap_socket(client, server_side=True) as line:
                     heard.append(line.recv(65536))
@@ -531,7 +535,7 @@ def over_tls(directory: Path, pem: str) -> Iterator[tuple[str, Path, list[bytes]
     [(SELF_SIGNED, False), (SELF_SIGNED_ELSEWHERE, True)],
     ids=["unknown", "other name"],
 )
-def test_a_certificate_that_is_not_to_be_trusted_gets_no_key(
+def test_a_server_with_an_untrusted_certificate_gets_no_key(
     host: Host, pem: str, *, trusted: bool
 ) -> None:
     with over_tls(host.home, pem) as (address, certificate, heard):
@@ -544,7 +548,7 @@ def test_a_certificate_that_is_not_to_be_trusted_gets_no_key(
     host.assert_in_order()
 
 
-def test_a_certificate_that_the_user_trusts_is_good(host: Host) -> None:
+def test_a_certificate_that_the_user_trusts_is_accepted(host: Host) -> None:
     with over_tls(host.home, SELF_SIGNED) as (address, certificate, heard):
         code, told = host.report(POLYGON_BASE_URL=address, REQUESTS_CA_BUNDLE=str(certificate))
     assert (code, told["updated"]) == (0, SYMBOLS)
@@ -554,9 +558,9 @@ def test_a_certificate_that_the_user_trusts_is_good(host: Host) -> None:
 # --- snapshots ----------------------------------------------------------------------------------
 
 
-SNAPSHOT_FATES = {
-    # What becomes of the snapshot's items when its call meets the fault: the last one, the others,
-    # how it is recorded, and for whom snapshots are not asked again for a day.
+SNAPSHOT_EXPECTED = {
+    # What happens to the snapshot's items if its call meets the fault: to the last one and to the
+    # others, the recorded outcome, and the assets that get no snapshot for a day.
     "not-entitled": (("idle", 0, "medium"), FRESH, "ok", ["EURUSD"]),
     "nan": (COUNTED, FRESH, "ok", []),
     "infinity": (COUNTED, FRESH, "ok", []),
@@ -575,11 +579,11 @@ SNAPSHOT_FATES = {
 }
 
 
-@pytest.mark.parametrize("fault", SNAPSHOT_FATES)
-def test_whatever_a_snapshot_brings_each_asset_has_a_price_at_the_end_of_the_run(
+@pytest.mark.parametrize("fault", SNAPSHOT_EXPECTED)
+def test_after_any_fault_of_a_snapshot_each_asset_has_a_price_at_the_end_of_the_run(
     host: Host, api: StandIn, fault: str
 ) -> None:
-    last, others, outcome, denied = SNAPSHOT_FATES[fault]
+    last, others, outcome, denied = SNAPSHOT_EXPECTED[fault]
     host.serve(plan="starter", period=1)
     api.set_faults([f"{fault}:1"])
 
@@ -602,7 +606,7 @@ def test_whatever_a_snapshot_brings_each_asset_has_a_price_at_the_end_of_the_run
         assert None in figures or figures[0] <= figures[1]
         assert set(host.statuses().values()) == {"success"}
     host.assert_in_order()
-    # The next call asks for none that was denied.
+    # The next snapshot has none of the denied assets.
     api.set_faults([])
     host.an_hour_later()
     made = len(api.log)
@@ -616,7 +620,7 @@ def test_whatever_a_snapshot_brings_each_asset_has_a_price_at_the_end_of_the_run
     assert asked == ({TICKERS[s] for s in SYMBOLS if s not in denied} if denied != [""] else set())
 
 
-def test_a_quote_of_the_future_does_not_keep_out_the_next(host: Host, api: StandIn) -> None:
+def test_a_quote_with_a_future_time_does_not_block_the_next_quote(host: Host, api: StandIn) -> None:
     host.serve("BTCUSD", plan="starter", period=1)
     api.set_faults(["future:1"])
     host.report("--max-runtime", "10")
@@ -638,14 +642,14 @@ def test_a_quote_of_the_future_does_not_keep_out_the_next(host: Host, api: Stand
     assert written
 
 
-# --- everybody at once --------------------------------------------------------------------------
+# --- many processes at once ---------------------------------------------------------------------
 
 
-def test_when_all_processes_meet_a_429_at_once_they_all_wait_and_lose_nothing(
+def test_processes_that_all_get_a_429_at_once_wait_and_lose_nothing(
     host: Host, api: StandIn
 ) -> None:
     host.serve(calls=3, period=1.5)
-    api.set_faults(["rate-limit-retry-after:3"])  # without, each holds for a minute
+    api.set_faults(["rate-limit-retry-after:3"])  # others stop all calls for a minute
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "asset_sync", "sync", "queue", "--json"],
@@ -663,7 +667,7 @@ def test_when_all_processes_meet_a_429_at_once_they_all_wait_and_lose_nothing(
     updated = [symbol for out, _, _ in ended for symbol in json.loads(out)["updated"]]
     assert sorted(updated) == SYMBOLS
     assert host.items() == dict.fromkeys(SYMBOLS, FRESH)
-    # Refusals of calls that were in flight together count as one, and so does their wait.
+    # Refusals of calls that were in flight together count as one and cause one wait.
     refused = min(call.at_seconds for call in api.log if call.status == 429)
     answered = [call.at_seconds for call in api.log if call.status == 200]
     assert not [at for at in answered if refused < at < refused + 1.5]

@@ -1,4 +1,4 @@
-"""Assets come into the settings file and leave it by command, and nothing else in it changes."""
+"""`assets add` and `assets remove` change the settings file and nothing else in it."""
 
 import fcntl
 import json
@@ -46,14 +46,14 @@ def file(tmp_path: Path) -> Path:
 
 
 def add(file: Path, *arguments: str) -> Told:
-    """Run `assets add` where this is the settings file."""
+    """Run `assets add` with this settings file."""
     return asset_sync(
         "assets", "add", *arguments, environ=environment(file.parent), directory=file.parent
     )
 
 
 def remove(file: Path, *arguments: str) -> Told:
-    """Run `assets remove` where this is the settings file."""
+    """Run `assets remove` with this settings file."""
     environ = environment(file.parent) | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
     return asset_sync("assets", "remove", *arguments, environ=environ, directory=file.parent)
 
@@ -66,10 +66,10 @@ def litter(file: Path) -> list[str]:
     return [path.name for path in file.parent.iterdir() if path != file]
 
 
-# --- what it writes ---------------------------------------------------------------------------
+# --- add ----------------------------------------------------------------------------------------
 
 
-def test_a_block_is_appended_and_all_before_it_stays(file: Path) -> None:
+def test_add_appends_a_block_and_changes_nothing_before_it(file: Path) -> None:
     told = add(file, *EURO, "--name", "Euro / Franc", "--level", "low", "--every", "3600")
 
     assert told.code == 0
@@ -99,7 +99,7 @@ def test_a_block_is_appended_and_all_before_it_stays(file: Path) -> None:
     ],
     ids=repr,
 )
-def test_one_blank_line_stands_between_in_the_files_own_line_ends(
+def test_add_separates_blocks_by_one_blank_line_with_the_files_own_line_endings(
     file: Path, before: str, between: str
 ) -> None:
     file.write_bytes(before.encode())
@@ -112,7 +112,7 @@ def test_one_blank_line_stands_between_in_the_files_own_line_ends(
     assert symbols(file) == ["EURCHF"]
 
 
-def test_a_critical_asset_goes_to_the_end_of_the_line(file: Path) -> None:
+def test_a_critical_asset_is_added_after_the_other_critical_ones(file: Path) -> None:
     file.write_text(GOLD.replace("secondary", "priority") + "priority = 70\n")
 
     add(file, *EURO, "--level", "critical")
@@ -131,7 +131,7 @@ def test_a_critical_asset_goes_to_the_end_of_the_line(file: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_type_and_ticker_tell_each_other(
+def test_add_derives_the_type_from_the_ticker_and_the_ticker_from_the_type(
     file: Path, arguments: tuple[str, ...], kind: str, ticker: str
 ) -> None:
     [added] = json.loads(add(file, *arguments, "--json").out)["added"]
@@ -140,11 +140,11 @@ def test_type_and_ticker_tell_each_other(
     assert symbols(file) == ["XAUUSD", arguments[0]]
 
 
-def test_what_it_says_about_a_ticker_that_is_fetched_already(file: Path) -> None:
+def test_add_says_so_if_another_asset_has_the_ticker_already(file: Path) -> None:
     told = add(file, "GOLD", "--ticker", "C:XAUUSD")
 
     assert told.code == 0
-    assert "kept fresh as XAUUSD already" in told.err
+    assert "XAUUSD has the ticker C:XAUUSD already" in told.err
 
 
 def test_a_dry_run_prints_the_block_and_writes_nothing(file: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_dry_run_prints_the_block_and_writes_nothing(file: Path) -> None:
     assert file.stat() == before
 
 
-def test_a_secret_that_can_be_read_only_once_is_read_once(file: Path) -> None:
+def test_a_secret_file_that_can_be_read_only_once_is_read_only_once(file: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"the-key")
     os.close(writing)
@@ -171,13 +171,13 @@ def test_a_secret_that_can_be_read_only_once_is_read_once(file: Path) -> None:
     assert symbols(file) == ["XAUUSD", "EURCHF"]
 
 
-# --- what it refuses --------------------------------------------------------------------------
+# --- add: refusals ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("XAUUSD", "--type", "forex"), "XAUUSD stands in"),
+        (("XAUUSD", "--type", "forex"), "XAUUSD is in"),
         (("EURCHF",), "--type forex"),
         (("C:EURCHF",), "assets add EURCHF --ticker C:EURCHF"),
         (("C:EURCHF", "--type", "forex"), "assets add EURCHF --ticker C:EURCHF"),
@@ -197,7 +197,7 @@ def test_a_secret_that_can_be_read_only_once_is_read_once(file: Path) -> None:
     ids=lambda value: ascii(" ".join(value)) if isinstance(value, tuple) else "",
 )
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["", "dry"])
-def test_what_the_settings_could_not_hold_is_a_sentence_and_nothing_is_written(
+def test_add_refuses_invalid_assets_with_a_sentence_and_writes_nothing(
     file: Path, arguments: tuple[str, ...], sentence: str, dry: tuple[str, ...]
 ) -> None:
     told = add(file, *arguments, *dry)
@@ -209,7 +209,7 @@ def test_what_the_settings_could_not_hold_is_a_sentence_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("level", ["critical", "low"])
-def test_an_inline_array_takes_no_block_and_that_is_said(file: Path, level: str) -> None:
+def test_add_refuses_a_file_with_an_inline_array_and_says_so(file: Path, level: str) -> None:
     array = "priority_assets" if level == "critical" else "secondary_assets"
     file.write_text(INLINE.replace("secondary_assets", array))
     before = file.read_text()
@@ -221,7 +221,7 @@ def test_an_inline_array_takes_no_block_and_that_is_said(file: Path, level: str)
     assert file.read_text() == before
 
 
-def test_a_file_that_is_full_is_a_sentence(file: Path) -> None:
+def test_add_refuses_a_file_of_the_greatest_size_with_a_sentence(file: Path) -> None:
     file.write_text("#" * (1024 * 1024 - 10))
 
     told = add(file, *EURO)
@@ -231,7 +231,7 @@ def test_a_file_that_is_full_is_a_sentence(file: Path) -> None:
     assert file.stat().st_size == 1024 * 1024 - 10
 
 
-def test_a_pipe_is_no_file_to_add_to(file: Path) -> None:
+def test_add_refuses_a_pipe(file: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, GOLD.encode())
     os.close(writing)
@@ -244,7 +244,7 @@ def test_a_pipe_is_no_file_to_add_to(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("file_mode", "directory_mode"), [(0o444, 0o755), (0o644, 0o555)])
-def test_a_read_only_file_or_directory_is_a_sentence(
+def test_add_reports_a_read_only_file_or_directory_in_a_sentence(
     file: Path, file_mode: int, directory_mode: int
 ) -> None:
     assert add(file, *EURO, "--dry-run").code == 0, "all is imported that nobody may not read"
@@ -262,7 +262,7 @@ def test_a_read_only_file_or_directory_is_a_sentence(
     assert told.err.startswith("asset-sync: assets.toml cannot be changed (Permission denied)")
 
 
-def test_a_symbol_in_lower_case_gets_the_command_that_was_meant(file: Path) -> None:
+def test_for_a_symbol_in_lower_case_add_prints_the_correct_command(file: Path) -> None:
     told = add(file, "eurjpy", "--type", "forex")
 
     words = " ".join(word for word in told.err.replace("│", " ").split() if word)
@@ -271,14 +271,14 @@ def test_a_symbol_in_lower_case_gets_the_command_that_was_meant(file: Path) -> N
     assert "assets.toml" not in words, "the file is not to blame"
 
 
-def test_quiet_says_nothing_of_what_went_well(file: Path) -> None:
+def test_with_quiet_a_success_prints_nothing(file: Path) -> None:
     told = add(file, *EURO, "-q")
 
     assert (told.code, told.out, told.err) == (0, "", "")
     assert symbols(file) == ["XAUUSD", "EURCHF"]
 
 
-# --- what it removes --------------------------------------------------------------------------
+# --- remove -------------------------------------------------------------------------------------
 
 THREE = """\
 # Mine.
@@ -319,7 +319,7 @@ asset_type = "forex"
     ],
     ids=lambda value: "-".join(value) if isinstance(value[0], str) else "",
 )
-def test_a_block_goes_with_its_comments_and_all_else_stays_byte_for_byte(
+def test_remove_deletes_a_block_with_its_comments_and_changes_no_other_byte(
     file: Path, symbols: list[str], gone: list[tuple[int, int]], line_end: str, mark: str
 ) -> None:
     lines = (mark + THREE).replace("\n", line_end).splitlines(keepends=True)
@@ -336,7 +336,7 @@ def test_a_block_goes_with_its_comments_and_all_else_stays_byte_for_byte(
 
 
 @pytest.mark.parametrize("level", ["critical", "low"])
-def test_what_was_added_and_is_removed_leaves_the_file_as_it_was(file: Path, level: str) -> None:
+def test_adding_and_removing_an_asset_leaves_the_file_as_it_was(file: Path, level: str) -> None:
     for before in (GOLD, f"{GOLD}\n", SHIPPED_FILE.read_text(), "# Windows\r\n", ""):
         file.write_bytes(before.encode())
         add(file, *EURO, "--level", level)
@@ -356,7 +356,7 @@ def test_a_dry_run_of_a_removal_prints_the_block_and_writes_nothing(file: Path) 
     assert file.stat() == before
 
 
-def test_a_removal_tells_a_program_what_went(file: Path) -> None:
+def test_remove_with_json_lists_what_it_removed(file: Path) -> None:
     told = json.loads(remove(file, "XAUUSD", "--json").out)
 
     assert [asset["symbol"] for asset in told["removed"]] == ["XAUUSD"]
@@ -364,7 +364,7 @@ def test_a_removal_tells_a_program_what_went(file: Path) -> None:
     assert told["left_in_queue"] is None, "the database could not be asked"
 
 
-def test_what_the_queue_still_has_of_it_is_said_with_the_command_that_forgets_it(
+def test_remove_says_what_stays_in_the_queue_and_which_command_removes_that(
     file: Path, url: str, db: Connection
 ) -> None:
     queue.enqueue(db, [queue.Wanted(a_queued_asset("XAUUSD"), Feed.BARS)], QueueSettings())
@@ -399,7 +399,7 @@ def test_an_asset_of_the_shipped_file_is_removed_from_a_copy(tmp_path: Path) -> 
     ],
     ids=["lower case", "one of two", "inline", "a string like a header"],
 )
-def test_what_cannot_be_removed_is_a_sentence_and_nothing_is_written(
+def test_remove_refuses_with_a_sentence_and_writes_nothing(
     file: Path, text: str, arguments: tuple[str, ...], sentence: str
 ) -> None:
     file.write_text(text)
@@ -411,10 +411,10 @@ def test_what_cannot_be_removed_is_a_sentence_and_nothing_is_written(
     assert file.read_text() == text
 
 
-# --- what is switched off ---------------------------------------------------------------------
+# --- switched-off assets ------------------------------------------------------------------------
 
 
-def test_an_asset_that_is_switched_off_is_listed_as_off_and_not_added_again(file: Path) -> None:
+def test_a_switched_off_asset_is_listed_as_off_and_cannot_be_added_again(file: Path) -> None:
     file.write_text(f"{GOLD}enabled = false\n")
     environ = environment(file.parent) | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
 
@@ -433,13 +433,14 @@ def test_an_asset_that_is_switched_off_is_listed_as_off_and_not_added_again(file
 # --- the file ---------------------------------------------------------------------------------
 
 
-def test_mode_and_owner_stay(file: Path) -> None:
+def test_the_file_keeps_its_mode_and_owner(file: Path) -> None:
     file.chmod(0o640)
     if os.geteuid() == 0:
         os.chown(file, 65534, 12345)
     before = file.stat()
 
-    assert add(file, *EURO, "--config", str(file)).code == 0  # named, as it is not ours
+    # named by --config, as another account may own it
+    assert add(file, *EURO, "--config", str(file)).code == 0
 
     after = file.stat()
     assert stat.S_IMODE(after.st_mode) == 0o640
@@ -447,7 +448,7 @@ def test_mode_and_owner_stay(file: Path) -> None:
     assert after.st_ino != before.st_ino, "a new file has taken its place, whole"
 
 
-def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
+def test_a_link_to_the_file_stays_a_link(file: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     real = file.rename(tmp_path / "real" / "mine.toml")
     file.symlink_to("real/mine.toml")
@@ -460,7 +461,7 @@ def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
     assert symbols(real) == ["XAUUSD", "EURCHF"]
 
 
-def test_what_fails_at_the_last_moment_leaves_the_old_file_and_no_other(
+def test_a_failure_at_the_last_moment_leaves_the_old_file_and_no_other_file(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -494,9 +495,9 @@ def test_the_shipped_file_is_copied_and_never_changed(tmp_path: Path) -> None:
     assert load(None, environment(tmp_path), cwd=tmp_path).source == copy, "it holds from then on"
 
 
-def test_a_link_to_the_shipped_file_is_not_followed_to_change_it(tmp_path: Path) -> None:
+def test_the_shipped_file_is_not_changed_through_a_link(tmp_path: Path) -> None:
     shipped = SHIPPED_FILE.read_bytes()
-    (tmp_path / "assets.toml").symlink_to(SHIPPED_FILE)  # as in a checkout of the source
+    (tmp_path / "assets.toml").symlink_to(SHIPPED_FILE)  # as in a checkout of the repository
     try:
         told = add(tmp_path / "assets.toml", *EURO)
         assert SHIPPED_FILE.read_bytes() == shipped
@@ -507,7 +508,7 @@ def test_a_link_to_the_shipped_file_is_not_followed_to_change_it(tmp_path: Path)
     assert "put a copy in its place" in told.err
 
 
-def test_the_copy_goes_where_xdg_says(tmp_path: Path) -> None:
+def test_the_copy_goes_to_xdg_config_home(tmp_path: Path) -> None:
     environ = environment(tmp_path) | {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
 
     told = asset_sync("assets", "add", *EURO, environ=environ, directory=tmp_path)
@@ -524,7 +525,7 @@ def test_a_dry_run_makes_no_copy(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_home_it_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_home_add_says_what_to_do(tmp_path: Path) -> None:
     told = asset_sync("assets", "add", *EURO, environ={}, directory=tmp_path)
 
     assert told.code == 2
@@ -564,7 +565,7 @@ def test_processes_that_add_at_once_lose_nothing(file: Path, exists: bool) -> No
     assert set(names) <= set(symbols(file))
 
 
-def test_who_comes_second_waits_and_reads_what_the_first_has_written(file: Path) -> None:
+def test_the_second_process_waits_and_reads_what_the_first_wrote(file: Path) -> None:
     directory = os.open(file.parent, os.O_RDONLY)
     fcntl.flock(directory, fcntl.LOCK_EX)
     second = start(file, "SECOND")
@@ -583,11 +584,11 @@ def _waits_for_a_lock(pid: int) -> bool:
     return any("-> FLOCK" in line and f" {pid} " in line for line in locks)
 
 
-def test_all_or_none_are_added(file: Path) -> None:
+def test_add_adds_all_assets_or_none(file: Path) -> None:
     settings = load(file, {})
     good = load(SHIPPED_FILE, {}).assets[1]
 
-    with pytest.raises(edit.AssetFileError, match="XAUUSD stands in"):
+    with pytest.raises(edit.AssetFileError, match="XAUUSD is in"):
         edit.add(settings, [good, settings.assets[0]], {})
 
     assert file.read_text() == GOLD

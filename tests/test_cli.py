@@ -1,4 +1,4 @@
-"""The command line as cron, a program and a person at a terminal see it."""
+"""The command line as a new user, a program, cron and a terminal use it."""
 
 import json
 import os
@@ -67,7 +67,7 @@ Run: TypeAlias = Callable[..., Completed]
 
 @pytest.fixture
 def machine(url: str, tmp_path: Path) -> Iterator[Machine]:
-    """What a new user has, and a database."""
+    """A new user's machine, with a database."""
     with Machine(tmp_path, url, POLYGON_API_KEY=KEY) as machine:
         yield machine
 
@@ -89,9 +89,10 @@ def run(machine: Machine) -> Run:
 
 @pytest.fixture
 def at_home() -> Iterator[Machine]:
-    """A machine with an embedded database, whose server has to reach its data.
+    """A machine with an embedded database.
 
-    Not in pytest's own directory, which each session of pytest closes for others.
+    Not in pytest's own directory: each session of pytest closes it to other accounts, and the
+    server may run as another account.
     """
     with TemporaryDirectory(prefix="as-") as home, Machine(Path(home)) as machine:
         yield machine
@@ -103,11 +104,11 @@ def stand_in() -> Iterator[StandIn]:
         yield server
 
 
-# --- a person who does not know it yet --------------------------------------------------------
+# --- a new user -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_explains_itself_with_an_example(run: Run, command: tuple[str, ...]) -> None:
+def test_the_help_of_every_command_has_an_example(run: Run, command: tuple[str, ...]) -> None:
     shown = run(*command, "--help", COLUMNS="80")
 
     assert shown.returncode == 0
@@ -116,7 +117,7 @@ def test_every_command_explains_itself_with_an_example(run: Run, command: tuple[
     assert max(map(len, shown.stdout.splitlines())) <= 80
 
 
-def test_it_says_its_version(run: Run) -> None:
+def test_the_program_prints_its_version(run: Run) -> None:
     assert re.fullmatch(r"asset-sync \d+\.\d+\.\d+\n", run("--version").stdout)
 
 
@@ -135,7 +136,7 @@ def test_it_says_its_version(run: Run) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_is_mistyped_gets_a_hint_and_exit_2(
+def test_a_typing_mistake_gets_a_hint_and_exit_2(
     run: Run, arguments: tuple[str, ...], hint: str
 ) -> None:
     answer = run(*arguments)
@@ -145,7 +146,7 @@ def test_what_is_mistyped_gets_a_hint_and_exit_2(
     assert not answer.stdout
 
 
-def test_bash_completes_what_is_typed_once_that_is_installed(
+def test_bash_completes_commands_once_completion_is_installed(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
     bash = shutil.which("bash")
@@ -171,7 +172,7 @@ def test_bash_completes_what_is_typed_once_that_is_installed(
     assert str(tmp_path) in shown.stderr, "it says what it wrote"
 
 
-def test_ctrl_c_while_it_still_loads_ends_it_without_a_traceback(tmp_path: Path) -> None:
+def test_ctrl_c_while_the_program_loads_ends_it_without_a_traceback(tmp_path: Path) -> None:
     script = (
         "import os, runpy, signal, sys\n"
         "class Early:\n"
@@ -187,7 +188,7 @@ def test_ctrl_c_while_it_still_loads_ends_it_without_a_traceback(tmp_path: Path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_without_a_key_it_says_how_to_give_one_and_what_works_without(run: Run) -> None:
+def test_without_a_key_a_run_says_how_to_set_one_and_which_commands_work_without(run: Run) -> None:
     answer = run("sync", "priority", POLYGON_API_KEY="")
 
     assert answer.returncode == 2
@@ -195,7 +196,7 @@ def test_without_a_key_it_says_how_to_give_one_and_what_works_without(run: Run) 
     assert "asset-sync demo" in answer.stderr
 
 
-def test_all_mistakes_of_the_settings_come_at_once_with_exit_2(run: Run) -> None:
+def test_all_mistakes_in_the_settings_are_reported_at_once_with_exit_2(run: Run) -> None:
     answer = run("assets", "list", POLYGON_TIER="gold", QUEUE_MAX_SIZE="many")
 
     assert answer.returncode == 2
@@ -203,7 +204,7 @@ def test_all_mistakes_of_the_settings_come_at_once_with_exit_2(run: Run) -> None
     assert "QUEUE_MAX_SIZE" in answer.stderr
 
 
-def test_verbose_says_which_settings_hold(run: Run, tmp_path: Path) -> None:
+def test_verbose_says_which_settings_are_in_force(run: Run, tmp_path: Path) -> None:
     (tmp_path / "assets.toml").write_text('[provider]\nplan = "starter"\n')
 
     before, after = run("-v", "queue", "status"), run("queue", "status", "-v")
@@ -213,7 +214,7 @@ def test_verbose_says_which_settings_hold(run: Run, tmp_path: Path) -> None:
     assert before.stderr == after.stderr, "an option means the same before and after the command"
 
 
-def test_a_bug_is_told_without_a_traceback_and_without_what_it_was_about(
+def test_a_bug_is_reported_without_a_traceback_and_without_data(
     environ: Mapping[str, str],
 ) -> None:
     script = """
@@ -245,7 +246,7 @@ main()
 # --- a program --------------------------------------------------------------------------------
 
 
-def test_a_run_tells_a_program_what_it_did(run: Run, stand_in: StandIn) -> None:
+def test_a_run_with_json_reports_what_it_did(run: Run, stand_in: StandIn) -> None:
     answer = run("sync", "priority", "--json", POLYGON_BASE_URL=stand_in.base_url)
 
     assert answer.returncode == 0
@@ -259,7 +260,7 @@ def test_a_run_tells_a_program_what_it_did(run: Run, stand_in: StandIn) -> None:
     assert isinstance(told["run_id"], int)
 
 
-def test_the_status_tells_a_program_how_things_stand(run: Run, stand_in: StandIn) -> None:
+def test_the_status_with_json_reports_queue_and_budget(run: Run, stand_in: StandIn) -> None:
     run("sync", "priority", POLYGON_BASE_URL=stand_in.base_url)
     run("sync", "queue", "--limit", "1", POLYGON_BASE_URL=stand_in.base_url)
 
@@ -295,13 +296,13 @@ def test_the_assets_are_listed_even_while_the_database_is_down(run: Run) -> None
 # --- cron -------------------------------------------------------------------------------------
 
 
-def test_quiet_says_nothing_when_all_is_well(run: Run, stand_in: StandIn) -> None:
+def test_quiet_prints_nothing_if_all_is_well(run: Run, stand_in: StandIn) -> None:
     answer = run("sync", "priority", "-q", POLYGON_BASE_URL=stand_in.base_url)
 
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
 
-def test_quiet_still_says_what_failed(run: Run) -> None:
+def test_quiet_still_prints_what_failed(run: Run) -> None:
     with StandIn("free", key=KEY, faults=["empty@C:EURUSD"]) as api:
         answer = run("sync", "priority", "-q", POLYGON_BASE_URL=api.base_url)
 
@@ -310,7 +311,7 @@ def test_quiet_still_says_what_failed(run: Run) -> None:
     assert not answer.stdout
 
 
-def test_off_a_terminal_there_is_a_line_per_event_and_no_colour(
+def test_without_a_terminal_a_run_prints_one_line_per_event_without_colour(
     run: Run, stand_in: StandIn
 ) -> None:
     answer = run("sync", "priority", POLYGON_BASE_URL=stand_in.base_url)
@@ -324,7 +325,7 @@ def test_off_a_terminal_there_is_a_line_per_event_and_no_colour(
     assert "\x1b" not in answer.stderr + answer.stdout
 
 
-def test_a_revoked_key_is_exit_4_and_is_never_shown(run: Run, stand_in: StandIn) -> None:
+def test_a_revoked_key_ends_with_exit_4_and_is_never_shown(run: Run, stand_in: StandIn) -> None:
     answer = run(
         "sync", "priority", POLYGON_BASE_URL=stand_in.base_url, POLYGON_API_KEY="s3same-0pen"
     )
@@ -334,7 +335,7 @@ def test_a_revoked_key_is_exit_4_and_is_never_shown(run: Run, stand_in: StandIn)
     assert "s3same" not in answer.stderr + answer.stdout
 
 
-def test_a_revoked_key_is_named_by_the_file_that_it_was_read_from(
+def test_the_message_about_a_revoked_key_names_the_file_it_was_read_from(
     run: Run, stand_in: StandIn, tmp_path: Path
 ) -> None:
     file = tmp_path / "key"
@@ -353,7 +354,7 @@ def test_a_revoked_key_is_named_by_the_file_that_it_was_read_from(
 
 
 @pytest.mark.parametrize("command", [("sync", "queue"), ("queue", "status"), ("db", "status")])
-def test_a_database_that_is_down_is_one_sentence_and_exit_3(
+def test_a_database_that_is_down_gives_one_sentence_and_exit_3(
     run: Run, command: tuple[str, ...]
 ) -> None:
     answer = run(*command, DATABASE_URL="postgresql://me:s3same@127.0.0.1:1/market")
@@ -375,7 +376,9 @@ def test_verbose_names_the_database_and_where_its_address_was_read(run: Run) -> 
     assert "s3same" not in answer.stderr
 
 
-def test_a_database_that_was_not_initialised_says_how_to(run: Run, empty_url: str) -> None:
+def test_for_a_database_that_was_not_initialised_the_message_names_the_command(
+    run: Run, empty_url: str
+) -> None:
     refused = run("sync", "queue", DATABASE_URL=empty_url)
     made = run("db", "init", DATABASE_URL=empty_url)
     again = run("db", "init", DATABASE_URL=empty_url)
@@ -436,7 +439,7 @@ class Terminal:
             ready, _, _ = select.select([self._master], [], [], 30)
             try:
                 piece = os.read(self._master, 65536) if ready else b""
-            except OSError:  # the program has ended
+            except OSError:  # the program has ended and closed its terminal
                 piece = b""
             if not piece:
                 break
@@ -458,7 +461,7 @@ def test_a_run_shows_what_it_waits_for_and_ctrl_c_ends_it_cleanly(
         code = terminal.process.wait(timeout=2)
 
     assert code == 130
-    assert "what was under way went back to the queue" in terminal.text
+    assert "the item in work went back to the queue" in terminal.text
     assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l"), "cursor is shown"
     assert "Traceback" not in terminal.text
     told = json.loads(run("queue", "status", "--json").stdout)
@@ -466,13 +469,13 @@ def test_a_run_shows_what_it_waits_for_and_ctrl_c_ends_it_cleanly(
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "120"])
-def test_a_run_that_may_not_take_the_free_slots_shows_for_whom_they_are_kept(
+def test_a_run_that_may_not_take_reserved_slots_says_for_which_run_they_are(
     environ: dict[str, str], db: Connection, stand_in: StandIn, columns: str
 ) -> None:
     environ |= {"POLYGON_BASE_URL": stand_in.base_url}
     slots.prepare(db, slots.Rate(5, 60, 30))
     slots.reserve(db, 5, 50)
-    # With a slot that is free in half a minute the wait is shown in few words.
+    # If a slot comes free in half a minute, the display of the wait is short.
     query(db, "update asset_sync.slots set stamped_at = now() - interval '30 s' where slot = 1")
 
     with on_a_terminal(environ, "sync", "queue", columns=columns) as terminal:
@@ -500,7 +503,7 @@ def test_no_line_of_the_status_is_wider_than_80_columns(run: Run, environ: dict[
     assert "\x1b[1m" in shown
 
 
-def test_the_status_can_be_kept_on_the_screen_which_is_left_as_it_was(
+def test_watch_keeps_the_status_on_the_screen_and_restores_the_screen_at_its_end(
     environ: dict[str, str],
 ) -> None:
     with on_a_terminal(environ, "queue", "status", "--watch") as terminal:
@@ -516,7 +519,7 @@ def test_the_status_can_be_kept_on_the_screen_which_is_left_as_it_was(
     assert "\x1b[?25h" in terminal.text, "with its cursor"
 
 
-def test_the_status_on_the_screen_waits_for_a_database_that_restarts(
+def test_watch_waits_for_a_database_that_restarts(
     environ: dict[str, str],
 ) -> None:
     with Proxy(environ["DATABASE_URL"]) as proxy:
@@ -541,7 +544,7 @@ def test_the_status_on_the_screen_waits_for_a_database_that_restarts(
     assert re.search(r"\d\d:\d\d:\d\d UTC, .* ago: The database", away), "since when"
 
 
-def test_the_status_is_not_kept_on_the_screen_of_a_database_that_was_never_there(
+def test_watch_ends_at_once_if_the_database_was_never_reachable(
     environ: dict[str, str],
 ) -> None:
     environ["DATABASE_URL"] = "postgresql://me@127.0.0.1:1/x"
@@ -553,14 +556,14 @@ def test_the_status_is_not_kept_on_the_screen_of_a_database_that_was_never_there
     assert 'The database "x" at 127.0.0.1:1 is not reachable' in terminal.text
 
 
-def test_the_status_is_kept_on_no_screen_where_there_is_none(run: Run) -> None:
+def test_watch_is_refused_without_a_terminal(run: Run) -> None:
     answer = run("queue", "status", "--watch")
 
     assert answer.returncode == 2
     assert "--json" in answer.stderr
 
 
-def test_a_terminal_without_our_signs_gets_a_question_mark(machine: Machine) -> None:
+def test_a_terminal_that_cannot_show_a_sign_gets_a_question_mark(machine: Machine) -> None:
     answer = machine.run("queue", "status", PYTHONIOENCODING="ascii")
 
     assert answer.code == 0
@@ -569,7 +572,7 @@ def test_a_terminal_without_our_signs_gets_a_question_mark(machine: Machine) -> 
 
 @pytest.fixture
 def busy(db: Connection, environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """A user's environment after months: large numbers, a dead asset, one that waits long."""
+    """A user's environment after months: large numbers, a dead asset and a long wait."""
     symbols = [asset.symbol for asset in load(SHIPPED_FILE, {}).assets]
     query(
         db,
@@ -607,7 +610,7 @@ def busy(db: Connection, environ: dict[str, str], tmp_path: Path) -> dict[str, s
     ],
     ids=" ".join,
 )
-def test_a_table_fits_the_terminal_and_breaks_no_number(
+def test_a_table_fits_the_terminal_and_wraps_no_number(
     busy: dict[str, str], tmp_path: Path, command: tuple[str, ...], columns: int
 ) -> None:
     told = asset_sync(*command, environ=busy, directory=tmp_path, columns=columns)
@@ -620,9 +623,7 @@ def test_a_table_fits_the_terminal_and_breaks_no_number(
         assert len(lines[rule]) >= max(map(len, (lines[rule - 1], lines[rule + 1])))
 
 
-def test_a_wide_terminal_and_a_program_get_every_column(
-    busy: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_wide_terminal_and_json_show_every_column(busy: dict[str, str], tmp_path: Path) -> None:
     def heading(columns: int | None) -> str:
         shown = asset_sync("runs", environ=busy, directory=tmp_path, columns=columns)
         return ",".join(re.split(r"  +", shown.out.splitlines()[0].strip()))
@@ -633,7 +634,7 @@ def test_a_wide_terminal_and_a_program_get_every_column(
     assert heading(60) == "id,began (UTC),refreshed,failed,ended"
 
 
-def test_assets_that_no_run_has_seen_are_said_to_wait_for_their_first_run(
+def test_the_status_lists_new_assets_as_waiting_for_their_first_run(
     db: Connection, environ: dict[str, str], tmp_path: Path
 ) -> None:
     runs.start(db, "queue")
@@ -647,7 +648,7 @@ def test_assets_that_no_run_has_seen_are_said_to_wait_for_their_first_run(
     assert json.loads(told.out)["waiting_for_first_run"] == 6
 
 
-def test_slots_that_are_free_but_kept_say_for_whom(
+def test_the_status_says_for_which_run_free_slots_are_reserved(
     db: Connection, environ: dict[str, str], tmp_path: Path
 ) -> None:
     rate = slots.Rate(5, 60, 30)
@@ -663,7 +664,7 @@ def test_slots_that_are_free_but_kept_say_for_whom(
     assert re.search(r"for a slot \(3 kept for sync priority in 3\d s\)", sentence(waiting))
 
 
-def test_a_slot_that_comes_free_in_time_need_not_be_kept(db: Connection) -> None:
+def test_a_slot_that_comes_free_in_time_need_not_be_reserved(db: Connection) -> None:
     rate = slots.Rate(5, 60, 30)
     slots.prepare(db, rate)
     query(
@@ -681,7 +682,7 @@ def test_a_slot_that_comes_free_in_time_need_not_be_kept(db: Connection) -> None
     assert isinstance(slots.take(db, Lane.QUEUE, rate), slots.Wait)
 
 
-def test_no_color_is_heeded(run: Run, environ: dict[str, str]) -> None:
+def test_the_variable_no_color_switches_colours_off(run: Run, environ: dict[str, str]) -> None:
     with on_a_terminal({**environ, "NO_COLOR": "1"}, "queue", "status") as terminal:
         assert "\x1b" not in terminal.read_until(None)
 
@@ -689,7 +690,7 @@ def test_no_color_is_heeded(run: Run, environ: dict[str, str]) -> None:
 # --- the embedded database --------------------------------------------------------------------
 
 
-def test_the_embedded_database_serves_other_readers_until_ctrl_c(at_home: Machine) -> None:
+def test_db_serve_serves_other_readers_until_ctrl_c(at_home: Machine) -> None:
     server = at_home.start("db", "serve")
     assert server.stdout is not None
     address = server.stdout.readline().strip()
@@ -703,7 +704,7 @@ def test_the_embedded_database_serves_other_readers_until_ctrl_c(at_home: Machin
     assert "It is not up" in at_home.tell("db", "url").err
 
 
-def test_a_servers_address_is_printed_without_its_password(run: Run) -> None:
+def test_db_url_prints_a_servers_address_without_its_password(run: Run) -> None:
     answer = run("db", "url", DATABASE_URL="postgresql://me:s3same@db1,db2:6432/market")
 
     assert "host=db1,db2" in answer.stdout
@@ -722,7 +723,7 @@ def test_the_demo_ends_with_seven_fresh_assets_and_no_call_refused(at_home: Mach
     assert "POLYGON_API_KEY" in answer.out
 
 
-def test_the_stand_in_is_served_for_those_who_develop_against_it(
+def test_demo_serve_runs_the_stand_in_for_developers(
     machine: Machine,
 ) -> None:
     server = machine.start("demo", "serve", "--port", "0")
@@ -737,7 +738,7 @@ def test_the_stand_in_is_served_for_those_who_develop_against_it(
     assert ended.code == 0
 
 
-def test_colours_take_no_room_on_a_line() -> None:
+def test_colours_do_not_count_as_width() -> None:
     red = "\x1b[31mXAUUSD\x1b[0m"
     assert list(filled(f"{red}: is too old", 14)) == [f"{red}: is too", "old"]
     assert list(filled("a-word-that-fits-nowhere and more", 8)) == [

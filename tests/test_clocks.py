@@ -1,4 +1,4 @@
-"""The host's clock decides nothing, nor does any time zone: time is the database's, in UTC."""
+"""Neither the host's clock nor any time zone matters: all times are the database's, in UTC."""
 
 import ast
 import os
@@ -52,7 +52,7 @@ class Host(Machine):
             one_bar(db, symbol, ticker, hours_ago=2)
 
     def assert_all_is_as_with_any_other_clock(self, began: datetime) -> None:
-        """What is stored is of now by the database's clock, and the bars are those of now."""
+        """Check that stored times and bars are those of now by the database's clock."""
         [(now, *stamps)] = query(
             self.db,
             """
@@ -136,18 +136,18 @@ def uses_of_the_wall_clock(file: Path) -> list[str]:
     return found
 
 
-def test_no_module_but_the_demo_asks_the_host_what_time_it_is() -> None:
+def test_only_the_demo_and_named_places_read_the_hosts_wall_clock() -> None:
     files = [file for file in PACKAGE.rglob("*.py") if PACKAGE / "demo" not in file.parents]
     assert len(files) > 30
     uses = [use for file in files for use in uses_of_the_wall_clock(file)]
-    # The doctor compares the host's clock with the database's. The log and the live lines stamp
-    # what they show, and `--watch` counts since when the database is down: it cannot be asked then.
-    # `clock.py` reads a clock that measures, and cannot tell what time it is.
+    # The doctor compares the host's clock with the database's. The log and the live lines show the
+    # time. `--watch` counts how long the database has been down, when it cannot ask the database.
+    # `clock.py` reads a clock that only measures durations.
     shown = {"doctor.py", "clock.py", "log.py", "queue_watch.py", "live.py"}
     assert {use.split(":")[0] for use in uses} == shown
 
 
-def test_that_is_found_where_it_stands() -> None:
+def test_the_search_finds_each_use_of_the_wall_clock() -> None:
     assert uses_of_the_wall_clock(PACKAGE / "demo" / "sandbox.py")
 
 
@@ -160,7 +160,7 @@ pretended = pytest.mark.skipif(
 )
 
 
-# libfaketime does not know the way in which Python sleeps from 3.11 on (EINVAL).
+# libfaketime does not support the way in which Python sleeps from 3.11 on (EINVAL).
 SCRIPT = """
 import select, time
 time.sleep = lambda seconds: select.select([], [], [], seconds) and None
@@ -170,7 +170,7 @@ main()
 
 
 def run_under(host: Host, lane: str, **faked: str) -> None:
-    """Run as on a host whose clock is another; the database and the API keep the right one."""
+    """Run as on a host with a wrong clock; the database and the API have the correct time."""
     assert LIBRARY is not None
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, "sync", lane],
@@ -178,7 +178,7 @@ def run_under(host: Host, lane: str, **faked: str) -> None:
         | {
             "PYTHONPATH": str(PACKAGE.parent),
             "LD_PRELOAD": LIBRARY,
-            # As on any host: setting the clock moves no monotonic one.
+            # As on any host, setting the clock does not move the monotonic clock.
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             **faked,
         },
@@ -193,7 +193,7 @@ def run_under(host: Host, lane: str, **faked: str) -> None:
 
 
 @pretended
-def test_the_pretended_clock_is_what_python_sees() -> None:
+def test_python_sees_the_faked_clock() -> None:
     shown = subprocess.run(
         [sys.executable, "-c", "import time; print(time.time())"],
         env={"LD_PRELOAD": str(LIBRARY), "FAKETIME": "+3600"},
@@ -206,7 +206,7 @@ def test_the_pretended_clock_is_what_python_sees() -> None:
 
 @pretended
 @pytest.mark.parametrize("offset", ["-3600", "+3600", "-9000d"])
-def test_a_host_whose_clock_is_off_brings_the_same(host: Host, offset: str) -> None:
+def test_a_host_with_a_wrong_clock_stores_the_same(host: Host, offset: str) -> None:
     began = datetime.now(UTC)
     run_under(host, "priority", FAKETIME=offset)
     run_under(host, "queue", FAKETIME=offset)
@@ -215,7 +215,7 @@ def test_a_host_whose_clock_is_off_brings_the_same(host: Host, offset: str) -> N
 
 @contextmanager
 def jumping(file: Path) -> Iterator[None]:
-    """Set the clock an hour forth and an hour back, thirty times a second."""
+    """Set the clock an hour forward and an hour back, thirty times a second."""
     ended = threading.Event()
 
     def jump() -> None:
@@ -237,7 +237,7 @@ def jumping(file: Path) -> Iterator[None]:
 
 
 @pretended
-def test_a_clock_that_jumps_in_the_middle_of_a_run_brings_the_same(host: Host) -> None:
+def test_a_host_clock_that_jumps_during_a_run_changes_nothing_stored(host: Host) -> None:
     began = datetime.now(UTC)
     file = host.home / "clock"
     with jumping(file):
@@ -247,7 +247,7 @@ def test_a_clock_that_jumps_in_the_middle_of_a_run_brings_the_same(host: Host) -
 
 
 @pretended
-def test_hosts_whose_clocks_differ_share_one_budget(host: Host) -> None:
+def test_hosts_with_different_clocks_share_one_budget(host: Host) -> None:
     query(host.db, "update asset_sync.limiter set reserved_calls = 0")
     text = FILE + "".join(
         f'[[secondary_assets]]\nsymbol = "ETH{n}"\npolygon_ticker = "X:ETHUSDT"\n'
@@ -282,7 +282,7 @@ def test_hosts_whose_clocks_differ_share_one_budget(host: Host) -> None:
 
 @pytest.fixture
 def zone(request: pytest.FixtureRequest, host: Host, url: str) -> Iterator[dict[str, str]]:
-    """Set the time zone somewhere; return what the environment has for it."""
+    """Set the time zone in one of the possible places; return the environment for it."""
     where, name = request.param
     before = os.environ.get("TZ")
     if where == "TZ":
@@ -315,7 +315,7 @@ def zone(request: pytest.FixtureRequest, host: Host, url: str) -> Iterator[dict[
     indirect=True,
     ids="-".join,
 )
-def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None:
+def test_any_time_zone_stores_the_same(host: Host, zone: dict[str, str]) -> None:
     began = datetime.now(UTC)
     for lane in ("priority", "queue"):
         told = commandline.asset_sync(
@@ -327,7 +327,7 @@ def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None
         "queue", "status", "--json", environ=host.environ | zone, directory=host.home
     )
     assert '+00:00"' in told.out
-    # An hour later, and not before, all of it is due again; a run looks five minutes ahead.
+    # Everything is due again after an hour and not earlier; a run looks five minutes ahead.
     config = host.home / "assets.toml"
     config.write_text(
         FILE.replace(
@@ -359,7 +359,7 @@ def test_any_time_zone_brings_the_same(host: Host, zone: dict[str, str]) -> None
     indirect=True,
     ids="-".join,
 )
-def test_in_any_time_zone_the_day_begins_at_midnight_utc(
+def test_the_day_begins_at_midnight_utc_in_any_time_zone(
     host: Host, zone: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in zone.items():

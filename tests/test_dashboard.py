@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for nothing that `metrics` does not tell."""
+"""The dashboard and the alerts use only what `metrics` prints."""
 
 import json
 import re
@@ -24,19 +24,19 @@ DOCS = Path(__file__).parent.parent / "docs"
 DASHBOARD = json.loads((DOCS / "grafana-dashboard.json").read_text())
 ALERTS = DOCS / "prometheus-alerts.yml"
 
-# Prometheus gives it to whatever it reads.
+# Prometheus adds this label to every sample.
 OF_PROMETHEUS = {"instance"}
 
 
 def targets() -> Iterator[tuple[str, str]]:
-    """Each expression of the dashboard, with the legend of what it returns."""
+    """Each expression of the dashboard with its legend."""
     for panel in DASHBOARD["panels"]:
         for target in panel["targets"]:
             yield target["expr"], target["legendFormat"]
 
 
 def selectors(expression: str) -> list[tuple[str, dict[str, str]]]:
-    """The metrics of an expression, with the labels that it asks for."""
+    """Return the metrics of an expression with the labels that it selects."""
     return [
         (name, dict(re.findall(r'(\w+)="([^"]*)"', matchers)))
         for name, matchers in re.findall(r"(asset_sync_\w+)(?:\{([^}]*)\})?", expression)
@@ -47,7 +47,7 @@ def selectors(expression: str) -> list[tuple[str, dict[str, str]]]:
 def told(
     db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings
 ) -> dict[str, dict[str, set[str]]]:
-    """Each metric's labels with their values, of a database in which each has a sample."""
+    """The values of each metric's labels, from a database in which each metric has a sample."""
     settings = make_settings(api)
     for lane in Lane:
         loop.run(db, settings, lane, clock=clock)
@@ -72,7 +72,7 @@ def test_the_dashboard_shows_every_metric_and_no_other(
     assert shown == set(told)
 
 
-def test_dashboard_and_alerts_ask_for_labels_that_there_are(
+def test_dashboard_and_alerts_use_only_existing_labels(
     told: dict[str, dict[str, set[str]]],
 ) -> None:
     alerts = re.findall(r"^ +expr: (.+)$", ALERTS.read_text(), re.MULTILINE)
@@ -84,7 +84,7 @@ def test_dashboard_and_alerts_ask_for_labels_that_there_are(
                 assert labels[label] in told[name][label]
 
 
-def test_each_legend_names_labels_of_what_it_stands_for(
+def test_each_legend_uses_labels_of_its_own_expression(
     told: dict[str, dict[str, set[str]]],
 ) -> None:
     for expression, legend in targets():
@@ -94,7 +94,7 @@ def test_each_legend_names_labels_of_what_it_stands_for(
             assert len(re.findall(r"\{\{", legend)) == len(told[name]), "no two series look alike"
 
 
-def test_the_dashboard_can_be_imported_by_whoever_has_a_prometheus() -> None:
+def test_the_dashboard_can_be_imported_with_any_prometheus() -> None:
     [given] = DASHBOARD["__inputs"]
     source, host = DASHBOARD["templating"]["list"]
     panels = DASHBOARD["panels"]
@@ -110,7 +110,7 @@ def test_the_dashboard_can_be_imported_by_whoever_has_a_prometheus() -> None:
         assert all(labels["instance"] == "$instance" for _, labels in selectors(expression))
 
 
-def test_no_panel_of_the_dashboard_lies_on_another() -> None:
+def test_no_panel_of_the_dashboard_overlaps_another() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
@@ -132,7 +132,7 @@ def test_the_alerts_name_every_check_of_health(db: Connection) -> None:
     ) - {"assets.toml"}
 
 
-# --- as Prometheus reads them -----------------------------------------------------------------
+# --- promtool ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -148,17 +148,19 @@ def run(*command: str, directory: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_prometheus_takes_every_expression(promtool: str, tmp_path: Path) -> None:
+def test_prometheus_accepts_every_expression(promtool: str, tmp_path: Path) -> None:
     rules = [{"record": "shown", "expr": expression} for expression, _ in targets()]
-    (tmp_path / "rules.yml").write_text(  # YAML is JSON, and more
+    (tmp_path / "rules.yml").write_text(  # JSON is valid YAML
         json.dumps({"groups": [{"name": "dashboard", "rules": rules}]})
     )
 
     run(promtool, "check", "rules", "rules.yml", str(ALERTS), directory=tmp_path)
 
 
-def test_who_should_wake_up_is_woken(db: Connection, promtool: str, tmp_path: Path) -> None:
-    """Prometheus reads for half an hour what `metrics` tells of a database without a run."""
+def test_the_expected_alerts_fire_and_no_others(
+    db: Connection, promtool: str, tmp_path: Path
+) -> None:
+    """Prometheus reads the metrics of a database without a run for half an hour."""
     told = {
         f'{sample.name}{{check="{check}",instance="gold"}}': f"{sample.value:.0f}x30"
         for family in text_string_to_metric_families(exposition(db, load(SHIPPED_FILE, {})))
@@ -186,7 +188,7 @@ def test_who_should_wake_up_is_woken(db: Connection, promtool: str, tmp_path: Pa
 
 
 def fired(series: dict[str, str], *alerts: str) -> dict[str, object]:
-    """A test as promtool has it: these alerts and no others, after half an hour of this."""
+    """Return a test for promtool: after half an hour of this, exactly these alerts fire."""
     expected = [
         {"labels": f'ALERTS{{alertstate="firing",alertname="{alert}"}}', "value": 1}
         for alert in alerts

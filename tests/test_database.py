@@ -1,4 +1,4 @@
-"""The connection, the schema, and a sentence for whatever is wrong with them."""
+"""The connection and the schema, and the sentence for each error of either."""
 
 import os
 import re
@@ -44,13 +44,13 @@ ALL_STEPS = tuple(step.name for step in database.migrations())
 
 @pytest.fixture
 def empty(empty_url: str) -> Iterator[Connection]:
-    """Return a connection to a database in which nothing is."""
+    """Return a connection to an empty database."""
     with raw_session(Secret(empty_url)) as db:
         yield db
 
 
 def shape(db: Connection) -> list[database.Row]:
-    """Return every column of every table that is not PostgreSQL's own."""
+    """Return every column of every table, except PostgreSQL's own tables."""
     return query(
         db,
         """
@@ -64,7 +64,7 @@ def shape(db: Connection) -> list[database.Row]:
 # --- migrations ---------------------------------------------------------------------------------
 
 
-def test_an_empty_database_gets_all_that_is_needed(empty: Connection) -> None:
+def test_init_creates_all_that_is_needed_in_an_empty_database(empty: Connection) -> None:
     assert tuple(step.name for step in migrate(empty)) == ALL_STEPS
 
     status = database.status(empty)
@@ -73,7 +73,7 @@ def test_an_empty_database_gets_all_that_is_needed(empty: Connection) -> None:
     require_schema(empty)
 
 
-def test_a_second_time_changes_nothing(empty: Connection) -> None:
+def test_a_second_init_changes_nothing(empty: Connection) -> None:
     migrate(empty)
     before = shape(empty)
 
@@ -82,7 +82,7 @@ def test_a_second_time_changes_nothing(empty: Connection) -> None:
     assert shape(empty) == before
 
 
-def test_two_at_once_do_no_harm(empty_url: str) -> None:
+def test_two_inits_at_once_do_no_harm(empty_url: str) -> None:
     together = threading.Barrier(4)
 
     def init() -> tuple[str, ...]:
@@ -96,10 +96,10 @@ def test_two_at_once_do_no_harm(empty_url: str) -> None:
     assert sorted(applied, reverse=True) == [ALL_STEPS, (), (), ()]
 
 
-def test_who_waited_for_another_to_initialise_sees_what_it_made(
+def test_an_init_that_waited_for_another_sees_the_new_tables(
     empty_url: str, empty: Connection
 ) -> None:
-    """The session asked for the tables before they were made, and has cached that none is there."""
+    """The session has looked for the tables before they existed and has cached that."""
     waiting = "select from pg_locks where locktype = 'advisory' and not granted"
 
     def init() -> tuple[database.Migration, ...]:
@@ -124,7 +124,7 @@ def test_who_waited_for_another_to_initialise_sees_what_it_made(
 
 
 @pytest.mark.parametrize("attempt", range(5))
-def test_many_first_sessions_at_once_all_find_the_schema(
+def test_many_first_sessions_at_once_all_find_the_schema_initialised(
     empty_url: str, empty: Connection, attempt: int
 ) -> None:
     together = threading.Barrier(6)
@@ -143,7 +143,7 @@ def test_many_first_sessions_at_once_all_find_the_schema(
             future.result()
 
 
-# --- what a restore has lost --------------------------------------------------------------------
+# --- a restore that lost rows -------------------------------------------------------------------
 
 _OWN_ROWS = "truncate asset_sync.migrations, asset_sync.limiter, asset_sync.slots"
 
@@ -166,7 +166,7 @@ def test_a_restore_without_rows_is_initialised_from_any_version(
 def test_after_a_restore_without_rows_no_call_is_made_for_a_window_and_a_call(
     db: Connection,
 ) -> None:
-    """Nobody knows any more which calls were made."""
+    """The database does not know any more which calls were made."""
     rate = slots.Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
     query(db, f"{_OWN_ROWS}; delete from data_sources.api_providers")
 
@@ -178,7 +178,7 @@ def test_after_a_restore_without_rows_no_call_is_made_for_a_window_and_a_call(
     assert 80 < waiting.seconds <= 90
 
 
-def test_a_new_database_has_its_whole_budget(db: Connection) -> None:
+def test_a_new_database_has_the_whole_budget_at_once(db: Connection) -> None:
     rate = slots.Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
     slots.prepare(db, rate)
 
@@ -192,7 +192,7 @@ def test_a_new_database_has_its_whole_budget(db: Connection) -> None:
         ("delete from data_sources.api_providers", "has no row with the code 'polygon'"),
     ],
 )
-def test_a_row_that_is_lost_is_reported_and_comes_back(
+def test_a_lost_row_is_reported_and_init_restores_it(
     db: Connection, loss: str, problem: str
 ) -> None:
     query(db, loss)
@@ -213,14 +213,14 @@ def test_without_the_limiters_row_no_session_begins(url: str, db: Connection) ->
         pass
 
 
-def test_a_table_that_has_no_rows_to_restore_is_told_from_a_lost_table(db: Connection) -> None:
+def test_an_empty_table_is_not_taken_for_a_lost_table(db: Connection) -> None:
     query(db, "drop table asset_sync.limiter")
 
     assert database.status(db).missing == ("asset_sync.limiter",)
     assert database.status(db).problems == ()
 
 
-def test_a_server_that_can_only_be_read_is_a_problem(url: str, db: Connection) -> None:
+def test_a_read_only_server_is_reported_as_a_problem(url: str, db: Connection) -> None:
     name = db.info.dbname
     query(db, f'alter database "{name}" set default_transaction_read_only = on')
     try:
@@ -232,7 +232,7 @@ def test_a_server_that_can_only_be_read_is_a_problem(url: str, db: Connection) -
             query(other, f'set transaction read write; alter database "{name}" reset all')
 
 
-def test_what_somebody_removed_of_the_platform_comes_back(db: Connection) -> None:
+def test_init_restores_what_somebody_removed_of_the_platform_tables(db: Connection) -> None:
     query(db, "drop table market_data.ohlcv_5m; delete from data_sources.api_providers")
     assert not database.status(db).ready
 
@@ -248,7 +248,7 @@ def test_the_migrations_are_numbered_without_a_gap() -> None:
     assert versions == list(range(1, len(versions) + 1))
 
 
-def test_every_schema_and_table_says_what_it_is_for(db: Connection) -> None:
+def test_every_schema_and_table_has_a_comment(db: Connection) -> None:
     assert (
         query(
             db,
@@ -291,7 +291,7 @@ def test_every_schema_and_table_says_what_it_is_for(db: Connection) -> None:
         "asset_sync.entitlements.key_fingerprint",
     ],
 )
-def test_a_column_whose_name_does_not_say_it_all_is_explained(db: Connection, column: str) -> None:
+def test_every_column_with_an_unclear_name_has_a_comment(db: Connection, column: str) -> None:
     table, name = column.rsplit(".", 1)
 
     [(comment,)] = query(
@@ -351,7 +351,7 @@ def have_platform(db: Connection, changes: str = "") -> None:
 
 
 def refusals(db: Connection) -> list[str]:
-    """Return the sentences of `db init`, having made sure that it changed nothing."""
+    """Return the sentences of `db init`, and check that it changed nothing."""
     before = shape(db)
     with pytest.raises(NotInitialisedError) as caught:
         migrate(db)
@@ -361,7 +361,7 @@ def refusals(db: Connection) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def test_existing_platform_tables_are_taken_as_they_are(empty: Connection) -> None:
+def test_existing_platform_tables_are_used_unchanged(empty: Connection) -> None:
     have_platform(
         empty,
         """
@@ -379,7 +379,9 @@ def test_existing_platform_tables_are_taken_as_they_are(empty: Connection) -> No
 
 
 @pytest.mark.parametrize("table", _THEIRS)
-def test_what_the_platform_lacks_is_made_beside_what_it_has(empty: Connection, table: str) -> None:
+def test_init_creates_missing_platform_tables_beside_existing_ones(
+    empty: Connection, table: str
+) -> None:
     have_platform(empty, f"drop table {table}")
     if table in {"trading.symbols", "data_sources.api_providers"}:
         query(empty, "drop table data_sources.data_sync_status, market_data.ohlcv_5m")
@@ -389,7 +391,7 @@ def test_what_the_platform_lacks_is_made_beside_what_it_has(empty: Connection, t
     assert database.status(empty).ready
 
 
-def test_each_column_that_a_platform_lacks_is_a_sentence(empty: Connection) -> None:
+def test_each_missing_column_of_a_platform_is_reported_in_a_sentence(empty: Connection) -> None:
     have_platform(
         empty,
         """
@@ -405,7 +407,7 @@ def test_each_column_that_a_platform_lacks_is_a_sentence(empty: Connection) -> N
     ]
 
 
-def test_a_missing_unique_index_is_a_sentence_whose_advice_helps(empty: Connection) -> None:
+def test_a_missing_unique_index_is_reported_with_advice_that_works(empty: Connection) -> None:
     have_platform(empty, "alter table market_data.ohlcv_5m drop constraint ohlcv_5m_pkey")
 
     [sentence] = refusals(empty)
@@ -472,7 +474,7 @@ def test_a_unique_index_may_have_its_columns_in_any_order(empty: Connection, ind
         ("market_data.ohlcv_5m", "add source text not null"),
     ],
 )
-def test_a_column_that_must_have_a_value_we_do_not_give_is_a_sentence(
+def test_a_required_column_that_asset_sync_does_not_fill_is_reported_in_a_sentence(
     empty: Connection, table: str, column: str
 ) -> None:
     have_platform(empty, f"alter table {table} {column}")
@@ -494,7 +496,7 @@ def test_a_column_that_must_have_a_value_we_do_not_give_is_a_sentence(
         "add remark text",
     ],
 )
-def test_a_column_that_fills_itself_is_welcome(empty: Connection, column: str) -> None:
+def test_a_column_that_fills_itself_is_no_problem(empty: Connection, column: str) -> None:
     have_platform(empty, f"alter table market_data.ohlcv_5m {column}")
 
     migrate(empty)
@@ -504,7 +506,7 @@ def test_a_column_that_fills_itself_is_welcome(empty: Connection, column: str) -
         assert market.save_bars(cursor, "EURUSD", [Bar(0, 1, 1, 1, 1, 1, None, None)]) == 1
 
 
-def test_a_platform_that_knows_the_provider_may_require_more_of_others(empty: Connection) -> None:
+def test_a_required_column_of_providers_is_no_problem_if_our_row_exists(empty: Connection) -> None:
     have_platform(
         empty,
         """
@@ -519,10 +521,10 @@ def test_a_platform_that_knows_the_provider_may_require_more_of_others(empty: Co
     assert database.status(empty).ready
 
 
-# --- is it the schema this program knows? -------------------------------------------------------
+# --- the version of the schema ------------------------------------------------------------------
 
 
-def test_a_database_that_was_not_initialised_is_one_sentence(empty_url: str) -> None:
+def test_a_database_that_was_not_initialised_is_reported_in_one_sentence(empty_url: str) -> None:
     with (
         pytest.raises(NotInitialisedError, match=r"not been initialised.*`asset-sync db init`"),
         session(Secret(empty_url)),
@@ -530,7 +532,7 @@ def test_a_database_that_was_not_initialised_is_one_sentence(empty_url: str) -> 
         pass
 
 
-def test_an_older_schema_is_one_sentence(url: str, db: Connection) -> None:
+def test_an_older_schema_is_reported_in_one_sentence(url: str, db: Connection) -> None:
     query(db, "delete from asset_sync.migrations where version > 1")
 
     with pytest.raises(NotInitialisedError, match=r"at version 1.*`asset-sync db init`"):
@@ -538,7 +540,7 @@ def test_an_older_schema_is_one_sentence(url: str, db: Connection) -> None:
     assert not database.status(db).ready
 
 
-def test_a_newer_schema_is_one_sentence_and_is_left_alone(db: Connection) -> None:
+def test_a_newer_schema_is_reported_in_one_sentence_and_not_changed(db: Connection) -> None:
     query(db, "insert into asset_sync.migrations (version, name) values (9999, 'of the future')")
     query(db, "drop table market_data.ohlcv_5m")
     before = shape(db)
@@ -550,7 +552,7 @@ def test_a_newer_schema_is_one_sentence_and_is_left_alone(db: Connection) -> Non
     assert shape(db) == before
 
 
-def test_the_status_names_what_is_missing(db: Connection) -> None:
+def test_db_status_lists_missing_tables(db: Connection) -> None:
     query(db, "drop table market_data.ohlcv_5m, asset_sync.calls")
 
     status = database.status(db)
@@ -610,7 +612,7 @@ def outside(db: Connection) -> tuple[str, str]:
         return row
 
 
-def test_every_statement_is_bounded_in_time(db: Connection) -> None:
+def test_every_statement_has_a_time_limit(db: Connection) -> None:
     assert query(db, _SETTINGS) == [BOUNDED]
     assert query(db, "select 1; " + _SETTINGS) == [BOUNDED]
     with transaction(db) as cursor:
@@ -619,10 +621,10 @@ def test_every_statement_is_bounded_in_time(db: Connection) -> None:
         assert cursor.fetchall() == [BOUNDED]
 
 
-def test_no_setting_of_ours_outlives_its_transaction(
+def test_no_session_setting_outlives_its_transaction(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
-    """Behind PgBouncer the session is somebody else's a moment later."""
+    """Behind PgBouncer another client may get the session next."""
     before = outside(connect())
 
     query(db, "select 1")
@@ -637,7 +639,7 @@ def test_no_setting_of_ours_outlives_its_transaction(
 
 
 @pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_a_transaction_that_raises_leaves_nothing(
+def test_a_transaction_that_raises_is_rolled_back(
     db: Connection, trouble: type[BaseException]
 ) -> None:
     def cut_off() -> None:
@@ -659,7 +661,7 @@ def test_several_statements_of_a_query_are_one_transaction(db: Connection) -> No
     assert runs.last(db, 5) == ()
 
 
-def test_an_interrupt_stays_one_even_where_the_connection_is_lost(
+def test_an_interrupt_stays_an_interrupt_even_if_the_connection_is_lost(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     other = connect()
@@ -673,17 +675,17 @@ def test_an_interrupt_stays_one_even_where_the_connection_is_lost(
         cut_off()
 
 
-def test_times_come_back_aware(db: Connection) -> None:
+def test_times_are_read_with_a_time_zone(db: Connection) -> None:
     [(now,)] = query(db, "select clock_timestamp()")
 
     assert abs((now - datetime.now(UTC)).total_seconds()) < 3600
 
 
-# --- trouble ------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 def trouble_with(address: str) -> str:
-    """Return the sentence, having made sure that it is one and gives nothing away."""
+    """Return the sentence of the error, and check that it is one sentence without a secret."""
     with pytest.raises(DatabaseError) as caught, raw_session(Secret(address)):
         pass
     sentence = str(caught.value)
@@ -697,7 +699,7 @@ def trouble_with(address: str) -> str:
 
 @contextmanager
 def server_that_says(sqlstate: str, message: str, *, ssl: bytes = b"N") -> Iterator[int]:
-    """Refuse each connection as a PostgreSQL does; the protocol's ErrorResponse. Give the port."""
+    """Refuse each connection with PostgreSQL's ErrorResponse; give the port."""
     fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{message}\0\0".encode()
     refusal = b"E" + struct.pack("!i", len(fields) + 4) + fields
 
@@ -727,7 +729,7 @@ def server_that_says(sqlstate: str, message: str, *, ssl: bytes = b"N") -> Itera
             thread.join()
 
 
-NOT_LET_IN = f'does not let the role "{USER}" in'
+ROLE_REFUSED = f'refuses the role "{USER}"'
 NOT_REACHABLE = "is not reachable"
 
 
@@ -737,10 +739,10 @@ NOT_REACHABLE = "is not reachable"
         (
             "28P01",
             f'password authentication failed for user "{USER}"',
-            NOT_LET_IN,
-            "it refuses the role or its password",
+            ROLE_REFUSED,
+            "the role or its password is wrong",
         ),
-        ("28000", f'role "{USER}" does not exist', NOT_LET_IN, "there is no such role"),
+        ("28000", f'role "{USER}" does not exist', ROLE_REFUSED, "there is no such role"),
         (
             "3D000",
             'database "x" does not exist',
@@ -750,15 +752,15 @@ NOT_REACHABLE = "is not reachable"
         (
             "28000",
             f'no pg_hba.conf entry for host "10.0.0.1", user "{USER}", database "x"',
-            NOT_LET_IN,
-            "its pg_hba.conf does not let this host, role and database in",
+            ROLE_REFUSED,
+            "its pg_hba.conf does not allow this host, role and database",
         ),
-        ("53300", "sorry, too many clients already", NOT_REACHABLE, "it has no connection to"),
+        ("53300", "sorry, too many clients already", NOT_REACHABLE, "it has no free connection"),
         ("57P03", "the database system is starting up", NOT_REACHABLE, "it is just starting up"),
         ("57P03", "the database system is shutting down", NOT_REACHABLE, "it is shutting down"),
     ],
 )
-def test_what_a_server_refuses_is_a_sentence_that_names_host_port_database_and_role(
+def test_a_refused_connection_is_a_sentence_with_host_port_database_and_role(
     sqlstate: str, message: str, what: str, meaning: str
 ) -> None:
     with server_that_says(sqlstate, message) as port:
@@ -788,7 +790,7 @@ def test_what_a_server_refuses_is_a_sentence_that_names_host_port_database_and_r
         ),
     ],
 )
-def test_the_setting_or_file_that_the_address_came_from_is_named(
+def test_the_sentence_names_the_setting_or_file_that_the_address_came_from(
     environ: dict[str, str], source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "address"
@@ -808,7 +810,7 @@ def test_the_setting_or_file_that_the_address_came_from_is_named(
     )
 
 
-def test_a_refusal_in_words_we_do_not_know_gives_nothing_away() -> None:
+def test_an_unknown_refusal_reveals_nothing() -> None:
     with server_that_says("28P01", f"Passwort von »{USER}« falsch: {PASSWORD}") as port:
         trouble_with(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{port}/x")
 
@@ -823,21 +825,21 @@ def test_a_missing_root_certificate_is_not_taken_for_a_missing_database() -> Non
     assert "sslrootcert" in sentence
 
 
-def test_a_port_where_nothing_listens_is_a_sentence() -> None:
+def test_a_port_without_a_listener_is_reported_in_a_sentence() -> None:
     sentence = trouble_with(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:1/x")
 
     assert "nothing listens at that host and port" in sentence
     assert "DATABASE_URL" in sentence
 
 
-def test_a_socket_that_is_not_there_is_a_sentence() -> None:
+def test_a_missing_socket_is_reported_in_a_sentence() -> None:
     sentence = trouble_with(f"host=/no/such/place user={USER} password={PASSWORD}")
 
     assert "no server listens on that socket" in sentence
 
 
-def test_a_password_with_an_at_sign_is_not_told_as_a_part_of_the_hosts_name() -> None:
-    """Not encoded, the rest of the password is what libpq takes for the host."""
+def test_a_password_with_an_at_sign_is_not_shown_as_part_of_the_host() -> None:
+    """If the @ is not percent-encoded, libpq takes the rest of the password for the host."""
     sentence = trouble_with(f"postgresql://{USER}:a@{PASSWORD}@no-such-host.invalid/x")
 
     assert "the host's name is not known" in sentence
@@ -856,25 +858,25 @@ def test_a_password_with_an_at_sign_is_not_told_as_a_part_of_the_hosts_name() ->
         f"mysql://{USER}:{PASSWORD}@host/x",
     ],
 )
-def test_an_address_that_is_none_is_a_sentence(address: str) -> None:
+def test_an_invalid_address_is_reported_in_a_sentence(address: str) -> None:
     assert "DATABASE_URL" in trouble_with(address)
 
 
-def test_a_database_that_does_not_exist_is_a_sentence(url: str) -> None:
+def test_a_database_that_does_not_exist_is_reported_in_a_sentence(url: str) -> None:
     sentence = trouble_with(make_dsn(url, dbname="no_such_database"))
 
     assert '"no_such_database"' in sentence
     assert "there is no such database" in sentence
 
 
-def test_of_several_hosts_one_that_is_up_is_enough(url: str, db: Connection) -> None:
+def test_one_reachable_host_of_several_is_enough(url: str, db: Connection) -> None:
     host, port = db.info.host, db.info.port
 
     with session(Secret(make_dsn(url, host=f"127.0.0.1,{host}", port=f"1,{port}"))) as connected:
         assert query(connected, "select 1") == [(1,)]
 
 
-def test_of_several_hosts_the_primary_is_chosen_where_that_is_asked_for(
+def test_the_primary_is_chosen_of_several_hosts_if_the_address_asks_for_it(
     url: str, db: Connection
 ) -> None:
     host, port = db.info.host, db.info.port
@@ -887,7 +889,7 @@ def test_of_several_hosts_the_primary_is_chosen_where_that_is_asked_for(
 
 
 def in_a_session(url: str, work: Callable[[Connection], object]) -> str:
-    """Return the sentence that the work ends with."""
+    """Return the sentence of the error in a session that does this."""
     with pytest.raises(DatabaseError) as caught, session(Secret(url)) as db:
         work(db)
     assert caught.value.__cause__ is None
@@ -907,11 +909,11 @@ def in_a_session(url: str, work: Callable[[Connection], object]) -> str:
         ("select 1 / 0", r"refused a statement \(22012: division by zero\)"),
     ],
 )
-def test_what_a_statement_is_refused_for_is_a_sentence(url: str, sql: str, sentence: str) -> None:
+def test_a_refused_statement_is_reported_in_a_sentence(url: str, sql: str, sentence: str) -> None:
     assert re.search(sentence, in_a_session(url, lambda db: query(db, sql)))
 
 
-def test_a_lock_that_others_hold_is_a_sentence(url: str, db: Connection) -> None:
+def test_a_lock_held_by_others_is_reported_in_a_sentence(url: str, db: Connection) -> None:
     with transaction(db) as cursor:
         cursor.execute("lock table asset_sync.limiter")
 
@@ -925,7 +927,7 @@ def test_a_lock_that_others_hold_is_a_sentence(url: str, db: Connection) -> None
     assert "did not get a lock in time" in sentence
 
 
-def test_a_server_that_ends_the_session_is_a_sentence(url: str, db: Connection) -> None:
+def test_a_session_ended_by_the_server_is_reported_in_a_sentence(url: str, db: Connection) -> None:
     def lose(other: Connection) -> None:
         query(db, "select pg_terminate_backend(%s, 5000)", (other.info.backend_pid,))
         query(other, "select 1")
@@ -933,7 +935,7 @@ def test_a_server_that_ends_the_session_is_a_sentence(url: str, db: Connection) 
     assert "it closed the connection" in in_a_session(url, lose)
 
 
-def test_a_right_that_the_role_lacks_is_a_sentence(ordinary_url: str) -> None:
+def test_a_missing_right_is_reported_in_a_sentence(ordinary_url: str) -> None:
     with raw_session(Secret(ordinary_url)) as db:
         migrate(db)
 
@@ -942,7 +944,7 @@ def test_a_right_that_the_role_lacks_is_a_sentence(ordinary_url: str) -> None:
     assert "may not do this (permission denied for database" in sentence
 
 
-def test_the_connection_is_closed_at_the_end_whatever_happens(url: str) -> None:
+def test_the_connection_is_closed_however_the_session_ends(url: str) -> None:
     opened: list[Connection] = []
 
     def leave() -> None:
@@ -956,7 +958,7 @@ def test_the_connection_is_closed_at_the_end_whatever_happens(url: str) -> None:
     assert opened[0].closed
 
 
-# --- an address for humans ----------------------------------------------------------------------
+# --- the URL of `db url` ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -985,7 +987,7 @@ def test_the_connection_is_closed_at_the_end_whatever_happens(url: str) -> None:
         ("dbname=market user=me", "postgresql://me@/market"),
     ],
 )
-def test_the_url_of_a_server_is_all_but_the_password(address: str, url: str) -> None:
+def test_the_url_of_a_server_has_everything_except_the_password(address: str, url: str) -> None:
     made = database.address_of(Secret(address), {}).url()
 
     assert made == url
@@ -996,7 +998,7 @@ def test_the_url_of_a_server_is_all_but_the_password(address: str, url: str) -> 
     } == {**read, "port": read.get("port", "5432")}.items()
 
 
-def test_the_url_has_what_libpq_takes_from_its_own_variables() -> None:
+def test_the_url_includes_values_from_libpqs_own_variables() -> None:
     environ = {"PGHOST": "db.example.test", "PGDATABASE": "market", "PGUSER": "me"}
 
     assert (
@@ -1005,12 +1007,12 @@ def test_the_url_has_what_libpq_takes_from_its_own_variables() -> None:
     )
 
 
-def test_the_url_connects(url: str, db: Connection) -> None:
+def test_the_printed_url_connects(url: str, db: Connection) -> None:
     with session(Secret(database.address_of(Secret(url)).url())) as connected:
         assert connected.info.dbname == db.info.dbname
 
 
-def test_an_address_that_is_none_has_no_url() -> None:
+def test_an_invalid_address_has_no_url() -> None:
     with pytest.raises(DatabaseError, match="DATABASE_URL") as caught:
         database.address_of(Secret(f"postgresql://me:{PASSWORD}@host:1/x?nonsense=1"))
 

@@ -1,6 +1,6 @@
-"""Whatever the database does in the middle of a run: nothing lost, nothing twice, no call wasted.
+"""After any fault of the database during a run: nothing lost or stored twice, no call wasted.
 
-Real servers, real proxies; the clock does not wait where nothing outside has to happen.
+Servers and proxies are real. The clock does not wait unless something real has to happen.
 """
 
 import gc
@@ -42,7 +42,7 @@ from asset_sync.database import (
     session,
 )
 from asset_sync.database import connection as database_connection
-from asset_sync.database.embedded import EmbeddedError
+from asset_sync.database.errors import EmbeddedError
 from asset_sync.demo.sandbox import bars_unlike_the_replay
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Lane
@@ -62,7 +62,7 @@ def _ignore(_: Progress) -> None:
 
 @dataclass(slots=True)
 class Job:
-    """A run by one connection, and another by which to look at it and to break it."""
+    """A run on one connection, and another connection to observe and disturb it."""
 
     watch: Connection
     clock: Clock
@@ -86,7 +86,7 @@ class Job:
             )
 
     def through(self, *urls: str) -> None:
-        """Have the runs go to the database by these ways, the first that works."""
+        """Make the runs connect through these addresses: the first that works."""
         parts = [psycopg2.extensions.parse_dsn(url) for url in urls]
         hosts, ports = ",".join(p["host"] for p in parts), ",".join(p["port"] for p in parts)
         url = make_dsn(urls[0], host=hosts, port=ports)
@@ -127,7 +127,7 @@ class Job:
             query(self.watch, "select pg_terminate_backend(%s, 5000)", (pid,))
 
     def assert_all_is_well(self, report: Report) -> None:
-        """Nothing lost, nothing twice, no call wasted, nothing held, and told as it was."""
+        """Check that nothing is lost, stored twice, wasted or held, and that the report is true."""
         assert (report.reason_ended, report.failed) == (Ended.DONE, [])
         assert sorted(report.updated) == ["BTCUSD", "ETHUSDT"]
         assert sorted(str(ticker) for ticker in self.asked()) == TICKERS
@@ -152,7 +152,7 @@ def watch(connect: Callable[[], Connection]) -> Connection:
 
 
 def settings_for(url: str, api: StandIn) -> Settings:
-    """Two assets with two days of history."""
+    """Settings with two assets and two days of history."""
     shipped = load(
         TWO_ASSETS,
         {"POLYGON_API_KEY": api.key, "POLYGON_BASE_URL": api.base_url, "DATABASE_URL": url},
@@ -172,7 +172,7 @@ def job(url: str, watch: Connection) -> Iterator[Job]:
 
 
 def once(strike: Callable[[], object]) -> Callable[[], None]:
-    """Return what strikes the first time only."""
+    """Return a function that does this only the first time."""
     left = [strike]
 
     def act() -> None:
@@ -228,7 +228,7 @@ STEPS = (
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("step", STEPS)
-def test_a_connection_ended_at_any_step_costs_nothing(
+def test_a_connection_ended_at_any_step_loses_no_data_and_no_call(
     job: Job, monkeypatch: pytest.MonkeyPatch, step: str, when: str
 ) -> None:
     with monkeypatch.context() as patched:
@@ -243,7 +243,7 @@ def test_a_connection_ended_at_any_step_costs_nothing(
     assert all(connection.RECONNECT_SECONDS <= one.seconds < 10 for one in job.recoveries())
 
 
-def test_a_connection_ended_at_each_call_costs_nothing(job: Job) -> None:
+def test_a_connection_ended_at_each_call_loses_no_data_and_no_call(job: Job) -> None:
     def end(progress: Progress) -> None:
         if isinstance(progress, Calling):
             job.terminate()
@@ -251,7 +251,7 @@ def test_a_connection_ended_at_each_call_costs_nothing(job: Job) -> None:
     job.assert_all_is_well(job.run(tell=end))
 
 
-def test_a_connection_that_is_ended_whenever_it_is_used_ends_the_run_in_time(
+def test_a_run_ends_in_time_if_each_of_its_connections_is_ended(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook(monkeypatch, "queue:waiting", before=job.terminate)
@@ -265,10 +265,10 @@ def test_a_connection_that_is_ended_whenever_it_is_used_ends_the_run_in_time(
     assert job.in_flight() == 0
 
 
-def test_what_is_held_when_the_run_gives_up_is_returned(
+def test_a_run_that_gives_up_returns_its_item_and_slot(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its last act, on a connection of its own."""
+    """The run does this at its end, on another connection."""
     hook(monkeypatch, "store.market:newest_bar", before=job.terminate)
 
     with pytest.raises(DatabaseError):
@@ -280,10 +280,10 @@ def test_what_is_held_when_the_run_gives_up_is_returned(
     assert job.row("select reason_ended from asset_sync.runs") == ("broken",)
 
 
-def test_an_interrupt_in_the_middle_of_a_statement_returns_what_is_held(
+def test_an_interrupt_during_a_statement_returns_item_and_slot(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs the connection: the answer to the statement may be under way."""
+    """The connection is lost with it, as the answer to the statement may be under way."""
 
     def interrupt_soon() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
@@ -310,10 +310,10 @@ def test_an_interrupt_in_the_middle_of_a_statement_returns_what_is_held(
     assert job.row("select reason_ended from asset_sync.runs") == ("interrupted",)
 
 
-def test_items_that_another_run_has_taken_over_are_left_to_it_and_the_run_goes_on(
+def test_a_run_leaves_items_that_another_run_took_over_and_continues(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a sleep of the host between the claim and the call."""
+    """As if the host had been suspended between the claim and the call."""
 
     def sleep_long() -> None:
         query(
@@ -329,7 +329,7 @@ def test_items_that_another_run_has_taken_over_are_left_to_it_and_the_run_goes_o
     assert job.items() == [("BTCUSD", "leased", 1), ("ETHUSDT", "idle", 0)]
     assert job.in_flight() == 0
     [warning] = job.warnings()
-    assert warning.startswith("BTCUSD: its lease ended")
+    assert warning.startswith("BTCUSD: the lease ended")
 
 
 # --- an answer is lost on the way ---------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_items_that_another_run_has_taken_over_are_left_to_it_and_the_run_goes_o
         ("update asset_sync.runs", "the run's own end"),
     ],
 )
-def test_where_the_answer_to_a_statement_is_lost_it_is_found_out_what_became_of_it(
+def test_if_the_answer_to_a_statement_is_lost_the_run_finds_out_whether_it_was_committed(
     job: Job, url: str, words: str, lost: str
 ) -> None:
     with Proxy(url) as proxy:
@@ -361,7 +361,7 @@ def test_where_the_answer_to_a_statement_is_lost_it_is_found_out_what_became_of_
     job.assert_all_is_well(report)
 
 
-def test_what_became_of_a_transaction_is_known_by_its_number(
+def test_the_outcome_of_a_transaction_is_found_by_its_number(
     watch: Connection, connect: Callable[[], Connection]
 ) -> None:
     other = connect()
@@ -376,7 +376,9 @@ def test_what_became_of_a_transaction_is_known_by_its_number(
     assert database.was_committed(other, str(int(number) + 1000)) is False  # of another server
 
 
-def test_an_item_whose_claim_was_not_answered_comes_back_with_its_lease(job: Job, url: str) -> None:
+def test_an_item_comes_back_at_the_end_of_its_lease_if_its_claim_was_not_answered(
+    job: Job, url: str
+) -> None:
     with Proxy(url) as proxy:
         job.through(proxy.url)
         proxy.lose_the_answer_to("set state = 'leased'")
@@ -391,7 +393,9 @@ def test_an_item_whose_claim_was_not_answered_comes_back_with_its_lease(job: Job
     job.assert_nothing_is_held()
 
 
-def test_a_slot_whose_taking_was_not_answered_comes_free_by_itself(job: Job, url: str) -> None:
+def test_a_slot_comes_free_by_itself_if_the_statement_that_took_it_was_not_answered(
+    job: Job, url: str
+) -> None:
     with Proxy(url) as proxy:
         job.through(proxy.url)
         proxy.lose_the_answer_to("set previous_stamped_at = s.stamped_at")
@@ -411,13 +415,13 @@ def test_a_slot_whose_taking_was_not_answered_comes_free_by_itself(job: Job, url
 
 @pytest.fixture
 def impatient() -> Iterator[None]:
-    """Wait one second for an answer, where the program waits 25."""
+    """Wait one second for an answer instead of 25."""
     with database.statement_timeout(1):
         yield
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_connection_that_falls_silent_is_given_up_for_another(job: Job, url: str) -> None:
+def test_a_run_replaces_a_connection_that_falls_silent(job: Job, url: str) -> None:
     with Proxy(url) as proxy:
         job.through(proxy.url)
         silence = once(lambda: proxy.freeze(new_ones=False))
@@ -431,8 +435,8 @@ def test_a_connection_that_falls_silent_is_given_up_for_another(job: Job, url: s
     assert "it did not answer in time" in warning
 
 
-def test_one_that_falls_silent_for_good_holds_no_run_past_its_end(job: Job, url: str) -> None:
-    """Asked as cron would ask: exit 3, one sentence; the end, the bound and the last try."""
+def test_a_server_that_stays_silent_holds_no_run_past_its_end(job: Job, url: str) -> None:
+    """The run starts as from cron. It ends with exit 3 and one sentence, within its time limits."""
     with Proxy(url) as proxy, StandIn("free", key="a-secret-key", latency=(0.5, 0.5)) as api:
         began = time.monotonic()
         child = start(
@@ -448,11 +452,13 @@ def test_one_that_falls_silent_for_good_holds_no_run_past_its_end(job: Job, url:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_transaction_that_falls_silent_holds_its_locks_no_longer_than_a_statement_may(
+def test_a_silent_transaction_holds_its_locks_no_longer_than_a_statement_may_take(
     job: Job, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bounds = database_connection._BOUNDS.replace(f"'{database.STATEMENT_SECONDS}s'", "'1s'")
-    monkeypatch.setattr("asset_sync.database.connection._BOUNDS", bounds)
+    bounds = database_connection._TRANSACTION_SETTINGS.replace(
+        f"'{database.STATEMENT_SECONDS}s'", "'1s'"
+    )
+    monkeypatch.setattr("asset_sync.database.connection._TRANSACTION_SETTINGS", bounds)
     with Proxy(url) as proxy:
         job.through(proxy.url)
         strike = once(proxy.freeze)
@@ -468,7 +474,7 @@ def test_a_transaction_that_falls_silent_holds_its_locks_no_longer_than_a_statem
 # --- another host -------------------------------------------------------------------------------
 
 
-def test_where_the_first_host_dies_the_run_goes_on_with_the_second(job: Job, url: str) -> None:
+def test_if_the_first_host_dies_the_run_continues_with_the_second(job: Job, url: str) -> None:
     with Proxy(url) as first, Proxy(url) as second:
         job.through(first.url, second.url)
         strike = once(first.die)
@@ -503,7 +509,7 @@ def programs(maintenance_url: str) -> Path:
 
 @pytest.fixture(scope="module")
 def server(programs: Path) -> Iterator[Server]:
-    """A server to break, initialised; every test leaves it running."""
+    """An initialised server that tests may break; every test leaves it running."""
     with thrown_away(programs) as made:
         with raw_session(Secret(made.url)) as db:
             query(db, "alter database postgres set log_min_messages = fatal")
@@ -551,7 +557,7 @@ def start(
     *,
     patience_seconds: float | None = None,
 ) -> "subprocess.Popen[str]":
-    """Start the program as cron would, with the two assets."""
+    """Start the program as cron does, with the two assets."""
     kept = {n: v for n, v in os.environ.items() if n not in VARIABLES and not n.startswith("PG")}
     program = (
         "import sys; from asset_sync import database; from asset_sync.cli import main\n"
@@ -574,7 +580,7 @@ def start(
 
 
 def end(process: "subprocess.Popen[str]", seconds: float = 30) -> tuple[int, str, str]:
-    """Return exit code, answer and talk, in which there is no secret and no traceback."""
+    """Return exit code, stdout and stderr, and check for secrets and tracebacks."""
     try:
         out, err = process.communicate(timeout=seconds)
     finally:
@@ -585,7 +591,7 @@ def end(process: "subprocess.Popen[str]", seconds: float = 30) -> tuple[int, str
 
 
 def last_sentence(err: str) -> str:
-    """Return what the run ended with, having made sure that the rest are warnings."""
+    """Return the last sentence of the run, and check that all others are warnings."""
     *warnings, last = without_times(err).splitlines()
     assert all(re.match(r"run \d+: warning: ", line) for line in warnings), err
     assert last.endswith(".")
@@ -598,9 +604,7 @@ def restart(server: Server, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["fast", "immediate"])
-def test_a_restart_in_the_middle_of_a_run_is_waited_for(
-    server: Server, its_url: str, how: str
-) -> None:
+def test_a_run_waits_for_a_server_that_restarts(server: Server, its_url: str, how: str) -> None:
     with StandIn("free", key="a-secret-key", latency=(0.3, 0.3)) as api:
         process = start(["sync", "queue", "--json"], its_url, api)
         until(lambda: api.log)
@@ -618,9 +622,7 @@ def test_a_restart_in_the_middle_of_a_run_is_waited_for(
         assert query(db, "select count(token) from asset_sync.slots") == [(0,)]
 
 
-def test_a_server_that_does_not_come_back_ends_the_run_at_its_end(
-    server: Server, its_url: str
-) -> None:
+def test_a_run_waits_for_a_lost_server_only_until_its_own_end(server: Server, its_url: str) -> None:
     with StandIn("free", key="a-secret-key", latency=(0.3, 0.3)) as api:
         began = time.monotonic()
         process = start(["sync", "queue", "-q", "--max-runtime", "3"], its_url, api)
@@ -637,7 +639,7 @@ def test_a_server_that_does_not_come_back_ends_the_run_at_its_end(
         assert len(api.log) == 1
 
 
-def test_a_standby_is_read_from_and_told_apart_and_when_promoted_goes_on(
+def test_a_standby_can_be_read_and_is_reported_and_works_once_promoted(
     server: Server, its_url: str
 ) -> None:
     with job_at(its_url) as job, standby_of(server) as standby, ExitStack() as aside:
@@ -672,7 +674,7 @@ def test_a_standby_is_read_from_and_told_apart_and_when_promoted_goes_on(
             server.start()
 
 
-def test_a_database_made_read_only_in_the_middle_ends_the_run(job: Job, url: str) -> None:
+def test_a_database_that_becomes_read_only_ends_the_run(job: Job, url: str) -> None:
     name = psycopg2.extensions.parse_dsn(url)["dbname"]
 
     def make_read_only(progress: Progress) -> None:
@@ -694,10 +696,10 @@ def test_a_database_made_read_only_in_the_middle_ends_the_run(job: Job, url: str
     assert {state for _, state, _ in job.items()} == {"idle"}
 
 
-def test_a_crash_forgets_no_call_even_where_it_may_forget_commits(
+def test_a_crash_forgets_no_call_even_with_synchronous_commit_off(
     server: Server, its_url: str
 ) -> None:
-    """With synchronous_commit off, as some have it for speed."""
+    """Some users switch synchronous_commit off for speed."""
     name = psycopg2.extensions.parse_dsn(its_url)["dbname"]
     with job_at(its_url) as job:
         query_alone(job.watch, f"alter database {name} set synchronous_commit = off")
@@ -723,7 +725,7 @@ def test_a_crash_forgets_no_call_even_where_it_may_forget_commits(
 
 @pytest.fixture
 def its_role(server: Server, its_url: str) -> Iterator[str]:
-    """The database, for an ordinary role, whose connections can be counted."""
+    """The database's address for an ordinary role, whose connections can be counted."""
     role = "somebody"
     with admin(its_url) as db:
         query(db, f"create role {role} login; grant pg_write_all_data, pg_read_all_data to {role}")
@@ -733,7 +735,7 @@ def its_role(server: Server, its_url: str) -> Iterator[str]:
         query(db, f"drop owned by {role} cascade; drop role {role}")
 
 
-def test_where_all_connections_are_taken_the_run_waits_for_one_until_its_end(
+def test_if_all_connections_are_taken_the_run_waits_for_one_until_its_end(
     its_url: str, its_role: str
 ) -> None:
     with job_at(its_url) as job:
@@ -759,13 +761,13 @@ def test_where_all_connections_are_taken_the_run_waits_for_one_until_its_end(
         query(job.watch, "alter role somebody connection limit 0")
         code, out, err = end(start(["sync", "queue"], its_role, job.api))
         assert (code, out) == (3, "")
-        assert "it has no connection to spare" in last_sentence(err)
+        assert "it has no free connection" in last_sentence(err)
 
 
-def test_one_connection_is_all_that_a_run_ever_has(
+def test_a_run_never_has_more_than_one_connection(
     its_url: str, its_role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while it tries again what failed."""
+    """This includes the time in which it repeats what failed."""
     with job_at(its_url) as job:
         job.settings = replace(job.settings, conninfo=Secret(its_role))
         query(job.watch, "alter role somebody connection limit 1")
@@ -774,7 +776,9 @@ def test_one_connection_is_all_that_a_run_ever_has(
         job.assert_all_is_well(job.run())
 
 
-def test_a_full_disk_ends_the_run_with_nothing_half_written(server: Server, its_url: str) -> None:
+def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
+    server: Server, its_url: str
+) -> None:
     with tablespace_of(1, server.directory) as place, job_at(its_url) as job:
         query_alone(job.watch, f"create tablespace small location '{place}'")
         try:
@@ -810,7 +814,7 @@ def test_a_full_disk_ends_the_run_with_nothing_half_written(server: Server, its_
 
 
 def fail_with(db: Connection, sqlstate: str, *, times: int) -> None:
-    """Have the database refuse to store bars, so often."""
+    """Make the database refuse to store bars this often."""
     query(
         db,
         f"""
@@ -844,7 +848,7 @@ def no_refusals(job: Job) -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_refusals")
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03", "57014", "08006", "53300"])
-def test_what_may_pass_is_tried_again_with_the_answer_that_is_there(
+def test_a_passing_error_is_retried_with_the_answer_already_received(
     job: Job, sqlstate: str
 ) -> None:
     fail_with(job.watch, sqlstate, times=2)
@@ -854,9 +858,7 @@ def test_what_may_pass_is_tried_again_with_the_answer_that_is_there(
 
 @pytest.mark.usefixtures("no_refusals")
 @pytest.mark.parametrize("sqlstate", ["53100", "53200", "58030"])
-def test_what_will_not_pass_ends_the_run_at_once_and_the_item_goes_back(
-    job: Job, sqlstate: str
-) -> None:
+def test_a_lasting_error_ends_the_run_at_once_and_returns_the_item(job: Job, sqlstate: str) -> None:
     fail_with(job.watch, sqlstate, times=1000)
 
     with pytest.raises(DatabaseError):
@@ -869,7 +871,7 @@ def test_what_will_not_pass_ends_the_run_at_once_and_the_item_goes_back(
 
 
 @pytest.mark.usefixtures("no_refusals")
-def test_what_is_refused_for_every_asset_costs_no_call(job: Job) -> None:
+def test_an_error_for_every_asset_uses_no_call(job: Job) -> None:
     fail_with(job.watch, "22003", times=1000)
 
     with pytest.raises(DatabaseError, match=r"A bar cannot be stored .* the trigger refuse"):
@@ -881,10 +883,10 @@ def test_what_is_refused_for_every_asset_costs_no_call(job: Job) -> None:
 
 
 @pytest.mark.usefixtures("no_refusals")
-def test_what_never_passes_costs_few_calls(job: Job) -> None:
+def test_an_error_that_never_passes_wastes_few_calls(job: Job) -> None:
     fail_with(job.watch, "40001", times=1000)
 
-    with pytest.raises(DatabaseError, match="got into each other's way"):
+    with pytest.raises(DatabaseError, match="conflicted with each other"):
         job.run(seconds=290)
 
     assert len(job.asked()) == loop.WASTED_CALLS + 1
@@ -892,8 +894,8 @@ def test_what_never_passes_costs_few_calls(job: Job) -> None:
     assert job.in_flight() == 0
 
 
-def test_a_deadlock_is_got_out_of(job: Job, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Somebody has the item's row and wants the asset's, which the run has."""
+def test_a_run_survives_a_deadlock(job: Job, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Another session has the item's row and wants the asset's row, which the run has."""
     job.run()
     job.clock.sleep(400)
     other = psycopg2.connect(url)
@@ -926,17 +928,19 @@ def test_a_deadlock_is_got_out_of(job: Job, monkeypatch: pytest.MonkeyPatch, url
     assert bars_unlike_the_replay(job.watch)[1] == 0
     job.assert_nothing_is_held()
     [warning] = job.warnings()
-    assert "got into each other's way" in warning
+    assert "conflicted with each other" in warning
     assert job.row("select name from trading.symbols where symbol = 'BTCUSD'") == ("theirs",)
 
 
 def be_brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for locks a tenth of a second, where the program waits 10."""
-    bounds = database_connection._BOUNDS.replace(f"'{database.LOCK_SECONDS}s'", "'100ms'")
-    monkeypatch.setattr("asset_sync.database.connection._BOUNDS", bounds)
+    bounds = database_connection._TRANSACTION_SETTINGS.replace(
+        f"'{database.LOCK_SECONDS}s'", "'100ms'"
+    )
+    monkeypatch.setattr("asset_sync.database.connection._TRANSACTION_SETTINGS", bounds)
 
 
-def test_a_table_that_somebody_locks_is_waited_for_with_the_answer(
+def test_a_run_keeps_its_answer_while_it_waits_for_a_locked_table(
     job: Job, connect: Callable[[], Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be_brief(monkeypatch)
@@ -963,7 +967,7 @@ def test_a_table_that_somebody_locks_is_waited_for_with_the_answer(
     assert (len(job.warnings()), len(job.recoveries())) == (1, 1), "one warning for one outage"
 
 
-def test_one_asset_that_somebody_locks_lets_the_others_pass(
+def test_one_locked_asset_does_not_stop_the_others(
     job: Job, connect: Callable[[], Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be_brief(monkeypatch)
@@ -1063,7 +1067,9 @@ def answers(url: str | None) -> bool:
     return True
 
 
-def test_a_restart_behind_pgbouncer_is_waited_for(server: Server, its_url: str) -> None:
+def test_a_run_waits_for_a_server_that_restarts_behind_pgbouncer(
+    server: Server, its_url: str
+) -> None:
     with (
         pgbouncer(its_url) as pooled,
         StandIn("free", key="a-secret-key", latency=(0.3, 0.3)) as api,

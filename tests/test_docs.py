@@ -1,4 +1,4 @@
-"""What the documents say is what the program does."""
+"""The pages agree with the program."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from asset_sync.demo.server import StandIn
 from asset_sync.errors import ExitCode
 from asset_sync.ops.health import Check, JobStatus, examine, without_database
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
-from asset_sync.sync.judge import End
+from asset_sync.sync.judge import ItemEnd
 from asset_sync.sync.report import Ended
 
 ROOT = Path(__file__).parent.parent
@@ -55,20 +55,20 @@ asset_type = "crypto"
 
 
 def section(title: str, page: str) -> str:
-    """The page from this heading to the next that is as high."""
+    """Return the part of a page from this heading to the next of the same level."""
     heading = re.search(rf"^(#+) {re.escape(title)}$", page, re.MULTILINE)
     assert heading is not None, title
     return re.split(rf"^#{{1,{len(heading[1])}}} ", page[heading.end() :], flags=re.MULTILINE)[0]
 
 
 def first_column(text: str) -> list[str]:
-    """The code in the first column of a table."""
+    """Return the code in the first column of a table."""
     cells = [row.split("|")[1] for row in text.splitlines() if row.startswith("| ")]
     return [code for cell in cells for code in re.findall(r"`([^`]+)`", cell)]
 
 
 def commands() -> dict[str, set[str]]:
-    """Every command with its options, as the program has them."""
+    """Return every command of the program with its options."""
     found = {}
     for name, group in app.commands.items():
         subcommands = getattr(group, "commands", {})
@@ -87,7 +87,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
 
-def test_the_page_of_all_commands_is_what_the_program_says() -> None:
+def test_the_page_of_commands_matches_the_programs_help() -> None:
     made = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "commands.py")],
         capture_output=True,
@@ -108,17 +108,17 @@ def test_every_option_that_a_page_names_exists(name: str) -> None:
 
     named = set(re.findall(r"`(--?[a-z][a-z-]*)", PAGES[name]))
 
-    others = {"--upgrade", "-t"}  # pip's and journalctl's
+    others = {"--upgrade", "-t"}  # options of pip and journalctl
     assert named <= known | others
 
 
-def test_the_page_lists_exactly_the_exit_codes() -> None:
+def test_the_page_lists_exactly_the_exit_codes_of_the_program() -> None:
     listed = re.findall(r"^\| (\d+) ", section("Exit codes", JSON_AND_TABLES), re.MULTILINE)
 
     assert [int(number) for number in listed] == list(ExitCode)
 
 
-def test_the_readme_makes_the_same_promises_as_the_page_that_shows_how_they_are_held() -> None:
+def test_the_readme_and_the_page_on_reliability_make_the_same_promises() -> None:
     promise = re.compile(r"^\d\. \*\*(.+?)\*\*", re.MULTILINE)
     made = promise.findall(section("What it promises", README))
 
@@ -126,7 +126,7 @@ def test_the_readme_makes_the_same_promises_as_the_page_that_shows_how_they_are_
     assert made == promise.findall(PAGES["reliability.md"])[:5]
 
 
-def test_the_page_of_settings_and_the_shipped_file_are_what_the_declarations_make() -> None:
+def test_the_page_of_settings_and_the_shipped_file_match_the_declared_settings() -> None:
     generator = runpy.run_path(str(ROOT / "docs" / "settings.py"))
 
     for path, text in generator["files"]().items():
@@ -193,7 +193,7 @@ def test_the_page_names_exactly_the_keys_of_the_json(
 
     def keys(*arguments: str) -> dict[str, object]:
         told = machine.tell(*arguments, "--json")
-        assert told.code in {0, 1}, told.err  # `health` is degraded: the queue has never run
+        assert told.code in {0, 1}, told.err  # `health` is degraded, as the queue has never run
         found = json.loads(told.out)
         assert isinstance(found, dict)
         return found
@@ -268,7 +268,7 @@ QUERIES = [
 ]
 
 
-def test_every_query_on_the_pages_brings_rows_after_a_run(
+def test_every_query_on_the_pages_returns_rows_after_a_run(
     url: str, db: Connection, api: StandIn, tmp_path: Path
 ) -> None:
     machine = Machine(tmp_path, url, api)
@@ -281,7 +281,7 @@ def test_every_query_on_the_pages_brings_rows_after_a_run(
 
 
 def command_lines(text: str) -> list[str]:
-    """Each command line of ours: alone on its line, after cron's times or a prompt, or as code."""
+    """Give our command lines: alone on a line, after cron's times or a prompt, or as code."""
     alone = r"^ *(?:\*/\d+ .*? +|\w*\$ )?(?:[A-Z_]+=\S+ )*(asset-sync [a-z][^#`\n]*)"
     lines = [
         *re.findall(alone, text, re.MULTILINE),
@@ -292,7 +292,7 @@ def command_lines(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["crontab.example", *sorted(PAGES.keys() - {"commands.md"})])
-def test_every_command_line_in_the_documents_is_one_the_program_takes(name: str) -> None:
+def test_the_program_accepts_every_command_line_on_the_pages(name: str) -> None:
     known = commands()
     text = CRONTAB if name == "crontab.example" else PAGES[name]
 
@@ -322,7 +322,7 @@ def test_the_page_for_operators_says_what_to_do_at_each_exit_code() -> None:
     assert [int(code) for cell in cells for code in cell.split(", ")] == list(ExitCode)
 
 
-def test_the_crontab_is_one_that_cron_takes() -> None:
+def test_cron_accepts_the_example_crontab() -> None:
     jobs = [line for line in CRONTAB.splitlines() if line and not line.startswith("#")]
     variables = [line for line in jobs if re.match(r"[A-Z_]+=", line)]
 
@@ -334,7 +334,7 @@ def test_the_crontab_is_one_that_cron_takes() -> None:
     ]
 
 
-def test_what_the_crontab_leaves_to_choose_is_one_that_cron_takes() -> None:
+def test_cron_accepts_the_commented_lines_of_the_example_crontab() -> None:
     chosen = re.findall(r"^#(\S+ \S+ \S+ \S+ \S+)  (asset-sync .+)$", CRONTAB, re.MULTILINE)
     known = commands()
 
@@ -352,14 +352,14 @@ def test_what_the_crontab_leaves_to_choose_is_one_that_cron_takes() -> None:
     assert metrics in OPERATIONS
 
 
-def test_no_log_file_is_written_that_somebody_would_have_to_rotate() -> None:
+def test_the_program_writes_no_log_file_that_needs_rotation() -> None:
     units = "".join(path.read_text() for path in (ROOT / "systemd").iterdir())
 
     assert not re.findall(r"^Standard(?:Output|Error)=", units, re.MULTILINE), "journald's, then"
     assert not re.findall(r">\s*[/~\w]", CRONTAB)
 
 
-def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
+def test_every_test_named_on_the_page_on_reliability_exists() -> None:
     page = PAGES["reliability.md"]
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
 
@@ -370,7 +370,7 @@ def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))
-def test_every_file_and_heading_that_a_page_points_to_is_there(name: str) -> None:
+def test_every_file_and_heading_that_a_page_links_to_exists(name: str) -> None:
     page = ROOT / name if (ROOT / name).exists() else ROOT / "docs" / name
     for target in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
         if target.startswith("http"):
@@ -382,7 +382,7 @@ def test_every_file_and_heading_that_a_page_points_to_is_there(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(PAGES.keys() - {"CHANGELOG.md"}))
-def test_every_path_and_make_target_that_a_page_names_is_there(name: str) -> None:
+def test_every_path_and_make_target_that_a_page_names_exists(name: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for path in re.findall(r"`((?:asset_sync|tests|docs|systemd|\.ci)/[^`* ]*)`", PAGES[name]):
         assert (ROOT / path).exists(), path
@@ -390,7 +390,7 @@ def test_every_path_and_make_target_that_a_page_names_is_there(name: str) -> Non
         assert f"\n{target}:" in makefile, target
 
 
-def test_the_page_on_the_architecture_has_the_layers_that_are_tested() -> None:
+def test_the_page_on_the_architecture_lists_the_layers_that_are_tested() -> None:
     rows = re.findall(r"^\| (\d+) \| (.*?) \|", section("Layers", ARCHITECTURE), re.MULTILINE)
     listed: dict[int, set[str]] = {}
     for number, cell in rows:
@@ -403,7 +403,7 @@ def test_the_page_on_the_architecture_has_the_layers_that_are_tested() -> None:
 def test_the_page_on_the_architecture_names_every_way_a_lease_can_end() -> None:
     text = section("The states of a queue item", ARCHITECTURE)
 
-    assert {one.__name__ for one in get_args(End)} == set(re.findall(r"`([A-Z]\w+)`", text)) - {
+    assert {one.__name__ for one in get_args(ItemEnd)} == set(re.findall(r"`([A-Z]\w+)`", text)) - {
         "LostLeaseError"
     }
     for name in set(re.findall(r"`queue\.(\w+)`", ARCHITECTURE)):
@@ -413,12 +413,12 @@ def test_the_page_on_the_architecture_names_every_way_a_lease_can_end() -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """What a page's headings are linked by: lower case, hyphens for blanks, nothing else kept."""
+    """Return the anchors of a page's headings: lower case, hyphens for blanks, no other signs."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
 
 
-def test_nothing_shown_on_the_page_for_operators_is_wider_than_a_terminal() -> None:
+def test_no_block_on_the_page_for_operators_is_wider_than_a_terminal() -> None:
     blocks = re.split(r"```(?:toml)?", OPERATIONS)[1::2]
     seen = [line for block in blocks if "$ " in block for line in dedent(block).splitlines()]
 
@@ -426,7 +426,7 @@ def test_nothing_shown_on_the_page_for_operators_is_wider_than_a_terminal() -> N
     assert [line for line in seen if len(line) > 80] == []
 
 
-def test_the_changelog_has_the_shape_that_it_says_it_has() -> None:
+def test_the_changelog_follows_keep_a_changelog() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
 
     assert "## [Unreleased]" in text
@@ -440,24 +440,24 @@ def test_the_changelog_has_the_shape_that_it_says_it_has() -> None:
     }
 
 
-def test_nobodys_key_password_or_host_is_in_the_repository() -> None:
+def test_the_repository_holds_no_real_key_password_or_host() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
-    # A Polygon key is 32 letters and digits; a hash in lower-case hex is not one.
+    # A Polygon key has 32 letters and digits; a hash in lower-case hex is no key.
     key = re.compile(r"\b(?=\w*[A-Z])(?=\w*[a-z])(?=\w*\d)[A-Za-z0-9_]{32}\b")
     for name in listed.stdout.split():
         path = ROOT / name
         if path.suffix in {".svg", ".csv"} or not path.is_file():
             continue
-        # A certificate for tests is made up, too, and is nothing but such letters.
+        # A test certificate is not a secret either, and consists of such letters.
         text = re.sub(r"-----BEGIN.*?-----END", "", path.read_text(), flags=re.DOTALL)
         assert not key.search(text), name
 
 
-def test_the_package_says_the_version_that_it_installs_as() -> None:
+def test_the_package_reports_its_installed_version() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "asset_sync", "--version"],
         capture_output=True,

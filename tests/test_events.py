@@ -1,4 +1,4 @@
-"""Who listens hears of a new price once it is stored, and never of one that is not."""
+"""Listeners get each new price after it is stored, and no price that is not stored."""
 
 import itertools
 import json
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from commandline import Told, asset_sync
+from commandline import Told
+from machine import Machine
 from servers import RedisServer, redis_server
 
+from asset_sync.bus import Client, EventsError
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.secret import Secret
 from asset_sync.store import publish
 from asset_sync.store.market import LastPrice
-from asset_sync.store.publish import EventsError, RedisPublisher
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 PASSWORD = "s3cret-Tr4ding-v4lue"
@@ -58,7 +59,7 @@ def test_a_price_without_a_quote_has_null_for_bid_and_ask() -> None:
     assert (told["bid"], told["ask"]) == (None, None)
 
 
-def test_the_time_is_told_in_utc() -> None:
+def test_the_time_of_an_event_is_in_utc() -> None:
     tokyo = NOON.astimezone(timezone(timedelta(hours=9)))
 
     assert json.loads(publish.message(price(at=tokyo)))["timestamp"] == "2026-03-02T12:00:00+00:00"
@@ -69,14 +70,14 @@ def test_the_time_is_told_in_utc() -> None:
 
 @pytest.fixture
 def listener(connect: Callable[[], Connection]) -> Connection:
-    """Return somebody else's connection that listens."""
+    """Return another program's connection that listens."""
     connection = connect()
     query(connection, "listen asset_update")
     return connection
 
 
 def heard(listener: Connection) -> list[str]:
-    """Return the events that have come: NOTIFY is delivered before a statement's answer."""
+    """Return the events that have arrived: NOTIFY comes before a statement's answer."""
     query(listener, "select 1")
     listener.poll()
     payloads = [one.payload for one in listener.notifies]
@@ -84,9 +85,7 @@ def heard(listener: Connection) -> list[str]:
     return payloads
 
 
-def test_listeners_hear_each_price_once_it_is_committed(
-    db: Connection, listener: Connection
-) -> None:
+def test_listeners_get_each_price_after_its_commit(db: Connection, listener: Connection) -> None:
     prices = [price("EURUSD"), price("GBPUSD")]
 
     with transaction(db) as cursor:
@@ -97,7 +96,7 @@ def test_listeners_hear_each_price_once_it_is_committed(
 
 
 @pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt])
-def test_listeners_hear_nothing_of_what_was_rolled_back(
+def test_listeners_get_nothing_that_was_rolled_back(
     db: Connection, listener: Connection, trouble: type[BaseException]
 ) -> None:
     with suppress(trouble), transaction(db) as cursor:
@@ -107,14 +106,14 @@ def test_listeners_hear_nothing_of_what_was_rolled_back(
     assert heard(listener) == []
 
 
-def test_no_prices_are_no_event(db: Connection, listener: Connection) -> None:
+def test_an_answer_without_prices_sends_no_event(db: Connection, listener: Connection) -> None:
     with transaction(db) as cursor:
         publish.notify(cursor, [])
 
     assert heard(listener) == []
 
 
-def test_a_whole_snapshot_of_events_goes_through(db: Connection, listener: Connection) -> None:
+def test_the_events_of_a_whole_snapshot_are_delivered(db: Connection, listener: Connection) -> None:
     prices = [price(f"ASSET{number}") for number in range(250)]
 
     with transaction(db) as cursor:
@@ -127,7 +126,7 @@ def test_a_whole_snapshot_of_events_goes_through(db: Connection, listener: Conne
 
 
 class FakeRedis:
-    """A server that speaks as much of RESP as a client needs to publish."""
+    """A server that knows the part of RESP that a publishing client needs."""
 
     def __init__(self, *, refuses: Sequence[bytes] = ()) -> None:
         self.commands: list[list[bytes]] = []
@@ -193,11 +192,11 @@ def redis() -> Iterator[FakeRedis]:
 
 
 @pytest.fixture
-def closing() -> Iterator[Callable[[RedisPublisher], RedisPublisher]]:
+def closing() -> Iterator[Callable[[Client], Client]]:
     """Close publishers at the end of the test, as a run does."""
-    opened: list[RedisPublisher] = []
+    opened: list[Client] = []
 
-    def keep(publisher: RedisPublisher) -> RedisPublisher:
+    def keep(publisher: Client) -> Client:
         opened.append(publisher)
         return publisher
 
@@ -206,13 +205,13 @@ def closing() -> Iterator[Callable[[RedisPublisher], RedisPublisher]]:
         publisher.close()
 
 
-Closing = Callable[[RedisPublisher], RedisPublisher]
+Closing = Callable[[Client], Client]
 
 
-def failure(publisher: RedisPublisher) -> EventsError:
+def failure(publisher: Client) -> EventsError:
     """Return the error of publishing, having made sure that the password is nowhere in it."""
     with pytest.raises(EventsError) as caught:
-        publisher.publish([price()])
+        publish.send(publisher, [price()])
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
     assert "\n" not in str(caught.value)
     return caught.value
@@ -221,9 +220,9 @@ def failure(publisher: RedisPublisher) -> EventsError:
 def test_redis_gets_the_same_json_on_the_assets_own_channel(
     redis: FakeRedis, closing: Closing
 ) -> None:
-    publisher = closing(RedisPublisher(redis.url))
+    publisher = closing(Client(redis.url))
 
-    publisher.publish([price("EURUSD"), price("XAUUSD", bid=None)])
+    publish.send(publisher, [price("EURUSD"), price("XAUUSD", bid=None)])
 
     assert redis.published == [
         ("asset:update:EURUSD", publish.message(price("EURUSD"))),
@@ -232,25 +231,25 @@ def test_redis_gets_the_same_json_on_the_assets_own_channel(
 
 
 def test_one_connection_serves_a_whole_run(redis: FakeRedis, closing: Closing) -> None:
-    publisher = closing(RedisPublisher(redis.url))
+    publisher = closing(Client(redis.url))
 
     for _ in range(3):
-        publisher.publish([price()])
+        publish.send(publisher, [price()])
 
     assert (redis.connections, len(redis.published)) == (1, 3)
 
 
-def test_a_redis_that_is_down_is_one_warning_and_then_silence(closing: Closing) -> None:
+def test_a_redis_that_is_down_causes_one_warning(closing: Closing) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
-    publisher = closing(RedisPublisher(Secret(f"redis://me:{PASSWORD}@127.0.0.1:1/0")))
+    publisher = closing(Client(Secret(f"redis://me:{PASSWORD}@127.0.0.1:1/0")))
 
     assert "REDIS_URL" in str(failure(publisher))
 
-    publisher.publish([price()])
+    publish.send(publisher, [price()])
 
 
 def test_a_redis_that_is_down_is_tried_once(closing: Closing) -> None:
-    """Neither again within a call, with pauses, nor again for the next price."""
+    """It is tried again neither within a call, with pauses, nor for the next price."""
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
     with socket.create_server(("127.0.0.1", 0)) as server:
         tries = []
@@ -264,19 +263,19 @@ def test_a_redis_that_is_down_is_tried_once(closing: Closing) -> None:
 
         thread = threading.Thread(target=hang_up)
         thread.start()
-        publisher = closing(RedisPublisher(Secret(f"redis://127.0.0.1:{server.getsockname()[1]}")))
+        publisher = closing(Client(Secret(f"redis://127.0.0.1:{server.getsockname()[1]}")))
         failure(publisher)
-        publisher.publish([price()])
+        publish.send(publisher, [price()])
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
 
     assert len(tries) == 1
 
 
-def test_a_redis_that_refuses_to_publish_is_one_warning(closing: Closing) -> None:
+def test_a_redis_that_refuses_to_publish_causes_one_warning(closing: Closing) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
     with FakeRedis(refuses=[b"PUBLISH"]) as server:
-        publisher = closing(RedisPublisher(server.url))
+        publisher = closing(Client(server.url))
         failure(publisher)
         publisher.close()
 
@@ -289,25 +288,25 @@ def test_a_redis_that_refuses_to_publish_is_one_warning(closing: Closing) -> Non
         f"{PASSWORD}://host",
     ],
 )
-def test_a_url_that_redis_does_not_understand_is_one_warning(closing: Closing, url: str) -> None:
+def test_an_invalid_redis_url_causes_one_warning(closing: Closing, url: str) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
 
-    failure(closing(RedisPublisher(Secret(url))))
+    failure(closing(Client(Secret(url))))
 
 
-def test_without_the_redis_client_the_warning_says_what_to_install(
+def test_if_the_redis_client_is_missing_the_warning_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, closing: Closing
 ) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    publisher = closing(RedisPublisher(Secret(f"redis://:{PASSWORD}@localhost/0")))
+    publisher = closing(Client(Secret(f"redis://:{PASSWORD}@localhost/0")))
 
     assert "asset-sync[redis]" in str(failure(publisher))
 
-    publisher.publish([price()])
+    publish.send(publisher, [price()])
 
 
 def test_a_publisher_that_was_never_used_can_be_closed() -> None:
-    RedisPublisher(Secret("redis://localhost")).close()
+    Client(Secret("redis://localhost")).close()
 
 
 # --- a real Redis -------------------------------------------------------------------------------
@@ -322,7 +321,7 @@ def real_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def subscriber(real_redis: RedisServer) -> Iterator[Callable[[], list[tuple[str, str]]]]:
-    """Return what somebody hears who has subscribed to every asset: channels and messages."""
+    """Return the channels and messages that a subscriber of every asset gets."""
     from redis import Redis  # noqa: PLC0415
 
     with Redis.from_url(real_redis.url, decode_responses=True) as client, client.pubsub() as heard:
@@ -340,26 +339,16 @@ def subscriber(real_redis: RedisServer) -> Iterator[Callable[[], list[tuple[str,
 
 @pytest.fixture
 def run(url: str, tmp_path: Path) -> Callable[..., Told]:
-    """Run a command line that publishes; the password is nowhere in what it says."""
+    """Run a command line that publishes, and check that its output has no password."""
 
     def run(*arguments: str, api: StandIn, redis_url: str) -> Told:
-        told = asset_sync(
-            *arguments,
-            environ={
-                "DATABASE_URL": url,
-                "POLYGON_API_KEY": api.key,
-                "POLYGON_BASE_URL": api.base_url,
-                "REDIS_URL": redis_url,
-            },
-            directory=tmp_path,
-        )
-        assert PASSWORD not in told.out + told.err
-        return told
+        machine = Machine(tmp_path, url, api, secrets=(PASSWORD,), REDIS_URL=redis_url)
+        return machine.tell(*arguments)
 
     return run
 
 
-def test_a_sync_tells_redis_what_it_tells_postgresql(
+def test_a_sync_publishes_the_same_to_redis_and_postgresql(
     run: Callable[..., Told],
     real_redis: RedisServer,
     subscriber: Callable[[], list[tuple[str, str]]],
@@ -380,7 +369,7 @@ def test_a_sync_tells_redis_what_it_tells_postgresql(
     assert first["last_price"] > 0
 
 
-def test_a_redis_that_stops_within_a_run_is_one_warning_and_fails_nothing(
+def test_a_redis_that_stops_during_a_run_causes_one_warning_and_no_failure(
     run: Callable[..., Told],
     real_redis: RedisServer,
     subscriber: Callable[[], list[tuple[str, str]]],
@@ -405,7 +394,7 @@ def test_a_redis_that_stops_within_a_run_is_one_warning_and_fails_nothing(
     assert len(heard(listener)) == 3, "PostgreSQL tells them all"
 
 
-def test_a_wrong_redis_password_is_one_sentence_without_it(
+def test_a_wrong_redis_password_is_reported_in_one_sentence_without_the_password(
     run: Callable[..., Told], real_redis: RedisServer
 ) -> None:
     wrong = real_redis.url.replace(PASSWORD, f"{PASSWORD}x")
@@ -421,7 +410,7 @@ def test_a_wrong_redis_password_is_one_sentence_without_it(
     ("password", "grade", "text"),
     [(PASSWORD, "ok", "answers"), (f"{PASSWORD}x", "warning", "AuthenticationError")],
 )
-def test_the_doctor_says_hello_to_redis(
+def test_the_doctor_checks_that_redis_answers(
     db: Connection,
     run: Callable[..., Told],
     real_redis: RedisServer,

@@ -1,4 +1,4 @@
-"""Platform tables that differ from ours: what a run could not store is known before any call."""
+"""Platform tables that differ from ours: a run finds out before any call what it cannot store."""
 
 import os
 import re
@@ -56,32 +56,40 @@ def stored(db: Connection) -> list[database.Row]:
 REFUSING = {
     "a start without time zone": (
         f"alter table {BARS} alter ts type timestamp",
-        [f"A bar comes back without its time zone (ts) from {BARS}. There ts is timestamp without"],
+        [
+            (
+                f"A bar comes back without its time zone (ts) from {BARS}. The table differs: "
+                "ts is timestamp without"
+            )
+        ],
     ),
     "metadata as json": (
         f"""
         alter table {SYMBOLS} alter metadata drop default, alter metadata type json,
           alter metadata set default '{{}}'
         """,
-        [f"A last price cannot be stored in {SYMBOLS} (42883: ", "There metadata is json; what"],
+        [
+            f"A last price cannot be stored in {SYMBOLS} (42883: ",
+            "The table differs: metadata is json. To",
+        ],
     ),
     "an enum of asset types": (
         f"""
         create type trading.kind as enum ('forex', 'crypto');
         alter table {SYMBOLS} alter asset_type type trading.kind using asset_type::trading.kind
         """,
-        [f"A new asset cannot be stored in {SYMBOLS} (42804: ", "asset_type is trading.kind;"],
+        [f"A new asset cannot be stored in {SYMBOLS} (42804: ", "asset_type is trading.kind."],
     ),
     "checked asset types": (
         f"alter table {SYMBOLS} add constraint known check (asset_type in ('FX', 'CRYPTO'))",
-        [f"A new asset cannot be stored in {SYMBOLS} (23514: ", "it has the constraint known;"],
+        [f"A new asset cannot be stored in {SYMBOLS} (23514: ", "it has the constraint known."],
     ),
     "a generated average": (
         f"""
         alter table {BARS} drop vwap,
           add vwap float8 generated always as ((high + low) / 2) stored
         """,
-        [f"A bar cannot be stored in {BARS} (428C9: ", "There vwap is generated; what helps"],
+        [f"A bar cannot be stored in {BARS} (428C9: ", "differs: vwap is generated. To correct it"],
     ),
     "a symbol that is too short": (
         f"alter table {SYMBOLS} alter symbol type varchar(3)",
@@ -89,7 +97,10 @@ REFUSING = {
     ),
     "an average that takes no null": (
         f"alter table {BARS} alter vwap set not null",
-        [f"A bar cannot be stored in {BARS} (23502: ", "There vwap takes no null; what helps"],
+        [
+            f"A bar cannot be stored in {BARS} (23502: ",
+            "differs: vwap takes no null. To correct it",
+        ],
     ),
     "an error that takes no null": (
         f"alter table {STATUS} alter error_message set not null",
@@ -100,13 +111,15 @@ REFUSING = {
         create unique index one_type on {SYMBOLS} (asset_type);
         insert into {SYMBOLS} (symbol, asset_type) values ('A', 'forex'), ('B', 'crypto')
         """,
-        [f"A new asset cannot be stored in {SYMBOLS} (23505: ", "the unique index one_type; what"],
+        [f"A new asset cannot be stored in {SYMBOLS} (23505: ", "the unique index one_type. To"],
     ),
 }
 
 
 @pytest.mark.parametrize("change", REFUSING)
-def test_what_would_be_refused_is_said_with_a_cure_that_works(db: Connection, change: str) -> None:
+def test_each_refusal_of_an_existing_table_is_reported_with_a_cure_that_works(
+    db: Connection, change: str
+) -> None:
     sql, parts = REFUSING[change]
     query(db, sql)
     before = stored(db)
@@ -129,7 +142,7 @@ def test_a_trigger_that_refuses_is_named(db: Connection) -> None:
     [problem] = status(db).problems
 
     assert problem.startswith(f"A bar cannot be stored in {BARS} (P0001: not here).")
-    assert "a look at the trigger guard" in problem
+    assert "check the trigger guard" in problem
 
 
 def test_a_trigger_that_drops_rows_is_named(db: Connection) -> None:
@@ -137,11 +150,11 @@ def test_a_trigger_that_drops_rows_is_named(db: Connection) -> None:
 
     [problem] = status(db).problems
 
-    assert problem.startswith(f"A bar does not stay in {BARS}.")
+    assert problem.startswith(f"A bar is lost after it was written to {BARS}.")
     assert "the trigger drops" in problem
 
 
-def test_a_table_for_whose_days_no_partition_is_there_is_said(db: Connection) -> None:
+def test_a_table_without_a_partition_for_today_is_reported(db: Connection) -> None:
     query(
         db,
         f"""
@@ -182,17 +195,22 @@ WORKING = {
     ),
     "numbers that round": (
         f"alter table {BARS} {NUMBERS} alter vwap type numeric(10, 4)",
-        [f"{BARS} keeps 1.08346789 in vwap as 1.0835, and so rewrites the bar whenever it comes."],
+        [
+            (
+                f"{BARS} stores 1.08346789 in vwap as 1.0835, so each call rewrites the bars"
+                " that it reads again."
+            )
+        ],
     ),
     "a time of writing without time zone": (
         f"alter table {SYMBOLS} alter updated_at type timestamp",
-        [f"{SYMBOLS}.updated_at has no time zone: it is written in that of the session."],
+        [f"{SYMBOLS}.updated_at has no time zone: times are written in the session's."],
     ),
 }
 
 
 @pytest.mark.parametrize("change", WORKING)
-def test_what_differs_and_works_is_no_problem(db: Connection, change: str) -> None:
+def test_a_table_that_differs_but_works_is_no_problem(db: Connection, change: str) -> None:
     sql, notes = WORKING[change]
     query(db, sql)
 
@@ -202,7 +220,7 @@ def test_what_differs_and_works_is_no_problem(db: Connection, change: str) -> No
     assert stored(db) == [(0, 0, 0)]
 
 
-def test_in_tables_like_ours_nothing_is_tried(db: Connection) -> None:
+def test_no_trial_is_made_in_tables_like_ours(db: Connection) -> None:
     """A trial would use up an id."""
     assert status(db).ready
     existing_tables.require_usable(db, ASSETS)
@@ -210,8 +228,8 @@ def test_in_tables_like_ours_nothing_is_tried(db: Connection) -> None:
     assert query(db, "select is_called from trading.symbols_id_seq") == [(False,)]
 
 
-def test_an_asset_that_is_there_already_need_not_be_one_that_can_be_added(db: Connection) -> None:
-    """A platform that keeps its own list of assets, with its own words for their types."""
+def test_an_existing_asset_is_no_problem_even_if_it_could_not_be_added(db: Connection) -> None:
+    """The platform has its own list of assets, with its own names for their types."""
     query(
         db,
         f"""
@@ -224,7 +242,7 @@ def test_an_asset_that_is_there_already_need_not_be_one_that_can_be_added(db: Co
     assert status(db).ready
 
 
-def test_what_only_some_assets_are_refused_for_keeps_no_run_from_the_others(
+def test_a_table_that_refuses_some_assets_does_not_stop_runs_for_the_others(
     db: Connection,
 ) -> None:
     query(db, f"alter table {SYMBOLS} add constraint known check (asset_type in ('forex'))")
@@ -235,7 +253,7 @@ def test_what_only_some_assets_are_refused_for_keeps_no_run_from_the_others(
     assert "23514" in problem
 
 
-def test_a_new_asset_that_is_refused_keeps_no_run_from_those_that_are_there(
+def test_a_refused_new_asset_does_not_stop_runs_for_existing_assets(
     db: Connection,
 ) -> None:
     query(
@@ -251,7 +269,7 @@ def test_a_new_asset_that_is_refused_keeps_no_run_from_those_that_are_there(
     assert "23514" in status(db).problems[0]
 
 
-def test_a_table_that_is_locked_is_not_waited_for(
+def test_the_check_of_tables_does_not_wait_for_a_locked_table(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     query(db, TRIGGER.format("audit", "return new"))
@@ -281,7 +299,7 @@ def run(url: str, tmp_path: Path) -> Callable[..., commandline.Told]:
         "delete from asset_sync.limiter",
     ],
 )
-def test_no_run_spends_a_call_whose_answer_cannot_be_stored(
+def test_no_run_makes_a_call_whose_answer_cannot_be_stored(
     db: Connection, run: Callable[..., commandline.Told], sql: str
 ) -> None:
     query(db, sql)
@@ -298,7 +316,7 @@ def test_no_run_spends_a_call_whose_answer_cannot_be_stored(
     assert (looked.code, "error" in looked.out) == (1, True)
 
 
-def test_a_run_tries_tables_that_differ_once_and_again_when_they_change(
+def test_a_run_tries_differing_tables_once_and_again_only_if_they_change(
     db: Connection, run: Callable[..., commandline.Told]
 ) -> None:
     query(db, TRIGGER.format("audit", "return new"))
@@ -309,7 +327,7 @@ def test_a_run_tries_tables_that_differ_once_and_again_when_they_change(
     assert query(db, "select last_value from trading.symbols_id_seq") == [(used,)]
 
     query(db, "drop function audit cascade; " + TRIGGER.format("audit", "return null"))
-    with pytest.raises(NotInitialisedError, match="does not stay"):
+    with pytest.raises(NotInitialisedError, match="is lost after"):
         existing_tables.require_usable(db, ASSETS)
 
 

@@ -1,4 +1,4 @@
-"""One bad thing never stops the rest: simulated days of the real loop with assets that fail."""
+"""Failing assets never stop the others: simulated days of the real loop."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from asset_sync.model import Asset, Level
 from asset_sync.provider.polygon.http import Reply
 
 HOUR = 3600.0
-# A whole day takes minutes, so it is for .ci/run, and there for one case.
+# A whole day takes minutes, so only .ci/run simulates it, and only for one case.
 HOURS = float(os.environ.get("SIMULATED_HOURS", "3"))
 ODD_HTML = Reply(200, "<html>Welcome</html>", None)
 ERROR_500 = Reply(500, "", None)
@@ -25,18 +25,18 @@ def seven(level: Level) -> list[Asset]:
 
 
 def failing(bad: Sequence[Asset], reply: Reply) -> Callable[[Asked, Reply], Reply]:
-    """Answer whatever is asked of these with this."""
+    """Give this answer to every request for these assets."""
     tickers = {one.ticker for one in bad}
     return lambda asked, right: reply if tickers.intersection(asked.tickers) else right
 
 
 def odd_until(seconds: float, reply: Reply) -> Callable[[Asked, Reply], Reply]:
-    """Answer everything with this until then."""
+    """Give this answer to every request until then."""
     return lambda asked, right: reply if asked.at_seconds < seconds else right
 
 
 def first_refreshes(day: Day, assets: Sequence[Asset], after: float = 0) -> list[float]:
-    """Return when each of these was refreshed for the first time from then on."""
+    """Return when each of these was first refreshed after that time."""
     return [min(at for at in day.fresh_at[one.symbol] if at >= after) for one in assets]
 
 
@@ -50,7 +50,7 @@ def first_refreshes(day: Day, assets: Sequence[Asset], after: float = 0) -> list
     ],
     ids=["critical, 500", "critical, no such ticker", "medium, 500", "medium, no such ticker"],
 )
-def test_three_of_seven_assets_that_always_fail_cost_the_others_nothing(
+def test_three_of_seven_assets_that_always_fail_do_not_delay_the_others(
     pool: Pool, level: Level, reply: Reply, hours: float
 ) -> None:
     assets = seven(level)

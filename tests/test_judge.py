@@ -1,4 +1,4 @@
-"""What an answer means, judged without a database."""
+"""The judgement of each answer, without a database."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,11 +17,11 @@ from asset_sync.provider.errors import (
     RateLimited,
     Rejected,
     TickerUnknown,
-    TodayDenied,
+    TimeRangeDenied,
     Unanswered,
     Unavailable,
 )
-from asset_sync.queue import TRY_AGAIN_SECONDS, WORTH_A_WORD, Item
+from asset_sync.queue import FAILING_STRIKES, TRY_AGAIN_SECONDS, Item
 from asset_sync.settings import SHIPPED_FILE, Settings, load
 from asset_sync.store import entitlements
 from asset_sync.sync import feeds
@@ -30,10 +30,10 @@ from asset_sync.sync.feeds.bars import BarsRequest
 from asset_sync.sync.feeds.snapshot import SnapshotRequest
 from asset_sync.sync.judge import (
     Answer,
-    End,
     Fail,
     Fetch,
     Finish,
+    ItemEnd,
     Judgement,
     Known,
     MoveBack,
@@ -127,7 +127,7 @@ def ends(judgement: Judgement) -> list[tuple[list[str], object]]:
 # --- bars -------------------------------------------------------------------------------------
 
 
-def test_bars_to_the_end_of_the_window_end_the_item() -> None:
+def test_bars_to_the_end_of_the_window_finish_the_item() -> None:
     judgement = judged(bars(NEWEST, NOON))
     assert ends(judgement) == [(["EURUSD"], Finish())]
     assert judgement.bars == (bar(NEWEST), bar(NOON))
@@ -135,15 +135,15 @@ def test_bars_to_the_end_of_the_window_end_the_item() -> None:
     assert judgement.progress == [Synced("EURUSD", Feed.BARS, 0, None, None, 0.5)]
 
 
-def test_a_bar_that_is_over_has_the_price_of_its_end() -> None:
+def test_the_price_of_a_finished_bar_has_the_time_of_its_end() -> None:
     assert judged(bars(NEWEST)).price == Price(NEWEST, NOON)
 
 
-def test_with_quotes_a_bars_price_is_that_of_its_start_since_a_quote_knows_more() -> None:
+def test_on_a_plan_with_quotes_the_price_of_a_bar_has_the_time_of_its_start() -> None:
     assert judged(bars(NEWEST), within=scope("starter")).price == Price(NEWEST, NEWEST)
 
 
-def test_a_part_of_a_catch_up_is_resumed_from_the_bars() -> None:
+def test_a_partial_catch_up_continues_from_the_newest_bar() -> None:
     request = BarsRequest("C:EURUSD", window(last=False))
     judgement = judged(bars(NOON), request=request)
     assert ends(judgement) == [(["EURUSD"], Resume(backfilled_to=None))]
@@ -152,32 +152,32 @@ def test_a_part_of_a_catch_up_is_resumed_from_the_bars() -> None:
     assert told.more
 
 
-def test_a_part_without_newer_bars_is_resumed_from_the_windows_end() -> None:
+def test_a_partial_catch_up_without_newer_bars_continues_from_the_windows_end() -> None:
     request = BarsRequest("C:EURUSD", window(NEWEST + timedelta(days=1), last=False))
     judgement = judged(bars(), request=request)
     assert ends(judgement) == [(["EURUSD"], Resume(backfilled_to=NOW))]
 
 
-def test_an_incomplete_answer_is_resumed_as_long_as_it_brings_newer_bars() -> None:
+def test_an_incomplete_answer_continues_only_if_it_brought_newer_bars() -> None:
     assert ends(judged(bars(NOON, complete=False))) == [(["EURUSD"], Resume(None))]
     assert ends(judged(bars(NEWEST, complete=False))) == [(["EURUSD"], Finish())]
 
 
-def test_a_bar_of_the_future_is_stored_and_is_no_price() -> None:
+def test_a_bar_with_a_future_time_is_stored_and_gives_no_price() -> None:
     judgement = judged(bars(NEWEST, NOW + timedelta(minutes=7)))
     assert judgement.price == Price(NEWEST, NOON)
     assert judgement.bars is not None
     assert len(judgement.bars) == 2
 
 
-def test_bars_that_cannot_be_true_are_reported_once() -> None:
+def test_impossible_bars_are_reported_once() -> None:
     judgement = judged(bars(NEWEST, left_out=[LeftOut(Flaw.PRICE, 2)]))
     assert judgement.progress[0] == Warned(
         "EURUSD: bars that cannot be true were left out: 2 with a price outside 1e-12 to 1e12."
     )
 
 
-@pytest.mark.parametrize(("attempts", "strikes"), [(2, 0), (1, WORTH_A_WORD)])
+@pytest.mark.parametrize(("attempts", "strikes"), [(2, 0), (1, FAILING_STRIKES)])
 def test_an_asset_that_was_reported_as_failing_is_reported_as_recovered(
     attempts: int, strikes: int
 ) -> None:
@@ -190,18 +190,18 @@ def test_an_asset_that_was_reported_as_failing_is_reported_as_recovered(
 
 
 @pytest.mark.parametrize("newest", [None, NEWEST], ids=["never any", "some before"])
-def test_no_bars_at_all_have_the_ticker_verified_once(newest: datetime | None) -> None:
+def test_an_answer_without_bars_leads_to_one_check_of_the_ticker(newest: datetime | None) -> None:
     judgement = judged(bars(), known=Known(newest, NOW))
     assert (ends(judgement), judgement.outcome) == ([(["EURUSD"], Verify())], "empty")
     assert judgement.bars is None
 
 
-def test_no_bars_again_of_an_asset_that_has_some_is_silence() -> None:
+def test_a_second_answer_without_bars_means_a_quiet_market_if_the_asset_has_bars() -> None:
     judgement = judged(bars(), item(attempts=2))
     assert ends(judgement) == [(["EURUSD"], Finish())]
 
 
-def test_no_bars_again_of_an_asset_that_never_had_any_is_a_failure() -> None:
+def test_a_second_answer_without_bars_is_a_failure_if_the_asset_never_had_any() -> None:
     [(_, end)] = ends(judged(bars(), item(attempts=2), known=Known(None, NOW)))
     assert isinstance(end, Fail)
     assert "no bars of C:EURUSD" in end.error
@@ -212,7 +212,7 @@ def verified(answer: Answer, *, attempts: int = 1, newest: datetime | None = NEW
     return judged(answer, asked, request=TickerRequest("C:EURUSD"), known=Known(newest, NOW))
 
 
-def test_a_ticker_that_does_not_exist_is_a_failure_until_it_does() -> None:
+def test_a_ticker_that_does_not_exist_is_a_failure_until_it_exists() -> None:
     [(_, end)] = ends(verified(answer=False))
     assert isinstance(end, Fail)
     assert end.verify_ticker
@@ -220,13 +220,13 @@ def test_a_ticker_that_does_not_exist_is_a_failure_until_it_does() -> None:
     assert ends(verified(answer=True, attempts=2)) == [(["EURUSD"], Resume(None))]
 
 
-def test_a_ticker_that_exists_is_silent() -> None:
+def test_a_ticker_that_exists_but_has_no_bars_is_quiet() -> None:
     assert ends(verified(answer=True)) == [(["EURUSD"], Finish())]
     [(_, never)] = ends(verified(answer=True, newest=None))
     assert isinstance(never, Fail)
 
 
-def test_a_silent_asset_far_behind_goes_on_from_where_it_was_asked() -> None:
+def test_a_quiet_asset_far_behind_continues_from_the_end_of_the_asked_range() -> None:
     long_ago = NOW - timedelta(days=100)
     [(_, end)] = ends(verified(answer=True, newest=long_ago))
     assert isinstance(end, Resume)
@@ -234,30 +234,30 @@ def test_a_silent_asset_far_behind_goes_on_from_where_it_was_asked() -> None:
     assert long_ago < end.backfilled_to < NOW
 
 
-# --- what the plan does not include -----------------------------------------------------------
+# --- not included in the plan -----------------------------------------------------------------
 
 
-def test_a_window_that_begins_too_long_ago_is_asked_again_without_the_past() -> None:
+def test_a_refused_window_that_begins_too_early_is_asked_for_again_with_a_later_start() -> None:
     request = BarsRequest("C:EURUSD", window(NOW - timedelta(days=730), last=False))
-    judgement = judged(TodayDenied("timeframe"), request=request)
+    judgement = judged(TimeRangeDenied("timeframe"), request=request)
     assert ends(judgement) == [(["EURUSD"], Release())]
     assert (judgement.missing, judgement.scope_changed) == ([NotIncluded("past")], True)
     assert judgement.not_in_plan is None
 
 
-def test_a_window_up_to_now_is_asked_again_without_today() -> None:
-    judgement = judged(TodayDenied("timeframe"))
+def test_a_refused_window_up_to_now_is_asked_for_again_without_today() -> None:
+    judgement = judged(TimeRangeDenied("timeframe"))
     assert (judgement.missing, judgement.scope_changed) == ([NotIncluded("today")], True)
 
 
-def test_what_is_refused_although_less_was_asked_is_the_assets_and_maybe_every_assets() -> None:
-    error = TodayDenied("timeframe")
+def test_a_refusal_of_the_shorter_window_counts_against_the_asset_and_may_end_the_run() -> None:
+    error = TimeRangeDenied("timeframe")
     judgement = judged(error, within=scope(missing=NOTHING._replace(today=True)))
     assert ends(judgement) == [(["EURUSD"], Fail("timeframe"))]
     assert (judgement.missing, judgement.not_in_plan) == ((), error)
 
 
-def test_bars_that_the_plan_does_not_include_are_the_assets_and_maybe_every_assets() -> None:
+def test_a_refusal_of_bars_counts_against_the_asset_and_may_end_the_run() -> None:
     error = FeedDenied("no such data")
     judgement = judged(error)
     assert ends(judgement) == [(["EURUSD"], Fail("no such data"))]
@@ -287,19 +287,19 @@ def test_each_row_of_a_snapshot_is_judged_by_itself() -> None:
     assert not judgement.scope_changed
 
 
-def test_a_plan_without_snapshots_has_bars_serve_the_assets() -> None:
+def test_on_a_plan_without_snapshots_bars_serve_the_assets() -> None:
     judgement = judged(FeedDenied("upgrade"), EURO, POUND, within=scope("starter"))
     assert ends(judgement) == [(["EURUSD", "GBPUSD"], Skip(NO_SNAPSHOTS))]
     assert (judgement.missing, judgement.scope_changed) == ([NotIncluded("snapshot")], True)
 
 
-def test_one_that_spoils_the_call_of_all_has_bars_serve_them_for_a_day() -> None:
+def test_if_one_asset_spoils_a_snapshot_bars_serve_its_assets_for_a_day() -> None:
     judgement = judged(Rejected("bad request"), EURO, POUND, within=scope("starter"))
     assert ends(judgement) == [(["EURUSD", "GBPUSD"], Skip("bad request"))]
     assert judgement.missing == [NotIncluded("snapshot", ["EURUSD", "GBPUSD"])]
 
 
-# --- refusals that no feed decides ------------------------------------------------------------
+# --- refusals that are the same for every feed ------------------------------------------------
 
 
 def put_back(error: ProviderError) -> Release:
@@ -318,8 +318,8 @@ def put_back(error: ProviderError) -> Release:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, ProviderError) else "",
 )
-def test_a_refusal_has_one_end_whatever_the_feed(
-    one: Item, error: ProviderError, end: Callable[[ProviderError], End], *, told: bool
+def test_a_refusal_has_the_same_end_for_every_feed(
+    one: Item, error: ProviderError, end: Callable[[ProviderError], ItemEnd], *, told: bool
 ) -> None:
     judgement = judged(error, one, within=scope("starter"))
     assert ends(judgement) == [(["EURUSD"], end(error))]

@@ -1,6 +1,6 @@
-"""What else is corrected once the database's clock was set back, and who reports it.
+"""Queue and runs are corrected after the database's clock was set back, and this is reported.
 
-A clock that goes back an hour is all that is stored going an hour forward.
+The tests move all stored times an hour forward, which is the same as a clock set an hour back.
 """
 
 import re
@@ -26,7 +26,7 @@ polygon_ticker = "X:BTCUSD"
 asset_type = "crypto"
 """
 HOUR = 3600
-# By the clock of the test's host, which moves meanwhile.
+# By the clock of the test's host, which runs meanwhile.
 SET_BACK = re.compile(r"went back by at least 3,[56]\d\d s")
 
 
@@ -67,7 +67,7 @@ def test_after_the_clock_was_set_back_an_hour_assets_are_refreshed_in_their_next
     assert found == [(True, True, True)]
 
 
-def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
+def test_after_the_clock_was_set_back_no_future_time_moves_further_away(
     db: Connection, clock: ShiftingClock, settings: Settings
 ) -> None:
     loop.run(db, settings, Lane.QUEUE, clock=clock)
@@ -84,7 +84,7 @@ def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
         """,
     )
     set_back(db, clock)
-    clocks.look(db, Watch(clock.steady))
+    clocks.correct_after_jump(db, Watch(clock.steady))
     [ahead] = query(
         db,
         """
@@ -101,13 +101,13 @@ def test_what_lies_ahead_by_right_lies_ahead_no_longer_than_before(
 
 
 @pytest.mark.parametrize("looks", [0, 1], ids=["before a run", "after a run noticed it"])
-def test_health_and_doctor_report_it_and_count_no_negative_seconds(
+def test_health_and_doctor_report_a_jump_and_show_no_negative_seconds(
     db: Connection, clock: ShiftingClock, settings: Settings, looks: int
 ) -> None:
     loop.run(db, settings, Lane.QUEUE, clock=clock)
     set_back(db, clock)
     for _ in range(looks):
-        clocks.look(db, Watch(clock.steady))
+        clocks.correct_after_jump(db, Watch(clock.steady))
     found = health.examine(db, settings)
     checks = {check.name: check for check in found.checks}
     assert checks["clock.jumped"].verdict is Verdict.DEGRADED
@@ -122,7 +122,7 @@ def test_a_jump_is_reported_for_an_hour(
 ) -> None:
     loop.run(db, settings, Lane.QUEUE, clock=clock)
     set_back(db, clock)
-    clocks.look(db, Watch(clock.steady))
+    clocks.correct_after_jump(db, Watch(clock.steady))
     clock.sleep(HOUR + 60)
     checks = {check.name: check.verdict for check in health.examine(db, settings).checks}
     assert checks["clock.jumped"] is Verdict.HEALTHY
@@ -131,7 +131,7 @@ def test_a_jump_is_reported_for_an_hour(
 # --- a plan in the settings above the key's -------------------------------------------------------
 
 
-def test_a_plan_above_the_keys_is_noticed_reported_and_left_for_the_free_plans_rate(
+def test_a_plan_above_the_keys_is_reported_and_the_free_plans_rate_is_used(
     db: Connection, clock: ShiftingClock, api: StandIn, make_settings: MakeSettings
 ) -> None:
     assets = "".join(ONE.replace("BTCUSD", f"BTC{n}", 1) for n in range(30))

@@ -1,7 +1,7 @@
-"""Death at each step of a run: nothing is lost, nothing comes twice, and the limit is kept.
+"""A run is killed at each step: nothing is lost, nothing is stored twice, the limit is kept.
 
-A run is started whose n-th call of a named function kills the process, before or after it; that is
-SIGKILL, which nobody can catch. Then a plain run comes at once, time passes, and another finishes.
+A process starts a run and kills itself with SIGKILL before or after the n-th call of a function.
+Then a normal run starts at once, time passes, and another run finishes the work.
 """
 
 import signal
@@ -32,7 +32,7 @@ CALLS, PERIOD_SECONDS = 2, 60
 CALL_TIMEOUT_SECONDS, LEASE_SECONDS = 30, 60
 SYMBOLS = ("BTCUSD", "ETHUSDT", "COIN")
 
-# Crypto never closes: what is held here holds on weekends, too.
+# Crypto markets never close, so these tests pass on weekends too.
 SETTINGS = f"""
 [rate_limit]
 calls = {CALLS}
@@ -52,7 +52,7 @@ asset_type = "crypto"
 priority = "low"
 """
 
-# Runs the real command line, with one function of it mined.
+# Runs the real command line, in which one function kills the process.
 MINED = """
 import importlib, os, signal, sys
 from asset_sync import database
@@ -110,7 +110,7 @@ STEPS = {
     "item's end": "asset_sync.queue:finish",
     "event": "asset_sync.store.publish:notify",
     "commit": "commit",
-    "Redis": "asset_sync.store.publish:RedisPublisher.publish",
+    "Redis": "asset_sync.bus:Client.publish",
     "run's end": "asset_sync.store.runs:end",
 }
 
@@ -121,7 +121,7 @@ class Scene(Machine):
     def __init__(
         self, home: Path, url: str, db: Connection, clock: ShiftingClock, api: StandIn
     ) -> None:
-        """Three assets that last ran an hour ago."""
+        """Store three assets that were last synced an hour ago."""
         super().__init__(home, url, api)
         self.db, self.clock, self.api = db, clock, api
         self.settings = load(self.file(SETTINGS), self.environ)
@@ -131,14 +131,14 @@ class Scene(Machine):
 
     def die(self, step: str, moment: str, number: int = 1) -> None:
         """Run the command line until it kills itself there."""
-        # With the window full it ends, and does not wait for the next one.
+        # If the window is full, the run ends and does not wait for the next one.
         run = ("sync", "queue", "-q", "--max-runtime", "20")
         process = self.python("-c", MINED, STEPS[step], moment, str(number), *run)
         out, err = process.communicate(timeout=30)
         assert process.returncode == -signal.SIGKILL, (out, err)
 
     def sync(self) -> Report:
-        """Run plainly, on a clock that does not wait."""
+        """Run normally, on a clock that does not wait."""
         report = loop.run(self.db, self.settings, Lane.QUEUE, clock=self.clock)
         assert report.failed == []
         return report
@@ -169,7 +169,7 @@ def scene(
 FIRST, SECOND = 1, 2
 DEATHS = [
     *((step, moment, FIRST) for step in STEPS for moment in ("before", "after")),
-    # With a call in the window and an asset done.
+    # with a call in the window and one asset done
     ("claim", "after", SECOND),
     ("request sent", "after", SECOND),
     ("commit", "before", SECOND),
@@ -184,7 +184,7 @@ def test_after_a_kill_at_any_step_the_next_runs_finish_the_work(
     began_ms = int(time.time() * 1000)
     scene.die(step, moment, number)
 
-    scene.sync()  # at once: what the dead one holds is not touched
+    scene.sync()  # at once: this run leaves what the killed one holds
     assert _stored_unlike_replayed(scene.db) == 0
     scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
     scene.sync()
@@ -197,7 +197,7 @@ def test_after_a_kill_at_any_step_the_next_runs_finish_the_work(
     assert slots.budget(scene.db, slots.rate_of(scene.settings)).free == CALLS
 
 
-def test_a_killed_call_is_made_again_and_counted_twice(scene: Scene) -> None:
+def test_a_call_cut_off_by_a_kill_is_repeated_and_both_calls_count(scene: Scene) -> None:
     scene.die("answer read", "after")
     scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
     scene.sync()
@@ -213,17 +213,17 @@ def test_a_kill_after_the_commit_repeats_no_call(scene: Scene) -> None:
     assert len(scene.api.log) == len(SYMBOLS)
 
 
-def test_an_item_that_kills_each_of_its_runs_is_given_up_and_told(scene: Scene) -> None:
+def test_an_item_that_kills_each_of_its_runs_becomes_dead_and_is_reported(scene: Scene) -> None:
     most = scene.settings.queue.max_attempts
     for _ in range(most):
         scene.die("answer read", "after")
         scene.clock.sleep(LEASE_SECONDS + PERIOD_SECONDS + 1)
-        # The provider is well, so it is not to blame.
+        # The provider works, so the failures are the item's own.
         query(scene.db, "update asset_sync.limiter set answered_at = clock_timestamp()")
         queue.reclaim(scene.db, scene.settings.queue)
         query(scene.db, "update asset_sync.queue set not_before = now() where state = 'waiting'")
     scene.sync()
-    # Each time the run was killed with the first in line, which was always the same.
+    # Each run was killed while it held the first item in line, always the same.
     [(symbol, error)] = query(
         scene.db, "select symbol, last_error from asset_sync.queue where state = 'dead'"
     )
@@ -232,7 +232,7 @@ def test_an_item_that_kills_each_of_its_runs_is_given_up_and_told(scene: Scene) 
 
 
 def _stored_unlike_replayed(db: Connection) -> int:
-    """Count bars that differ from those replayed, are missing between them, or stand twice."""
+    """Count bars that differ from the replayed ones, are missing or are stored twice."""
     now_ms = int(time.time() * 1000)
     unlike = 0
     for symbol, ticker in _tickers():
@@ -255,7 +255,7 @@ def _stored_unlike_replayed(db: Connection) -> int:
 
 
 def _all_is_fresh(db: Connection, began_ms: int) -> bool:
-    """Whether each asset has the newest bar of when the test began, and its last price a bar's."""
+    """Return whether each asset has the newest bar of the start of the test, and a bar's price."""
     fresh = query(
         db,
         """
@@ -275,11 +275,11 @@ def _tickers() -> list[tuple[str, str]]:
     return list(zip(SYMBOLS, ("X:BTCUSD", "X:ETHUSDT", "X:BTCUSD"), strict=True))
 
 
-# --- time that passes where no call is made ---------------------------------------------------
+# --- time passes between slot and call ----------------------------------------------------------
 
 
 def slow_claims(scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: Iterator[float]) -> None:
-    """Have the database take its time between the slot and the call."""
+    """Make the database slow between the slot and the call."""
     claim = queue.claim
 
     def claim_slowly(
@@ -293,7 +293,7 @@ def slow_claims(scene: Scene, monkeypatch: pytest.MonkeyPatch, seconds: Iterator
 
 
 def times_of_calls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Note for each call how long it may take."""
+    """Record for each call how long it may take."""
     bars, allowed = Polygon.bars, []
 
     def bars_in_time(api: Polygon, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
@@ -304,14 +304,14 @@ def times_of_calls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return allowed
 
 
-def test_a_slot_that_has_grown_old_before_its_call_is_given_back(
+def test_a_slot_that_is_too_old_before_its_call_is_given_back(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_claims(scene, monkeypatch, chain([CALL_TIMEOUT_SECONDS * 0.6], repeat(0)))
     allowed = times_of_calls(monkeypatch)
     report = scene.sync()
     assert min(allowed) > CALL_TIMEOUT_SECONDS / 2
-    # It cost neither a call nor a wait: the third asset's is the only one.
+    # The old slot cost neither a call nor a wait: the third asset's call is the only one.
     assert (report.api_calls_used, len(scene.api.log)) == (len(SYMBOLS), len(SYMBOLS))
     assert report.waited_seconds < PERIOD_SECONDS + 1
     assert scene.items() == [(symbol, "bars", "idle", 0) for symbol in sorted(SYMBOLS)]
@@ -327,7 +327,7 @@ def test_a_call_ends_before_its_slot_would_be_free_again(
     assert all(0 < seconds <= CALL_TIMEOUT_SECONDS - 10 for seconds in allowed)
 
 
-def test_a_request_that_would_leave_after_its_slots_time_is_not_sent(
+def test_a_request_is_not_sent_after_its_slots_time(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The host was suspended between the slot and the request."""
@@ -363,7 +363,7 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
     ],
     ids=["price", "bars", "status", "slot"],
 )
-def test_a_signal_while_a_statement_waits_ends_the_run_and_gives_all_back(
+def test_a_signal_while_a_statement_waits_ends_the_run_and_gives_item_and_slot_back(
     scene: Scene,
     connect: Callable[[], Connection],
     lock: str,
@@ -400,7 +400,7 @@ def _somebody_waits(db: Connection) -> bool:
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_signal_while_it_waits_until_an_asset_is_due_ends_the_run(
+def test_a_signal_while_a_run_waits_until_an_asset_is_due_ends_it(
     scene: Scene, number: signal.Signals, code: int
 ) -> None:
     file = scene.home / "assets.toml"

@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.limiter`: a bucket like any other, and one round trip a slot."""
+"""The limiter is an ordinary pyrate-limiter bucket and takes a slot in one round trip."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def acquire(pyrate: PyrateLimiter, times: int) -> list[object]:
     return [pyrate.try_acquire("queue", blocking=False) for _ in range(times)]
 
 
-# --- pyrate-limiter's own words ---------------------------------------------------------------
+# --- pyrate-limiter's own interface -----------------------------------------------------------
 
 
 def test_pyrate_limiter_hands_out_the_slots_of_the_database(
@@ -71,11 +71,11 @@ def test_two_buckets_over_one_database_share_its_slots(
     assert acquire(PyrateLimiter(factory), 3) == [True, True, False]
 
 
-def test_the_rate_is_known_to_pyrate_limiter(bucket: SlotBucket) -> None:
+def test_pyrate_limiter_knows_the_rate(bucket: SlotBucket) -> None:
     assert [(rate.limit, rate.interval) for rate in bucket.rates] == [(5, 60_000)]
 
 
-def test_a_refusal_says_how_long_to_wait_without_another_look(
+def test_a_refusal_says_how_long_to_wait_without_another_query(
     pyrate: PyrateLimiter, bucket: SlotBucket, sent: list[bytes | None], clock: ShiftingClock
 ) -> None:
     acquire(pyrate, 5)
@@ -86,7 +86,7 @@ def test_a_refusal_says_how_long_to_wait_without_another_look(
     assert sent == []
 
 
-def test_an_admission_leaves_no_refusal_behind(
+def test_a_granted_slot_clears_the_last_refusal(
     pyrate: PyrateLimiter, bucket: SlotBucket, clock: ShiftingClock
 ) -> None:
     acquire(pyrate, 6)
@@ -104,7 +104,7 @@ def test_the_bucket_counts_the_slots_in_use(pyrate: PyrateLimiter, bucket: SlotB
     assert bucket.count() == 3
 
 
-def test_nothing_leaks_or_is_flushed_out_of_the_budget(
+def test_leak_and_flush_of_the_bucket_change_nothing_in_the_budget(
     pyrate: PyrateLimiter, bucket: SlotBucket
 ) -> None:
     acquire(pyrate, 6)
@@ -117,7 +117,7 @@ def test_nothing_leaks_or_is_flushed_out_of_the_budget(
     assert acquire(pyrate, 1) == [False]
 
 
-def test_the_name_of_what_is_acquired_is_the_lane(db: Connection, pyrate: PyrateLimiter) -> None:
+def test_the_name_passed_to_acquire_is_the_lane(db: Connection, pyrate: PyrateLimiter) -> None:
     slots.reserve(db, calls=5, in_seconds=0)
     assert pyrate.try_acquire("queue", blocking=False) is False
     assert pyrate.try_acquire("priority", blocking=False) is True
@@ -139,7 +139,7 @@ def test_a_slot_is_taken_in_one_round_trip_and_so_is_a_refusal(
     assert len(sent) == 1
 
 
-def test_releasing_giving_back_and_blocking_are_one_round_trip_each(
+def test_release_give_back_and_block_take_one_round_trip_each(
     db: Connection, sent: list[bytes | None]
 ) -> None:
     limits = Limiter(db, FREE_PLAN)

@@ -1,4 +1,4 @@
-"""What a run says off a terminal: a line for each event, for people or for a log collector."""
+"""Without a terminal a run prints one line per event, as text or as JSON."""
 
 import ast
 import json
@@ -59,10 +59,10 @@ def events(told: str) -> list[object]:
     return [line["event"] for line in lines(told)]
 
 
-# --- for a log collector ------------------------------------------------------------------------
+# --- JSON lines ---------------------------------------------------------------------------------
 
 
-def test_each_line_is_an_object_that_says_when_where_and_of_which_run(tell: Tell) -> None:
+def test_each_line_is_an_object_with_time_host_and_run(tell: Tell) -> None:
     before = datetime.now(UTC) - timedelta(milliseconds=1)
 
     told = tell("sync", "queue", *JSON)
@@ -78,7 +78,7 @@ def test_each_line_is_an_object_that_says_when_where_and_of_which_run(tell: Tell
         assert line["message"]
 
 
-def test_an_event_brings_what_it_knows(tell: Tell) -> None:
+def test_each_event_has_its_own_keys(tell: Tell) -> None:
     [settings, plan, _, calling, synced, _] = lines(tell("-v", "sync", "queue", *JSON).err)
 
     assert settings["event"] == plan["event"] == "settings"
@@ -107,7 +107,9 @@ def test_the_last_line_is_the_report(tell: Tell) -> None:
     assert str(ended["message"]).startswith("queue: 1 refreshed, 1 call, ")
 
 
-def test_a_failure_is_an_error_and_so_is_the_end(tell: Tell, tmp_path: Path) -> None:
+def test_a_failure_and_the_end_of_a_failed_run_have_the_level_error(
+    tell: Tell, tmp_path: Path
+) -> None:
     (tmp_path / "assets.toml").write_text(TYPO)
 
     told = tell("sync", "queue", *JSON)
@@ -129,7 +131,7 @@ def test_a_failure_is_an_error_and_so_is_the_end(tell: Tell, tmp_path: Path) -> 
     ],
 )
 @pytest.mark.parametrize("quiet", [(), ("-q",)])
-def test_what_ends_the_program_is_a_line_too(
+def test_an_error_that_ends_the_program_is_a_line_too(
     tell: Tell, changes: dict[str, str], code: int, word: str, quiet: tuple[str, ...]
 ) -> None:
     told = tell(*quiet, "sync", "queue", *JSON, **changes)
@@ -172,7 +174,7 @@ def test_an_interrupted_run_says_so_in_its_last_line(machine: Machine, api: Stan
     assert "went back to the queue" in ended.err
 
 
-def test_on_a_terminal_it_is_lines_all_the_same(machine: Machine) -> None:
+def test_json_lines_are_printed_on_a_terminal_too(machine: Machine) -> None:
     master, slave = pty.openpty()
     ended = subprocess.run(
         [sys.executable, "-m", "asset_sync", "-v", "sync", "queue", *JSON],
@@ -193,16 +195,16 @@ def test_on_a_terminal_it_is_lines_all_the_same(machine: Machine) -> None:
     assert events(told.decode())[-1] == "ended"
 
 
-# --- for cron -----------------------------------------------------------------------------------
+# --- cron ---------------------------------------------------------------------------------------
 
 
-def test_a_quiet_success_says_nothing_in_either_format(tell: Tell) -> None:
+def test_a_quiet_success_prints_nothing_in_either_format(tell: Tell) -> None:
     for log_format in ("text", "json"):
         told = tell("-q", "sync", "queue", "--log-format", log_format)
         assert (told.code, told.out, told.err) == (0, "", "")
 
 
-def test_a_quiet_failure_says_only_what_went_wrong(tell: Tell, tmp_path: Path) -> None:
+def test_a_quiet_failure_prints_only_what_went_wrong(tell: Tell, tmp_path: Path) -> None:
     (tmp_path / "assets.toml").write_text(ETHER + TYPO)
 
     told = tell("-q", "sync", "queue", *JSON)
@@ -210,9 +212,7 @@ def test_a_quiet_failure_says_only_what_went_wrong(tell: Tell, tmp_path: Path) -
     assert events(told.err) == ["failed", "ended"]
 
 
-def test_each_line_begins_with_its_time_so_that_a_mail_says_when(
-    tell: Tell, tmp_path: Path
-) -> None:
+def test_each_line_of_text_begins_with_its_time(tell: Tell, tmp_path: Path) -> None:
     (tmp_path / "assets.toml").write_text(ETHER + TYPO)
     before = datetime.now(UTC).replace(microsecond=0)
 
@@ -228,7 +228,7 @@ def test_each_line_begins_with_its_time_so_that_a_mail_says_when(
 
 
 @pytest.mark.parametrize("log_format", LogFormat)
-def test_a_quiet_run_repeats_no_failure_that_is_known_and_says_when_it_is_over(
+def test_a_quiet_run_does_not_repeat_a_known_failure_and_says_when_it_is_over(
     log_format: LogFormat, capfd: pytest.CaptureFixture[str]
 ) -> None:
     quiet = Log(Common(quiet=True), "queue", log_format)
@@ -255,7 +255,7 @@ def test_a_quiet_run_repeats_no_failure_that_is_known_and_says_when_it_is_over(
     assert len(capfd.readouterr().err.splitlines()) == len(told)
 
 
-def test_a_key_that_is_still_refused_is_not_mailed_in_each_cycle(tell: Tell) -> None:
+def test_a_key_that_stays_refused_is_not_mailed_in_each_cycle(tell: Tell) -> None:
     quiet = ("-q", "sync", "queue")
     first, again = (tell(*quiet, POLYGON_API_KEY="bad") for _ in range(2))
     by_hand = tell("sync", "queue", POLYGON_API_KEY="bad")
@@ -268,7 +268,7 @@ def test_a_key_that_is_still_refused_is_not_mailed_in_each_cycle(tell: Tell) -> 
     assert "The API serves this key again" in well.err
 
 
-def test_what_ends_a_run_names_it(tell: Tell) -> None:
+def test_the_message_that_ends_a_run_has_the_runs_number(tell: Tell) -> None:
     told = tell("sync", "queue", POLYGON_API_KEY="another")
 
     assert told.code == 4
@@ -282,14 +282,14 @@ def test_a_mistyped_format_gets_a_hint(tell: Tell) -> None:
     assert "json" in told.err
 
 
-# --- where nobody listens -----------------------------------------------------------------------
+# --- output that cannot be written --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize(
     "to", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>&1 >/dev/null | :"]
 )
-def test_a_run_does_its_work_though_nobody_can_read_what_it_says(
+def test_a_run_does_its_work_even_if_its_output_cannot_be_written(
     machine: Machine, db: Connection, tmp_path: Path, to: str, log_format: str
 ) -> None:
     ended = redirected(to, machine, "-v", "sync", "queue", "--log-format", log_format)
@@ -299,19 +299,19 @@ def test_a_run_does_its_work_though_nobody_can_read_what_it_says(
     assert query(db, "select reason_ended from asset_sync.runs") == [("done",)]
 
 
-def test_a_report_that_cannot_be_written_is_no_bug_and_the_run_ends_once(
+def test_a_report_that_cannot_be_written_is_no_bug_and_the_run_has_one_end(
     machine: Machine, tmp_path: Path
 ) -> None:
     told = redirected(">/dev/full", machine, "sync", "queue", *JSON, "--json").stderr
 
     *log, why = told.splitlines()
     assert events("\n".join(log)) == ["started", "synced", "ended"]
-    assert why == "asset-sync: What was to be printed was not written: No space left on device."
+    assert why == "asset-sync: The output could not be written: No space left on device."
     assert (tmp_path / "code").read_text() == "2\n"
 
 
 def redirected(to: str, machine: Machine, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command line as a shell does that sends its streams elsewhere; `code` is its end."""
+    """Run a command line with its streams redirected by a shell; `code` is its exit code."""
     script = f'( "$@"; echo $? 3>code >&3 ) {to}'
     return subprocess.run(
         ["sh", "-c", script, "sh", sys.executable, "-m", "asset_sync", *arguments],
@@ -324,18 +324,18 @@ def redirected(to: str, machine: Machine, *arguments: str) -> "subprocess.Comple
     )
 
 
-# --- the house ----------------------------------------------------------------------------------
+# --- the texts and the source -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bars", "words"), [(0, "0 bars"), (1, "1 bar"), (1234, "1,234 bars")])
-def test_one_bar_is_not_called_bars(bars: int, words: str) -> None:
+def test_one_bar_is_written_in_the_singular(bars: int, words: str) -> None:
     synced = Synced("EURUSD", Feed.BARS, bars, None, None, 0.1)
 
     assert sentence(synced).startswith(f"EURUSD: {words.replace(' ', ' new ')}, ")
     assert f" {words} written." in summary(Report(1, Lane.QUEUE, bars_written=bars))
 
 
-def test_nothing_outside_the_command_line_prints() -> None:
+def test_only_the_command_line_prints() -> None:
     package = Path(asset_sync.__file__).parent
     for path in package.rglob("*.py"):
         if path.is_relative_to(package / "cli"):

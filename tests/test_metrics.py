@@ -1,4 +1,4 @@
-"""What Prometheus gets, read by Prometheus' own parser."""
+"""The metrics, read by Prometheus' own parser."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ def settings() -> Settings:
 
 
 def samples(text: str) -> dict[str, float]:
-    """Every sample by its name and label values."""
+    """Return every sample by its name and label values."""
     return {
         " ".join([one.name.removeprefix(f"{PREFIX}_"), *one.labels.values()]): one.value
         for family in text_string_to_metric_families(text)
@@ -34,7 +34,7 @@ def samples(text: str) -> dict[str, float]:
     }
 
 
-def test_a_synced_database_tells_how_fresh_each_asset_is_and_what_it_cost(
+def test_the_metrics_of_a_synced_database_show_freshness_and_calls(
     db: Connection, api: StandIn, clock: ShiftingClock, make_settings: MakeSettings
 ) -> None:
     settings = make_settings(api)
@@ -51,12 +51,12 @@ def test_a_synced_database_tells_how_fresh_each_asset_is_and_what_it_cost(
     assert (found["slots"], found["slots_used"]) == (5, 0)
     assert found["queue_items medium waiting"] == 0
     assert found["assets_updated_last_hour priority"] == 3
-    # 100 s by the test's clock, and what the queue's own run waited for a slot after it began.
+    # 100 s by the test's clock, and the time for which the queue run waited for a slot.
     assert 100 <= time.time() - found["last_run_timestamp_seconds queue"] < 200
     assert found["health assets.stale"] == 0
 
 
-def test_a_new_database_tells_what_there_is_and_leaves_out_the_rest(
+def test_the_metrics_of_a_new_database_leave_out_what_is_not_known(
     db: Connection, settings: Settings
 ) -> None:
     found = samples(exposition(db, settings))
@@ -66,7 +66,7 @@ def test_a_new_database_tells_what_there_is_and_leaves_out_the_rest(
     assert "queue_oldest_item_seconds low" not in found
 
 
-def test_every_metric_has_a_help_a_type_and_a_name_of_ours_with_its_unit(
+def test_every_metric_has_a_help_a_type_our_prefix_and_a_unit(
     db: Connection, settings: Settings
 ) -> None:
     for family in text_string_to_metric_families(exposition(db, settings)):
@@ -76,7 +76,9 @@ def test_every_metric_has_a_help_a_type_and_a_name_of_ours_with_its_unit(
         assert "_ms" not in family.name, "Prometheus counts in seconds"
 
 
-def test_there_are_few_series_however_many_assets_fail(db: Connection, settings: Settings) -> None:
+def test_the_number_of_series_stays_small_if_many_assets_fail(
+    db: Connection, settings: Settings
+) -> None:
     per_asset = 2 * len(settings.assets)
 
     assert len(samples(exposition(db, settings))) < per_asset + 50
@@ -90,7 +92,7 @@ def run(monkeypatch: pytest.MonkeyPatch, url: str, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_a_file_is_replaced_whole_and_readable_by_the_collector(
+def test_the_file_is_replaced_as_a_whole_and_the_collector_can_read_it(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "asset_sync.prom"
@@ -105,7 +107,7 @@ def test_a_file_is_replaced_whole_and_readable_by_the_collector(
     assert list(tmp_path.iterdir()) == [target], "nothing else is left there"
 
 
-def test_a_pipe_is_written_to_and_stays_one(
+def test_a_pipe_is_written_to_and_not_replaced(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = tmp_path / "pipe"
@@ -118,8 +120,10 @@ def test_a_pipe_is_written_to_and_stays_one(
     assert list(tmp_path.iterdir()) == [pipe]
 
 
-def test_a_device_stays_a_device(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pseudo-terminal is one that every user may make, and break without harm."""
+def test_a_device_is_written_to_and_not_replaced(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pseudo-terminal is a device that every user may create and break without harm."""
     controller, terminal = os.openpty()
     device = Path(os.ttyname(terminal))
     link = tmp_path / "device"
@@ -127,7 +131,7 @@ def test_a_device_stays_a_device(url: str, tmp_path: Path, monkeypatch: pytest.M
 
     def shown() -> str:
         text = b""
-        with suppress(OSError):  # once nobody has the terminal open
+        with suppress(OSError):  # when no process has the terminal open any more
             while part := os.read(controller, 4096):
                 text += part
         return text.decode()
@@ -142,7 +146,7 @@ def test_a_device_stays_a_device(url: str, tmp_path: Path, monkeypatch: pytest.M
     os.close(controller)
 
 
-def test_behind_a_link_the_file_is_replaced_and_the_link_stays(
+def test_the_file_behind_a_link_is_replaced_and_the_link_stays(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, link = tmp_path / "asset_sync.prom", tmp_path / "link"
@@ -154,7 +158,7 @@ def test_behind_a_link_the_file_is_replaced_and_the_link_stays(
     assert samples(target.read_text())["slots"] == 5
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(
+def test_a_file_that_cannot_be_written_is_reported_in_one_sentence(
     url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -167,7 +171,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(
     assert len(told.splitlines()) == 1
 
 
-def test_without_the_client_the_sentence_says_what_to_install(
+def test_if_the_client_is_missing_the_sentence_says_what_to_install(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "asset_sync.ops.metrics", None)

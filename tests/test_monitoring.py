@@ -1,4 +1,4 @@
-"""Who wants to know is told how each run went, and can do the run no harm."""
+"""Ping service and command are notified of each run, and cannot harm it."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class Ping(NamedTuple):
 
 @dataclass(slots=True)
 class Service:
-    """A service of healthchecks.io's kind, which may be out of sorts."""
+    """A ping service like healthchecks.io, which can be made to misbehave."""
 
     url: str = ""
     status: int = 200
@@ -47,7 +47,7 @@ class Service:
     location: str = ""
     hangs: bool = False
     dawdles: bool = False
-    """Whether it notes a start only when it has noted another ping, or after a while."""
+    """Whether it records a start ping only after another ping or after some time."""
     pings: list[Ping] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -81,7 +81,7 @@ def serve() -> Iterator[Service]:
             pass
 
         def handle(self) -> None:
-            with suppress(OSError):  # whoever asked has gone
+            with suppress(OSError):  # the client has closed the connection
                 super().handle()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -125,7 +125,7 @@ def tell(machine: Machine) -> Tell:
     return machine.tell
 
 
-# --- what a ping service is told ----------------------------------------------------------------
+# --- pings --------------------------------------------------------------------------------------
 
 
 def test_a_run_pings_its_start_and_its_success(tell: Tell, service: Service) -> None:
@@ -138,7 +138,7 @@ def test_a_run_pings_its_start_and_its_success(tell: Tell, service: Service) -> 
     assert "\nETHUSDT: " in service.pings[1].body
 
 
-def test_a_failure_is_pinged_with_its_code_and_what_was_said(
+def test_a_failure_is_pinged_with_its_exit_code_and_last_lines(
     tell: Tell, service: Service, tmp_path: Path
 ) -> None:
     (tmp_path / "assets.toml").write_text(TYPO)
@@ -158,7 +158,7 @@ def test_a_failure_is_pinged_with_its_code_and_what_was_said(
         ({"POLYGON_API_KEY": "zq7other"}, 4, "refuses the key"),
     ],
 )
-def test_what_keeps_a_run_from_its_work_is_a_failure(
+def test_an_error_that_stops_a_run_is_pinged_as_a_failure(
     tell: Tell, service: Service, changes: dict[str, str], code: int, word: str
 ) -> None:
     assert tell("sync", "queue", **changes).code == code
@@ -168,7 +168,7 @@ def test_what_keeps_a_run_from_its_work_is_a_failure(
     assert "zq7" not in service.pings[1].body
 
 
-def test_a_bug_is_a_failure(machine: Machine, service: Service) -> None:
+def test_a_bug_is_pinged_as_a_failure(machine: Machine, service: Service) -> None:
     script = (
         "from asset_sync import queue\n"
         "def broken(*what, **more): raise RuntimeError('sesame')\n"
@@ -184,7 +184,7 @@ def test_a_bug_is_a_failure(machine: Machine, service: Service) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_is_a_failure(
+def test_an_interrupted_run_is_pinged_as_a_failure(
     machine: Machine,
     service: Service,
     api: StandIn,
@@ -200,7 +200,7 @@ def test_an_interrupted_run_is_a_failure(
     assert service.paths == [f"/{UUID}/start", f"/{UUID}/{code}"]
 
 
-def test_a_run_whose_report_nobody_reads_is_told_all_the_same(
+def test_a_run_whose_report_cannot_be_written_is_pinged_too(
     machine: Machine, service: Service
 ) -> None:
     read, write = os.pipe()
@@ -218,7 +218,7 @@ def test_a_run_whose_report_nobody_reads_is_told_all_the_same(
     assert service.paths == [f"/{UUID}/start", f"/{UUID}"]
 
 
-def test_two_jobs_can_be_two_checks_of_one_url_whose_query_survives(
+def test_two_jobs_can_share_one_url_and_its_query_is_kept(
     tell: Tell, service: Service, tmp_path: Path
 ) -> None:
     toml = f'monitoring.ping_url = "{service.url}/key/sync-{{command}}/?create=1&c={{command}}"\n'
@@ -254,17 +254,17 @@ def test_neither_the_key_nor_a_password_goes_to_the_ping_service(
     [("sync", "queue", "--dry-run"), ("queue", "status"), ("health",), ("doctor", "--offline")],
     ids=" ".join,
 )
-def test_nothing_but_a_run_pings(tell: Tell, service: Service, command: tuple[str, ...]) -> None:
+def test_only_runs_ping(tell: Tell, service: Service, command: tuple[str, ...]) -> None:
     tell(*command)
 
     assert service.pings == []
 
 
-# --- a ping service that is out of sorts --------------------------------------------------------
+# --- a ping service that misbehaves -------------------------------------------------------------
 
 
 def only_warning(told: commandline.Told) -> str:
-    """The one line that a quiet run which went well has said."""
+    """Return the only line that a successful quiet run printed."""
     assert (told.code, told.out) == (0, "")
     [line] = without_times(told.err).splitlines()
     start = "run 1: warning: The ping to monitoring.ping_url (PING_URL) failed: "
@@ -272,7 +272,7 @@ def only_warning(told: commandline.Told) -> str:
     return line.removeprefix(start)
 
 
-def test_a_service_that_is_down_is_one_warning(tell: Tell) -> None:
+def test_a_service_that_is_down_causes_one_warning(tell: Tell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
@@ -281,13 +281,13 @@ def test_a_service_that_is_down_is_one_warning(tell: Tell) -> None:
     assert "Connection refused" in only_warning(told)
 
 
-def test_an_address_that_is_none_is_one_warning_that_names_its_setting(tell: Tell) -> None:
+def test_an_invalid_address_causes_one_warning_that_names_its_setting(tell: Tell) -> None:
     told = tell("-q", "sync", "queue", PING_URL=f"http://127.0.0.1:99999/{UUID}")
 
-    assert only_warning(told) == "its address is no URL, check PING_URL."
+    assert only_warning(told) == "its address is not a URL, check PING_URL."
 
 
-def test_a_service_that_hangs_is_given_up(
+def test_a_ping_to_a_service_that_hangs_ends_after_its_time_limit(
     tell: Tell, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hooks, "START_SECONDS", 0.1)
@@ -301,14 +301,16 @@ def test_a_service_that_hangs_is_given_up(
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 500])
-def test_a_service_that_refuses_is_one_warning(tell: Tell, service: Service, status: int) -> None:
+def test_a_service_that_refuses_causes_one_warning(
+    tell: Tell, service: Service, status: int
+) -> None:
     service.status = status
 
     assert only_warning(tell("-q", "sync", "queue")) == f"it was answered with HTTP {status}."
 
 
 @pytest.mark.parametrize("word", ["not found", "rate limited"])
-def test_a_refusal_that_looks_like_success_is_one_warning(
+def test_a_refusal_that_looks_like_a_success_causes_one_warning(
     tell: Tell, service: Service, word: str
 ) -> None:
     service.answer = f"OK ({word})".encode()
@@ -326,7 +328,7 @@ def test_no_redirect_is_followed(tell: Tell, service: Service) -> None:
     assert warning == "it was answered with HTTP 307."
 
 
-def test_a_start_that_is_lost_is_not_worth_a_warning(
+def test_a_lost_start_ping_causes_no_warning(
     tell: Tell, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hooks, "START_SECONDS", 0.0)
@@ -337,7 +339,7 @@ def test_a_start_that_is_lost_is_not_worth_a_warning(
     assert service.paths[-1] == f"/{UUID}"
 
 
-def test_the_end_is_not_told_before_the_start(tell: Tell, service: Service) -> None:
+def test_the_end_is_not_pinged_before_the_start(tell: Tell, service: Service) -> None:
     service.dawdles = True
 
     tell("sync", "queue")
@@ -356,12 +358,12 @@ def test_a_warning_is_a_line_of_json_too(tell: Tell, service: Service) -> None:
     assert (warned["event"], warned["level"]) == ("warned", "warning")
 
 
-# --- a command for failures ---------------------------------------------------------------------
+# --- on_failure ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def failing(tmp_path: Path) -> Callable[..., None]:
-    """Write a settings file whose run fails and then starts a command."""
+    """Write settings with which a run fails and then starts a command."""
 
     def write(*words: str, toml: str = TYPO) -> None:
         listed = json.dumps(list(words))
@@ -370,7 +372,7 @@ def failing(tmp_path: Path) -> Callable[..., None]:
     return write
 
 
-def test_a_failure_starts_the_command_which_is_told_all_but_the_secrets(
+def test_a_failure_starts_the_command_without_the_secrets_in_its_environment(
     tell: Tell, failing: Callable[..., None], tmp_path: Path
 ) -> None:
     failing("sh", "-c", 'env -0 > told; cat >> told; echo "$1" > argument', "sh", "an argument")
@@ -405,14 +407,16 @@ def test_a_database_that_is_down_starts_the_command_without_a_run(
     assert (tmp_path / "told").read_text() == "3 []\n"
 
 
-def test_a_success_starts_nothing(tell: Tell, failing: Callable[..., None], tmp_path: Path) -> None:
+def test_a_success_does_not_start_the_command(
+    tell: Tell, failing: Callable[..., None], tmp_path: Path
+) -> None:
     failing("touch", "started", toml=ETHER)
 
     assert tell("sync", "queue").code == 0
     assert not (tmp_path / "started").exists()
 
 
-def test_what_the_command_prints_goes_to_stderr(
+def test_the_output_of_the_command_goes_to_stderr(
     machine: Machine, failing: Callable[..., None]
 ) -> None:
     failing("sh", "-c", "echo one; echo two >&2")
@@ -431,7 +435,7 @@ def test_what_the_command_prints_goes_to_stderr(
         (("sh", "-c", "exit 7 # zq7"), "sh ended with 7."),
     ],
 )
-def test_a_command_that_does_not_work_is_a_warning(
+def test_a_command_that_cannot_be_started_or_fails_causes_a_warning(
     tell: Tell, failing: Callable[..., None], words: tuple[str, ...], warning: str
 ) -> None:
     failing(*words)
@@ -444,7 +448,7 @@ def test_a_command_that_does_not_work_is_a_warning(
     assert "zq7" not in told.err
 
 
-def test_a_command_that_hangs_is_ended_with_all_that_it_started(
+def test_a_command_that_hangs_is_ended_with_all_its_processes(
     tell: Tell,
     failing: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -452,7 +456,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(
 ) -> None:
     monkeypatch.setattr(hooks, "COMMAND_SECONDS", 1.0)
     os.mkfifo(tmp_path / "held")
-    # The end of the file is read when nobody holds it any more: neither the shell nor its child.
+    # The end of the file comes when neither the shell nor its child has it open any more.
     reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
     failing("sh", "-c", "exec > held; echo begun; (sleep 20; echo ended by itself) & wait")
 
@@ -468,10 +472,10 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(
     assert "sh took longer than 1 s and was ended." in told.err
 
 
-# --- what it costs ------------------------------------------------------------------------------
+# --- cost ---------------------------------------------------------------------------------------
 
 
-def test_a_run_that_tells_nobody_imports_nothing_slow(machine: Machine, tell: Tell) -> None:
+def test_a_run_without_hooks_imports_no_slow_module(machine: Machine, tell: Tell) -> None:
     tell("sync", "queue")
     script = (
         "import atexit, sys\n"
@@ -495,7 +499,7 @@ def test_a_run_that_tells_nobody_imports_nothing_slow(machine: Machine, tell: Te
     ],
     ids=["long", "many", "in one", "odd"],
 )
-def test_the_last_words_are_few_enough_for_a_ping_and_a_variable(said: list[str]) -> None:
+def test_the_last_lines_are_cut_to_fit_a_ping_and_a_variable(said: list[str]) -> None:
     words = last_words(said)
 
     assert 0 < len(words.encode()) <= MOST_BYTES

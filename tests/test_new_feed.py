@@ -32,7 +32,7 @@ asset_type = "crypto"
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Whether each of these tickers is still listed; two assets a call."""
+    """A feed that asks whether tickers are still listed, two assets per call."""
 
     tickers: Sequence[str]
 
@@ -68,7 +68,7 @@ def settings(listing: Feed, api: StandIn, make_settings: MakeSettings) -> Settin
     return replace(made, provider=replace(made.provider, plan=plan))
 
 
-def test_a_run_serves_it_after_the_bars_and_in_calls_of_its_own_size(
+def test_a_run_serves_the_new_feed_after_the_bars_in_calls_of_its_own_size(
     db: Connection, settings: Settings, clock: ShiftingClock
 ) -> None:
     heard: list[Progress] = []
@@ -85,20 +85,22 @@ def test_a_run_serves_it_after_the_bars_and_in_calls_of_its_own_size(
     assert [sorted(symbols) for (symbols,) in calls] == [["BTCUSD", "ETHUSDT"]]
 
 
-def test_a_dry_run_shows_it(db: Connection, settings: Settings) -> None:
+def test_a_dry_run_shows_the_calls_of_the_new_feed(db: Connection, settings: Settings) -> None:
     planned = dry_run.plan(db, settings, Lane.QUEUE)
     assert [call.endpoint for call in planned if call.feed == "listing"] == [
         "/listing/X:BTCUSD,X:ETHUSDT"
     ]
 
 
-def test_the_forecast_counts_its_calls(settings: Settings) -> None:
+def test_the_forecast_counts_the_calls_of_the_new_feed(settings: Settings) -> None:
     plan = replace(settings.provider.plan, feeds=(Feed.BARS,))
     without = replace(settings, provider=replace(settings.provider, plan=plan))
     assert forecast(settings).needed_a_day == 1.5 * forecast(without).needed_a_day
 
 
-def test_the_metrics_count_it(db: Connection, settings: Settings, clock: ShiftingClock) -> None:
+def test_the_metrics_count_the_calls_of_the_new_feed(
+    db: Connection, settings: Settings, clock: ShiftingClock
+) -> None:
     loop.run(db, settings, Lane.QUEUE, clock=clock)
     text = metrics.exposition(db, settings)
     assert 'feed="listing"' in text

@@ -1,4 +1,4 @@
-"""`asset-sync plan`: the forecast as a person and as a program get it."""
+"""`asset-sync plan`: the forecast as text and as JSON."""
 
 import json
 from functools import partial
@@ -24,7 +24,7 @@ def plan(url: str, tmp_path: Path) -> Plan:
     return partial(Machine(tmp_path, url).tell, "plan")
 
 
-def test_it_shows_each_level_and_each_plan_in_80_columns(plan: Plan) -> None:
+def test_plan_shows_each_level_and_each_plan_in_80_columns(plan: Plan) -> None:
     told = plan("--more", "900", "--level", "low", "--every", "86400")
     assert told.code == 0
     lines = told.out.splitlines()
@@ -42,20 +42,20 @@ def test_it_shows_each_level_and_each_plan_in_80_columns(plan: Plan) -> None:
     assert "This plan is enough" in told.out
 
 
-def test_it_says_whether_200_more_assets_fit_and_what_would_make_them(plan: Plan) -> None:
+def test_plan_says_whether_200_more_assets_fit_and_what_would_make_them_fit(plan: Plan) -> None:
     told = plan("--more", "200")
     assert "This plan is not enough: raise update_frequency_seconds to 3240 (54 min)" in told.out
     assert "for the 204 assets below that, or move to the plan starter ($49 a month)." in told.out
     assert "This plan is enough" in plan("--more", "200", "--every", "21600").out
 
 
-def test_it_says_when_a_window_has_too_few_calls_for_the_priority_assets(plan: Plan) -> None:
+def test_plan_says_if_a_window_has_too_few_calls_for_the_priority_assets(plan: Plan) -> None:
     told = plan("--more", "4", "--level", "critical")
-    assert "calls for 5 priority assets; the other 2 wait for another" in told.out
+    assert "calls for 5 priority assets; the other 2 wait for a later" in told.out
     assert "priority assets;" not in plan("--more", "2", "--level", "critical").out
 
 
-def test_what_is_never_fresh_is_never_and_null(plan: Plan) -> None:
+def test_an_asset_that_is_never_fresh_is_shown_as_never_and_null(plan: Plan) -> None:
     starving = ("--more", "60", "--level", "critical")
     told = plan(*starving)
     assert "never" in told.out
@@ -65,12 +65,12 @@ def test_what_is_never_fresh_is_never_and_null(plan: Plan) -> None:
     assert free["staleness"]["medium"]["p95_seconds"] is None
 
 
-def test_where_no_plan_would_do_there_is_still_something_to_be_done(plan: Plan) -> None:
+def test_if_no_plan_is_enough_the_advice_still_names_something_to_do(plan: Plan) -> None:
     told = plan("--more", "100000", "--level", "critical", "--every", "1")
     assert "not enough: name fewer priority assets" in told.out
 
 
-def test_a_program_gets_each_plan_each_asset_and_the_advice(plan: Plan) -> None:
+def test_plan_with_json_lists_each_plan_each_asset_and_the_advice(plan: Plan) -> None:
     told = json.loads(plan("--more", "1", "--json").out)
     assert told["plan"] == "free"
     assert told["call_seconds"] == CALL_SECONDS
@@ -81,26 +81,28 @@ def test_a_program_gets_each_plan_each_asset_and_the_advice(plan: Plan) -> None:
     assert told["advice"] == {"enough": True, "update_frequency_seconds": None, "move_to": None}
 
 
-def test_a_call_lasts_as_long_as_half_of_the_last_days_did(plan: Plan, db: Connection) -> None:
+def test_a_call_is_taken_to_last_the_median_of_the_last_days_calls(
+    plan: Plan, db: Connection
+) -> None:
     run_id = runs.start(db, Lane.QUEUE.value)
     with transaction(db) as cursor:
         for seconds, outcome in ((0.2, "ok"), (1.5, "ok"), (2.5, "ok"), (9.0, "unavailable")):
             runs.record(cursor, run_id, runs.Call(Feed.BARS, ["A"], outcome, seconds))
     assert json.loads(plan("--json").out)["call_seconds"] == 1.5
-    assert "as they did in the last day" in plan().err
+    assert "the median of the last day" in plan().err
 
 
-def test_no_database_is_needed_and_none_is_made(plan: Plan, tmp_path: Path) -> None:
+def test_plan_needs_no_database_and_creates_none(plan: Plan, tmp_path: Path) -> None:
     assert plan(DATABASE_URL="postgresql://127.0.0.1:1/market").code == 0
     assert plan(DATABASE_URL="").code == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quiet_it_gives_the_answer_alone(plan: Plan) -> None:
+def test_with_quiet_plan_prints_only_the_answer(plan: Plan) -> None:
     assert plan("-q").err == ""
 
 
-def test_more_is_a_number_that_makes_sense(plan: Plan) -> None:
+def test_plan_refuses_a_senseless_number_of_more_assets(plan: Plan) -> None:
     told = plan("--more", "-1")
     assert told.code == 2
     assert "--more" in told.err

@@ -1,4 +1,4 @@
-"""What the provider may do, and what comes of it. All figures are made up."""
+"""The result of each answer that the provider may give. All figures are invented."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ from asset_sync.provider.access import Access
 from asset_sync.provider.answers import Bar, BarsAnswer, Flaw, LeftOut, Listed, TickersAnswer
 from asset_sync.provider.deadline import Session
 from asset_sync.provider.errors import (
-    Fault,
+    Cause,
     FeedDenied,
     KeyRefused,
     NotSent,
@@ -36,7 +36,7 @@ from asset_sync.provider.errors import (
     RateLimited,
     Rejected,
     TickerUnknown,
-    TodayDenied,
+    TimeRangeDenied,
     Unavailable,
     Unreadable,
 )
@@ -70,7 +70,7 @@ def bars(api: Polygon) -> BarsAnswer:
 
 
 def failure(call: Callable[[], object]) -> ProviderError:
-    """Return the error that `call` ends with, having made sure that the key is nowhere in it."""
+    """Return the error that `call` raises, and check that it does not contain the key."""
     with pytest.raises(ProviderError) as caught:
         call()
     error: BaseException | None = caught.value
@@ -114,7 +114,7 @@ def answers(
     status: int = 200,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    """Let the server say `body`, as it is when a string, else as JSON."""
+    """Make the server answer with `body`: a string unchanged, anything else as JSON."""
     text = body if isinstance(body, str | bytes) else json.dumps(body)
     server.add(responses.GET, re.compile(".*"), body=text, status=status, headers=headers)
 
@@ -138,28 +138,28 @@ def aggregates(*rows: object, **other: object) -> dict[str, object]:
     } | other
 
 
-# --- The questions ---------------------------------------------------------------------------
+# --- Requests --------------------------------------------------------------------------------
 
 
-def test_bars_are_asked_for_in_unix_milliseconds_at_the_largest_limit() -> None:
+def test_a_request_for_bars_has_unix_milliseconds_and_the_largest_limit() -> None:
     assert endpoints.bars("C:EURUSD", START, END) == (
         f"/v2/aggs/ticker/C:EURUSD/range/5/minute/{T0}/{T0 + 3_600_000}"
         "?adjusted=true&sort=asc&limit=50000"
     )
 
 
-def test_milliseconds_are_exact_to_the_last_one() -> None:
+def test_times_in_a_request_are_exact_to_the_millisecond() -> None:
     start = START + timedelta(microseconds=999_999)
     assert f"/{T0 + 999}/" in endpoints.bars("C:EURUSD", start, END)
 
 
-def test_snapshots_name_their_tickers_and_always_the_limit() -> None:
+def test_a_request_for_a_snapshot_has_its_tickers_and_the_limit() -> None:
     endpoint = endpoints.snapshot(["C:EURUSD", "X:BTCUSD"])
     assert endpoint == "/v3/snapshot?ticker.any_of=C:EURUSD,X:BTCUSD&limit=250"
 
 
 @pytest.mark.parametrize("count", [0, 251])
-def test_a_snapshot_of_none_or_of_more_than_250_is_the_callers_mistake(
+def test_a_snapshot_of_no_or_more_than_250_tickers_is_refused(
     api: Polygon, server: responses.RequestsMock, count: int
 ) -> None:
     with pytest.raises(ValueError, match=f"1 to 250 tickers, not {count}"):
@@ -167,16 +167,14 @@ def test_a_snapshot_of_none_or_of_more_than_250_is_the_callers_mistake(
     assert len(server.calls) == 0
 
 
-def test_a_ticker_cannot_lead_out_of_its_place_in_the_address() -> None:
+def test_a_ticker_cannot_change_the_path_of_the_address() -> None:
     assert endpoints.reference("C:A/../?x=1&y#z %") == (
         "/v3/reference/tickers/C:A%2F..%2F%3Fx%3D1%26y%23z%20%25"
     )
     assert "&limit=1&" not in endpoints.snapshot(["C:A&limit=1&"])
 
 
-def test_the_key_goes_in_the_header_and_nowhere_else(
-    api: Polygon, server: responses.RequestsMock
-) -> None:
+def test_the_key_is_sent_only_in_the_header(api: Polygon, server: responses.RequestsMock) -> None:
     answers(server, aggregates(bar()))
     bars(api)
     [call] = server.calls
@@ -189,7 +187,7 @@ def test_the_key_goes_in_the_header_and_nowhere_else(
 def test_the_certificate_is_verified(
     api: Polygon, server: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # the user's own authorities
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # the user's own certificate authorities
         monkeypatch.delenv(name, raising=False)
     answers(server, aggregates(bar()))
     bars(api)
@@ -214,7 +212,7 @@ def test_the_key_is_in_no_repr(api: Polygon) -> None:
     assert KEY not in repr(vars(api))
 
 
-def test_a_slash_at_the_end_of_the_base_url_does_no_harm(server: responses.RequestsMock) -> None:
+def test_a_slash_at_the_end_of_the_base_url_changes_nothing(server: responses.RequestsMock) -> None:
     answers(server, aggregates())
     with polygon(BASE + "/") as api:
         bars(api)
@@ -224,7 +222,9 @@ def test_a_slash_at_the_end_of_the_base_url_does_no_harm(server: responses.Reque
 # --- Bars ------------------------------------------------------------------------------------
 
 
-def test_a_bar_comes_out_as_it_went_in(api: Polygon, server: responses.RequestsMock) -> None:
+def test_a_bar_is_read_with_exactly_the_figures_sent(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
     answers(server, aggregates(bar(T0), bar(T1, o=1, h=2, l=1, c=2)))
     assert bars(api) == BarsAnswer(
         ticker="C:EURUSD",
@@ -237,7 +237,7 @@ def test_a_bar_comes_out_as_it_went_in(api: Polygon, server: responses.RequestsM
     assert len(server.calls) == 1
 
 
-def test_a_free_plans_delayed_answer_is_as_good_as_another(
+def test_a_delayed_answer_of_the_free_plan_is_accepted(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     answers(server, aggregates(bar(), status="DELAYED"))
@@ -253,7 +253,7 @@ def test_a_free_plans_delayed_answer_is_as_good_as_another(
         {"resultsCount": 0, "status": "OK"},
     ],
 )
-def test_no_bars_is_an_answer(
+def test_an_empty_answer_is_accepted(
     api: Polygon, server: responses.RequestsMock, empty: dict[str, object]
 ) -> None:
     answers(server, empty)
@@ -274,7 +274,7 @@ def test_no_bars_is_an_answer(
     ],
     ids=str,
 )
-def test_no_bars_without_a_count_of_zero_is_unreadable(
+def test_an_answer_without_bars_and_without_a_count_of_zero_is_unreadable(
     api: Polygon, server: responses.RequestsMock, mute: dict[str, object]
 ) -> None:
     answers(server, mute)
@@ -283,7 +283,7 @@ def test_no_bars_without_a_count_of_zero_is_unreadable(
     assert "C:EURUSD" in str(error)
 
 
-def test_of_a_start_sent_twice_the_later_bar_stands_and_order_is_made(
+def test_bars_are_sorted_and_of_two_with_the_same_start_the_later_one_is_kept(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     answers(server, aggregates(bar(T2), bar(T0, c=1.09), bar(T1), bar(T0, c=1.12)))
@@ -301,7 +301,7 @@ def test_vwap_and_trades_may_be_missing_and_volume_may_have_an_exponent(
 
 
 @pytest.mark.parametrize("rubbish", [0, -1, "1.1", None, True, [], 10**400])
-def test_a_vwap_that_says_nothing_is_none(
+def test_a_vwap_that_is_no_positive_number_is_read_as_none(
     api: Polygon, server: responses.RequestsMock, rubbish: object
 ) -> None:
     answers(server, aggregates(bar(vw=rubbish)))
@@ -309,14 +309,14 @@ def test_a_vwap_that_says_nothing_is_none(
 
 
 @pytest.mark.parametrize("rubbish", [-1, "4", None, True, 10**12, 10**400])
-def test_a_number_of_trades_that_no_column_could_hold_is_none(
+def test_a_number_of_trades_that_the_column_cannot_hold_is_read_as_none(
     api: Polygon, server: responses.RequestsMock, rubbish: object
 ) -> None:
     answers(server, aggregates(bar(n=rubbish)))
     assert bars(api).bars[0].trades is None
 
 
-def test_a_next_url_is_told_and_never_followed(
+def test_a_next_url_is_reported_and_never_followed(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     answers(server, aggregates(bar(), next_url="https://elsewhere.test/v2/aggs?cursor=x"))
@@ -351,7 +351,7 @@ def test_a_next_url_is_told_and_never_followed(
         pytest.param(bar(T1, o=1e300, h=1e300, l=1e300, c=1e300), Flaw.PRICE, id="1e300"),
         pytest.param(bar(T1, h=1.01e12), Flaw.PRICE, id="price above 1e12"),
         pytest.param(bar(T1, l=0.99e-12), Flaw.PRICE, id="price below 1e-12"),
-        pytest.param(bar(T1, h=1.08, l=1.09), Flaw.UPSIDE_DOWN, id="high below low"),
+        pytest.param(bar(T1, h=1.08, l=1.09), Flaw.HIGH_BELOW_LOW, id="high below low"),
         pytest.param(bar(T1, c=11.61), Flaw.OPEN_OR_CLOSE, id="close far above the high"),
         pytest.param(bar(T1, c=0.11), Flaw.OPEN_OR_CLOSE, id="close far below the low"),
         pytest.param(bar(T1, o=1.1201), Flaw.OPEN_OR_CLOSE, id="open above the high"),
@@ -363,7 +363,7 @@ def test_a_next_url_is_told_and_never_followed(
         pytest.param(bar(T0 - 300_000), Flaw.OUT_OF_RANGE, id="before the start"),
     ],
 )
-def test_a_bar_that_cannot_be_true_is_left_out_with_its_reason_and_the_others_stand(
+def test_an_impossible_bar_is_left_out_with_its_reason_and_the_others_are_kept(
     api: Polygon, server: responses.RequestsMock, impossible: object, flaw: Flaw
 ) -> None:
     answers(server, aggregates(bar(T0), impossible, bar(T2)))
@@ -391,12 +391,12 @@ def test_a_crash_is_stored(api: Polygon, server: responses.RequestsMock) -> None
     assert (len(answer.bars), answer.left_out) == (3, ())
 
 
-def test_the_ends_of_the_range_belong_to_it(api: Polygon, server: responses.RequestsMock) -> None:
+def test_the_range_includes_its_ends(api: Polygon, server: responses.RequestsMock) -> None:
     answers(server, aggregates(bar(T0), bar(T0 + 3_600_000)))
     assert bars(api).left_out == ()
 
 
-def test_the_bar_that_holds_the_start_belongs_to_the_range(
+def test_the_range_includes_the_bar_that_contains_its_start(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     answers(server, aggregates(bar(T0)))
@@ -404,7 +404,7 @@ def test_the_bar_that_holds_the_start_belongs_to_the_range(
     assert [b.start_ms for b in answer.bars] == [T0]
 
 
-def test_open_and_close_may_leave_the_range_by_the_providers_rounding(
+def test_open_and_close_may_exceed_high_and_low_by_the_providers_rounding(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     answers(server, aggregates(bar(T0, c=1.120001), bar(T1, o=1.089999)))
@@ -412,7 +412,7 @@ def test_open_and_close_may_leave_the_range_by_the_providers_rounding(
     assert (len(answer.bars), answer.left_out) == (2, ())
 
 
-def test_an_answer_of_nothing_but_impossible_bars_is_unreadable(
+def test_an_answer_with_only_impossible_bars_is_unreadable(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     answers(server, aggregates(bar(o=-1), bar(T1, c=0)))
@@ -424,7 +424,7 @@ def test_an_answer_of_nothing_but_impossible_bars_is_unreadable(
 
 
 @pytest.mark.parametrize("ticker", ["C:EURUSX", None, 7, ["C:EURUSD"]])
-def test_bars_of_another_ticker_are_never_taken(
+def test_bars_of_another_ticker_are_never_stored(
     api: Polygon, server: responses.RequestsMock, ticker: object
 ) -> None:
     answers(server, aggregates(bar(), ticker=ticker))
@@ -466,7 +466,7 @@ UPGRADE = "Please upgrade your plan at https://example.test/pricing"
 NOT_AUTHORIZED = {"status": "NOT_AUTHORIZED", "request_id": "r"}
 ERROR = {"status": "ERROR", "request_id": "r"}
 
-# One of each recorded body: name, HTTP status, body, what it is.
+# One of each recorded body: name, HTTP status, body, error.
 RECORDED: list[tuple[str, int, object, type[ProviderError]]] = [
     ("bad time", 400, ERROR | {"error": "Could not parse the time parameter: 'from'."}, Rejected),
     (
@@ -482,13 +482,13 @@ RECORDED: list[tuple[str, int, object, type[ProviderError]]] = [
         403,
         NOT_AUTHORIZED
         | {"message": f"Attempted to request today's data before end of day. {UPGRADE}"},
-        TodayDenied,
+        TimeRangeDenied,
     ),
     (
         "time frame",
         403,
         NOT_AUTHORIZED | {"message": f"Your plan doesn't include this data timeframe. {UPGRADE}"},
-        TodayDenied,
+        TimeRangeDenied,
     ),
     (
         "not entitled, as message",
@@ -517,7 +517,7 @@ RECORDED: list[tuple[str, int, object, type[ProviderError]]] = [
 @pytest.mark.parametrize(
     ("status", "body", "kind"), [r[1:] for r in RECORDED], ids=[r[0] for r in RECORDED]
 )
-def test_each_recorded_refusal_has_its_error(
+def test_each_recorded_refusal_raises_the_expected_error(
     api: Polygon,
     server: responses.RequestsMock,
     status: int,
@@ -537,7 +537,7 @@ IN_A_GOOD_STATUS = [r for r in RECORDED if isinstance(r[2], dict)]
 @pytest.mark.parametrize(
     ("body", "kind"), [r[2:] for r in IN_A_GOOD_STATUS], ids=[r[0] for r in IN_A_GOOD_STATUS]
 )
-def test_the_same_refusal_with_http_200_is_the_same_error(
+def test_the_same_refusal_with_http_200_raises_the_same_error(
     api: Polygon, server: responses.RequestsMock, body: object, kind: type[ProviderError]
 ) -> None:
     answers(server, body)
@@ -579,7 +579,7 @@ def test_the_same_refusal_with_http_200_is_the_same_error(
         (408, "", Unavailable),
     ],
 )
-def test_every_other_answer_has_its_error_too(
+def test_every_other_answer_raises_the_expected_error(
     api: Polygon,
     server: responses.RequestsMock,
     status: int,
@@ -600,12 +600,12 @@ def test_every_other_answer_has_its_error_too(
         ("Unknown API Key", KeyRefused),
         ("You've exceeded the maximum requests per minute", RateLimited),
         (f"You are not entitled to this data. {UPGRADE}", FeedDenied),
-        ("Attempted to request today's data before end of day.", TodayDenied),
-        ("Your plan doesn't include this data timeframe.", TodayDenied),
+        ("Attempted to request today's data before end of day.", TimeRangeDenied),
+        ("Your plan doesn't include this data timeframe.", TimeRangeDenied),
         ("Could not parse the time parameter: 'from'.", Rejected),
     ],
 )
-def test_the_apis_words_say_what_it_refuses_whatever_the_status(
+def test_the_apis_words_decide_what_is_refused_whatever_the_status(
     api: Polygon,
     server: responses.RequestsMock,
     status: int,
@@ -617,7 +617,7 @@ def test_the_apis_words_say_what_it_refuses_whatever_the_status(
 
 
 @pytest.mark.parametrize("status", [400, 405, 410, 413, 414, 422])
-def test_what_no_repetition_cures_is_the_assets_failure_in_the_servers_words(
+def test_an_error_that_repetition_cannot_cure_is_the_assets_failure_in_the_servers_words(
     api: Polygon, server: responses.RequestsMock, status: int
 ) -> None:
     answers(server, ERROR | {"error": "The ticker is too long"}, status)
@@ -639,23 +639,23 @@ def test_a_refusal_says_what_to_check(api: Polygon, server: responses.RequestsMo
 
 
 def test_each_error_says_whose_fault_it_is() -> None:
-    whose: dict[type[ProviderError], tuple[Fault, str]] = {
-        RateLimited: (Fault.NOBODY, "rate_limited"),
-        Unavailable: (Fault.NOBODY, "unavailable"),
-        KeyRefused: (Fault.ACCOUNT, "key_refused"),
-        TodayDenied: (Fault.ACCOUNT, "today_denied"),
-        FeedDenied: (Fault.ACCOUNT, "feed_denied"),
-        TickerUnknown: (Fault.ASSET, "ticker_unknown"),
-        Unreadable: (Fault.ASSET, "unreadable"),
-        Rejected: (Fault.ASSET, "rejected"),
+    whose: dict[type[ProviderError], tuple[Cause, str]] = {
+        RateLimited: (Cause.TEMPORARY, "rate_limited"),
+        Unavailable: (Cause.TEMPORARY, "unavailable"),
+        KeyRefused: (Cause.ACCOUNT, "key_refused"),
+        TimeRangeDenied: (Cause.ACCOUNT, "today_denied"),
+        FeedDenied: (Cause.ACCOUNT, "feed_denied"),
+        TickerUnknown: (Cause.ASSET, "ticker_unknown"),
+        Unreadable: (Cause.ASSET, "unreadable"),
+        Rejected: (Cause.ASSET, "rejected"),
     }
     assert set(ProviderError.__subclasses__()) == set(whose)
-    assert {kind: (kind.fault, kind.kind) for kind in whose} == whose
+    assert {kind: (kind.cause, kind.kind) for kind in whose} == whose
     assert issubclass(ProviderError, AssetSyncError)
 
 
 @pytest.mark.parametrize("status", [400, 200])
-def test_the_servers_words_are_cut_to_one_printable_line_without_the_key(
+def test_the_servers_words_are_shortened_to_one_printable_line_without_the_key(
     api: Polygon, server: responses.RequestsMock, status: int
 ) -> None:
     words = f"\x1b[31mno\r\n\u202e\ud800 {KEY} " + "long " * 1000
@@ -703,7 +703,7 @@ def test_the_servers_words_are_cut_to_one_printable_line_without_the_key(
         ),
     ],
 )
-def test_a_wait_that_the_server_asks_for_is_passed_on_and_is_at_most_an_hour(
+def test_a_wait_that_the_server_asks_for_is_passed_on_up_to_an_hour(
     api: Polygon,
     server: responses.RequestsMock,
     headers: dict[str, str],
@@ -761,10 +761,10 @@ def snapshot_of(
     return answer.quotes, {ticker: type(error) for ticker, error in answer.refused.items()}
 
 
-def test_forex_has_a_quote_and_its_price_is_the_middle(
+def test_forex_has_a_quote_and_its_price_is_the_mean_of_bid_and_ask(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
-    answers(server, {"results": [fx_row()]})  # some v3 answers come without a status
+    answers(server, {"results": [fx_row()]})  # some v3 answers have no status
     quote = api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"]
     assert (quote.bid, quote.ask, quote.last_price) == (1.25, 1.75, 1.5)
     assert (quote.daily_open, quote.daily_high) == (1.11, 1.14)
@@ -774,7 +774,7 @@ def test_forex_has_a_quote_and_its_price_is_the_middle(
 
 
 @pytest.mark.parametrize("price", [0, -1.0, 1e-13, 1e300, 10**400])
-def test_a_quote_that_no_price_can_be_is_none(
+def test_an_impossible_quote_is_read_as_none(
     api: Polygon, server: responses.RequestsMock, price: float
 ) -> None:
     row = fx_row(last_quote={"bid": price, "ask": 1.75, "last_updated": AT_S})
@@ -783,7 +783,9 @@ def test_a_quote_that_no_price_can_be_is_none(
     assert (quote.bid, quote.ask, quote.last_price) == (None, 1.75, 1.13)
 
 
-def test_a_days_high_below_its_low_is_neither(api: Polygon, server: responses.RequestsMock) -> None:
+def test_if_a_days_high_is_below_its_low_both_are_read_as_none(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
     session = {"open": 1.1, "high": 1.0, "low": 1.2, "close": 1.1}
     answers(server, {"results": [fx_row(session=session)]})
     quote = api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"]
@@ -797,7 +799,7 @@ def test_crypto_has_a_trade_and_no_quote(api: Polygon, server: responses.Request
 
 
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9], ids=["s", "ms", "us", "ns"])
-def test_the_unit_of_a_time_is_told_by_its_size(
+def test_the_unit_of_a_time_follows_from_its_size(
     api: Polygon, server: responses.RequestsMock, unit: int
 ) -> None:
     row = fx_row(last_quote={"bid": 1.0, "ask": 2.0, "last_updated": AT_S * unit})
@@ -805,7 +807,7 @@ def test_the_unit_of_a_time_is_told_by_its_size(
     assert api.snapshots(["C:EURUSD"]).quotes["C:EURUSD"].at == AT
 
 
-def test_zeros_after_the_daily_reset_mean_not_yet(
+def test_zeros_after_the_daily_reset_are_read_as_none(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     row = fx_row(session={"open": 0, "high": 0, "low": 0, "close": 0, "volume": 0})
@@ -815,7 +817,7 @@ def test_zeros_after_the_daily_reset_mean_not_yet(
     assert [quote.daily_open, quote.daily_high, quote.daily_low, quote.daily_close] == [None] * 4
 
 
-def test_without_quote_and_trade_the_days_close_is_the_price(
+def test_if_quote_and_trade_are_missing_the_days_close_is_the_price(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     half = fx_row(last_quote={"bid": 1.25, "ask": 0}, last_minute={"last_updated": AT_S * 1000})
@@ -824,7 +826,9 @@ def test_without_quote_and_trade_the_days_close_is_the_price(
     assert (quote.bid, quote.ask, quote.last_price, quote.at) == (1.25, None, 1.13, AT)
 
 
-def test_each_row_is_judged_by_itself(api: Polygon, server: responses.RequestsMock) -> None:
+def test_each_row_of_a_snapshot_is_read_by_itself(
+    api: Polygon, server: responses.RequestsMock
+) -> None:
     quotes, refused = snapshot_of(
         server,
         api,
@@ -863,7 +867,7 @@ def test_each_row_is_judged_by_itself(api: Polygon, server: responses.RequestsMo
         fx_row(last_quote={"bid": -1, "ask": 2.0, "last_updated": AT_S}, session={}),
     ],
 )
-def test_a_row_without_a_price_and_its_time_is_unreadable_and_no_other_is(
+def test_only_a_row_without_a_price_or_its_time_is_unreadable(
     api: Polygon, server: responses.RequestsMock, row: object
 ) -> None:
     quotes, refused = snapshot_of(server, api, ["C:EURUSD", "X:BTCUSD"], row, crypto_row())
@@ -872,14 +876,14 @@ def test_a_row_without_a_price_and_its_time_is_unreadable_and_no_other_is(
 
 
 @pytest.mark.parametrize("row", [17, None, [], {}, {"ticker": 7}, {"error": "NOT_FOUND"}])
-def test_a_row_that_names_nobody_makes_nobody_unknown(
+def test_a_row_without_a_ticker_makes_no_asset_unknown(
     api: Polygon, server: responses.RequestsMock, row: object
 ) -> None:
     _, refused = snapshot_of(server, api, ["C:EURUSD", "X:BTCUSD"], row, crypto_row())
     assert refused == {"C:EURUSD": Unreadable}
 
 
-def test_a_refusal_of_the_whole_snapshot_is_raised(
+def test_a_refusal_of_the_whole_snapshot_raises_its_error(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     answers(server, NOT_AUTHORIZED | {"message": "You are not entitled to this data."}, 403)
@@ -891,7 +895,7 @@ def test_a_refusal_of_the_whole_snapshot_is_raised(
 # --- The reference ---------------------------------------------------------------------------
 
 
-def test_the_reference_tells_a_typo_from_silence(
+def test_the_reference_distinguishes_a_mistyped_ticker_from_a_quiet_market(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     answers(server, {"status": "OK", "results": {"ticker": "C:EURUSD", "active": True}})
@@ -912,7 +916,7 @@ def listed(api: Polygon) -> TickersAnswer:
     return api.tickers(endpoints.tickers(AssetType.FOREX))
 
 
-def test_the_list_is_asked_for_by_market_at_the_largest_page() -> None:
+def test_a_request_for_the_list_names_the_market_and_the_largest_page() -> None:
     assert endpoints.tickers(AssetType.FOREX) == (
         "/v3/reference/tickers?market=fx&active=true&limit=1000"
     )
@@ -921,7 +925,7 @@ def test_the_list_is_asked_for_by_market_at_the_largest_page() -> None:
     )
 
 
-def test_a_page_is_tickers_with_names_that_can_be_shown(
+def test_a_page_of_the_list_has_tickers_with_printable_names(
     api: Polygon, server: responses.RequestsMock
 ) -> None:
     answers(
@@ -948,7 +952,7 @@ def test_a_page_is_tickers_with_names_that_can_be_shown(
 
 
 @pytest.mark.parametrize("nothing", [page(), {"status": "OK", "count": 0}, page(results=None)])
-def test_an_empty_list_is_an_answer(
+def test_an_empty_list_is_accepted(
     api: Polygon, server: responses.RequestsMock, nothing: object
 ) -> None:
     answers(server, nothing)
@@ -966,7 +970,7 @@ def test_an_empty_list_is_an_answer(
         f"https://api.massive.com/v3/reference/tickers?cursor=abc%3D&APIKEY={KEY}",
     ],
 )
-def test_of_a_next_url_only_path_and_query_are_kept_and_no_key(
+def test_only_path_and_query_of_a_next_url_are_kept_without_the_key(
     api: Polygon, server: responses.RequestsMock, next_url: str
 ) -> None:
     answers(server, page({"ticker": "C:EURUSD"}, next_url=next_url))
@@ -998,7 +1002,7 @@ def test_of_a_next_url_only_path_and_query_are_kept_and_no_key(
     ],
     ids=lambda value: ascii(value)[:60],
 )
-def test_a_list_that_goes_on_elsewhere_is_not_taken_for_whole(
+def test_a_list_that_continues_on_another_path_is_not_taken_as_complete(
     api: Polygon, server: responses.RequestsMock, next_url: object
 ) -> None:
     answers(server, page({"ticker": "C:EURUSD"}, next_url=next_url))
@@ -1023,7 +1027,7 @@ def test_a_list_that_goes_on_elsewhere_is_not_taken_for_whole(
         (500, "", Unavailable),
     ],
 )
-def test_what_is_no_list_has_its_error(
+def test_an_answer_that_is_no_list_raises_the_expected_error(
     api: Polygon,
     server: responses.RequestsMock,
     status: int,
@@ -1044,7 +1048,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 @contextmanager
 def wire(script: Script) -> Iterator[str]:
-    """Give the base URL of a server that plays `script` on each connection, after the request."""
+    """Give the base URL of a server that runs `script` on each connection after the request."""
     over = threading.Event()
 
     def serve() -> None:
@@ -1077,7 +1081,7 @@ def read_request(connection: socket.socket) -> bytes:
 
 
 def says(*parts: bytes) -> Script:
-    """Answer and hang up."""
+    """Answer and close the connection."""
 
     def script(connection: socket.socket, over: threading.Event) -> None:
         read_request(connection)
@@ -1088,13 +1092,13 @@ def says(*parts: bytes) -> Script:
 
 
 def drips(start: bytes, drop: bytes, *, after_request: bool = True) -> Script:
-    """Answer `start` at once, then `drop` again and again, faster than any read time-out."""
+    """Send `start` at once, then `drop` again and again, faster than any read time-out."""
 
     def script(connection: socket.socket, over: threading.Event) -> None:
         if after_request:
             read_request(connection)
         connection.sendall(start)
-        for _ in range(300):  # should nobody give up, the test fails and does not hang
+        for _ in range(300):  # if the client does not give up, the test fails and does not hang
             if over.wait(0.01):
                 break
             connection.sendall(drop)
@@ -1119,7 +1123,7 @@ def resets(connection: socket.socket, over: threading.Event) -> None:
 def failure_on_the_wire(
     script: Script, *, read: float = 5.0, call: float = 10.0, scheme: str = "http"
 ) -> ProviderError:
-    """Return the error, having made sure that it came in time and that no thread is left."""
+    """Return the error, and check that it came in time and that no thread is left."""
     with wire(script) as url, polygon(url.replace("http", scheme), read=read, call=call) as api:
         threads = threading.active_count()
         begun = time.monotonic()
@@ -1152,15 +1156,15 @@ def test_a_server_that_drips_cannot_hold_a_call_past_its_total_time(script: Scri
     assert "longer than 0.3 s in all" in str(failure_on_the_wire(script, call=0.3))
 
 
-def test_a_tls_handshake_that_drips_cannot_either() -> None:
-    # A handshake message of 16 KB is announced; its bytes follow one by one.
+def test_a_tls_handshake_that_drips_cannot_hold_a_call_past_its_total_time() -> None:
+    # The server announces a handshake message of 16 KB and sends its bytes one by one.
     hello = b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb"
     script = drips(hello, b"\x00", after_request=False)
     assert "in all" in str(failure_on_the_wire(script, call=0.3, scheme="https"))
 
 
 @pytest.mark.parametrize("start", [b"", HEAD, HEAD + b"Content-Length: 9\r\n\r\n{"])
-def test_a_server_that_falls_silent_is_given_up(start: bytes) -> None:
+def test_a_call_to_a_server_that_falls_silent_ends_after_the_time_out(start: bytes) -> None:
     failure_on_the_wire(stalls(start), read=0.3)
 
 
@@ -1185,7 +1189,7 @@ def test_a_server_that_falls_silent_is_given_up(start: bytes) -> None:
         pytest.param(says(b"HTTP/1.1 302 Found\r\nLocation: \xff\xfe\r\n\r\n"), id="odd redirect"),
     ],
 )
-def test_a_broken_answer_is_nobodys_fault(script: Script) -> None:
+def test_a_broken_answer_counts_against_nobody(script: Script) -> None:
     failure_on_the_wire(script)
 
 
@@ -1197,14 +1201,14 @@ def test_a_429_counts_even_when_its_body_breaks_off() -> None:
     assert error.retry_after_seconds == 7.0
 
 
-def test_plain_http_where_tls_is_expected_is_nobodys_fault() -> None:
+def test_plain_http_instead_of_tls_counts_against_nobody() -> None:
     script = drips(b"HTTP/1.1 400 Bad\r\n\r\n", b"x", after_request=False)
     assert "TLS" in str(failure_on_the_wire(script, scheme="https"))
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"302 Found\r\nLocation: /x"])
-def test_a_gzip_bomb_is_left_before_it_unfolds(status: bytes) -> None:
-    bomb = gzip.compress(bytes(2**20)) * 1024  # 1 MB, which would become 1 GiB
+def test_a_gzip_bomb_is_not_unpacked(status: bytes) -> None:
+    bomb = gzip.compress(bytes(2**20)) * 1024  # 1 MB, which unpacks to 1 GiB
     script = says(b"HTTP/1.1 " + status + b"\r\nContent-Encoding: gzip\r\n\r\n", bomb)
     tracemalloc.start()
     try:
@@ -1216,7 +1220,7 @@ def test_a_gzip_bomb_is_left_before_it_unfolds(status: bytes) -> None:
     assert peak < 80 * 2**20
 
 
-def test_a_refused_connection_says_so() -> None:
+def test_the_message_about_a_refused_connection_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with polygon(f"http://127.0.0.1:{port}") as api:
@@ -1226,7 +1230,9 @@ def test_a_refused_connection_says_so() -> None:
     assert "Connection refused" in str(error)
 
 
-def test_a_resolver_that_hangs_cannot_hold_a_call_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolver_that_hangs_cannot_hold_a_call_past_its_total_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     released = threading.Event()
 
     def hang(*_: object, **__: object) -> object:
@@ -1244,12 +1250,12 @@ def test_a_resolver_that_hangs_cannot_hold_a_call_either(monkeypatch: pytest.Mon
     "base_url",
     ["http://", "nothing", "ftp://x.test", "http://[::1", f"http://{'a' * 70}.test", "http://x:y"],
 )
-def test_a_base_url_that_is_none_is_told(base_url: str) -> None:
+def test_an_invalid_base_url_is_reported(base_url: str) -> None:
     with polygon(base_url) as api:
         assert type(failure(lambda: bars(api))) is NotSent
 
 
-def test_a_proxy_from_the_environment_is_used_and_its_password_is_not_told(
+def test_a_proxy_from_the_environment_is_used_and_its_password_is_not_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -1270,7 +1276,7 @@ def test_a_proxy_from_the_environment_is_used_and_its_password_is_not_told(
         *("0x7f.0.0.1", "2130706433", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]"),
     ],
 )
-def test_this_host_is_never_asked_through_a_proxy(
+def test_calls_to_this_host_never_go_through_a_proxy(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
@@ -1295,7 +1301,7 @@ def test_a_proxy_never_sees_the_key_meant_for_this_host(monkeypatch: pytest.Monk
             proxy.accept()
 
 
-def test_one_connection_serves_many_calls_and_each_is_watched() -> None:
+def test_one_connection_serves_many_calls_and_each_has_its_own_time_limit() -> None:
     body = json.dumps(aggregates(bar())).encode()
     answer = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
     connections = []
@@ -1316,13 +1322,13 @@ def test_one_connection_serves_many_calls_and_each_is_watched() -> None:
         assert len(connections) == 1
 
 
-def test_after_a_failure_the_session_goes_on() -> None:
+def test_the_session_still_works_after_a_failure() -> None:
     body = json.dumps(aggregates(bar())).encode()
     answer = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
     scripts = iter([drips(b"", b"H"), resets, says(answer)])
 
     def script(connection: socket.socket, over: threading.Event) -> None:
-        # The first gives up as soon as the client is gone, not at the test's end.
+        # The first script ends when the client closes, not at the end of the test.
         with suppress(OSError):
             next(scripts)(connection, over)
 
@@ -1332,7 +1338,7 @@ def test_after_a_failure_the_session_goes_on() -> None:
         assert len(bars(api).bars) == 1
 
 
-def test_the_total_time_may_be_set_anew_between_two_calls() -> None:
+def test_the_total_time_can_be_changed_between_two_calls() -> None:
     with wire(drips(HEAD, b" ")) as url, polygon(url, call=10.0) as api:
         assert api.call_timeout_seconds == 10.0
         for seconds in (0.2, 0.4):
@@ -1342,7 +1348,7 @@ def test_the_total_time_may_be_set_anew_between_two_calls() -> None:
             assert seconds <= time.monotonic() - begun < seconds + 1.0
 
 
-def test_ctrl_c_in_a_call_comes_through_at_once_and_the_session_can_be_closed() -> None:
+def test_ctrl_c_ends_a_call_at_once_and_the_session_can_be_closed() -> None:
     def script(connection: socket.socket, over: threading.Event) -> None:
         read_request(connection)
         main = threading.main_thread().ident

@@ -1,4 +1,4 @@
-"""The program as cron starts it: real processes, a real clock, the stand-in as the judge."""
+"""The program as cron starts it: real processes, a real clock, and the stand-in's log."""
 
 import json
 import signal
@@ -37,7 +37,7 @@ def api() -> Iterator[StandIn]:
 
 @pytest.fixture
 def host(tmp_path: Path, url: str, api: StandIn) -> Iterator[Machine]:
-    """The shipped assets, a window short enough to wait for."""
+    """The shipped assets and a window short enough to wait for."""
     shipped = SHIPPED_FILE.read_text()
     window = shipped.replace("# calls = 5", "calls = 5").replace(
         "# period_seconds = 60", f"period_seconds = {WINDOW_SECONDS}"
@@ -50,7 +50,7 @@ def host(tmp_path: Path, url: str, api: StandIn) -> Iterator[Machine]:
 
 @contextmanager
 def in_the_middle_of_a_call(host: Machine, api: StandIn) -> Iterator[Process]:
-    """Give a run whose request the server has, and does not answer."""
+    """Give a run whose request the server has received and does not answer."""
     api.set_faults(["stall@X:ETHUSDT"])
     process = host.start("sync", "queue")
     until(lambda: api.log)
@@ -73,7 +73,7 @@ def in_flight(db: Connection) -> int:
 # --- many at once -----------------------------------------------------------------------------
 
 
-def test_eight_at_once_keep_the_limit_and_serve_each_asset_once(
+def test_eight_processes_keep_the_limit_and_serve_each_asset_once(
     host: Machine, db: Connection, url: str, api: StandIn
 ) -> None:
     with StandIn(
@@ -103,7 +103,7 @@ def test_eight_at_once_keep_the_limit_and_serve_each_asset_once(
 # --- death ------------------------------------------------------------------------------------
 
 
-def test_after_a_kill_in_the_middle_of_a_call_the_next_run_carries_on(
+def test_after_a_kill_in_the_middle_of_a_call_the_next_runs_do_the_rest(
     host: Machine, db: Connection, api: StandIn
 ) -> None:
     with in_the_middle_of_a_call(host, api) as process:
@@ -112,11 +112,11 @@ def test_after_a_kill_in_the_middle_of_a_call_the_next_run_carries_on(
     assert process.returncode == -signal.SIGKILL
     assert item(db, "ETHUSDT") == ("leased", 1, "medium")
     assert in_flight(db) == 1
-    # Its lease has not ended: nobody else takes the item, everything else is served.
+    # Its lease has not ended: no other run takes the item, and all other items are served.
     code, out, _ = host.run("sync", "queue", "--json", "--max-runtime", "10")
     assert (code, json.loads(out)["updated"]) == (0, OTHER_SYMBOLS[1:])
     assert item(db, "ETHUSDT") == ("leased", 1, "medium")
-    # Once the lease and the longest call are over; no other slot is left to the next run.
+    # After the lease and the longest call; the next run has no other slot.
     query(
         db,
         """
@@ -156,7 +156,7 @@ def test_a_signal_in_the_middle_of_a_call_ends_the_run_and_gives_the_item_back(
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_signal_while_it_waits_for_a_slot_ends_the_run(
+def test_a_signal_while_a_run_waits_for_a_slot_ends_it(
     host: Machine, db: Connection, api: StandIn, number: signal.Signals, code: int
 ) -> None:
     query(
@@ -177,10 +177,10 @@ def test_a_signal_while_it_waits_for_a_slot_ends_the_run(
     assert api.log == []
 
 
-# --- what cron is told ------------------------------------------------------------------------
+# --- exit codes -------------------------------------------------------------------------------
 
 
-def test_0_for_done_and_for_nothing_due(host: Machine) -> None:
+def test_exit_0_for_done_and_for_nothing_due(host: Machine) -> None:
     host.file(ETHER)
     code, out, err = host.run("sync", "queue", "-q")
     assert (code, out, err) == (0, "", "")
@@ -189,7 +189,7 @@ def test_0_for_done_and_for_nothing_due(host: Machine) -> None:
     assert "Nothing was due" in out
 
 
-def test_0_for_a_budget_that_is_used_up(host: Machine, api: StandIn) -> None:
+def test_exit_0_for_a_budget_that_is_used_up(host: Machine, api: StandIn) -> None:
     host.file(ETHER)
     api.set_faults(["rate-limit"])
     code, out, _ = host.run("sync", "queue", "--max-runtime", "2")
@@ -197,7 +197,7 @@ def test_0_for_a_budget_that_is_used_up(host: Machine, api: StandIn) -> None:
     assert "the next run continues" in out
 
 
-def test_1_for_a_mistyped_ticker(host: Machine) -> None:
+def test_exit_1_for_a_mistyped_ticker(host: Machine) -> None:
     host.file(ETHER.replace("X:ETHUSDT", "X:TYPO"))
     code, out, err = host.run("sync", "queue", "-q", "--max-runtime", "20")
     assert (code, out) == (1, "")
@@ -205,20 +205,20 @@ def test_1_for_a_mistyped_ticker(host: Machine) -> None:
     assert "X:TYPO" in err
 
 
-def test_1_for_a_provider_that_does_not_answer(host: Machine, api: StandIn) -> None:
+def test_exit_1_for_a_provider_that_does_not_answer(host: Machine, api: StandIn) -> None:
     api.set_faults(["reset"])
     code, out, err = host.run("sync", "queue", "-q", "--max-runtime", "5")
     assert (code, out) == (1, "")
     assert _one_sentence(err)
 
 
-def test_2_for_an_option_that_does_not_exist(host: Machine) -> None:
+def test_exit_2_for_an_option_that_does_not_exist(host: Machine) -> None:
     code, out, err = host.run("sync", "queue", "--max-runtim", "3")
     assert (code, out) == (2, "")
     assert "--max-runtim" in err
 
 
-def test_2_for_no_key_and_for_mistakes_in_the_file(host: Machine) -> None:
+def test_exit_2_for_a_missing_key_and_for_mistakes_in_the_file(host: Machine) -> None:
     code, out, err = host.run("sync", "queue", POLYGON_API_KEY="")
     assert (code, out) == (2, "")
     assert "POLYGON_API_KEY is not set" in err
@@ -229,7 +229,7 @@ def test_2_for_no_key_and_for_mistakes_in_the_file(host: Machine) -> None:
     assert "crypt" in err
 
 
-def test_2_for_settings_that_everybody_may_write(host: Machine) -> None:
+def test_exit_2_for_settings_that_everybody_may_write(host: Machine) -> None:
     (host.home / "assets.toml").chmod(0o666)
 
     code, out, err = host.run("sync", "queue")
@@ -239,7 +239,7 @@ def test_2_for_settings_that_everybody_may_write(host: Machine) -> None:
     assert "can be changed by every account: run `chmod o-w" in err
 
 
-def test_3_for_a_database_that_is_not_there(host: Machine) -> None:
+def test_exit_3_for_a_database_that_is_not_reachable(host: Machine) -> None:
     address = f"postgresql://somebody:{PASSWORD}@127.0.0.1:1/prices"
     for command in (("sync", "queue"), ("sync", "priority", "--dry-run"), ("queue", "status")):
         code, out, err = host.run(*command, DATABASE_URL=address)
@@ -248,7 +248,7 @@ def test_3_for_a_database_that_is_not_there(host: Machine) -> None:
         assert "nothing listens" in err
 
 
-def test_4_for_a_key_that_the_api_does_not_know(host: Machine, db: Connection) -> None:
+def test_exit_4_for_a_key_that_the_api_does_not_know(host: Machine, db: Connection) -> None:
     code, out, err = host.run("sync", "queue", "-q", POLYGON_API_KEY="another-key")
     assert (code, out) == (4, "")
     assert _one_sentence(err)
@@ -256,14 +256,16 @@ def test_4_for_a_key_that_the_api_does_not_know(host: Machine, db: Connection) -
     assert item(db, "ETHUSDT") == ("waiting", 0, "medium")
 
 
-def test_4_for_a_plan_without_bars(host: Machine, api: StandIn) -> None:
+def test_exit_4_for_a_plan_without_bars(host: Machine, api: StandIn) -> None:
     api.set_faults(["forbidden"])
     code, out, err = host.run("sync", "priority", "-q")
     assert (code, out) == (4, "")
     assert _one_sentence(err)
 
 
-def test_a_dry_run_is_0_and_makes_no_call(host: Machine, db: Connection, api: StandIn) -> None:
+def test_exit_0_for_a_dry_run_that_makes_no_call(
+    host: Machine, db: Connection, api: StandIn
+) -> None:
     code, out, err = host.run("sync", "queue", "--dry-run", "--json")
     assert (code, err) == (0, "")
     assert [call["symbols"] for call in json.loads(out)["calls"]] == [[s] for s in OTHER_SYMBOLS]
@@ -272,5 +274,5 @@ def test_a_dry_run_is_0_and_makes_no_call(host: Machine, db: Connection, api: St
 
 
 def _one_sentence(err: str) -> bool:
-    """Whether it is one line, and ends as sentences do."""
+    """Return whether this is one line that ends like a sentence."""
     return err.count("\n") == 1 and err.endswith(".\n")

@@ -1,4 +1,4 @@
-"""Whatever is written, said or answered: never a traceback, never a half-written state."""
+"""For any settings, command line and answer: no traceback and no half-written state."""
 
 import json
 import random
@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
-import commandline
 import pytest
 import requests
 import responses
@@ -22,6 +21,7 @@ import tomli_w
 from conftest import ShiftingClock, asset
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
+from machine import Machine
 
 from asset_sync import queue
 from asset_sync.assetfile import edit
@@ -52,7 +52,7 @@ Json: TypeAlias = Any
 
 
 def examples(number: int) -> settings:
-    """So many, the same in each run."""
+    """Try this many examples, the same in each run."""
     return settings(
         max_examples=number,
         deadline=None,
@@ -172,7 +172,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(directory: Path, content: bytes, environ: Mapping[str, str]) -> Settings | None:
-    """Return the settings; None for mistakes, having made sure that they are sentences."""
+    """Return the settings, or None for mistakes, and check that mistakes are sentences."""
     file = directory / "assets.toml"
     file.write_bytes(content)
     mistakes: tuple[str, ...]
@@ -190,7 +190,7 @@ def read(directory: Path, content: bytes, environ: Mapping[str, str]) -> Setting
 
 @examples(250)
 @given(document=DOCUMENTS, environ=ENVIRONMENTS)
-def test_any_structure_and_any_environment_are_settings_or_sentences(
+def test_any_structure_and_environment_give_settings_or_sentences(
     directory: Path, document: dict[str, Json], environ: dict[str, str]
 ) -> None:
     try:
@@ -202,13 +202,13 @@ def test_any_structure_and_any_environment_are_settings_or_sentences(
 
 @examples(150)
 @given(lines=LINES)
-def test_any_text_is_settings_or_sentences(directory: Path, lines: list[str]) -> None:
+def test_any_text_gives_settings_or_sentences(directory: Path, lines: list[str]) -> None:
     read(directory, "\n".join(lines).encode("utf-8", "surrogatepass"), {})
 
 
 @examples(50)
 @given(content=st.binary(max_size=60))
-def test_any_bytes_are_settings_or_sentences(directory: Path, content: bytes) -> None:
+def test_any_bytes_in_the_file_give_settings_or_sentences(directory: Path, content: bytes) -> None:
     read(directory, content, {})
 
 
@@ -240,16 +240,14 @@ def symbol_ids(symbol: str) -> str:
 
 @pytest.mark.parametrize("symbol", [*MISCHIEF, NOISE], ids=symbol_ids)
 @pytest.mark.parametrize("key", ["symbol", "polygon_ticker"])
-def test_a_symbol_that_is_none_is_refused_in_a_sentence(
-    directory: Path, symbol: str, key: str
-) -> None:
+def test_an_invalid_symbol_is_refused_in_a_sentence(directory: Path, symbol: str, key: str) -> None:
     row = {"symbol": "EURUSD", "polygon_ticker": "C:EURUSD", "asset_type": "forex"}
     row[key] = symbol if key == "symbol" else f"C:{symbol}"
     assert read(directory, tomli_w.dumps({"priority_assets": [row]}).encode(), {}) is None
 
 
 def everything(db: Connection) -> list[tuple[object, ...]]:
-    """Return how many rows each table has; a table that is gone is an error."""
+    """Return how many rows each table has; a missing table is an error."""
     return query(
         db,
         """
@@ -261,7 +259,7 @@ def everything(db: Connection) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("symbol", MISCHIEF, ids=symbol_ids)
-def test_a_symbol_that_got_past_the_settings_is_a_text_like_any_other(
+def test_a_hostile_symbol_that_passed_the_settings_is_stored_as_plain_text(
     db: Connection, symbol: str
 ) -> None:
     odd = replace(asset("EURUSD"), symbol=symbol, ticker=symbol, name=symbol)
@@ -281,7 +279,7 @@ def test_a_symbol_that_got_past_the_settings_is_a_text_like_any_other(
     assert everything(db) == [(1, 1, 0, 0, 1)]
 
 
-def test_a_symbol_that_no_index_can_hold_is_a_sentence_and_nothing_is_stored(
+def test_a_symbol_too_long_for_an_index_gives_a_sentence_and_nothing_is_stored(
     db: Connection,
 ) -> None:
     odd = replace(asset("EURUSD"), symbol=NOISE)
@@ -325,7 +323,7 @@ NAMES = st.text(max_size=8) | st.sampled_from(['"""', "\\", "'", "\x7f", "\ud800
     name=NAMES,
     level=st.sampled_from(Level),
 )
-def test_an_asset_is_added_to_any_file_that_can_take_it_and_changes_nothing_else(
+def test_an_asset_is_added_to_any_valid_file_and_nothing_else_changes(
     directory: Path, pieces: list[str], line_end: str, edges: tuple[str, str], name: str,
     level: Level,
 ) -> None:  # fmt: skip
@@ -441,7 +439,7 @@ OVERRIDES = st.dictionaries(
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the demo, which takes six seconds, and its server, which never ends, do nothing."""
+    """Replace the demo, which takes six seconds, and its server, which never ends, by nothing."""
     event = SimpleNamespace(wait=lambda: None)
     monkeypatch.setattr(demo, "threading", SimpleNamespace(Event=lambda: event))
     monkeypatch.setattr(demo, "_demo", lambda _: None)
@@ -467,19 +465,16 @@ def test_any_command_line_ends_with_a_documented_code_and_no_traceback(
             for symbol in (f"{table[0].upper()}{number}" for number in "123")
         )
     )
-    environ = {
-        "HOME": str(directory),
-        "POLYGON_API_KEY": KEY,
-        "POLYGON_BASE_URL": "http://127.0.0.1:1",
-        "DATABASE_URL": url if up else "postgresql://me:zq-password@127.0.0.1:1/x",
-    }
-    environ |= overrides
+    machine = Machine(
+        directory,
+        url if up else "postgresql://me:zq-password@127.0.0.1:1/x",
+        secrets=(KEY, "zq-password"),
+        POLYGON_API_KEY=KEY,
+        POLYGON_BASE_URL="http://127.0.0.1:1",
+    )
     note(f"asset-sync {command + arguments} {overrides}")
-    told = commandline.asset_sync(*command, *arguments, environ=environ, directory=directory)
+    told = machine.tell(*command, *arguments, **overrides)
     assert told.code in {0, 1, 2, 3, 4}
-    assert "Traceback" not in told.out + told.err
-    assert KEY not in told.out + told.err
-    assert "zq-password" not in told.out + told.err
     if told.code in {2, 3, 4}:
         assert told.err or told.out
 
@@ -488,7 +483,7 @@ def test_any_command_line_ends_with_a_documented_code_and_no_traceback(
 
 
 class RawServer:
-    """Says to each request whatever it is told to, and hangs up."""
+    """Sends the given bytes to each request and closes the connection."""
 
     def __init__(self) -> None:
         self.answer = b""
@@ -572,7 +567,7 @@ STATUSES = st.sampled_from(
 
 
 def ask_everything(api: Polygon) -> None:
-    """Make each call; whatever comes of it, it is an answer or of the family."""
+    """Make each call, and check that it gives an answer or a provider error."""
     start = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
     calls: list[Callable[[], object]] = [
         lambda: api.bars("C:EURUSD", start, start + timedelta(hours=1)),
@@ -604,7 +599,7 @@ def polygon(base_url: str) -> Polygon:
 
 @examples(80)
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
-def test_any_status_headers_and_body_are_an_answer_or_of_the_family(
+def test_any_status_headers_and_body_give_an_answer_or_a_provider_error(
     raw: RawServer, status: str, headers: list[tuple[str, str]], body: bytes
 ) -> None:
     head = "".join(f"{name}: {value}\r\n" for name, value in headers)
@@ -615,7 +610,9 @@ def test_any_status_headers_and_body_are_an_answer_or_of_the_family(
 
 @examples(40)
 @given(answer=st.binary(max_size=100))
-def test_any_bytes_are_an_answer_or_of_the_family(raw: RawServer, answer: bytes) -> None:
+def test_any_bytes_from_the_api_give_an_answer_or_a_provider_error(
+    raw: RawServer, answer: bytes
+) -> None:
     raw.answer = answer
     with polygon(raw.base_url) as api:
         ask_everything(api)
@@ -642,7 +639,7 @@ NEXT_URLS = JSON_VALUES | st.builds(
     url=NEXT_URLS,
     status=st.just("OK") | JSON_VALUES,
 )
-def test_any_page_of_the_list_is_tickers_that_can_be_shown_or_of_the_family(
+def test_any_page_of_the_list_gives_printable_tickers_or_a_provider_error(
     raw: RawServer, rows: list[object], url: object, status: object
 ) -> None:
     body = json.dumps({"status": status, "results": rows, "next_url": url}).encode()
@@ -718,7 +715,7 @@ CHANGES = st.lists(
 
 
 def changed(document: Json, path: list[int], value: Json) -> Json:
-    """Return the document with what the path leads to replaced, or taken away."""
+    """Return the document with the value at the path replaced or removed."""
     if not path or not isinstance(document, list | dict) or not document:
         return value
     step, rest = path[0] % len(document), path[1:]
@@ -733,7 +730,7 @@ def changed(document: Json, path: list[int], value: Json) -> Json:
 
 
 def right_answer(path: str, query: str) -> Json:
-    """Answer as the API does, with a few bars or quotes of now."""
+    """Answer as the API does, with a few current bars or quotes."""
     found = re.fullmatch(r"/v2/aggs/ticker/([^/]+)/range/5/minute/(\d+)/(\d+)", path)
     if found:
         last = int(found[3]) // 300_000 * 300_000
@@ -778,7 +775,7 @@ update asset_sync.limiter set blocked_until = '-infinity', reserved_calls = 0
 def run_against(
     db: Connection, url: str, plan: str, answer: Callable[[str, str], bytes | str]
 ) -> tuple[Report, int]:
-    """Run the queue on an empty database; return the report and how many requests came."""
+    """Run the queue on an empty database; return the report and the number of requests."""
     query(db, _FORGET)
     configured = load(
         None,
@@ -805,7 +802,7 @@ def run_against(
 
 
 def assert_whole(db: Connection, report: Report, requests_made: int, plan: str) -> None:
-    """Nothing is held, each call is told, and bars, price, status and item fit together."""
+    """Check that nothing is held, each call is reported, and all stored data is consistent."""
     [(leased, in_flight, calls, written, bars, bad)] = query(
         db,
         """
@@ -858,7 +855,7 @@ def assert_whole(db: Connection, report: Report, requests_made: int, plan: str) 
 @example(changes=[([0, 3, 4], float("inf"))], cut=None)  # the newest bar's close
 @example(changes=[([0, 0, 2, 0], -1.0), ([0, 1, 2, 1], float("nan"))], cut=None)
 @example(changes=[([0, 0, 2, 0], 1.7e308), ([0, 0, 2, 1], 1.7e308)], cut=None)  # their sum is none
-def test_an_answer_that_is_nearly_right_is_stored_whole_or_not_at_all(
+def test_an_answer_with_one_wrong_part_is_stored_as_a_whole_or_not_at_all(
     db: Connection, url: str, plan: str, changes: list[tuple[list[int], Json]], cut: int | None
 ) -> None:
     def answer(path: str, rest: str) -> str:
@@ -875,7 +872,9 @@ def test_an_answer_that_is_nearly_right_is_stored_whole_or_not_at_all(
 @pytest.mark.parametrize("plan", ["free", "starter"])
 @examples(40)
 @given(document=ANY_JSON)
-def test_any_json_leaves_a_whole_state(db: Connection, url: str, plan: str, document: Json) -> None:
+def test_any_json_from_the_api_leaves_a_consistent_state(
+    db: Connection, url: str, plan: str, document: Json
+) -> None:
     report, made = run_against(db, url, plan, lambda *_: json.dumps(document))
     note(f"{report}")
     assert_whole(db, report, made, plan)
@@ -892,7 +891,7 @@ PARTS = [
 
 @pytest.mark.parametrize("plan", ["free", "starter"])
 @pytest.mark.parametrize("part", PARTS)
-def test_where_a_part_of_an_answer_cannot_be_stored_nothing_of_it_is(
+def test_if_a_part_of_an_answer_cannot_be_stored_nothing_of_it_is(
     db: Connection, url: str, plan: str, part: str
 ) -> None:
     query(

@@ -1,6 +1,6 @@
-"""With 100,000 items in the queue, what a run does again and again reads a few of them.
+"""With 100,000 items in the queue, the frequent statements of a run read only a few of them.
 
-The plans are those of the SQL that was really sent.
+The plans are those of the SQL that the program sends.
 """
 
 import json
@@ -18,7 +18,7 @@ from asset_sync import queue
 from asset_sync.database import Connection, query
 from asset_sync.model import Feed
 from asset_sync.queue import Wanted
-from asset_sync.queue.claiming import _HEAD
+from asset_sync.queue.claiming import _HEAD_LENGTH
 from asset_sync.settings import QueueSettings
 
 SETTINGS = QueueSettings()
@@ -26,7 +26,7 @@ SEVEN = [Wanted(asset(f"NEW{number}"), Feed.BARS) for number in range(7)]
 
 
 class RecordingCursor(psycopg2.extensions.cursor):
-    """A cursor that remembers the SQL it has sent, with its values in it."""
+    """A cursor that records the SQL it sends, including the values."""
 
     sent: list[str]
 
@@ -36,14 +36,14 @@ class RecordingCursor(psycopg2.extensions.cursor):
 
 
 class Plan:
-    """What PostgreSQL did for one statement."""
+    """The plan with which PostgreSQL ran one statement."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self.nodes = list(_walk(root))
 
     @property
     def blocks(self) -> int:
-        """How many blocks it touched, in memory or on disk: what it costs on any machine."""
+        """The number of blocks read, in memory or on disk: the same cost on every machine."""
         root = self.nodes[0]
         return int(root["Shared Hit Blocks"] + root["Shared Read Blocks"])
 
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def most_rows_read(self) -> float:
-        """The most rows of the queue that one node looked at."""
+        """The largest number of rows of the queue that one node read."""
         return max(  # type: ignore[no-any-return]  # it is JSON
             (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
             for node in self.nodes
@@ -72,7 +72,7 @@ def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def fill(db: Connection, *, waiting_percent: int, items: int = 100_000) -> None:
-    """Put items into the queue, so many percent of them waiting and the others idle."""
+    """Put items into the queue, a given percentage of them waiting and the others idle."""
     with db.cursor() as cursor:
         cursor.execute(
             """
@@ -90,11 +90,11 @@ def fill(db: Connection, *, waiting_percent: int, items: int = 100_000) -> None:
 
 
 def vacuum(db: Connection) -> None:
-    """Have every page known as visible to all, for which no older transaction may be under way."""
+    """Mark every page as visible to all, which needs that no older transaction is open."""
     visible = False
     with db.cursor() as cursor:
         while not visible:
-            # left to itself it does not clean the last few pages, and they never become visible
+            # by default vacuum skips the last few pages, and they never become visible
             cursor.execute("vacuum (analyze, index_cleanup on) asset_sync.queue")
             cursor.execute(
                 "select relallvisible = relpages from pg_class"
@@ -116,7 +116,7 @@ def crowded(maintenance_url: str, template: str) -> Iterator[Connection]:
 
 
 def plans(db: Connection, act: Callable[[], object]) -> list[Plan]:
-    """Do it, then run each statement that it sent once more to see how, and undo that."""
+    """Do this, run each statement that it sent again with EXPLAIN, and roll that back."""
     RecordingCursor.sent.clear()
     act()
     [sent] = RecordingCursor.sent
@@ -134,7 +134,7 @@ def plans(db: Connection, act: Callable[[], object]) -> list[Plan]:
 
 
 def line_of(db: Connection, *feeds: Feed) -> list[Wanted]:
-    """The head of the line of settings that want everything."""
+    """Return the head of the line for settings that name every item."""
     line = [one for one in in_line(db) if one.feed in feeds]
     return line[: queue.LINE_LENGTH]
 
@@ -156,26 +156,28 @@ def test_a_claim_among_100_000_reads_no_more_than_a_few_blocks_for_each_key(
     crowded: Connection,
 ) -> None:
     line = line_of(crowded, Feed.BARS)
-    queue.claim(crowded, line, lease_seconds=60, most=1)  # the first finds its way
+    queue.claim(crowded, line, lease_seconds=60, most=1)  # the first claim fills the caches
     [plan] = plans(crowded, lambda: queue.claim(crowded, line, lease_seconds=60, most=1))
-    assert plan.blocks <= 10 * _HEAD
+    assert plan.blocks <= 10 * _HEAD_LENGTH
 
 
-def test_whether_something_waits_is_seen_at_the_head_of_the_line(crowded: Connection) -> None:
+def test_the_check_whether_an_item_waits_reads_only_the_head_of_the_line(
+    crowded: Connection,
+) -> None:
     line = line_of(crowded, *Feed.known.values())
-    [plan] = plans(crowded, lambda: queue.waiting(crowded, line))
+    [plan] = plans(crowded, lambda: queue.can_claim(crowded, line))
     assert "Seq Scan" not in plan.kinds
     assert plan.most_rows_read <= queue.LINE_LENGTH
 
 
-def test_taking_back_reads_the_leases_and_nothing_else(crowded: Connection) -> None:
+def test_reclaim_reads_only_the_leases(crowded: Connection) -> None:
     [(leased,)] = query(crowded, "select count(*) from asset_sync.queue where state = 'leased'")
     [plan] = plans(crowded, lambda: queue.reclaim(crowded, SETTINGS))
     assert "queue_leases_idx" in plan.indexes
     assert plan.most_rows_read <= leased
 
 
-def test_enqueuing_seven_assets_reads_these(crowded: Connection) -> None:
+def test_enqueuing_seven_assets_reads_only_their_rows(crowded: Connection) -> None:
     insert, update = plans(crowded, lambda: queue.enqueue(crowded, SEVEN, SETTINGS))
     assert insert.indexes == {"queue_pkey"}
     assert insert.most_rows_read <= len(SEVEN)
@@ -183,7 +185,7 @@ def test_enqueuing_seven_assets_reads_these(crowded: Connection) -> None:
     assert update.most_rows_read <= len(SEVEN)
 
 
-def test_looking_at_seven_assets_reads_these(crowded: Connection) -> None:
+def test_viewing_seven_assets_reads_only_their_rows(crowded: Connection) -> None:
     [plan] = plans(crowded, lambda: queue.due_within(crowded, SEVEN, 60, cycle_seconds=300))
     assert plan.indexes == {"queue_pkey"}
     symbols = [one.asset.symbol for one in SEVEN]
@@ -192,6 +194,6 @@ def test_looking_at_seven_assets_reads_these(crowded: Connection) -> None:
         assert plan.indexes == {"queue_pkey"}
 
 
-def test_the_dead_are_found_by_their_index(crowded: Connection) -> None:
+def test_dead_items_are_found_by_their_index(crowded: Connection) -> None:
     [plan] = plans(crowded, lambda: queue.dead(crowded, ["S1", "S2"], 5))
     assert plan.indexes == {"queue_dead_idx"}

@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.queue`: nothing lost, nothing twice, the right one first."""
+"""The queue loses no item, serves none twice, and claims the right one first."""
 
 import itertools
 import random
@@ -28,13 +28,13 @@ def enter(
     settings: QueueSettings = SETTINGS,
     cycle_seconds: float | None = None,
 ) -> tuple[int, int]:
-    """Return how many items entered, and how many found no room."""
+    """Return how many items were enqueued and how many did not fit."""
     entered = queue.enqueue(db, wanted(*assets, feed=feed), settings, cycle_seconds=cycle_seconds)
     return entered.entered, entered.left_out
 
 
 def answered_well(db: Connection) -> None:
-    """Have the provider answer another asset well."""
+    """Record that the provider answered another asset well."""
     query(db, "update asset_sync.limiter set answered_at = clock_timestamp()")
 
 
@@ -66,7 +66,7 @@ def fail(
 
 
 def serve_all(db: Connection, lane: Lane = Lane.QUEUE) -> list[str]:
-    """Serve what can be claimed; return the symbols in the order of service."""
+    """Serve everything that can be claimed; return the symbols in the order of claims."""
     served = []
     while items := claim(db, lane):
         served += [item.symbol for item in items]
@@ -75,7 +75,7 @@ def serve_all(db: Connection, lane: Lane = Lane.QUEUE) -> list[str]:
 
 
 def kill(db: Connection, clock: ShiftingClock, lane: Lane = Lane.QUEUE) -> None:
-    """Have the next item claimed by a run that dies, and taken back after it."""
+    """Let a run claim the next item and die, and reclaim the item afterwards."""
     claim_one(db, lane)
     clock.sleep(61)
     assert queue.reclaim(db, SETTINGS) == 1
@@ -103,15 +103,15 @@ def state(db: Connection, symbol: str = "A") -> str:
 
 
 def delay(db: Connection, symbol: str = "A") -> float:
-    """Return in how many seconds the item may be tried."""
+    """Return in how many seconds the item may be claimed."""
     columns = "extract(epoch from not_before - clock_timestamp())::float8"
     return float(row(db, columns, symbol)[0])
 
 
-# --- entering ---------------------------------------------------------------------------------
+# --- enqueue ----------------------------------------------------------------------------------
 
 
-def test_an_asset_never_synced_is_due(db: Connection) -> None:
+def test_an_asset_that_was_never_synced_is_due(db: Connection) -> None:
     assert enter(db, asset("A")) == (1, 0)
     assert state(db) == "waiting"
 
@@ -124,7 +124,7 @@ def test_an_asset_counts_as_due_since_it_was_added(db: Connection, clock: Shifti
 
 
 @pytest.mark.parametrize("frequency", [300, 3600])
-def test_an_asset_is_due_again_when_its_frequency_has_passed(
+def test_an_asset_is_due_again_after_its_update_frequency(
     db: Connection, clock: ShiftingClock, frequency: int
 ) -> None:
     enter(db, asset("A", every=frequency))
@@ -137,7 +137,7 @@ def test_an_asset_is_due_again_when_its_frequency_has_passed(
 
 
 CYCLE = 10**9
-"""Cron's interval, of which the next start is in 2033 however long a test takes."""
+"""Cron's interval; its next start is in 2033, so the length of a test does not matter."""
 
 
 @pytest.mark.parametrize(("seconds_fresh_at_start", "entered"), [(1000, 0), (-1000, 1)])
@@ -165,7 +165,7 @@ def test_an_asset_that_was_just_refreshed_is_not_refreshed_again_before_crons_ne
     assert enter(db, asset("A"), cycle_seconds=CYCLE) == (1, 0)
 
 
-def test_what_waits_or_is_leased_does_not_enter_again(db: Connection) -> None:
+def test_a_waiting_or_leased_item_is_not_enqueued_again(db: Connection) -> None:
     enter(db, asset("A"), asset("B"))
     claim_one(db)
     before = rows(db)
@@ -173,13 +173,13 @@ def test_what_waits_or_is_leased_does_not_enter_again(db: Connection) -> None:
     assert rows(db) == before
 
 
-def test_an_asset_stands_once_per_feed(db: Connection) -> None:
+def test_an_asset_has_one_item_per_feed(db: Connection) -> None:
     enter(db, asset("A"), feed=Feed.BARS)
     enter(db, asset("A"), feed=Feed.SNAPSHOT)
     assert [one[:2] for one in rows(db)] == [("A", "bars"), ("A", "snapshot")]
 
 
-def test_eight_at_once_queue_each_asset_once_and_do_not_lock_each_other_out(
+def test_eight_processes_enqueue_each_asset_once_without_deadlock(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     rounds = [[asset(f"R{cycle}-{number}") for number in range(150)] for cycle in range(5)]
@@ -209,7 +209,7 @@ def test_eight_at_once_queue_each_asset_once_and_do_not_lock_each_other_out(
     ) == (sorted((one.symbol, "bars") for assets in rounds for one in assets))
 
 
-def test_assets_enter_in_one_order_so_that_two_runs_cannot_wait_for_each_other(
+def test_assets_are_enqueued_in_one_order_so_that_two_runs_cannot_deadlock(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     waiter, after_m = connect(), [asset(f"Z{number}") for number in range(20)]
@@ -231,7 +231,7 @@ def test_assets_enter_in_one_order_so_that_two_runs_cannot_wait_for_each_other(
     assert sorted(serve_all(db)) == sorted(["M", *(one.symbol for one in after_m)])
 
 
-def test_entering_waits_for_nobody_who_holds_an_item(
+def test_enqueue_does_not_wait_for_a_run_that_holds_an_item(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     none = replace(SETTINGS, max_size=0)
@@ -242,7 +242,9 @@ def test_entering_waits_for_nobody_who_holds_an_item(
     assert enter(db, asset("A"), asset("B")) == (1, 0)
 
 
-def test_what_does_not_fit_is_told_stays_due_and_comes_later(db: Connection) -> None:
+def test_assets_that_do_not_fit_are_reported_and_stay_due_and_are_enqueued_later(
+    db: Connection,
+) -> None:
     assets = [asset(f"A{number}") for number in range(5)]
     small = replace(SETTINGS, max_size=3)
     assert enter(db, *assets, settings=small) == (3, 2)
@@ -252,7 +254,7 @@ def test_what_does_not_fit_is_told_stays_due_and_comes_later(db: Connection) -> 
     assert sorted(first + serve_all(db)) == ["A0", "A1", "A2", "A3", "A4"]
 
 
-def test_what_is_leased_takes_room_and_what_is_dead_does_not(db: Connection) -> None:
+def test_leased_items_count_for_the_queue_size_and_dead_ones_do_not(db: Connection) -> None:
     small = replace(SETTINGS, max_size=2, max_attempts=1)
     enter(db, asset("A"), asset("B"), settings=small)
     item = claim_one(db)
@@ -262,13 +264,13 @@ def test_what_is_leased_takes_room_and_what_is_dead_does_not(db: Connection) -> 
     assert enter(db, *assets, settings=small) == (1, 0)
 
 
-def test_a_full_queue_lets_in_first_what_it_would_serve_first(db: Connection) -> None:
+def test_a_full_queue_takes_first_what_it_would_serve_first(db: Connection) -> None:
     small = replace(SETTINGS, max_size=2)
     enter(db, asset("A", LOW), asset("B", MEDIUM), asset("C", HIGH), settings=small)
     assert serve_all(db) == ["C", "B"]
 
 
-def test_a_queue_full_of_others_does_not_keep_a_critical_asset_out(db: Connection) -> None:
+def test_a_critical_asset_is_enqueued_even_if_the_queue_is_full(db: Connection) -> None:
     small = replace(SETTINGS, max_size=1)
     enter(db, asset("A"), asset("B"), settings=small)
     assert enter(db, asset("GOLD", CRITICAL), settings=small) == (1, 0)
@@ -278,7 +280,7 @@ def test_a_queue_full_of_others_does_not_keep_a_critical_asset_out(db: Connectio
     assert serve_all(db, Lane.PRIORITY) == ["EURO"]
 
 
-def test_an_item_that_waits_already_takes_no_second_place(db: Connection) -> None:
+def test_an_item_that_waits_already_counts_once_for_the_queue_size(db: Connection) -> None:
     small = replace(SETTINGS, max_size=2)
     enter(db, asset("A"), settings=small)
     raised = asset("A", HIGH)
@@ -297,7 +299,7 @@ def test_critical_assets_are_served_in_the_order_of_the_file(
     assert serve_all(db, Lane.PRIORITY) == ["FIRST", "NEXT", "LAST"]
 
 
-def test_each_lane_serves_its_own(db: Connection) -> None:
+def test_each_lane_serves_its_own_assets(db: Connection) -> None:
     enter(db, asset("A", HIGH), asset("GOLD", CRITICAL, position=1))
     assert serve_all(db, Lane.QUEUE) == ["A"]
     assert serve_all(db, Lane.PRIORITY) == ["GOLD"]
@@ -317,7 +319,7 @@ def test_equally_old_items_are_served_by_level(db: Connection) -> None:
         (LOW, 1210, "OLD"),
     ],
 )
-def test_an_item_overtakes_higher_ones_once_it_is_an_allowance_per_level_older(
+def test_an_item_overtakes_a_higher_level_once_it_is_due_longer_by_the_allowance(
     db: Connection, clock: ShiftingClock, level: Level, older_by: int, first: str
 ) -> None:
     enter(db, asset("OLD", level))
@@ -326,10 +328,8 @@ def test_an_item_overtakes_higher_ones_once_it_is_an_allowance_per_level_older(
     assert serve_all(db)[0] == first
 
 
-def test_low_items_never_starve_however_many_high_ones_come(
-    db: Connection, clock: ShiftingClock
-) -> None:
-    # More falls due than can be served: 30 high assets each minute, 10 calls each minute.
+def test_low_items_never_starve_beside_many_high_ones(db: Connection, clock: ShiftingClock) -> None:
+    # More assets become due than can be served: 30 high ones each minute, 10 calls each minute.
     assets = [asset(f"H{number:02}", HIGH, every=60) for number in range(30)]
     assets.append(asset("Z", LOW, every=60))
     served = []
@@ -341,7 +341,7 @@ def test_low_items_never_starve_however_many_high_ones_come(
             if item.symbol == "Z":
                 served.append(minute)
         clock.sleep(60)
-    # Two allowances of 10 minutes, and the three minutes that each high one waits.
+    # Two allowances of 10 minutes, and the three minutes for which each high item waits.
     assert served[0] <= 24
     assert len(served) >= 1
 
@@ -358,7 +358,7 @@ def test_a_claim_counts_the_attempt_and_leases_the_item(db: Connection) -> None:
     assert row(db, "state, attempts, lease_token::text") == ("leased", 1, item.token)
 
 
-def test_a_second_claimer_gets_another_item_and_a_third_none(
+def test_of_two_items_a_second_run_claims_the_other_and_a_third_none(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     enter(db, asset("A"), asset("B"))
@@ -366,7 +366,7 @@ def test_a_second_claimer_gets_another_item_and_a_third_none(
     assert claim(connect()) == ()
 
 
-def test_an_item_that_is_just_being_claimed_is_passed_over(
+def test_a_claim_skips_an_item_that_another_run_is_claiming(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     enter(db, asset("A"), asset("B"))
@@ -376,7 +376,7 @@ def test_an_item_that_is_just_being_claimed_is_passed_over(
         assert claim(db) == ()
 
 
-def test_many_claimers_at_once_serve_each_item_once(
+def test_many_runs_that_claim_at_once_serve_each_item_once(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     enter(db, *(asset(f"A{number}") for number in range(100)))
@@ -416,13 +416,15 @@ def test_a_run_that_lost_its_lease_changes_nothing(
     queue.reclaim(db, SETTINGS)
     claim_one(db)
     before = rows(db)
-    with pytest.raises(LostLeaseError, match="A: its lease ended"), transaction(db) as cursor:
+    with pytest.raises(LostLeaseError, match="A: the lease ended"), transaction(db) as cursor:
         change(cursor, lost)
     assert rows(db) == before
 
 
 @pytest.mark.parametrize("change", _CHANGES.values(), ids=_CHANGES)
-def test_an_item_is_ended_once(db: Connection, change: Callable[[Cursor, Item], object]) -> None:
+def test_an_item_can_be_finished_only_once(
+    db: Connection, change: Callable[[Cursor, Item], object]
+) -> None:
     enter(db, asset("A"))
     item = claim_one(db)
     with transaction(db) as cursor:
@@ -431,7 +433,9 @@ def test_an_item_is_ended_once(db: Connection, change: Callable[[Cursor, Item], 
         change(cursor, item)
 
 
-def test_of_several_items_all_are_finished_or_none(db: Connection, clock: ShiftingClock) -> None:
+def test_several_items_are_finished_together_or_not_at_all(
+    db: Connection, clock: ShiftingClock
+) -> None:
     enter(db, asset("A"), asset("B"), feed=Feed.SNAPSHOT)
     items = claim(db)
     query(db, "update asset_sync.queue set lease_token = gen_random_uuid() where symbol = 'B'")
@@ -443,7 +447,7 @@ def test_of_several_items_all_are_finished_or_none(db: Connection, clock: Shifti
 # --- reclaim ----------------------------------------------------------------------------------
 
 
-def test_a_lease_that_lasts_is_not_taken_back(db: Connection, clock: ShiftingClock) -> None:
+def test_a_lease_that_has_not_ended_is_not_reclaimed(db: Connection, clock: ShiftingClock) -> None:
     enter(db, asset("A"))
     claim_one(db, lease=60)
     clock.sleep(59)
@@ -451,7 +455,7 @@ def test_a_lease_that_lasts_is_not_taken_back(db: Connection, clock: ShiftingClo
     assert state(db) == "leased"
 
 
-def test_what_a_dead_run_left_waits_again_with_its_attempt_counted(
+def test_an_item_of_a_killed_run_waits_again_with_its_attempt_counted(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("A"))
@@ -462,7 +466,7 @@ def test_what_a_dead_run_left_waits_again_with_its_attempt_counted(
     assert claim_one(db).attempts == 2
 
 
-def test_an_item_that_kills_its_runs_is_dead_after_so_many(
+def test_an_item_that_kills_its_runs_is_dead_after_max_attempts(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("A"))
@@ -478,7 +482,7 @@ def test_an_item_that_kills_its_runs_is_dead_after_so_many(
     assert claim(db) == ()
 
 
-def test_an_item_whose_runs_are_killed_while_nobody_is_answered_is_not_given_up(
+def test_an_item_whose_runs_are_killed_during_an_outage_does_not_become_dead(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("A"))
@@ -491,7 +495,7 @@ def test_an_item_whose_runs_are_killed_while_nobody_is_answered_is_not_given_up(
 # --- failing ----------------------------------------------------------------------------------
 
 
-def test_a_failure_of_its_own_lowers_an_item_and_doubles_its_delay_until_it_is_dead(
+def test_each_failure_of_its_own_doubles_an_items_delay_and_it_is_low_and_at_last_dead(
     db: Connection, clock: ShiftingClock
 ) -> None:
     settings = replace(SETTINGS, max_attempts=4)
@@ -511,9 +515,7 @@ def test_a_failure_of_its_own_lowers_an_item_and_doubles_its_delay_until_it_is_d
     assert queue.dead(db, names(db), 10) == (queue.Dead("A", Feed.BARS, "error 4"),)
 
 
-def test_an_item_that_failed_stands_behind_the_others_as_a_low_one(
-    db: Connection, clock: ShiftingClock
-) -> None:
+def test_an_item_that_failed_is_ordered_as_a_low_one(db: Connection, clock: ShiftingClock) -> None:
     enter(db, asset("A", HIGH))
     fail(db, claim_one(db))
     clock.sleep(61)
@@ -521,7 +523,7 @@ def test_an_item_that_failed_stands_behind_the_others_as_a_low_one(
     assert serve_all(db) == ["B", "A"]
 
 
-def test_a_success_forgets_the_failures_and_the_next_cycle_has_its_level_back(
+def test_after_a_success_failures_are_forgotten_and_the_level_is_restored(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("A", HIGH))
@@ -535,7 +537,7 @@ def test_a_success_forgets_the_failures_and_the_next_cycle_has_its_level_back(
     assert (item.level, item.attempts) == (HIGH, 1)
 
 
-def test_a_dead_item_is_not_tried_again_by_itself(db: Connection, clock: ShiftingClock) -> None:
+def test_a_dead_item_is_not_enqueued_again_by_itself(db: Connection, clock: ShiftingClock) -> None:
     settings = replace(SETTINGS, max_attempts=1)
     enter(db, asset("A"), settings=settings)
     fail(db, claim_one(db), settings=settings)
@@ -543,7 +545,7 @@ def test_a_dead_item_is_not_tried_again_by_itself(db: Connection, clock: Shiftin
     assert enter(db, asset("A"), settings=settings) == (0, 0)
 
 
-def test_a_critical_asset_is_never_given_up_but_tried_less_and_less_often(
+def test_a_critical_asset_never_becomes_dead_and_is_tried_less_and_less_often(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("GOLD", CRITICAL, position=1))
@@ -555,7 +557,7 @@ def test_a_critical_asset_is_never_given_up_but_tried_less_and_less_often(
         clock.sleep(seconds)
 
 
-def test_a_critical_asset_that_failed_stands_behind_the_other_critical_ones(
+def test_a_critical_asset_that_failed_is_ordered_behind_the_other_critical_ones(
     db: Connection, clock: ShiftingClock
 ) -> None:
     gold, euro = asset("GOLD", CRITICAL, position=1), asset("EURO", CRITICAL, position=2)
@@ -584,7 +586,7 @@ def strike(db: Connection, *items: Item, error: str = "500") -> tuple[queue.Stru
         return queue.strike(cursor, items, error, SETTINGS)
 
 
-def test_a_bad_answer_makes_an_item_back_off_up_to_an_hour_and_never_kills_it(
+def test_bad_answers_make_an_item_back_off_up_to_an_hour_and_never_make_it_dead(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("A", HIGH))
@@ -598,7 +600,7 @@ def test_a_bad_answer_makes_an_item_back_off_up_to_an_hour_and_never_kills_it(
 
 
 @pytest.mark.parametrize("fail_one", [strike, fail], ids=["bad answers", "failures of its own"])
-def test_without_an_asset_that_was_answered_well_since_no_back_off_grows_and_nothing_dies(
+def test_while_no_other_asset_is_answered_well_no_back_off_grows_and_no_item_becomes_dead(
     db: Connection, clock: ShiftingClock, fail_one: Callable[[Connection, Item], object]
 ) -> None:
     enter(db, asset("A"))
@@ -610,7 +612,7 @@ def test_without_an_asset_that_was_answered_well_since_no_back_off_grows_and_not
         clock.sleep(60)
 
 
-def test_an_item_with_strikes_stands_in_line_from_the_end_of_its_back_off_on(
+def test_an_item_with_strikes_is_ordered_by_the_end_of_its_back_off(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("BAD", HIGH))
@@ -647,7 +649,7 @@ def test_an_asset_with_three_strikes_is_named_with_its_error(
 # --- settings that differ ---------------------------------------------------------------------
 
 
-def test_what_the_settings_do_not_want_is_not_claimed(db: Connection) -> None:
+def test_an_item_that_the_settings_do_not_name_is_not_claimed(db: Connection) -> None:
     enter(db, asset("THEIRS"), asset("OURS"))
     entered = queue.enqueue(db, wanted(asset("OURS")), SETTINGS)
     assert entered.line == tuple(wanted(asset("OURS")))
@@ -657,13 +659,15 @@ def test_what_the_settings_do_not_want_is_not_claimed(db: Connection) -> None:
     assert state(db, "THEIRS") == "waiting"
 
 
-def test_what_the_settings_do_not_want_takes_no_room(db: Connection) -> None:
+def test_an_item_that_the_settings_do_not_name_does_not_count_for_the_queue_size(
+    db: Connection,
+) -> None:
     small = replace(SETTINGS, max_size=1)
     enter(db, asset("THEIRS"))
     assert enter(db, asset("OURS"), settings=small) == (1, 0)
 
 
-def test_the_claimers_ticker_holds(db: Connection) -> None:
+def test_a_run_uses_the_ticker_of_its_own_settings(db: Connection) -> None:
     enter(db, asset("A"))
     own = wanted(replace(asset("A"), ticker="C:OTHER"))
     assert queue.enqueue(db, own, SETTINGS).entered == 0
@@ -671,7 +675,9 @@ def test_the_claimers_ticker_holds(db: Connection) -> None:
     assert (item.ticker, row(db, "ticker")) == ("C:OTHER", ("C:OTHER",))
 
 
-def test_the_higher_of_two_levels_holds_and_nothing_moves_to_and_fro(db: Connection) -> None:
+def test_of_two_hosts_levels_the_higher_one_wins_and_the_item_does_not_move_back(
+    db: Connection,
+) -> None:
     enter(db, asset("A", LOW))
     enter(db, asset("A", HIGH))
     assert row(db, "level") == ("high",)
@@ -681,7 +687,7 @@ def test_the_higher_of_two_levels_holds_and_nothing_moves_to_and_fro(db: Connect
     assert rows(db) == before
 
 
-def test_two_wrong_tickers_of_two_hosts_do_not_correct_each_other_for_ever(
+def test_two_hosts_with_different_wrong_tickers_do_not_revive_an_item_for_ever(
     db: Connection, clock: ShiftingClock
 ) -> None:
     hosts = [wanted(replace(asset("A"), ticker=ticker)) for ticker in ("C:WRONG", "C:BAD")]
@@ -697,7 +703,7 @@ def test_two_wrong_tickers_of_two_hosts_do_not_correct_each_other_for_ever(
     assert calls <= 2 * SETTINGS.max_attempts
 
 
-def test_a_line_has_the_first_of_each_feed_and_in_order(db: Connection) -> None:
+def test_a_line_has_the_first_items_of_each_feed_in_order(db: Connection) -> None:
     many = [asset(f"A{number:03}") for number in range(queue.LINE_LENGTH + 5)]
     everything = wanted(*many) + wanted(*many, feed=Feed.SNAPSHOT)
     line = queue.enqueue(db, everything, SETTINGS).line
@@ -706,7 +712,7 @@ def test_a_line_has_the_first_of_each_feed_and_in_order(db: Connection) -> None:
     assert bars == quotes == [one.symbol for one in many[: queue.LINE_LENGTH]]
 
 
-def test_a_mended_ticker_revives_a_dead_item_as_if_new(db: Connection) -> None:
+def test_a_corrected_ticker_makes_a_dead_item_wait_as_if_new(db: Connection) -> None:
     settings = replace(SETTINGS, max_attempts=1)
     enter(db, asset("A"))
     fail(db, claim_one(db), settings=settings)
@@ -717,21 +723,21 @@ def test_a_mended_ticker_revives_a_dead_item_as_if_new(db: Connection) -> None:
     assert (item.ticker, item.level, item.attempts) == ("C:RIGHT", HIGH, 1)
 
 
-def test_a_mended_ticker_need_not_wait_for_the_delay_of_the_wrong_one(db: Connection) -> None:
+def test_a_corrected_ticker_does_not_wait_for_the_delay_of_the_wrong_one(db: Connection) -> None:
     enter(db, asset("A"))
     fail(db, claim_one(db))
     enter(db, replace(asset("A"), ticker="C:RIGHT"))
     assert claim_one(db).ticker == "C:RIGHT"
 
 
-def test_a_waiting_asset_that_is_made_critical_changes_its_lane(db: Connection) -> None:
+def test_a_waiting_asset_that_becomes_critical_changes_its_lane(db: Connection) -> None:
     enter(db, asset("A", LOW))
     enter(db, asset("A", CRITICAL, position=1))
     assert claim(db, Lane.QUEUE) == ()
     assert claim_one(db, Lane.PRIORITY).level is CRITICAL
 
 
-def test_a_waiting_asset_that_is_critical_no_more_is_claimed_by_the_queues_run(
+def test_a_waiting_asset_that_is_no_longer_critical_is_claimed_by_the_queue_run(
     db: Connection,
 ) -> None:
     enter(db, asset("A", CRITICAL, position=1))
@@ -740,10 +746,10 @@ def test_a_waiting_asset_that_is_critical_no_more_is_claimed_by_the_queues_run(
     assert item.level is HIGH
 
 
-# --- going on ---------------------------------------------------------------------------------
+# --- release, resume, verify, skip ------------------------------------------------------------
 
 
-def test_put_back_for_nobodys_fault_takes_the_attempt_off_and_waits(
+def test_a_release_takes_the_attempt_off_and_delays_the_item(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("A", HIGH))
@@ -756,14 +762,14 @@ def test_put_back_for_nobodys_fault_takes_the_attempt_off_and_waits(
     assert claim_one(db).attempts == 1
 
 
-def test_put_back_at_once_can_be_claimed_at_once(db: Connection) -> None:
+def test_an_item_released_without_delay_can_be_claimed_at_once(db: Connection) -> None:
     enter(db, asset("A"))
     with transaction(db) as cursor:
         queue.release(cursor, [claim_one(db)])
     assert claim_one(db).symbol == "A"
 
 
-def test_go_on_remembers_how_far_a_catch_up_came_until_it_ends(db: Connection) -> None:
+def test_resume_remembers_how_far_a_catch_up_came_until_it_ends(db: Connection) -> None:
     backfilled_to = datetime(2025, 3, 1, 12, tzinfo=UTC)
     enter(db, asset("A"))
     with transaction(db) as cursor:
@@ -774,7 +780,7 @@ def test_go_on_remembers_how_far_a_catch_up_came_until_it_ends(db: Connection) -
     assert row(db, "backfilled_to") == (None,)
 
 
-def test_an_item_without_data_is_looked_up_by_its_next_call_and_only_by_that(
+def test_verify_makes_only_the_next_call_look_up_the_ticker(
     db: Connection,
 ) -> None:
     enter(db, asset("A"))
@@ -787,7 +793,7 @@ def test_an_item_without_data_is_looked_up_by_its_next_call_and_only_by_that(
     assert claim_one(db).verify_ticker is False
 
 
-def test_a_failed_look_up_can_be_asked_again(db: Connection, clock: ShiftingClock) -> None:
+def test_a_failed_look_up_can_be_repeated(db: Connection, clock: ShiftingClock) -> None:
     enter(db, asset("A"))
     with transaction(db) as cursor:
         queue.fail(cursor, claim_one(db), "no such ticker", SETTINGS, verify_ticker=True)
@@ -795,7 +801,7 @@ def test_a_failed_look_up_can_be_asked_again(db: Connection, clock: ShiftingCloc
     assert claim_one(db).verify_ticker is True
 
 
-def test_a_retired_item_rests_with_its_reason(db: Connection) -> None:
+def test_a_skipped_item_is_idle_with_its_reason(db: Connection) -> None:
     enter(db, asset("A"), feed=Feed.SNAPSHOT)
     with transaction(db) as cursor:
         queue.skip(cursor, claim(db), "no snapshots")
@@ -808,7 +814,7 @@ def test_a_retired_item_rests_with_its_reason(db: Connection) -> None:
 # --- one call for many ------------------------------------------------------------------------
 
 
-def test_a_claim_of_snapshots_takes_what_one_call_serves(db: Connection) -> None:
+def test_a_claim_of_snapshots_takes_as_many_items_as_one_call_serves(db: Connection) -> None:
     enter(db, *(asset(f"A{number:03}") for number in range(260)), feed=Feed.SNAPSHOT)
     first, second, third = claim(db), claim(db), claim(db)
     assert (len(first), len(second), third) == (250, 10, ())
@@ -816,7 +822,7 @@ def test_a_claim_of_snapshots_takes_what_one_call_serves(db: Connection) -> None
     assert len({item.token for item in first + second}) == 260
 
 
-def test_a_claim_takes_the_most_that_is_asked_for(db: Connection) -> None:
+def test_a_claim_takes_at_most_the_number_asked_for(db: Connection) -> None:
     enter(db, *(asset(f"A{number}") for number in range(5)), feed=Feed.SNAPSHOT)
     assert sorted(item.symbol for item in claim(db, most=3)) == ["A0", "A1", "A2"]
 
@@ -826,7 +832,7 @@ def test_a_claim_of_bars_takes_one_item(db: Connection) -> None:
     assert len(claim(db, most=250)) == 1
 
 
-def test_one_claim_is_of_one_feed_that_of_the_first_item(
+def test_a_claim_takes_items_of_only_one_feed_that_of_the_first_item(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("S1"), feed=Feed.SNAPSHOT)
@@ -843,12 +849,10 @@ def test_one_claim_is_of_one_feed_that_of_the_first_item(
     assert claim(db) == ()
 
 
-# --- looking ahead ----------------------------------------------------------------------------
+# --- next ready item, due within, preview -----------------------------------------------------
 
 
-def test_nothing_is_ready_where_nothing_falls_due_in_time(
-    db: Connection, clock: ShiftingClock
-) -> None:
+def test_no_item_is_ready_if_none_is_due_in_time(db: Connection, clock: ShiftingClock) -> None:
     enter(db, asset("A", every=300))
     serve_all(db)
     own = wanted(asset("A", every=300))
@@ -858,7 +862,9 @@ def test_nothing_is_ready_where_nothing_falls_due_in_time(
     assert queue.next_ready_seconds(db, own, 201) == pytest.approx(200, abs=0.5)
 
 
-def test_when_an_asset_is_told_ready_it_enters(db: Connection, clock: ShiftingClock) -> None:
+def test_an_asset_is_enqueued_when_it_was_predicted_to_be_ready(
+    db: Connection, clock: ShiftingClock
+) -> None:
     enter(db, asset("A"))
     serve_all(db)
     seconds = queue.next_ready_seconds(db, wanted(asset("A")), 600)
@@ -867,7 +873,7 @@ def test_when_an_asset_is_told_ready_it_enters(db: Connection, clock: ShiftingCl
     assert enter(db, asset("A"))[0] == 1
 
 
-def test_an_item_put_back_is_ready_after_its_delay_and_one_that_failed_is_the_next_runs(
+def test_a_released_item_is_ready_after_its_delay_and_a_failed_one_is_left_to_the_next_run(
     db: Connection,
 ) -> None:
     enter(db, asset("A"))
@@ -894,7 +900,7 @@ def test_due_within_counts_the_calls_that_will_be_needed(
     assert queue.due_within(db, everything, 300, cycle_seconds=1) == 3
 
 
-def test_due_within_counts_one_call_for_as_many_snapshots_as_it_serves(db: Connection) -> None:
+def test_due_within_counts_one_call_for_all_snapshots_that_it_serves(db: Connection) -> None:
     many = [asset(f"A{number}") for number in range(251)]
     assert queue.due_within(db, wanted(*many[:250], feed=Feed.SNAPSHOT), 0, cycle_seconds=300) == 1
     assert queue.due_within(db, wanted(*many, feed=Feed.SNAPSHOT), 0, cycle_seconds=300) == 2
@@ -902,7 +908,7 @@ def test_due_within_counts_one_call_for_as_many_snapshots_as_it_serves(db: Conne
     assert queue.due_within(db, both, 0, cycle_seconds=300) == 5
 
 
-def test_due_within_leaves_out_what_is_dead(db: Connection) -> None:
+def test_due_within_does_not_count_dead_items(db: Connection) -> None:
     enter(db, asset("A"))
     fail(db, claim_one(db), settings=replace(SETTINGS, max_attempts=1))
     assert queue.due_within(db, wanted(asset("A")), 10**6, cycle_seconds=300) == 0
@@ -911,24 +917,24 @@ def test_due_within_leaves_out_what_is_dead(db: Connection) -> None:
 def test_waiting_says_whether_something_can_be_claimed_now(
     db: Connection, clock: ShiftingClock
 ) -> None:
-    assert not queue.waiting(db, in_line(db, Lane.QUEUE))
+    assert not queue.can_claim(db, in_line(db, Lane.QUEUE))
     enter(db, asset("A"))
-    assert queue.waiting(db, in_line(db, Lane.QUEUE))
-    assert not queue.waiting(db, in_line(db, Lane.PRIORITY))
+    assert queue.can_claim(db, in_line(db, Lane.QUEUE))
+    assert not queue.can_claim(db, in_line(db, Lane.PRIORITY))
     with transaction(db) as cursor:
         queue.release(cursor, [claim_one(db)], after_seconds=30)
-    assert not queue.waiting(db, in_line(db, Lane.QUEUE))
+    assert not queue.can_claim(db, in_line(db, Lane.QUEUE))
     clock.sleep(30)
-    assert queue.waiting(db, in_line(db, Lane.QUEUE))
+    assert queue.can_claim(db, in_line(db, Lane.QUEUE))
 
 
-def test_a_preview_changes_nothing_and_is_what_claims_then_serve(
+def test_a_preview_changes_nothing_and_matches_the_later_claims(
     db: Connection, clock: ShiftingClock
 ) -> None:
     chance = random.Random(7)
     levels = itertools.cycle([LOW, HIGH, MEDIUM])
     assets = [asset(f"A{number:02}", next(levels), every=300) for number in range(30)]
-    for one in chance.sample(assets, 20):  # some were synced, some wait, some are new
+    for one in chance.sample(assets, 20):  # some items were synced, some wait, some are new
         enter(db, one)
         clock.sleep(chance.uniform(0, 200))
         if chance.random() < 0.6:
@@ -941,7 +947,7 @@ def test_a_preview_changes_nothing_and_is_what_claims_then_serve(
     assert len(seen) > 10
 
 
-def test_a_preview_before_the_first_run_is_what_the_first_run_serves(db: Connection) -> None:
+def test_a_preview_before_the_first_run_matches_the_first_run(db: Connection) -> None:
     assets = [asset("C2", CRITICAL, position=2), asset("C1", CRITICAL, position=1)]
     seen = queue.preview(db, wanted(*assets), SETTINGS, 10, cycle_seconds=300)
     assert rows(db) == []
@@ -949,13 +955,13 @@ def test_a_preview_before_the_first_run_is_what_the_first_run_serves(db: Connect
     assert [one.symbol for one in seen] == ["C1", "C2"] == serve_all(db, Lane.PRIORITY)
 
 
-def test_a_preview_of_a_full_queue_begins_with_what_is_let_in(
+def test_a_preview_of_a_full_queue_begins_with_the_items_that_fit(
     db: Connection, clock: ShiftingClock
 ) -> None:
     small = replace(SETTINGS, max_size=1)
     none = replace(SETTINGS, max_size=0)
     enter(db, asset("OLD", LOW), settings=none)
-    clock.sleep(600)  # older, yet not by the two allowances of a low one
+    clock.sleep(600)  # due longer, but by less than the two allowances of a low item
     enter(db, asset("YOUNG", HIGH), settings=none)
     assets = [asset("OLD", LOW), asset("YOUNG", HIGH)]
     [seen] = queue.preview(db, wanted(*assets), small, 1, cycle_seconds=300)
@@ -963,17 +969,17 @@ def test_a_preview_of_a_full_queue_begins_with_what_is_let_in(
     assert [seen.symbol] == serve_all(db)
 
 
-def test_a_preview_tells_the_delay_of_an_item_that_failed(db: Connection) -> None:
+def test_a_preview_shows_the_delay_of_an_item_that_failed(db: Connection) -> None:
     enter(db, asset("A"))
     fail(db, claim_one(db))
     [seen] = queue.preview(db, wanted(asset("A")), SETTINGS, 10, cycle_seconds=300)
     assert seen.wait_seconds == pytest.approx(60, abs=0.5)
 
 
-# --- looking ----------------------------------------------------------------------------------
+# --- views ------------------------------------------------------------------------------------
 
 
-def test_levels_say_how_many_wait_are_leased_and_are_dead(
+def test_the_counts_by_level_show_waiting_leased_and_dead_items(
     db: Connection, clock: ShiftingClock
 ) -> None:
     enter(db, asset("A", HIGH), asset("B", LOW))
@@ -1006,13 +1012,13 @@ def test_the_line_shows_an_asset_whose_row_is_of_a_type_that_this_version_does_n
     assert (upcoming.symbol, upcoming.asset_type) == ("A", AssetType.FOREX)
 
 
-def test_the_line_is_the_order_of_service_critical_first(db: Connection) -> None:
+def test_the_line_lists_items_in_the_order_of_claims_critical_first(db: Connection) -> None:
     enter(db, asset("A", LOW), asset("B", HIGH), asset("C", CRITICAL, position=1))
     assert [one.symbol for one in queue.line(db, assets_of(db), 10)] == ["C", "B", "A"]
     assert [one.symbol for one in queue.line(db, assets_of(db), 2)] == ["C", "B"]
 
 
-def test_the_dead_are_told_the_latest_first(db: Connection, clock: ShiftingClock) -> None:
+def test_dead_items_are_listed_with_the_latest_first(db: Connection, clock: ShiftingClock) -> None:
     for symbol in "AB":
         enter(db, asset(symbol))
         fail(db, claim_one(db), settings=replace(SETTINGS, max_attempts=1))
@@ -1045,7 +1051,7 @@ def test_the_last_success_is_the_newest_of_any_feed(db: Connection, clock: Shift
         "金",
     ],
 )
-def test_a_hostile_symbol_is_a_symbol_like_any_other(db: Connection, symbol: str) -> None:
+def test_a_hostile_symbol_is_treated_as_plain_text(db: Connection, symbol: str) -> None:
     enter(db, asset(symbol))
     assert [one.symbol for one in queue.line(db, assets_of(db), 10)] == [symbol]
     item = claim_one(db)

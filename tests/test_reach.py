@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.sync.window`: each call asks for all it can, and a catch-up ends."""
+"""The window of a call: each call asks for all that it can, and a catch-up ends."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -39,7 +39,7 @@ def some(answer: Window | None) -> Window:
     return answer
 
 
-def test_an_update_asks_from_the_newest_bar_less_a_few_to_now() -> None:
+def test_an_update_asks_from_a_few_bars_before_the_newest_one_to_now() -> None:
     newest = datetime(2025, 6, 12, 14, 25, tzinfo=UTC)
     assert ask(newest) == Window(newest - OVERLAP, NOW, last=True)
 
@@ -62,7 +62,7 @@ def test_a_gap_is_asked_for_no_further_back_than_the_plans_history() -> None:
     assert not span.last
 
 
-def test_a_gap_longer_than_one_call_is_cut_and_the_next_call_goes_on() -> None:
+def test_a_gap_longer_than_one_call_is_split_and_the_next_call_continues() -> None:
     newest = datetime(2025, 1, 1, tzinfo=UTC)
     first = some(ask(newest))
     assert first == Window(
@@ -72,13 +72,13 @@ def test_a_gap_longer_than_one_call_is_cut_and_the_next_call_goes_on() -> None:
     assert second.start < first.end < second.end
 
 
-def test_where_a_catch_up_found_nothing_it_goes_on_from_where_it_had_asked() -> None:
+def test_a_catch_up_that_found_nothing_continues_from_the_end_of_the_asked_range() -> None:
     newest = datetime(2025, 1, 1, tzinfo=UTC)
     first = some(ask(newest))
     assert some(ask(newest, backfilled_to=first.end)).start == first.end
 
 
-def test_how_far_was_asked_never_hides_what_is_newer() -> None:
+def test_the_end_of_the_asked_range_never_hides_newer_bars() -> None:
     newest = datetime(2025, 6, 12, 14, 25, tzinfo=UTC)
     backfilled_to = datetime(2025, 6, 1, tzinfo=UTC)
     assert some(ask(newest, backfilled_to=backfilled_to)).start == newest - OVERLAP
@@ -91,12 +91,12 @@ def test_without_today_the_range_ends_with_yesterday() -> None:
 
 
 @pytest.mark.parametrize("minute", [50, 55])
-def test_without_today_there_is_nothing_new_once_yesterdays_last_bar_is_there(minute: int) -> None:
+def test_without_today_there_is_nothing_to_ask_for_after_yesterdays_last_bar(minute: int) -> None:
     newest = datetime(2025, 6, 11, 23, minute, tzinfo=UTC)
     assert (ask(newest, today_denied=True) is None) == (minute == 55)
 
 
-def test_yesterday_ends_at_midnight_utc_whatever_the_sessions_time_zone() -> None:
+def test_yesterday_ends_at_midnight_utc_in_any_time_zone_of_the_session() -> None:
     tokyo = timezone(timedelta(hours=9))
     now = datetime(2025, 6, 13, 8, 0, tzinfo=tokyo)  # 12 June, 23:00 UTC
     span = some(ask(datetime(2025, 6, 10, tzinfo=UTC), now=now, today_denied=True))
@@ -126,7 +126,7 @@ moments = st.datetimes(
     backfilled_to=st.none() | moments,
     today_denied=st.booleans(),
 )
-def test_every_range_starts_with_a_bar_and_is_no_longer_than_one_call_reaches(
+def test_every_range_starts_at_a_bar_and_is_no_longer_than_one_call_reaches(
     now: datetime,
     newest: datetime | None,
     asset_type: AssetType,
@@ -156,10 +156,10 @@ def test_every_range_starts_with_a_bar_and_is_no_longer_than_one_call_reaches(
     asset_type=st.sampled_from(AssetType),
     most_bars=st.integers(8, 60),
 )
-def test_a_catch_up_ends_and_has_brought_every_bar(
+def test_a_catch_up_ends_after_it_brought_every_bar(
     ages: set[int], newest_age: int, asset_type: AssetType, most_bars: int
 ) -> None:
-    """Given bars here and there in 300 days, and answers of at most so many, as sync does it."""
+    """Catch up as sync does, with bars scattered over 300 days and answers of a limited size."""
     last_bar = NOW - (NOW - EPOCH) % BAR_LENGTH
     bars = sorted(last_bar - age * BAR_LENGTH for age in ages)
     newest: datetime = last_bar - newest_age * BAR_LENGTH

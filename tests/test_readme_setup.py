@@ -1,9 +1,11 @@
-"""The lines of the README's set-up work as they stand: as an ordinary user, and as root.
+"""The lines of the README's set-up work unchanged, for an ordinary user and for root.
 
-Only three things differ from a new machine. Packages, pip among them, come from the environment
-that runs the tests, as a download takes minutes and fails without a network; but the venv is a new
-one, and this project is built and installed into it. The API is the stand-in, with more calls than
-the free plan has, so that nobody waits. `crontab`, `systemctl` and `runuser` are the test's own.
+Three things differ from a new machine:
+
+- Packages, including pip, come from the environment that runs the tests, as a download takes
+  minutes and needs a network. The venv is new; this project is built and installed into it.
+- The API is the stand-in, with more calls than the free plan has, so that no run waits.
+- The tests replace `crontab`, `systemctl` and `runuser`.
 """
 
 import os
@@ -20,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from machine import Machine
 from servers import binaries, thrown_away
 
 from asset_sync.demo.server import StandIn
@@ -55,11 +58,14 @@ esac
 """
 
 
-class Home:
-    """An empty home, with programs of the test's own on the PATH."""
+class Home(Machine):
+    """An empty home, with programs of the test's own on the PATH.
+
+    Its environment has neither a key nor the package's source: the lines are what sets them up.
+    """
 
     def __init__(self, path: Path, api: StandIn) -> None:
-        self.path = path
+        super().__init__(path)
         self.environ = {
             "HOME": str(path),
             "PATH": f"{path}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -69,18 +75,12 @@ class Home:
             "PIP_NO_BUILD_ISOLATION": "0",  # which to pip means: none
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
-        for name, script in {
-            "python3": _PYTHON,
-            "crontab": _CRONTAB,
-            "systemctl": _SYSTEMCTL,
-            "runuser": _RUNUSER,
-        }.items():
-            program = path / "bin" / name
-            program.parent.mkdir(exist_ok=True)
-            program.write_text(f"#!/bin/sh\n{script}\n")
-            program.chmod(0o755)
+        self.program("python3", _PYTHON)
+        self.program("crontab", _CRONTAB)
+        self.program("systemctl", _SYSTEMCTL)
+        self.program("runuser", _RUNUSER)
 
-    def run(self, lines: str, *within: str, **environ: str) -> str:
+    def type(self, lines: str, *within: str, **environ: str) -> str:
         """Type the lines, and the key where one is asked for; return what was shown."""
         ran = subprocess.run(
             [*within, "bash", "-eu", "-c", lines],
@@ -97,13 +97,13 @@ class Home:
 
 
 @pytest.fixture
-def home() -> Iterator[Home]:
+def user() -> Iterator[Home]:
     with TemporaryDirectory(prefix="as-") as path, StandIn("starter") as api:
         yield Home(Path(path), api)
 
 
 def unshared(*options: str) -> list[str]:
-    """A command that gives what follows it namespaces of its own."""
+    """A command that runs another one in new namespaces."""
     command = ["unshare", *options]
     if (
         shutil.which("unshare") is None
@@ -114,25 +114,25 @@ def unshared(*options: str) -> list[str]:
 
 
 def not_as_root() -> list[str]:
-    """As root, a namespace in which the same user is nobody, without root's rights."""
+    """For root: a namespace in which the user is `nobody` and has no rights of root."""
     if os.geteuid() != 0:
         return []
     return unshared("--user", "--map-user=65534", "--map-group=65534")
 
 
-def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(home: Home) -> None:
+def test_the_lines_of_the_readme_work_for_an_ordinary_user(user: Home) -> None:
     within = not_as_root()
 
-    shown = home.run(AS_USER, *within)
+    shown = user.type(AS_USER, *within)
 
     assert "priority: 3 refreshed" in shown
     assert "+# BEGIN asset-sync" in shown
     assert not re.findall(r"^error", shown, re.MULTILINE)
     assert "ok       cron: its jobs read the settings, key and database that this shell" in shown
-    key = home.path / ".config" / "asset-sync" / "polygon.key"
+    key = user.home / ".config" / "asset-sync" / "polygon.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
 
-    table = (home.path / "table").read_text().splitlines()
+    table = (user.home / "table").read_text().splitlines()
     for job in (line.split(None, 5)[5] for line in table if not line.startswith("#")):
         ran = subprocess.run(
             [*within, *("env", "-i", "HOME=/", "PATH=/usr/bin:/bin", "sh", "-c", job)],
@@ -142,18 +142,18 @@ def test_an_ordinary_user_sets_it_up_with_the_lines_of_the_readme(home: Home) ->
             check=False,
         )
         assert (ran.returncode, ran.stdout + ran.stderr) == (0, ""), "cron would mail nothing"
-    lists = home.run("~/.local/share/asset-sync/venv/bin/asset-sync assets list", *within)
+    lists = user.type("~/.local/share/asset-sync/venv/bin/asset-sync assets list", *within)
     assert "never" not in lists, "cron's jobs wrote where this shell looks"
 
 
-def test_what_an_ordinary_user_types_names_nothing_outside_of_the_home() -> None:
+def test_the_lines_for_an_ordinary_user_name_no_path_outside_of_the_home() -> None:
     assert not re.findall(r"(?<![\w~.])/\w", AS_USER)
     assert "sudo" not in AS_USER
 
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Where a PostgreSQL listens that wants passwords, as a distribution's does."""
+    """The port of a PostgreSQL that asks for passwords, as a distribution's does."""
     with thrown_away(binaries(150_000)) as server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -170,20 +170,20 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the lines are root's")
-def test_root_sets_it_up_with_the_lines_of_the_readme(home: Home, port: int) -> None:
+def test_the_lines_of_the_readme_work_for_root(user: Home, port: int) -> None:
     """In a mount namespace, where /opt is empty and /etc is a copy."""
-    shutil.copytree("/etc", home.path / "etc", symlinks=True, ignore=_others)
-    (home.path / "opt").mkdir()
+    shutil.copytree("/etc", user.home / "etc", symlinks=True, ignore=_others)
+    (user.home / "opt").mkdir()
     mounts = "mount --bind ~/etc /etc; mount --bind ~/opt /opt\n"
     units = "cat /etc/systemd/system/asset-sync-queue.*"
 
-    shown = home.run(f"{mounts}{AS_ROOT}{units}", *unshared("--mount"), PGPORT=str(port))
+    shown = user.type(f"{mounts}{AS_ROOT}{units}", *unshared("--mount"), PGPORT=str(port))
 
     assert "priority: 3 refreshed" in shown
     assert "ExecStart=/opt/asset-sync/bin/asset-sync sync queue" in shown
     assert not re.findall(r"^error", shown, re.MULTILINE), shown
     assert "ok       systemd: its jobs read the settings, key and database that this" in shown
-    etc = home.path / "etc" / "asset-sync"
+    etc = user.home / "etc" / "asset-sync"
     for secret in ("polygon.key", "database.url"):
         assert stat.S_IMODE((etc / secret).stat().st_mode) == 0o600
     assert (etc / "assets.toml").stat().st_mode & stat.S_IROTH, "the jobs' own user reads it"

@@ -1,4 +1,4 @@
-"""What the provider's reference knows is asked within the limit, and costs no call too many."""
+"""Questions to the provider's reference keep the limit and make no needless call."""
 
 import importlib
 import json
@@ -58,15 +58,15 @@ def euro(api: Provider) -> bool:
 
 
 def held(db: Connection) -> int:
-    """Slots that are thought to be in use."""
+    """Return the number of slots in use."""
     [(number,)] = query(db, "select count(*) from asset_sync.slots where token is not null")
     return int(number)
 
 
-# --- questions --------------------------------------------------------------------------------
+# --- questions and the limit ------------------------------------------------------------------
 
 
-def test_questions_keep_the_limit_and_tell_what_they_wait_for(
+def test_questions_keep_the_limit_and_report_their_waits(
     api: StandIn, ask: Ask, told: list[Progress]
 ) -> None:
     with ask() as questions:
@@ -77,7 +77,7 @@ def test_questions_keep_the_limit_and_tell_what_they_wait_for(
     assert {type(one) for one in told} == {Waiting}
 
 
-def test_a_question_without_time_for_a_slot_makes_no_call(api: StandIn, ask: Ask) -> None:
+def test_a_question_makes_no_call_if_no_slot_is_free_in_time(api: StandIn, ask: Ask) -> None:
     with ask(within_seconds=0) as questions:
         for _ in range(5):
             questions.ask(euro)
@@ -88,7 +88,7 @@ def test_a_question_without_time_for_a_slot_makes_no_call(api: StandIn, ask: Ask
     assert len(api.log) == 5
 
 
-def test_questions_leave_the_next_priority_run_its_place(
+def test_questions_leave_the_reserved_slots_to_the_next_priority_run(
     db: Connection, api: StandIn, ask: Ask
 ) -> None:
     with ask(within_seconds=0) as questions:
@@ -101,7 +101,7 @@ def test_questions_leave_the_next_priority_run_its_place(
     assert len(api.log) == 2
 
 
-def test_a_429_is_waited_out_and_holds_everybody_back(
+def test_a_question_waits_after_a_429_and_so_does_every_run(
     db: Connection, api: StandIn, settings: Settings, ask: Ask, told: list[Progress]
 ) -> None:
     api.set_faults(["rate-limit:1"])
@@ -121,7 +121,7 @@ def test_a_429_is_waited_out_and_holds_everybody_back(
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_whatever_ends_a_question_its_slot_is_stamped(
+def test_the_slot_of_a_question_is_stamped_however_the_question_ends(
     db: Connection, api: StandIn, settings: Settings, ask: Ask, end: type[BaseException]
 ) -> None:
     def interrupted(api: Provider) -> bool:
@@ -135,10 +135,10 @@ def test_whatever_ends_a_question_its_slot_is_stamped(
     assert slots.budget(db, slots.rate_of(settings)).free == 4, "the call counts"
 
 
-def test_a_slot_whose_time_went_by_on_the_way_is_given_back(
+def test_a_question_gives_back_a_slot_that_became_too_old(
     db: Connection, api: StandIn, settings: Settings
 ) -> None:
-    """The host slept, say: in the database's eyes the slot is soon another's."""
+    """The host may have been suspended, so that the slot will soon be free for others."""
 
     class Sleeper(ShiftingClock):
         asleep = iter([0, 0, 20, 20, 20, 20, 20, 20, 20])
@@ -157,7 +157,7 @@ def test_a_slot_whose_time_went_by_on_the_way_is_given_back(
     assert slots.budget(db, slots.rate_of(settings)).free == 4
 
 
-def test_without_a_key_nothing_can_be_asked(db: Connection, url: str) -> None:
+def test_without_a_key_no_question_can_be_asked(db: Connection, url: str) -> None:
     settings = load(SHIPPED_FILE, {"DATABASE_URL": url})
 
     with pytest.raises(SettingsError, match="POLYGON_API_KEY is not set"):
@@ -172,7 +172,7 @@ def tickers(questions: Questions, search: str = "") -> list[list[str]]:
     return [[one.ticker for one in page] for page in found]
 
 
-def test_a_market_that_fits_a_page_is_one_call(api: StandIn, ask: Ask) -> None:
+def test_a_market_that_fits_on_a_page_takes_one_call(api: StandIn, ask: Ask) -> None:
     with ask() as questions:
         assert tickers(questions) == [FOREX]
         assert tickers(questions, "yen") == [["C:USDJPY"]]
@@ -181,7 +181,7 @@ def test_a_market_that_fits_a_page_is_one_call(api: StandIn, ask: Ask) -> None:
     assert len(api.log) == 3
 
 
-def test_each_page_is_a_call_and_the_last_one_ends_it(api: StandIn, ask: Ask) -> None:
+def test_each_page_takes_one_call_and_the_last_page_ends_the_list(api: StandIn, ask: Ask) -> None:
     api.set_faults(["short-pages"])
 
     with ask() as questions:
@@ -191,7 +191,7 @@ def test_each_page_is_a_call_and_the_last_one_ends_it(api: StandIn, ask: Ask) ->
 
 
 @pytest.mark.parametrize("fault", ["endless-next-url", "foreign-next-url"])
-def test_a_page_without_new_tickers_is_the_last_and_every_page_is_asked_for_here(
+def test_a_page_without_new_tickers_ends_the_list_and_every_page_is_asked_for_at_our_address(
     api: StandIn, ask: Ask, fault: str
 ) -> None:
     api.set_faults([fault])
@@ -202,7 +202,7 @@ def test_a_page_without_new_tickers_is_the_last_and_every_page_is_asked_for_here
     assert [arrival.key_ok for arrival in api.log] == [True, True]
 
 
-def test_pages_that_bring_ever_new_tickers_have_an_end(
+def test_a_list_with_endless_new_tickers_has_an_end(
     ask: Ask, monkeypatch: pytest.MonkeyPatch, api: StandIn
 ) -> None:
     api.set_faults(["short-pages"])
@@ -222,7 +222,7 @@ def test_pages_that_bring_ever_new_tickers_have_an_end(
         ("redirect", Unavailable),
     ],
 )
-def test_a_list_that_is_none_is_an_error_of_the_family(
+def test_an_answer_that_is_no_list_is_a_provider_error(
     api: StandIn, ask: Ask, fault: str, error: type[Exception]
 ) -> None:
     api.set_faults([fault])
@@ -244,7 +244,7 @@ def test_a_ticker_becomes_an_asset_of_the_same_name() -> None:
     )
 
 
-def test_what_is_there_is_told_and_what_would_clash_or_is_no_symbol_is_left_out() -> None:
+def test_find_reports_existing_assets_and_leaves_out_clashes_and_invalid_symbols() -> None:
     gold = Asset("GOLD", "C:XAUUSD", AssetType.FOREX, "Gold", Level.LOW, 0, 60)
     found = find(
         *("C:EURUSD", "C:XAUUSD", "C:GOLD", "C:eurchf", "C:", "X:BTCUSD", "C:A B", "C:GBPUSD"),
@@ -259,7 +259,7 @@ def test_what_is_there_is_told_and_what_would_clash_or_is_no_symbol_is_left_out(
     assert "GOLD is C:XAUUSD in the settings" in found.skipped[0].why
 
 
-def test_no_page_is_asked_for_once_there_are_enough(api: StandIn, ask: Ask) -> None:
+def test_no_further_page_is_asked_for_once_there_are_enough_tickers(api: StandIn, ask: Ask) -> None:
     api.set_faults(["short-pages"])
     euro = asset("EURUSD")
 
@@ -288,7 +288,7 @@ def pairs(*symbols: str) -> list[Asset]:
     return [asset(symbol) for symbol in symbols]
 
 
-def test_each_ticker_is_one_call(api: StandIn, ask: Ask, settings: Settings) -> None:
+def test_a_check_takes_one_call_for_each_ticker(api: StandIn, ask: Ask, settings: Settings) -> None:
     with ask() as questions:
         found = verdicts(TickerCheck(questions).each(settings.assets))
 
@@ -297,7 +297,7 @@ def test_each_ticker_is_one_call(api: StandIn, ask: Ask, settings: Settings) -> 
     assert api.calls_by_ticker() == {one.ticker: 1 for one in settings.assets}
 
 
-def test_an_unknown_ticker_may_be_meant_to_be_the_nearest_of_its_market(
+def test_the_suggestion_for_an_unknown_ticker_is_the_nearest_of_its_market(
     api: StandIn, ask: Ask
 ) -> None:
     typo, far = asset("EURUDS"), asset("QQQQQQ")
@@ -315,7 +315,7 @@ def test_an_unknown_ticker_may_be_meant_to_be_the_nearest_of_its_market(
 MANY = [Asset(f"A{n}", FOREX[n % 5], AssetType.FOREX, "", Level.LOW, 0, 60) for n in range(10)]
 
 
-def test_of_many_assets_of_a_market_the_list_tells_and_only_who_lacks_in_it_is_asked_for(
+def test_many_assets_of_a_market_are_checked_by_the_list_and_only_missing_ones_by_a_call(
     api: StandIn, ask: Ask
 ) -> None:
     assets = [*MANY, asset("EURUDS")]
@@ -329,7 +329,7 @@ def test_of_many_assets_of_a_market_the_list_tells_and_only_who_lacks_in_it_is_a
     assert [arrival.ticker for arrival in api.log] == [None, "C:EURUDS"]
 
 
-def test_where_the_list_is_unreadable_each_is_asked_for(api: StandIn, ask: Ask) -> None:
+def test_if_the_list_is_unreadable_each_ticker_is_asked_for(api: StandIn, ask: Ask) -> None:
     api.set_faults(["wrong-shape:1"])
     with ask() as questions:
         found = verdicts(TickerCheck(questions).each([*MANY, asset("EURUSD")]))
@@ -338,7 +338,7 @@ def test_where_the_list_is_unreadable_each_is_asked_for(api: StandIn, ask: Ask) 
     assert len(api.log) == 12
 
 
-def test_a_refused_key_is_asked_with_once(api: StandIn, ask: Ask) -> None:
+def test_after_a_refused_key_no_further_call_is_made(api: StandIn, ask: Ask) -> None:
     api.set_faults(["key-revoked"])
     with ask() as questions:
         found = list(TickerCheck(questions).each(pairs("EURUSD", "GBPUSD", "USDJPY")))
@@ -351,7 +351,7 @@ def test_a_refused_key_is_asked_with_once(api: StandIn, ask: Ask) -> None:
     assert len(api.log) == 1
 
 
-def test_an_api_that_is_down_is_asked_three_times(api: StandIn, ask: Ask) -> None:
+def test_a_check_gives_up_after_three_calls_without_an_answer(api: StandIn, ask: Ask) -> None:
     api.set_faults(["server-error"])
     with ask() as questions:
         found = list(TickerCheck(questions).each(pairs(*"ABCDEF")))
@@ -361,7 +361,7 @@ def test_an_api_that_is_down_is_asked_three_times(api: StandIn, ask: Ask) -> Non
     assert len(api.log) == 3
 
 
-def test_an_answer_in_between_lets_it_go_on(api: StandIn, ask: Ask) -> None:
+def test_a_check_continues_after_an_answer_in_between(api: StandIn, ask: Ask) -> None:
     api.set_faults(["server-error:2", "wrong-shape@C:USDJPY", "server-error@C:XAGUSD"])
     silver = "XAGUSD"
     with ask() as questions:
@@ -377,7 +377,7 @@ def test_an_answer_in_between_lets_it_go_on(api: StandIn, ask: Ask) -> None:
     ]
 
 
-def test_what_there_is_no_time_for_is_not_asked(api: StandIn, ask: Ask) -> None:
+def test_tickers_for_which_no_time_is_left_are_not_asked_for(api: StandIn, ask: Ask) -> None:
     with ask(within_seconds=0) as questions:
         found = list(TickerCheck(questions).each(pairs(*"ABCDEFG")))
 
@@ -385,7 +385,7 @@ def test_what_there_is_no_time_for_is_not_asked(api: StandIn, ask: Ask) -> None:
     assert "the budget is used up" in str(found[-1].why)
 
 
-def test_how_long_it_takes_is_known_before(
+def test_the_time_that_calls_will_take_is_known_beforehand(
     db: Connection, settings: Settings, ask: Ask, clock: ShiftingClock
 ) -> None:
     assert reference.seconds_for(db, settings, 5) == 0
@@ -438,7 +438,7 @@ def run(machine: Machine) -> Run:
     return partial(machine.tell, "assets")
 
 
-def test_what_is_found_is_added_in_one_go(
+def test_found_assets_are_added_all_at_once(
     db: Connection, run: Run, file: Path, server: StandIn
 ) -> None:
     told = run("import", "--market", "fx", "--level", "high", "--every", "900", "--yes")
@@ -455,7 +455,7 @@ def test_what_is_found_is_added_in_one_go(
     assert held(db) == 0
 
 
-def test_what_is_there_already_is_told_in_a_line(db: Connection, run: Run, file: Path) -> None:
+def test_existing_assets_are_reported_in_one_line(db: Connection, run: Run, file: Path) -> None:
     run("import", "--market", "fx", "--yes")
 
     told = run("import", "--market", "fx")
@@ -463,7 +463,7 @@ def test_what_is_there_already_is_told_in_a_line(db: Connection, run: Run, file:
     assert "In the settings already: EURUSD, GBPUSD, USDJPY and 2 more." in told.err
 
 
-def test_no_call_is_spent_where_nothing_can_be_written(
+def test_no_call_is_made_if_the_file_cannot_be_written(
     db: Connection, environ: dict[str, str], tmp_path: Path, server: StandIn
 ) -> None:
     homeless = {name: value for name, value in environ.items() if name != "HOME"}
@@ -476,11 +476,11 @@ def test_no_call_is_spent_where_nothing_can_be_written(
     assert server.log == []
 
 
-def test_who_may_not_write_the_file_is_told_before_all_else_and_may_look(
+def test_import_refuses_a_read_only_file_first_and_a_dry_run_does_not(
     db: Connection, run: Run, file: Path, environ: dict[str, str]
 ) -> None:
     assert run("check").code == 0, "all is imported that nobody may not read"
-    importlib.import_module("getpass")  # the address in an error's sentence needs it
+    importlib.import_module("getpass")  # the sentence of a database error needs it
     found = ("assets", "import", "--market", "fx")
     nowhere = environ | {"DATABASE_URL": "postgresql://127.0.0.1:1/x"}
     with nobody() as directory:
@@ -494,7 +494,9 @@ def test_who_may_not_write_the_file_is_told_before_all_else_and_may_look(
     assert looked.code == 3, "it comes as far as to the database"
 
 
-def test_where_nobody_can_answer_the_answer_is_no(db: Connection, run: Run, file: Path) -> None:
+def test_without_a_terminal_the_answer_to_the_question_is_no(
+    db: Connection, run: Run, file: Path
+) -> None:
     told = run("import", "--market", "fx")
 
     assert told.code == 2
@@ -503,7 +505,7 @@ def test_where_nobody_can_answer_the_answer_is_no(db: Connection, run: Run, file
 
 
 @pytest.mark.parametrize(("keys", "code", "assets"), [("y\n", 0, 5), ("n\n", 2, 1), ("", 130, 1)])
-def test_on_a_terminal_it_asks(
+def test_import_asks_on_a_terminal(
     db: Connection, file: Path, environ: dict[str, str], keys: str, code: int, assets: int
 ) -> None:
     keyboard, terminal = pty.openpty()
@@ -531,7 +533,7 @@ def test_on_a_terminal_it_asks(
     assert len(load(file, {}).assets) == assets
 
 
-def test_a_dry_run_shows_what_it_found(db: Connection, run: Run, file: Path) -> None:
+def test_a_dry_run_of_import_shows_what_it_found(db: Connection, run: Run, file: Path) -> None:
     told = run("import", "--market", "crypto", "--search", "bitcoin", "--dry-run")
 
     assert told.code == 0
@@ -540,7 +542,7 @@ def test_a_dry_run_shows_what_it_found(db: Connection, run: Run, file: Path) -> 
     assert file.read_text() == MINE
 
 
-def test_a_program_is_told_what_was_found_and_what_came_of_it(
+def test_import_with_json_lists_what_was_found_and_added(
     db: Connection, run: Run, file: Path
 ) -> None:
     told = json.loads(run("import", "--market", "fx", "--limit", "1", "--yes", "--json").out)
@@ -552,18 +554,21 @@ def test_a_program_is_told_what_was_found_and_what_came_of_it(
     assert rest["skipped"] == []
 
 
-def test_more_assets_than_the_limit_keeps_fresh_are_told(
+def test_import_warns_of_more_assets_than_the_limit_keeps_fresh(
     db: Connection, run: Run, file: Path
 ) -> None:
     told = run("import", "--market", "fx", "--every", "30")
 
-    assert "5 assets; 5 calls in 1 min get round them in 1 min at best, not in 30 s" in told.err
+    assert (
+        "5 assets; 5 calls in 1 min refresh each of them every 1 min at best, not every 30 s"
+        in told.err
+    )
 
 
 @pytest.mark.parametrize(
     ("search", "out"),
     [
-        ("zloty", "The provider's list of fx has nothing like that.\n"),
+        ("zloty", "The provider's list of fx has no such ticker.\n"),
         ("gold", "Nothing to add.\n"),
     ],
 )
@@ -586,7 +591,7 @@ def test_nothing_found_is_no_failure(
     ],
 )
 @pytest.mark.parametrize("command", [("import", "--market", "fx"), ("check",)], ids=lambda c: c[0])
-def test_what_stands_in_the_way_is_a_sentence_and_a_code(
+def test_each_obstacle_gives_a_sentence_and_an_exit_code(
     db: Connection,
     run: Run,
     file: Path,
@@ -604,7 +609,7 @@ def test_what_stands_in_the_way_is_a_sentence_and_a_code(
     assert held(db) == 0
 
 
-def test_with_no_time_to_wait_for_a_call_nothing_is_added(
+def test_if_there_is_no_time_to_wait_for_a_slot_nothing_is_added(
     db: Connection, run: Run, file: Path, server: StandIn
 ) -> None:
     for _ in range(5):
@@ -618,7 +623,7 @@ def test_with_no_time_to_wait_for_a_call_nothing_is_added(
     assert (len(server.log), server.refused) == (5, 0)
 
 
-def test_check_says_before_how_many_calls_it_takes_and_then_that_all_exist(
+def test_check_says_how_many_calls_it_needs_and_then_that_all_tickers_exist(
     db: Connection, run: Run, file: Path
 ) -> None:
     told = run("check")
@@ -628,7 +633,7 @@ def test_check_says_before_how_many_calls_it_takes_and_then_that_all_exist(
     assert told.out.splitlines()[1].split() == ["GOLD", "C:XAUUSD", "exists"]
 
 
-def test_check_says_which_ticker_is_mistyped_and_what_it_may_be(
+def test_check_names_a_mistyped_ticker_and_suggests_another(
     db: Connection, run: Run, file: Path
 ) -> None:
     file.write_text(MINE.replace("C:XAUUSD", "C:XUAUSD"))
@@ -649,7 +654,7 @@ def test_check_says_which_ticker_is_mistyped_and_what_it_may_be(
     ]
 
 
-def test_a_suggestion_that_cannot_be_had_takes_nothing_from_the_answer(
+def test_check_still_answers_if_no_suggestion_can_be_fetched(
     db: Connection, run: Run, file: Path, server: StandIn
 ) -> None:
     file.write_text(MINE.replace("C:XAUUSD", "C:XUAUSD"))
@@ -659,14 +664,14 @@ def test_a_suggestion_that_cannot_be_had_takes_nothing_from_the_answer(
 
     assert told.code == 1
     assert "knows no ticker C:XUAUSD" in told.out
-    assert "was not told" in told.err
+    assert "could not be found" in told.err
     assert "tried again" not in told.err
 
 
-def test_a_ticker_is_not_said_to_be_meant_for_itself(
+def test_an_unknown_ticker_is_not_suggested_for_itself(
     db: Connection, run: Run, file: Path, server: StandIn
 ) -> None:
-    server.set_faults(["not-found:1"])  # what the list still has
+    server.set_faults(["not-found:1"])  # the list still has this ticker
 
     told = run("check", "GOLD")
 
@@ -674,7 +679,7 @@ def test_a_ticker_is_not_said_to_be_meant_for_itself(
     assert "Did you mean" not in told.out
 
 
-def test_check_takes_symbols_and_says_what_a_mistyped_one_may_be(
+def test_check_takes_symbols_and_suggests_one_for_a_mistyped_symbol(
     db: Connection, run: Run, file: Path, server: StandIn
 ) -> None:
     told = run("check", "gald")
@@ -684,7 +689,7 @@ def test_check_takes_symbols_and_says_what_a_mistyped_one_may_be(
     assert len(server.log) == 0
 
 
-def test_without_assets_there_is_nothing_to_ask(
+def test_check_without_assets_makes_no_call(
     db: Connection, run: Run, file: Path, server: StandIn
 ) -> None:
     file.write_text("")
@@ -696,7 +701,7 @@ def test_without_assets_there_is_nothing_to_ask(
     assert len(server.log) == 0
 
 
-def test_ctrl_c_while_it_waits_gives_everything_back(
+def test_ctrl_c_while_import_waits_writes_nothing_and_holds_no_slot(
     db: Connection, run: Run, file: Path, environ: dict[str, str]
 ) -> None:
     for _ in range(5):
@@ -724,7 +729,7 @@ def test_ctrl_c_while_it_waits_gives_everything_back(
 
 
 @pytest.mark.parametrize("command", ["list", "check"])
-def test_what_left_the_file_is_told_with_what_forgets_it_and_kept(
+def test_check_reports_assets_that_left_the_file_and_the_command_that_removes_them(
     db: Connection, run: Run, file: Path, command: str
 ) -> None:
     wanted = [queue.Wanted(asset(symbol), Feed.BARS) for symbol in ("GOLD", "OLD", "OLDER")]
@@ -739,7 +744,9 @@ def test_what_left_the_file_is_told_with_what_forgets_it_and_kept(
     assert queue.claim(db, in_line(db), lease_seconds=1, most=1), "nothing was touched"
 
 
-def test_where_the_database_is_down_nothing_is_said_of_what_left(run: Run, file: Path) -> None:
+def test_check_does_not_mention_removed_assets_if_the_database_is_down(
+    run: Run, file: Path
+) -> None:
     told = run("list", "--json", DATABASE_URL="postgresql://me@127.0.0.1:1/x")
 
     assert told.code == 0

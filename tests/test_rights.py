@@ -1,4 +1,4 @@
-"""A role that may only run syncs, made with the SQL of the page on tables and rights."""
+"""A role that may only run syncs, made with the SQL on the page on JSON and tables."""
 
 import json
 import os
@@ -31,7 +31,7 @@ asset_type = "crypto"
 
 
 def sql_of_the_page() -> list[str]:
-    """Return the statements under the heading, for a role of the tests' own."""
+    """Return the statements under the heading, with the name of the tests' own role."""
     section = PAGE.read_text().split("\n## Rights\n")[1]
     [block] = re.findall(r"```sql\n(.*?)```", section, re.DOTALL)
     return [one.replace("syncer", ROLE) for one in block.split(";") if one.strip()]
@@ -62,7 +62,7 @@ def syncer(url: str, db: Connection, tmp_path: Path) -> Iterator[Syncer]:
 
 
 def test_the_documented_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
-    # An old run and its call, to be forgotten by this one.
+    # An old run and its call, which this run deletes.
     query(
         syncer.admin,
         """
@@ -80,7 +80,7 @@ def test_the_documented_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
             assert syncer.tell("sync", lane, "--dry-run", **api_at).code == 0
             told = syncer.tell("sync", lane, **api_at)
             assert (told.code, told.out[:-1].split(",")[0]) == (0, f"{lane}: 1 refreshed")
-        # And what else it writes: failures, denials (a second time, too), a block after a 429.
+        # The other things it writes: failures, denials (also a second time), a block after a 429.
         for fault in ("not-found", "forbidden:1", "forbidden:1", "rate-limit"):
             query(
                 syncer.admin,
@@ -139,7 +139,7 @@ FORBIDDEN = [
 ]
 
 
-def test_it_may_do_nothing_else(syncer: Syncer) -> None:
+def test_the_documented_role_can_do_nothing_else(syncer: Syncer) -> None:
     query(syncer.admin, "create schema elsewhere; create table elsewhere.secrets (what text)")
     connection = psycopg2.connect(syncer.url)
     try:
@@ -187,8 +187,8 @@ def test_the_doctor_names_each_right_that_is_missing(syncer: Syncer) -> None:
     assert len(granted) == 25 + 4
 
 
-def test_of_each_right_it_has_a_run_makes_use(syncer: Syncer) -> None:
-    """Without it a run ends in a sentence, or does not end as before."""
+def test_a_run_needs_each_documented_right(syncer: Syncer) -> None:
+    """Without the right, a run ends with an error or in another way than before."""
     rights = query(
         syncer.admin,
         """
@@ -198,7 +198,7 @@ def test_of_each_right_it_has_a_run_makes_use(syncer: Syncer) -> None:
         (ROLE,),
     )
     assert len(rights) == 25
-    # Which of them a run needs that finds nothing wrong; the other test makes use of the rest.
+    # The rights that a run without errors needs; the other test uses the rest.
     with StandIn("free", calls=1000) as api:
         assert syncer.tell("sync", "queue", POLYGON_BASE_URL=api.base_url).code == 0
         for table, right in rights:

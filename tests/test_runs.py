@@ -1,4 +1,4 @@
-"""The history: what each run did, and what the key may not do, for as long as it is of use."""
+"""The history: what each run did, and what the key may not do. Old entries are deleted."""
 
 import os
 import socket
@@ -50,7 +50,7 @@ def only_run(db: Connection) -> Run:
 # --- runs and calls -----------------------------------------------------------------------------
 
 
-def test_a_run_is_known_from_its_first_moment(db: Connection) -> None:
+def test_a_run_is_in_the_history_from_its_start(db: Connection) -> None:
     run_id = runs.start(db, "priority")
 
     run = only_run(db)
@@ -59,7 +59,7 @@ def test_a_run_is_known_from_its_first_moment(db: Connection) -> None:
     assert query(db, "select pid from asset_sync.runs") == [(os.getpid(),)]
 
 
-def test_a_run_that_ended_says_what_it_did(db: Connection) -> None:
+def test_a_run_that_ended_has_its_figures_and_its_reason(db: Connection) -> None:
     run_id = runs.start(db, "queue")
     record(db, run_id, Call(Feed.BARS, ["EURUSD"], "ok", 0.25, bars_written=100))
     record(db, run_id, Call(Feed.BARS, ["GBPUSD"], "ok", 0.25, bars_written=20))
@@ -74,13 +74,13 @@ def test_a_run_that_ended_says_what_it_did(db: Connection) -> None:
     assert (run.api_calls, run.bars_written, run.waited_seconds) == (3, 120, 1.5)
 
 
-def test_a_run_without_calls_ends_with_zeros(db: Connection) -> None:
+def test_a_run_without_calls_has_figures_of_zero(db: Connection) -> None:
     end(db, runs.start(db, "queue"), "nothing_due")
 
     assert (only_run(db).api_calls, only_run(db).bars_written) == (0, 0)
 
 
-def test_a_run_counts_its_own_calls_only(db: Connection) -> None:
+def test_a_run_counts_only_its_own_calls(db: Connection) -> None:
     other, mine = runs.start(db, "priority"), runs.start(db, "queue")
     record(db, other, Call(Feed.BARS, ["EURUSD"], "ok", 0.1, bars_written=7))
     record(db, mine, Call(Feed.BARS, ["GBPUSD"], "ok", 0.1, bars_written=5))
@@ -108,7 +108,7 @@ def test_a_run_at_work_shows_what_it_has_done_so_far(
     assert (only_run(db).updated, only_run(db).api_calls) == (3, 3)
 
 
-def test_what_failed_in_a_run_at_work_is_counted_too(db: Connection) -> None:
+def test_a_run_at_work_counts_its_failures_too(db: Connection) -> None:
     wanted = [queue.Wanted(asset(symbol), Feed.BARS) for symbol in ("BAD", "GOOD", "OTHER")]
     queue.enqueue(db, wanted, QueueSettings())
     query(db, "update asset_sync.queue set failed_at = now() - interval '1 hour'")
@@ -129,7 +129,7 @@ def test_what_failed_in_a_run_at_work_is_counted_too(db: Connection) -> None:
     assert (run.updated, run.failed) == (1, 1), "what another run did is not counted"
 
 
-def test_a_call_is_kept_as_it_was(db: Connection) -> None:
+def test_a_call_is_recorded_with_all_its_figures(db: Connection) -> None:
     run_id = runs.start(db, "queue")
 
     record(db, run_id, Call(Feed.SNAPSHOT, ["A", "B"], "unavailable", 1.2344, 0, "no answer"))
@@ -143,7 +143,7 @@ def test_a_call_is_kept_as_it_was(db: Connection) -> None:
     ) == [(run_id, "snapshot", ["A", "B"], "unavailable", 1234, 0, "no answer")]
 
 
-def test_a_call_is_noted_only_with_what_it_brought(db: Connection) -> None:
+def test_a_call_is_recorded_only_together_with_its_data(db: Connection) -> None:
     run_id = runs.start(db, "queue")
 
     def cut_off() -> None:
@@ -157,7 +157,7 @@ def test_a_call_is_noted_only_with_what_it_brought(db: Connection) -> None:
     assert query(db, "select from asset_sync.calls") == []
 
 
-def test_the_last_runs_come_latest_first_and_no_more_than_asked_for(db: Connection) -> None:
+def test_the_last_runs_are_listed_latest_first_up_to_the_limit(db: Connection) -> None:
     ids = [runs.start(db, "queue") for _ in range(4)]
 
     assert [run.id for run in runs.last(db, 3)] == ids[:0:-1]
@@ -186,7 +186,7 @@ def test_runs_are_kept_90_days_and_calls_30(db: Connection) -> None:
     assert query(db, "select duration_ms from asset_sync.calls") == [(29,)]
 
 
-def test_a_run_that_is_forgotten_takes_its_calls_along(db: Connection) -> None:
+def test_the_calls_of_a_deleted_run_are_deleted_too(db: Connection) -> None:
     query(
         db,
         """
@@ -202,7 +202,7 @@ def test_a_run_that_is_forgotten_takes_its_calls_along(db: Connection) -> None:
     assert query(db, "select from asset_sync.calls") == []
 
 
-def test_a_long_neglected_history_is_pruned_in_batches_the_oldest_first(db: Connection) -> None:
+def test_a_long_history_is_pruned_in_batches_from_the_oldest_on(db: Connection) -> None:
     query(
         db,
         """
@@ -242,7 +242,7 @@ def test_a_key_that_was_never_refused_may_do_everything(db: Connection) -> None:
         ),
     ],
 )
-def test_what_a_key_was_refused_is_remembered(
+def test_a_refusal_of_the_key_is_remembered(
     db: Connection, refuse: Callable[[Connection], None], known: Missing
 ) -> None:
     refuse(db)
@@ -250,7 +250,7 @@ def test_what_a_key_was_refused_is_remembered(
     assert entitlements.missing(db, KEY, "starter") == known
 
 
-def test_a_refusal_holds_for_that_key_and_that_plan_only(db: Connection) -> None:
+def test_a_refusal_holds_only_for_that_key_and_that_plan(db: Connection) -> None:
     deny(db, "snapshot")
     deny(db, "snapshot", "XAUUSD")
 
@@ -273,7 +273,7 @@ def test_a_refusal_is_forgotten_after_a_day(db: Connection) -> None:
     assert entitlements.missing(db, KEY, "starter") == NOTHING_DENIED
 
 
-def test_a_refusal_that_is_repeated_counts_from_anew(db: Connection) -> None:
+def test_a_repeated_refusal_is_remembered_for_another_day(db: Connection) -> None:
     deny(db, "today")
     age_denials(db, "25 hours")
 

@@ -1,4 +1,4 @@
-"""Cron and systemd start the jobs as the user's shell would, and nothing of others' changes."""
+"""Cron and systemd start the jobs as the user's shell does; installing changes no other job."""
 
 import re
 import shlex
@@ -13,15 +13,16 @@ from commandline import Told
 from machine import Machine
 
 from asset_sync.model import Lane
-from asset_sync.schedule import installed, lines
+from asset_sync.schedule import installation, installed, systemd
 from asset_sync.schedule.crontab import BEGIN, END
+from asset_sync.schedule.installation import SECRET_FILES, Installation, ScheduleError
 from asset_sync.settings import SECRET_VARIABLES, SHIPPED_FILE
 
 KEY = "s3same-key"
 
 
 class Crontab(Machine):
-    """A user's home, with a `crontab` and a `systemctl` of the test's own."""
+    """A user's home, with the test's own `crontab` and `systemctl`."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -42,7 +43,7 @@ class Crontab(Machine):
         return self.tell("schedule", *arguments, **environ)
 
     def jobs(self) -> dict[Lane, str]:
-        """The command of each job in the table, as cron hands it to the shell."""
+        """Return the command of each job in the crontab, as cron passes it to the shell."""
         text = self.table.read_text(errors="replace")
         lines = [line for line in text.splitlines() if "asset-sync sync" in line]
         # cron ends a command at a % without a backslash
@@ -73,14 +74,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crontab:
     (tmp_path / "polygon.key").write_text(KEY)
     monkeypatch.setattr(installed, "SYSTEM_CRONTABS", tmp_path / "cron.d")
     monkeypatch.setattr(installed, "SYSTEM_CRONTAB", tmp_path / "etc-crontab")
-    monkeypatch.setattr(lines, "SYSTEM_UNITS", tmp_path / "units")
+    monkeypatch.setattr(systemd, "SYSTEM_UNITS", tmp_path / "units")
     return made
 
 
 # --- cron --------------------------------------------------------------------------------------
 
 
-def test_the_block_holds_for_this_installation_whatever_the_jobs_environment(
+def test_the_block_names_this_installation_and_does_not_depend_on_the_jobs_environment(
     machine: Crontab,
 ) -> None:
     told = machine.schedule("cron", POLYGON_TIER="starter", PGSSLMODE="require")
@@ -105,12 +106,12 @@ def test_the_block_holds_for_this_installation_whatever_the_jobs_environment(
     assert not machine.table.exists(), "it only prints"
 
 
-def test_each_secret_has_a_name_for_its_file() -> None:
-    assert set(lines.SECRET_FILES) == set(SECRET_VARIABLES)
+def test_each_secret_has_a_variable_for_its_file() -> None:
+    assert set(SECRET_FILES) == set(SECRET_VARIABLES)
 
 
-def test_what_is_installed_starts_the_job_from_an_empty_environment(machine: Crontab) -> None:
-    """A path with blanks, a quote and a percent sign arrives as it is."""
+def test_the_installed_line_starts_the_job_from_an_empty_environment(machine: Crontab) -> None:
+    """A path with blanks, a quote and a percent sign is passed unchanged."""
     machine.schedule("cron", "--install", POLYGON_API_KEY_FILE=odd_key(machine))
 
     [job] = [job for lane, job in machine.jobs().items() if lane is Lane.QUEUE]
@@ -145,7 +146,9 @@ TABLES = {
 
 
 @pytest.mark.parametrize("before", TABLES.values(), ids=TABLES)
-def test_all_else_in_the_table_stays_byte_for_byte(machine: Crontab, before: bytes | None) -> None:
+def test_installing_changes_no_other_byte_of_the_crontab(
+    machine: Crontab, before: bytes | None
+) -> None:
     if before is not None:
         machine.table.write_bytes(before)
     others = (before or b"") + (b"\n" if before and not before.endswith(b"\n") else b"")
@@ -162,7 +165,7 @@ def test_all_else_in_the_table_stays_byte_for_byte(machine: Crontab, before: byt
     assert machine.table.read_bytes() == others
 
 
-def test_it_shows_the_difference(machine: Crontab) -> None:
+def test_installing_shows_the_difference(machine: Crontab) -> None:
     machine.table.write_text("0 4 * * *  backup\n")
 
     told = machine.schedule("cron", "--install")
@@ -173,7 +176,7 @@ def test_it_shows_the_difference(machine: Crontab) -> None:
     assert "starts the jobs from now on" in told.err
 
 
-def test_no_line_that_would_change_others_jobs_is_written(machine: Crontab) -> None:
+def test_no_written_line_changes_other_jobs(machine: Crontab) -> None:
     machine.schedule("cron", "--install", POLYGON_TIER="starter")
 
     lines = machine.table.read_text().splitlines()
@@ -181,7 +184,7 @@ def test_no_line_that_would_change_others_jobs_is_written(machine: Crontab) -> N
     assert [line for line in lines if not line.startswith(("#", "*/5 "))] == []
 
 
-def test_the_earlier_block_is_replaced_where_it_stands(machine: Crontab) -> None:
+def test_installing_replaces_the_earlier_block_in_its_place(machine: Crontab) -> None:
     machine.table.write_text("A=1\n")
     machine.schedule("cron", "--install")
     machine.table.write_text(machine.table.read_text() + "B=2\n0 4 * * *  backup\n")
@@ -206,7 +209,7 @@ def test_installing_the_same_again_changes_nothing(machine: Crontab) -> None:
     assert "nothing was changed" in told.err
 
 
-def test_removing_what_is_not_there_changes_nothing(machine: Crontab) -> None:
+def test_removing_jobs_that_are_not_installed_changes_nothing(machine: Crontab) -> None:
     told = machine.schedule("cron", "--remove")
 
     assert (told.code, told.out) == (0, "")
@@ -215,7 +218,7 @@ def test_removing_what_is_not_there_changes_nothing(machine: Crontab) -> None:
 
 
 @pytest.mark.parametrize("table", [f"{BEGIN}\n*/5 * * * *  x\n", f"{END}\n{BEGIN}\n"])
-def test_marks_that_are_no_pair_are_left_alone(machine: Crontab, table: str) -> None:
+def test_a_crontab_with_unpaired_marks_is_not_changed(machine: Crontab, table: str) -> None:
     machine.table.write_text(table)
 
     for action in ("--install", "--remove"):
@@ -225,7 +228,7 @@ def test_marks_that_are_no_pair_are_left_alone(machine: Crontab, table: str) -> 
     assert machine.table.read_text() == table
 
 
-def test_a_crontab_that_does_not_work_is_a_sentence(machine: Crontab) -> None:
+def test_a_crontab_command_that_fails_is_reported_in_a_sentence(machine: Crontab) -> None:
     machine.program("crontab", "echo 'You (me) are not allowed to use this program' >&2; exit 1")
 
     told = machine.schedule("cron", "--install")
@@ -235,7 +238,7 @@ def test_a_crontab_that_does_not_work_is_a_sentence(machine: Crontab) -> None:
     assert "Traceback" not in told.err
 
 
-def test_a_machine_without_cron_is_told_what_to_do(machine: Crontab) -> None:
+def test_without_cron_the_message_says_what_to_do(machine: Crontab) -> None:
     told = machine.schedule("cron", "--install", PATH="/nowhere")
 
     assert told.code == 2
@@ -243,7 +246,7 @@ def test_a_machine_without_cron_is_told_what_to_do(machine: Crontab) -> None:
     assert "asset-sync schedule systemd" in told.err
 
 
-def test_a_table_that_cron_refuses_is_a_sentence(machine: Crontab) -> None:
+def test_a_crontab_that_cron_refuses_is_reported_in_a_sentence(machine: Crontab) -> None:
     machine.program("crontab", '[ "$1" = -l ] || { echo "bad minute" >&2; exit 1; }')
 
     told = machine.schedule("cron", "--install")
@@ -255,10 +258,10 @@ def test_a_table_that_cron_refuses_is_a_sentence(machine: Crontab) -> None:
 # --- secrets -----------------------------------------------------------------------------------
 
 
-def test_a_secret_that_is_only_a_variable_is_written_nowhere_and_its_file_is_named(
+def test_a_secret_in_a_variable_is_not_written_and_the_variable_for_its_file_is_named(
     machine: Crontab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "_secrets_directory", lambda _: machine.home / "secrets")
+    monkeypatch.setattr(installation, "_secrets_directory", lambda _: machine.home / "secrets")
     environ = {"POLYGON_API_KEY_FILE": "", "POLYGON_API_KEY": KEY}
 
     refused = machine.schedule("cron", "--install", **environ)
@@ -288,7 +291,9 @@ def test_without_a_key_nothing_is_scheduled(machine: Crontab) -> None:
 @pytest.mark.parametrize(
     "environ", [{"PGPASSWORD": "s3same"}, {"HTTPS_PROXY": "http://me:s3same@proxy:3128"}]
 )
-def test_a_password_of_others_is_not_written(machine: Crontab, environ: dict[str, str]) -> None:
+def test_a_password_in_a_variable_of_another_program_is_not_written(
+    machine: Crontab, environ: dict[str, str]
+) -> None:
     told = machine.schedule("cron", **environ)
 
     assert told.code == 2
@@ -310,10 +315,10 @@ def test_crontab_and_systemctl_get_no_secret(machine: Crontab) -> None:
     assert "s3same" not in seen.read_text()
 
 
-# --- one starter -------------------------------------------------------------------------------
+# --- cron or systemd, not both -----------------------------------------------------------------
 
 
-def test_jobs_that_systemd_starts_are_not_given_to_cron(machine: Crontab) -> None:
+def test_jobs_that_systemd_starts_are_not_installed_in_cron(machine: Crontab) -> None:
     machine.program("systemctl", 'case "$*" in list-timers*) echo asset-sync-queue.timer ;; esac')
 
     told = machine.schedule("cron", "--install")
@@ -323,7 +328,7 @@ def test_jobs_that_systemd_starts_are_not_given_to_cron(machine: Crontab) -> Non
     assert not machine.table.exists()
 
 
-def test_jobs_that_cron_starts_are_not_given_to_systemd(machine: Crontab) -> None:
+def test_jobs_that_cron_starts_are_not_installed_in_systemd(machine: Crontab) -> None:
     machine.schedule("cron", "--install")
 
     told = machine.schedule("systemd", "--user", "--install")
@@ -333,7 +338,7 @@ def test_jobs_that_cron_starts_are_not_given_to_systemd(machine: Crontab) -> Non
     assert not (machine.home / ".config").exists()
 
 
-def test_jobs_written_into_the_table_by_hand_are_not_started_twice(machine: Crontab) -> None:
+def test_jobs_in_the_crontab_outside_of_the_block_are_not_started_twice(machine: Crontab) -> None:
     machine.table.write_text("# mine\n*/5 * * * *  asset-sync sync queue -q\n")
 
     told = machine.schedule("cron", "--install")
@@ -378,7 +383,7 @@ def test_the_interval_is_that_of_the_settings(
 
 @pytest.mark.parametrize("minutes", ["7", "0.5", "90", "1000"])
 @pytest.mark.parametrize("scheduler", ["cron", "systemd"])
-def test_an_interval_that_would_not_be_even_is_refused(
+def test_an_interval_that_does_not_divide_the_hour_or_day_is_refused(
     machine: Crontab, minutes: str, scheduler: str
 ) -> None:
     users = ["--user"] if scheduler == "systemd" else []
@@ -424,7 +429,7 @@ def test_the_users_units_are_written_and_started(machine: Crontab) -> None:
 UNITS = {f"asset-sync-{lane.value}.{kind}" for lane in Lane for kind in ("service", "timer")}
 
 
-def test_where_systemd_does_not_run_the_commands_for_later_are_named(machine: Crontab) -> None:
+def test_if_systemd_does_not_run_the_commands_for_later_are_named(machine: Crontab) -> None:
     machine.program("systemctl", "echo 'System has not been booted with systemd' >&2; exit 1")
 
     told = machine.schedule("systemd", "--user", "--install")
@@ -435,9 +440,9 @@ def test_where_systemd_does_not_run_the_commands_for_later_are_named(machine: Cr
 
 
 @pytest.fixture
-def server_installation() -> lines.Installation:
+def server_installation() -> Installation:
     etc = Path("/etc/asset-sync")
-    return lines.Installation(
+    return Installation(
         program=("/opt/asset-sync/bin/asset-sync",),
         interval_minutes=5,
         environment=(("ASSET_SYNC_CONFIG", f"{etc}/assets.toml"),),
@@ -447,12 +452,12 @@ def server_installation() -> lines.Installation:
     )
 
 
-def test_the_units_in_the_repository_are_those_that_are_printed(
-    server_installation: lines.Installation,
+def test_the_units_in_the_repository_match_the_printed_ones(
+    server_installation: Installation,
 ) -> None:
     directory = Path(__file__).parent.parent / "systemd"
 
-    units = lines.system_units(server_installation, directory)
+    units = systemd.system_units(server_installation, directory)
 
     assert {file.path for file in units} == set(directory.iterdir())
     for file in units:
@@ -468,13 +473,13 @@ def test_the_units_in_the_repository_are_those_that_are_printed(
     ],
 )
 def test_units_of_the_system_that_could_not_work_are_refused(
-    server_installation: lines.Installation, change: dict[str, object], tmp_path: Path
+    server_installation: Installation, change: dict[str, object], tmp_path: Path
 ) -> None:
-    with pytest.raises(lines.ScheduleError):
-        lines.system_units(replace(server_installation, **change), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ScheduleError):
+        systemd.system_units(replace(server_installation, **change), tmp_path)  # type: ignore[arg-type]
 
 
-def test_systemd_takes_the_users_units(machine: Crontab, tmp_path: Path) -> None:
+def test_systemd_accepts_the_users_units(machine: Crontab, tmp_path: Path) -> None:
     told = machine.schedule("systemd", "--user", "--install", POLYGON_TIER="starter")
     directory = tmp_path / ".config" / "systemd" / "user"
 
@@ -490,7 +495,7 @@ def test_systemd_takes_the_users_units(machine: Crontab, tmp_path: Path) -> None
     assert str(directory) not in verified.stderr
 
 
-def test_what_no_unit_can_hold_is_refused(machine: Crontab) -> None:
+def test_a_value_that_no_unit_can_hold_is_refused(machine: Crontab) -> None:
     told = machine.schedule("systemd", "--user", POLYGON_API_KEY_FILE=odd_key(machine))
 
     assert (told.code, told.out) == (2, "")

@@ -1,4 +1,4 @@
-"""A second, small provider, without HTTP: the loop knows nothing of the first."""
+"""The loop works with a second, small provider without HTTP."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ FIVE_MINUTES = timedelta(minutes=5)
 
 @dataclass
 class Constant:
-    """A provider whose prices never move; what goes wrong is a list of errors, one a call."""
+    """A provider whose prices never change; it raises a list of errors, one per call."""
 
     price: float = 42.0
     unknown: frozenset[str] = frozenset()
@@ -118,7 +118,7 @@ def runner(
     return made
 
 
-def test_each_lane_serves_its_assets_from_it(runner: Runner) -> None:
+def test_each_lane_serves_its_assets_from_the_second_provider(runner: Runner) -> None:
     assert runner.run(Lane.PRIORITY).updated == ["XAUUSD"]
     assert runner.run(Lane.QUEUE).updated == ["BTCUSD", "ETHUSDT"]
     assert runner.provider.calls == [
@@ -139,14 +139,14 @@ def test_quotes_and_bars_serve_an_asset_on_a_plan_with_both(runner: Runner) -> N
     assert query(runner.db, "select count(*) from asset_sync.calls") == [(3,)]
 
 
-def test_a_second_run_asks_for_what_is_new(runner: Runner) -> None:
+def test_a_second_run_asks_only_for_new_bars(runner: Runner) -> None:
     runner.run()
     runner.clock.sleep(301)
     runner.provider.price = 43.0
     assert runner.run().updated == ["BTCUSD", "ETHUSDT"]
 
 
-def test_a_ticker_that_it_does_not_know_is_a_failure_of_that_asset(runner: Runner) -> None:
+def test_an_unknown_ticker_is_a_failure_of_that_asset(runner: Runner) -> None:
     runner.provider.unknown = frozenset({"X:BTCUSD"})
     report = runner.run()
     assert report.updated == ["ETHUSDT"]
@@ -156,16 +156,14 @@ def test_a_ticker_that_it_does_not_know_is_a_failure_of_that_asset(runner: Runne
 
 
 @pytest.mark.parametrize("error", [Unavailable("502"), TickerUnknown("no such thing")])
-def test_what_goes_wrong_with_one_asset_stops_no_other(
-    runner: Runner, error: ProviderError
-) -> None:
+def test_an_error_of_one_asset_stops_no_other(runner: Runner, error: ProviderError) -> None:
     runner.provider.errors = [error]
     report = runner.run(seconds=20)
     assert report.updated == ["ETHUSDT"]
     assert [failure.symbol for failure in report.failed] == ["BTCUSD"]
 
 
-def test_a_429_holds_everybody_for_as_long_as_it_says(runner: Runner) -> None:
+def test_a_429_stops_all_calls_for_as_long_as_it_says(runner: Runner) -> None:
     runner.provider.errors = [RateLimited(90)]
     assert runner.run(seconds=20).reason_ended is Ended.BUDGET
     runner.clock.sleep(91)

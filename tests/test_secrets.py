@@ -1,4 +1,4 @@
-"""With everything that can go wrong: no key, password or address in what anybody can read."""
+"""No fault shows a key, password or address in anything that other people can read."""
 
 import contextlib
 import os
@@ -25,12 +25,12 @@ KEY = "zq7key-Kx9vTn2"
 PASSWORD = "zq7pass-Wm4rLp8"
 PROXY_USER = "zq7user"
 USER = "asset_sync_test_role"
-"""No secret, as the database's host, port and name are none."""
+"""This is no secret, and neither are the database's host, port and name."""
 REDIS_PASSWORD = "zq7redis-Bd6yHc3"
 REDIS_USER = "zq7reader"
 PING_UUID = "zq7ping-0d338dcc-a054"
 MARK = "zq7"
-"""Stands in each of them, and in nothing else."""
+"""A text that is in every secret and nowhere else."""
 
 
 FILE = """
@@ -57,7 +57,7 @@ asset_type = "crypto"
 
 
 class Host(Machine):
-    """A machine on which everything has a secret."""
+    """A machine in which every setting that can hold a secret has one."""
 
     def __init__(self, home: Path, url: str, db: Connection, **environ: str) -> None:
         super().__init__(home, url, secrets=(MARK,))
@@ -83,7 +83,7 @@ class Host(Machine):
 
 @pytest.fixture
 def role(db: Connection) -> Iterator[str]:
-    """A user and a password of the database that are secrets; dropped again."""
+    """A database role whose name and password are secrets; it is dropped at the end."""
     [(allowed,)] = query(db, "select rolsuper from pg_roles where rolname = current_user")
     if not allowed:
         pytest.skip("the role of TEST_DATABASE_URL may not create superusers")
@@ -109,7 +109,7 @@ def host(tmp_path: Path, url: str, db: Connection, role: str) -> Iterator[Host]:
         "PING_URL": f"http://127.0.0.1:1/{PING_UUID}",
         "HTTPS_PROXY": f"http://{PROXY_USER}:{PASSWORD}@127.0.0.1:1",
     }
-    # With bars of an hour ago a call brings a dozen instead of ten thousand.
+    # If the newest bar is an hour old, a call brings a dozen bars instead of ten thousand.
     query(
         db,
         """
@@ -128,7 +128,7 @@ def host(tmp_path: Path, url: str, db: Connection, role: str) -> Iterator[Host]:
 
 
 def assert_nothing_is_stored(db: Connection) -> None:
-    """Look through every column of every table, as text."""
+    """Check every column of every table as text."""
     tables = query(
         db,
         """
@@ -156,7 +156,7 @@ def assert_nothing_is_seen_in_the_server(db: Connection) -> None:
 # --- the API ------------------------------------------------------------------------------------
 
 
-def test_no_fault_of_the_api_tells_a_secret(host: Host) -> None:
+def test_no_fault_of_the_api_reveals_a_secret(host: Host) -> None:
     with StandIn("starter", calls=10_000, key=KEY) as api:
         where = {"POLYGON_BASE_URL": api.base_url}
         for number, fault in enumerate(FAULTS):
@@ -181,14 +181,14 @@ def test_no_fault_of_the_api_tells_a_secret(host: Host) -> None:
 
 
 def echo(request: bytes) -> bytes:
-    """Answer with the key that was sent, in words, as a helpful proxy would."""
+    """Answer with a message that quotes the key that was sent."""
     [sent] = [line for line in request.decode().splitlines() if line.startswith("Authorization")]
     assert KEY in sent
     return f'{{"status":"ERROR","error":"{sent}","message":"{sent}"}}'.encode()
 
 
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad", "401 No", "403 No", "404 No", "500 No"])
-def test_a_server_that_sends_the_key_back_does_not_make_it_known(host: Host, status: str) -> None:
+def test_a_key_that_the_server_sends_back_is_not_shown(host: Host, status: str) -> None:
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -215,7 +215,7 @@ def test_a_server_that_sends_the_key_back_does_not_make_it_known(host: Host, sta
     assert_nothing_is_stored(host.db)
 
 
-def test_a_proxy_that_does_not_connect_keeps_its_password(host: Host) -> None:
+def test_the_password_of_a_proxy_that_does_not_connect_is_not_shown(host: Host) -> None:
     told = host.tell(
         "-v", "sync", "priority", "--max-runtime", "2", POLYGON_BASE_URL="https://api.example.test"
     )
@@ -240,8 +240,8 @@ def test_a_proxy_that_does_not_connect_keeps_its_password(host: Host) -> None:
         f"http://{REDIS_USER}:{REDIS_PASSWORD}@127.0.0.1",
     ],
 )
-def test_a_redis_that_does_not_take_it_keeps_its_password(host: Host, address: str) -> None:
-    with StandIn("free", calls=100, key=KEY) as api:  # what speaks HTTP is no Redis
+def test_the_password_of_a_redis_that_refuses_it_is_not_shown(host: Host, address: str) -> None:
+    with StandIn("free", calls=100, key=KEY) as api:  # a server that speaks HTTP is no Redis
         port = api.base_url.rsplit(":", 1)[1]
         told = host.tell(
             "-v",
@@ -274,8 +274,10 @@ def test_a_redis_that_does_not_take_it_keeps_its_password(host: Host, address: s
     ],
 )
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_ping_that_fails_keeps_its_url(host: Host, address: str, log_format: str) -> None:
-    with StandIn("free", calls=100, key=KEY) as api:  # which knows no such path
+def test_the_url_of_a_ping_that_fails_is_not_shown(
+    host: Host, address: str, log_format: str
+) -> None:
+    with StandIn("free", calls=100, key=KEY) as api:  # the stand-in has no such path
         port = api.base_url.rsplit(":", 1)[1]
         told = host.tell(
             *("-v", "sync", "priority", "--limit", "1", "--log-format", log_format),
@@ -315,7 +317,7 @@ COMMANDS = (
         f"mysql://{USER}:{PASSWORD}@127.0.0.1/market",
     ],
 )
-def test_an_address_that_leads_nowhere_is_not_told(host: Host, address: str) -> None:
+def test_the_password_in_an_unreachable_address_is_not_shown(host: Host, address: str) -> None:
     for command in COMMANDS:
         told = host.tell(*command, DATABASE_URL=address)
         assert told.code in ({0, 2} if "assets" in command else {2, 3})
@@ -344,7 +346,7 @@ create trigger refusing before insert on {} execute function refuse()
         f"alter role {USER} set search_path = ''",
     ],
 )
-def test_a_database_that_refuses_tells_no_secret(host: Host, trouble: str) -> None:
+def test_a_database_that_refuses_reveals_no_secret(host: Host, trouble: str) -> None:
     query(host.db, trouble)
     with StandIn("free", calls=100, key=KEY) as api:
         for command in COMMANDS[:6]:
@@ -354,7 +356,7 @@ def test_a_database_that_refuses_tells_no_secret(host: Host, trouble: str) -> No
             )  # fmt: skip
 
 
-def test_a_missing_database_and_an_empty_one_tell_no_secret(host: Host, empty_url: str) -> None:
+def test_a_missing_and_an_empty_database_reveal_no_secret(host: Host, empty_url: str) -> None:
     empty = make_dsn(empty_url, user=USER, password=PASSWORD)
     missing = make_dsn(empty, dbname="there_is_none")
     for address in (empty, missing):
@@ -362,7 +364,7 @@ def test_a_missing_database_and_an_empty_one_tell_no_secret(host: Host, empty_ur
             host.tell(*command, DATABASE_URL=address)
 
 
-def test_the_address_is_printed_without_its_password_and_only_when_asked_for(host: Host) -> None:
+def test_the_address_is_printed_only_on_request_and_without_its_password(host: Host) -> None:
     told = commandline.asset_sync("db", "url", "-v", environ=host.environ, directory=host.home)
     assert parse_dsn(told.out)["user"] == USER
     assert PASSWORD not in told.out + told.err
@@ -371,7 +373,7 @@ def test_the_address_is_printed_without_its_password_and_only_when_asked_for(hos
 @pytest.mark.parametrize(
     "name", ["POLYGON_API_KEY", "DATABASE_URL", "DB_PASSWORD", "REDIS_URL", "PING_URL"]
 )
-def test_a_secret_in_the_wrong_place_is_not_told(host: Host, name: str) -> None:
+def test_a_secret_in_the_wrong_place_is_not_shown(host: Host, name: str) -> None:
     host.tell("-v", "queue", "status", **{f"{name}_FILE": KEY, name: ""})
     host.tell("-v", "queue", "status", **{f"{name}_FILE": host.environ["DATABASE_URL"], name: ""})
     (host.home / "assets.toml").write_text(f"[provider]\n{name.lower()} = '{PASSWORD}'\n")
@@ -382,12 +384,12 @@ def test_a_secret_in_the_wrong_place_is_not_told(host: Host, name: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["a bug", "terminated"])
-def test_while_it_works_and_when_it_breaks_nobody_on_the_machine_sees_a_secret(
+def test_nobody_on_the_machine_sees_a_secret_of_a_run_that_works_or_breaks(
     host: Host, how: str
 ) -> None:
     script = "from asset_sync.cli import main; main()"
     if how == "a bug":
-        # As deep in it as can be, with the key, the session and the connection around.
+        # The exception is raised deep in the run, where key, session and connection are in scope.
         script = (
             "from asset_sync.provider.polygon import http as _http\n"
             "def broken(*what): raise RuntimeError(repr(what[0].request.headers))\n"

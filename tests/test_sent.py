@@ -1,4 +1,4 @@
-"""What counts as sent: a request is, from just before its first byte is written."""
+"""A request counts as sent from just before its first byte is written."""
 
 import json
 import socket
@@ -40,7 +40,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["refused", "no such name", "no URL", "proxy refused"],
 )
-def test_a_request_that_could_not_leave_was_not_sent(
+def test_a_request_that_could_not_be_written_counts_as_not_sent(
     base_url: str, proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if proxy:
@@ -49,7 +49,7 @@ def test_a_request_that_could_not_leave_was_not_sent(
         assert type(failure(lambda: ask(api))) is NotSent
 
 
-def test_a_tls_handshake_that_fails_or_takes_too_long_sends_nothing() -> None:
+def test_a_failed_or_slow_tls_handshake_counts_as_not_sent() -> None:
     for script in (
         drips(b"HTTP/1.1 400 Bad\r\n\r\n", b"x", after_request=False),
         drips(b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb", b"\x00", after_request=False),
@@ -58,7 +58,9 @@ def test_a_tls_handshake_that_fails_or_takes_too_long_sends_nothing() -> None:
             assert type(failure(lambda: ask(api))) is NotSent
 
 
-def test_a_proxy_that_refuses_the_tunnel_has_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_to_a_proxy_that_refuses_the_tunnel_counts_as_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with wire(says(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         with polygon("https://api.invalid") as api:
@@ -80,7 +82,7 @@ def test_a_proxy_that_refuses_the_tunnel_has_sent_nothing(monkeypatch: pytest.Mo
         ),
     ],
 )
-def test_a_request_that_was_written_and_not_answered_may_still_be_counted(script: Script) -> None:
+def test_a_written_request_without_an_answer_counts_as_sent(script: Script) -> None:
     with wire(script) as url, polygon(url, call=0.4) as api:
         error = failure(lambda: ask(api))
     assert type(error) is Unanswered
@@ -95,12 +97,12 @@ def test_a_request_that_was_written_and_not_answered_may_still_be_counted(script
         HEAD + b"Content-Encoding: gzip\r\nContent-Length: 7\r\n\r\nno gzip",
     ],
 )
-def test_an_answer_that_cannot_be_used_is_an_answer(answer: bytes) -> None:
+def test_a_request_with_an_unusable_answer_counts_as_answered(answer: bytes) -> None:
     with wire(says(answer)) as url, polygon(url) as api:
         assert type(failure(lambda: ask(api))) is Unavailable
 
 
-def test_a_kept_connection_that_is_reset_counts_as_sent() -> None:
+def test_a_request_on_a_kept_connection_that_is_reset_counts_as_sent() -> None:
     def script(connection: socket.socket, over: threading.Event) -> None:
         read_request(connection)
         connection.sendall(WELL)
@@ -116,7 +118,7 @@ def test_a_kept_connection_that_is_reset_counts_as_sent() -> None:
 
 @pytest.fixture
 def suspend(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let the host be suspended for an hour, which its clock counts and no timer notices."""
+    """Suspend the host for an hour: its clock counts that, and no timer notices it."""
     asleep = [0.0]
     real = time.clock_gettime
 
@@ -200,7 +202,7 @@ def _before_a_call_on_a_kept_connection(
         _before_a_call_on_a_kept_connection,
     ],
 )
-def test_a_host_suspended_between_slot_and_request_sends_nothing(
+def test_a_host_that_was_suspended_between_slot_and_request_sends_nothing(
     moment: Moment, suspend: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests: list[bytes] = []

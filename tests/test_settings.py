@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.settings`: each mistake a sentence, no secret shown, one order."""
+"""Settings: each mistake gives a sentence, no secret is shown, sources have one order."""
 
 import dataclasses
 import errno
@@ -55,7 +55,7 @@ def settings_of(cwd: Path, toml: str, **environ: str) -> Settings:
 
 
 def mistakes_of(cwd: Path, toml: str, **environ: str) -> tuple[str, ...]:
-    """Return the sentences, with the file called FILE."""
+    """Return the sentences about mistakes, with FILE for the file's path."""
     with pytest.raises(SettingsError) as caught:
         settings_of(cwd, toml, **environ)
     assert str(caught.value) == "\n".join(caught.value.mistakes)
@@ -65,7 +65,7 @@ def mistakes_of(cwd: Path, toml: str, **environ: str) -> tuple[str, ...]:
 
 
 def asset_toml(table: str = "secondary_assets", **changes: str | None) -> str:
-    """Return a right asset with some lines changed, and those left out that are None."""
+    """Return a valid asset with some lines changed; lines that are None are left out."""
     lines: dict[str, str | None] = {
         "symbol": '"EURUSD"',
         "polygon_ticker": '"C:EURUSD"',
@@ -76,10 +76,10 @@ def asset_toml(table: str = "secondary_assets", **changes: str | None) -> str:
     return f"[[{table}]]\n{body}\n"
 
 
-# --- What a file says ----------------------------------------------------------------------------
+# --- The file ------------------------------------------------------------------------------------
 
 
-def test_an_empty_file_means_the_defaults_of_the_free_plan_and_no_assets(cwd: Path) -> None:
+def test_an_empty_file_gives_the_defaults_of_the_free_plan_and_no_assets(cwd: Path) -> None:
     assert settings_of(cwd, "") == Settings(
         provider=ProviderSettings(plan=PLANS["free"], api_key=None),
         rate_limit=RateLimit(calls=5, period_seconds=60, hold_for_priority=True),
@@ -88,7 +88,7 @@ def test_an_empty_file_means_the_defaults_of_the_free_plan_and_no_assets(cwd: Pa
         health=HealthSettings(),
         monitoring=MonitoringSettings(),
         conninfo=None,
-        redis_url=None,
+        bus_url=None,
         assets=(),
         source=cwd / "assets.toml",
         shipped=False,
@@ -149,7 +149,7 @@ def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
     )
 
 
-def test_an_asset_says_what_it_is(cwd: Path) -> None:
+def test_every_key_of_an_asset_is_read(cwd: Path) -> None:
     text = asset_toml(
         "priority_assets", name='"Euro"', priority="4", update_frequency_seconds="60"
     ) + asset_toml(
@@ -234,7 +234,7 @@ def test_no_time_zone_is_read_with_settings_whose_hours_name_none(cwd: Path) -> 
     subprocess.run([sys.executable, "-c", program], cwd=cwd, check=True)
 
 
-def test_an_asset_that_is_switched_off_is_named_but_not_kept_fresh(cwd: Path) -> None:
+def test_a_switched_off_asset_is_known_but_not_kept_fresh(cwd: Path) -> None:
     text = (
         asset_toml("priority_assets", enabled="false")
         + asset_toml(symbol='"GBPUSD"', polygon_ticker='"C:GBPUSD"', enabled="false")
@@ -249,20 +249,20 @@ def test_an_asset_that_is_switched_off_is_named_but_not_kept_fresh(cwd: Path) ->
     assert read.named == (*read.assets, *read.switched_off)
 
 
-def test_a_symbol_stands_only_once_even_if_one_of_the_two_is_switched_off(cwd: Path) -> None:
+def test_a_symbol_may_occur_only_once_even_if_one_of_the_two_is_switched_off(cwd: Path) -> None:
     [mistake] = mistakes_of(cwd, asset_toml(enabled="false") + asset_toml())
 
     assert "a symbol may stand only once" in mistake
 
 
 @pytest.mark.parametrize("value", ['"no"', "0", '"false"'])
-def test_an_asset_is_switched_off_by_false_and_nothing_else(cwd: Path, value: str) -> None:
+def test_only_false_switches_an_asset_off(cwd: Path, value: str) -> None:
     [mistake] = mistakes_of(cwd, asset_toml(enabled=value))
 
     assert "secondary_assets[1].enabled (EURUSD)" in mistake
 
 
-def test_critical_assets_come_by_priority_then_by_their_place_and_others_by_their_place(
+def test_critical_assets_are_ordered_by_priority_then_place_and_others_by_place(
     cwd: Path,
 ) -> None:
     text = "".join(
@@ -278,7 +278,7 @@ def test_critical_assets_come_by_priority_then_by_their_place_and_others_by_thei
     assert [asset.symbol for asset in read.others] == ["LOW", "HIGH"]
 
 
-def test_a_file_may_begin_with_the_mark_that_windows_editors_write(cwd: Path) -> None:
+def test_a_file_may_begin_with_a_byte_order_mark(cwd: Path) -> None:
     (cwd / "assets.toml").write_bytes(b"\xef\xbb\xbf[queue]\r\nmax_size = 8\r\n")
     assert load(None, {}, cwd=cwd).queue.max_size == 8
 
@@ -311,7 +311,7 @@ def test_a_paid_key_has_a_hundred_calls_a_second_and_snapshots_first(name: str) 
         ("", {"POLYGON_TIER": "starter", "POLYGON_RATE_LIMIT": "3"}, 3, 1),
     ],
 )
-def test_the_limit_in_force_is_the_environments_then_the_files_then_the_plans(
+def test_the_limit_comes_from_the_environment_or_else_the_file_or_else_the_plan(
     cwd: Path, toml: str, environ: dict[str, str], calls: int, period_seconds: float
 ) -> None:
     assert settings_of(cwd, toml, **environ).rate_limit == RateLimit(calls, period_seconds)
@@ -339,12 +339,12 @@ queue.max_size = 70
         ("POLYGON_API_KEY", HIDDEN, lambda s: s.provider.api_key == Secret(HIDDEN)),
         ("POLYGON_API_KEY", f" {HIDDEN}\n", lambda s: s.provider.api_key == Secret(HIDDEN)),
         ("MASSIVE_API_KEY", HIDDEN, lambda s: s.provider.api_key == Secret(HIDDEN)),
-        ("REDIS_URL", "redis://cache", lambda s: s.redis_url == Secret("redis://cache")),
-        ("REDIS_URL", "unix:///run/r.sock", lambda s: s.redis_url is not None),
+        ("REDIS_URL", "redis://cache", lambda s: s.bus_url == Secret("redis://cache")),
+        ("REDIS_URL", "unix:///run/r.sock", lambda s: s.bus_url is not None),
         ("PING_URL", "https://hc/1", lambda s: s.monitoring.ping_url == Secret("https://hc/1")),
     ],
 )
-def test_a_variable_wins_over_the_file(
+def test_a_variable_overrides_the_file(
     cwd: Path, name: str, value: str, read: Callable[[Settings], bool]
 ) -> None:
     assert not read(settings_of(cwd, FULL_FILE))
@@ -352,13 +352,13 @@ def test_a_variable_wins_over_the_file(
 
 
 @pytest.mark.parametrize("word", ["true", "1", "yes", "on", "TRUE"])
-def test_words_for_yes(cwd: Path, word: str) -> None:
+def test_each_word_for_yes_is_read_as_true(cwd: Path, word: str) -> None:
     toml = "batch.priority_assets_enabled = false"
     assert settings_of(cwd, toml, PRIORITY_ASSETS_ENABLED=word).batch.priority_assets_enabled
 
 
 @pytest.mark.parametrize("word", ["false", "0", "no", "off", "Off"])
-def test_words_for_no(cwd: Path, word: str) -> None:
+def test_each_word_for_no_is_read_as_false(cwd: Path, word: str) -> None:
     assert not settings_of(cwd, "", PRIORITY_ASSETS_ENABLED=word).batch.priority_assets_enabled
 
 
@@ -368,13 +368,13 @@ def test_an_empty_variable_counts_as_unset(cwd: Path, empty: str) -> None:
     assert settings_of(cwd, FULL_FILE, **emptied) == settings_of(cwd, FULL_FILE)
 
 
-def test_the_polygon_key_wins_over_the_massive_key(cwd: Path) -> None:
+def test_polygon_api_key_overrides_massive_api_key(cwd: Path) -> None:
     read = settings_of(cwd, "", POLYGON_API_KEY="polygon", MASSIVE_API_KEY="massive")
     assert read.provider.api_key == Secret("polygon")
 
 
 class Recorder(Mapping[str, str]):
-    """An empty environment that remembers what it was asked for."""
+    """An empty environment that records which variables are read."""
 
     def __init__(self) -> None:
         self.asked: set[str] = set()
@@ -392,7 +392,7 @@ class Recorder(Mapping[str, str]):
 
 def test_the_list_of_variables_is_complete() -> None:
     recorder = Recorder()
-    with pytest.raises(SettingsError):  # An unknown file, so that no place is left out.
+    with pytest.raises(SettingsError):  # No file is named, so that all places are searched.
         load(Path("/does/not/exist"), recorder)
     load(None, recorder, cwd=SHIPPED_FILE.parent)
 
@@ -412,14 +412,14 @@ def test_the_list_of_variables_is_complete() -> None:
         "  service = prices",
     ],
 )
-def test_database_url_is_taken_verbatim(cwd: Path, url: str) -> None:
+def test_database_url_is_used_unchanged(cwd: Path, url: str) -> None:
     assert settings_of(cwd, "", DATABASE_URL=url).conninfo == Secret(url)
 
 
 @pytest.mark.parametrize(
     "value", ["plain", r"it's", "back\\slash", "a b", "\\", "'", "x='y' \\' z", " rim ", "é\n"]
 )
-def test_db_parts_reach_libpq_as_they_are(cwd: Path, value: str) -> None:
+def test_db_variables_reach_libpq_unchanged(cwd: Path, value: str) -> None:
     conninfo = settings_of(
         cwd,
         "",
@@ -450,18 +450,18 @@ def test_db_parts_reach_libpq_as_they_are(cwd: Path, value: str) -> None:
         ("DB_PASSWORD", "password"),
     ],
 )
-def test_each_db_part_alone_says_that_there_is_a_database(cwd: Path, name: str, part: str) -> None:
+def test_each_db_variable_alone_names_a_server(cwd: Path, name: str, part: str) -> None:
     conninfo = settings_of(cwd, "", **{name: "5432"}).conninfo
     assert conninfo is not None
     assert parse_dsn(conninfo.reveal()) == {part: "5432"}
 
 
 @pytest.mark.parametrize("name", settings.LIBPQ_VARIABLES)
-def test_libpqs_own_variables_are_left_to_libpq(cwd: Path, name: str) -> None:
+def test_libpqs_own_variables_are_read_by_libpq(cwd: Path, name: str) -> None:
     assert settings_of(cwd, "", **{name: "x"}).conninfo == Secret("")
 
 
-def test_database_url_wins_over_db_parts_which_win_over_libpqs(cwd: Path) -> None:
+def test_database_url_overrides_db_variables_and_these_override_libpqs(cwd: Path) -> None:
     libpq = {"PGHOST": "libpq"}
     parts = libpq | {"DB_HOST": "parts", "DB_PORT": "never read"}
     url = parts | {"DATABASE_URL": "postgresql://url"}
@@ -486,7 +486,7 @@ SECRETS = {
 }
 
 
-def test_no_secret_shows_however_the_settings_are_written_down(cwd: Path) -> None:
+def test_no_secret_is_shown_in_any_text_form_of_the_settings(cwd: Path) -> None:
     names = ("POLYGON_API_KEY", "DATABASE_URL", "REDIS_URL", "PING_URL")
     read = settings_of(cwd, "", **{name: SECRETS[name] for name in names})
     assert read.provider.api_key is not None
@@ -504,7 +504,7 @@ def test_no_secret_shows_however_the_settings_are_written_down(cwd: Path) -> Non
     assert str(secret) == repr(secret) == f"{secret}" == "***"
 
 
-def test_a_secret_can_be_recognised_and_compared(cwd: Path) -> None:
+def test_a_secret_has_a_fingerprint_and_can_be_compared(cwd: Path) -> None:
     secret = Secret("abc")
     assert secret.fingerprint() == hashlib.sha256(b"abc").hexdigest()[:12]
     assert (secret == Secret("abc"), secret == Secret("abd"), secret == "abc") == (
@@ -516,17 +516,17 @@ def test_a_secret_can_be_recognised_and_compared(cwd: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_may_stand_in_a_file(cwd: Path, name: str) -> None:
+def test_a_secret_can_be_read_from_a_file(cwd: Path, name: str) -> None:
     (cwd / "credential").write_text(f"\n {SECRETS[name]} \n", encoding="utf-8")
 
     read = settings_of(cwd, "", **{f"{name}_FILE": str(cwd / "credential")})
 
-    found = {read.provider.api_key, read.conninfo, read.redis_url, read.monitoring.ping_url}
+    found = {read.provider.api_key, read.conninfo, read.bus_url, read.monitoring.ping_url}
     expected = f"password='{HIDDEN}'" if name == "DB_PASSWORD" else SECRETS[name]
     assert found == {Secret(expected), None}
 
 
-def test_every_secret_is_tried_here() -> None:
+def test_these_tests_cover_every_secret() -> None:
     assert set(SECRETS) == set(settings.SECRET_VARIABLES)
 
 
@@ -559,7 +559,7 @@ def test_a_secrets_file_that_cannot_be_used_is_named(cwd: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_where_its_files_path_belongs_is_not_shown(cwd: Path, name: str) -> None:
+def test_a_secret_given_in_place_of_its_files_path_is_not_shown(cwd: Path, name: str) -> None:
     [mistake] = mistakes_of(cwd, "", **{f"{name}_FILE": SECRETS[name]})
 
     assert mistake.startswith(f"environment: {name}_FILE names a file that does not exist;")
@@ -606,7 +606,7 @@ def test_a_secret_where_its_files_path_belongs_is_not_shown(cwd: Path, name: str
         ),
     ],
 )
-def test_a_wrong_secret_is_named_and_not_shown(
+def test_the_variable_of_an_invalid_secret_is_named_and_its_value_is_not_shown(
     cwd: Path, name: str, values: tuple[str, ...], verdict: str
 ) -> None:
     for value in values:
@@ -617,7 +617,7 @@ def test_a_wrong_secret_is_named_and_not_shown(
 
 
 @pytest.mark.parametrize("value", [f'"http://hc.example/{HIDDEN}"', f"['{HIDDEN}']", "1"])
-def test_a_wrong_ping_url_in_the_file_is_not_shown(cwd: Path, value: str) -> None:
+def test_an_invalid_ping_url_in_the_file_is_not_shown(cwd: Path, value: str) -> None:
     [mistake] = mistakes_of(cwd, f"monitoring.ping_url = {value}")
 
     assert mistake.startswith("FILE: monitoring.ping_url is no URL to ping;")
@@ -636,7 +636,7 @@ def test_a_wrong_ping_url_in_the_file_is_not_shown(cwd: Path, value: str) -> Non
         "http://localhost",
     ],
 )
-def test_a_ping_url_is_taken_as_it_is(cwd: Path, url: str) -> None:
+def test_a_ping_url_is_used_unchanged(cwd: Path, url: str) -> None:
     for read in (
         settings_of(cwd, f'monitoring.ping_url = "{url}"'),
         settings_of(cwd, "", PING_URL=f" {url}\n"),
@@ -647,7 +647,7 @@ def test_a_ping_url_is_taken_as_it_is(cwd: Path, url: str) -> None:
 @pytest.mark.parametrize(
     "value", ["'mail me'", "[]", "['']", f"['{HIDDEN}', 1]", '["a", "b\\u0000"]']
 )
-def test_a_command_that_nobody_can_start_is_a_mistake(cwd: Path, value: str) -> None:
+def test_a_command_that_cannot_be_started_is_a_mistake(cwd: Path, value: str) -> None:
     [mistake] = mistakes_of(cwd, f"monitoring.on_failure = {value}")
 
     assert mistake.startswith("FILE: monitoring.on_failure is ")
@@ -655,7 +655,7 @@ def test_a_command_that_nobody_can_start_is_a_mistake(cwd: Path, value: str) -> 
     assert HIDDEN not in mistake
 
 
-def test_a_wrong_secret_from_a_file_is_named_by_its_file(cwd: Path) -> None:
+def test_the_file_of_an_invalid_secret_is_named(cwd: Path) -> None:
     (cwd / "credential").write_text(f"{HIDDEN}\n{HIDDEN}", encoding="utf-8")
 
     [mistake] = mistakes_of(cwd, "", POLYGON_API_KEY_FILE="credential")
@@ -736,7 +736,7 @@ def test_a_secret_in_the_file_is_sent_where_it_belongs(
         ),
     ],
 )
-def test_a_mistake_is_one_sentence_with_file_key_and_what_would_be_right(
+def test_a_mistake_is_one_sentence_with_the_file_the_key_and_the_valid_values(
     cwd: Path, toml: str, sentence: str
 ) -> None:
     assert mistakes_of(cwd, toml) == (f"FILE: {sentence}.",)
@@ -789,7 +789,7 @@ def test_a_mistake_is_one_sentence_with_file_key_and_what_would_be_right(
         ),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_it_may_be(
+def test_an_invalid_setting_is_named_with_its_valid_values(
     cwd: Path, key: str, values: tuple[str, ...], verdict: str
 ) -> None:
     lines = [f"{key} = {value}" for value in values] or ['secondary_assets = ["EURUSD"]']
@@ -823,7 +823,7 @@ def test_a_wrong_setting_is_named_with_what_it_may_be(
         ),
     ],
 )
-def test_a_wrong_key_of_an_asset_is_named_with_the_asset_and_what_it_may_be(
+def test_an_invalid_key_of_an_asset_is_named_with_the_asset_and_its_valid_values(
     cwd: Path, key: str, values: tuple[str | None, ...], verdict: str
 ) -> None:
     for value in values:
@@ -841,16 +841,14 @@ def test_the_priority_of_a_priority_asset_is_a_number(cwd: Path, value: str) -> 
 
 
 @pytest.mark.parametrize("value", ['""', '"-EUR"', '"EUR\\n"', '"EUR\\u0000"', f'"{"A" * 33}"'])
-def test_a_wrong_symbol_is_a_mistake_which_names_the_asset_by_its_place(
-    cwd: Path, value: str
-) -> None:
+def test_the_message_about_an_invalid_symbol_names_the_assets_place(cwd: Path, value: str) -> None:
     [mistake] = mistakes_of(cwd, asset_toml(symbol=value))
 
     assert mistake.startswith("FILE: secondary_assets[1].symbol is ")
     assert "1 to 32 characters of A-Z" in mistake
 
 
-def test_a_ticker_of_the_wrong_form_is_answered_with_the_right_one(cwd: Path) -> None:
+def test_the_message_about_a_malformed_ticker_shows_the_correct_form(cwd: Path) -> None:
     [mistake] = mistakes_of(cwd, asset_toml(asset_type='"crypto"', polygon_ticker='"eth-usd"'))
 
     assert mistake.endswith('a crypto ticker begins with "X:", such as "X:ETHUSD".')
@@ -872,9 +870,7 @@ def test_a_ticker_of_the_wrong_form_is_answered_with_the_right_one(cwd: Path) ->
         ),
     ],
 )
-def test_what_somebody_wrote_is_shown_so_that_any_terminal_can_show_it(
-    cwd: Path, toml: str, shown: str
-) -> None:
+def test_values_in_messages_are_printable_on_any_terminal(cwd: Path, toml: str, shown: str) -> None:
     [mistake] = mistakes_of(cwd, toml)
 
     assert shown in mistake
@@ -907,7 +903,7 @@ def test_a_mistake_in_the_environment_names_the_variable(
     assert HIDDEN not in mistake
 
 
-def test_all_mistakes_of_the_file_and_the_environment_come_at_once(cwd: Path) -> None:
+def test_all_mistakes_in_the_file_and_the_environment_are_reported_at_once(cwd: Path) -> None:
     text = (
         "rate_limit.calls = -5\nqueue.sise = 1\n"
         + asset_toml("priority_assets", symbol='"A"', priority='"first"')
@@ -927,7 +923,7 @@ def test_all_mistakes_of_the_file_and_the_environment_come_at_once(cwd: Path) ->
     ]
 
 
-def test_an_asset_that_stands_twice_is_named_with_its_first_place(cwd: Path) -> None:
+def test_a_repeated_asset_is_named_with_its_first_place(cwd: Path) -> None:
     text = asset_toml("priority_assets") + asset_toml(symbol='"B"') + asset_toml()
 
     assert mistakes_of(cwd, text) == (
@@ -938,7 +934,7 @@ def test_an_asset_that_stands_twice_is_named_with_its_first_place(cwd: Path) -> 
     )
 
 
-def test_where_the_type_is_wrong_a_ticker_of_any_type_fits(cwd: Path) -> None:
+def test_if_the_type_is_invalid_the_ticker_is_not_reported_too(cwd: Path) -> None:
     sentences = mistakes_of(cwd, asset_toml(asset_type="1", polygon_ticker='"X:BTCUSD"'))
     assert [sentence.split()[1] for sentence in sentences] == ["secondary_assets[1].asset_type"]
 
@@ -949,18 +945,20 @@ def test_where_the_type_is_wrong_a_ticker_of_any_type_fits(cwd: Path) -> None:
     )
 
 
-def test_a_mistake_in_a_file_value_counts_even_under_a_variable(cwd: Path) -> None:
+def test_a_mistake_in_the_file_is_reported_even_if_a_variable_overrides_the_value(
+    cwd: Path,
+) -> None:
     assert len(mistakes_of(cwd, "queue.max_size = 0", QUEUE_MAX_SIZE="5")) == 1
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:8080", "http://127.9.9.9", "http://[::1]:1", "http://LocalHost:80/x"]
 )
-def test_http_is_good_enough_for_this_machine(cwd: Path, url: str) -> None:
+def test_http_is_allowed_to_this_machine(cwd: Path, url: str) -> None:
     assert settings_of(cwd, "", POLYGON_BASE_URL=url).provider.base_url == url
 
 
-def test_http_to_another_machine_is_for_those_who_say_so(cwd: Path) -> None:
+def test_http_to_another_machine_needs_an_explicit_setting(cwd: Path) -> None:
     toml = "provider = {base_url = 'http://10.0.0.1', allow_insecure_http = true}"
     assert settings_of(cwd, toml).provider.base_url == "http://10.0.0.1"
 
@@ -977,7 +975,7 @@ def test_http_to_another_machine_is_for_those_who_say_so(cwd: Path) -> None:
         (b"#" * (1024 * 1024 + 1), "is larger than 1024 KiB; it must be "),
     ],
 )
-def test_a_file_that_is_no_toml_is_told_with_the_place(
+def test_the_message_about_invalid_toml_names_the_line(
     cwd: Path, content: bytes, sentence: str
 ) -> None:
     path = cwd / "assets.toml"
@@ -1000,7 +998,7 @@ def test_a_file_of_the_greatest_size_is_read(cwd: Path) -> None:
 def test_the_first_file_of_the_search_order_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The machine's own /etc is not a test's to write in.
+    # A test may not write into the machine's own /etc.
     monkeypatch.setattr(settings.files, "SYSTEM_FILE", tmp_path / "etc" / "assets.toml")
     environ = {
         "ASSET_SYNC_CONFIG": str(tmp_path / "named.toml"),
@@ -1044,7 +1042,7 @@ def test_the_users_directory_is_under_home_unless_xdg_says_otherwise(tmp_path: P
     assert search_places(xdg, tmp_path) == (*here, Path("/xdg/asset-sync/assets.toml"), *tail)
 
 
-def test_a_file_that_was_named_has_to_be_there(cwd: Path) -> None:
+def test_a_named_file_must_exist(cwd: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load(Path("gone.toml"), {"POLYGON_RATE_LIMIT": "x"}, cwd=cwd)
     file, environment = caught.value.mistakes
@@ -1055,7 +1053,7 @@ def test_a_file_that_was_named_has_to_be_there(cwd: Path) -> None:
         load(None, {"ASSET_SYNC_CONFIG": "gone.toml"}, cwd=cwd)
 
 
-def test_a_file_that_is_there_and_cannot_be_read_is_not_passed_over(cwd: Path) -> None:
+def test_an_unreadable_file_is_a_mistake_and_is_not_skipped(cwd: Path) -> None:
     path = cwd / "assets.toml"
 
     path.mkdir()
@@ -1068,18 +1066,18 @@ def test_a_file_that_is_there_and_cannot_be_read_is_not_passed_over(cwd: Path) -
     assert refusal(path).startswith(f"{path} cannot be read ({os.strerror(errno.ELOOP)});")
 
 
-def test_a_path_that_no_file_can_have_is_a_mistake_and_not_a_traceback(cwd: Path) -> None:
+def test_an_impossible_path_is_a_mistake_and_not_a_traceback(cwd: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load(Path("a\0\x1b"), {}, cwd=cwd)
     assert str(caught.value).startswith(f"{cwd}/a\\x00\\x1b (--config) is no path that can exist;")
 
 
-# --- Whose file ----------------------------------------------------------------------------------
+# --- Owner and mode of the file ------------------------------------------------------------------
 
 
 @pytest.fixture
 def file() -> Iterator[Path]:
-    """A settings file in a current directory that, unlike pytest's own, others can enter."""
+    """A settings file in a current directory that other accounts can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         path = Path(directory) / "assets.toml"
@@ -1090,7 +1088,7 @@ def file() -> Iterator[Path]:
 
 @pytest.fixture
 def theirs(file: Path, other_account: str) -> Path:
-    """The same, of another account."""
+    """The same file, owned by another account."""
     shutil.chown(file, other_account, other_account)
     return file
 
@@ -1102,7 +1100,9 @@ def refusal(path: Path, config: Path | None = None, **environ: str) -> str:
 
 
 @pytest.mark.parametrize("config", [None, Path("assets.toml")])
-def test_a_file_that_everybody_may_write_is_refused(file: Path, config: Path | None) -> None:
+def test_a_settings_file_that_everybody_may_write_is_refused(
+    file: Path, config: Path | None
+) -> None:
     file.chmod(0o666)
 
     sentence = refusal(file, config)
@@ -1110,7 +1110,7 @@ def test_a_file_that_everybody_may_write_is_refused(file: Path, config: Path | N
     assert f"can be changed by every account: run `chmod o-w {file}`." in sentence
 
 
-def test_another_accounts_file_that_was_only_found_is_refused(theirs: Path) -> None:
+def test_another_accounts_file_is_refused_unless_it_was_named(theirs: Path) -> None:
     assert refusal(theirs) == (
         f"{theirs} was only found in the current directory and belongs to another account "
         f"(asset_sync_other): name it, if you trust it: `--config {theirs}`; or make it yours: "
@@ -1129,7 +1129,7 @@ def test_a_link_that_another_account_put_in_the_current_directory_is_refused(
     assert "belongs to another account" in refusal(link)
 
 
-def test_a_file_that_a_foreign_group_may_write_is_refused_if_only_found(
+def test_a_file_that_another_group_may_write_is_refused_unless_it_was_named(
     file: Path, other_account: str
 ) -> None:
     shutil.chown(file, group=other_account)
@@ -1146,7 +1146,7 @@ def test_a_containers_named_file_may_belong_to_any_account(theirs: Path) -> None
 
 @pytest.mark.parametrize("config", [None, Path("assets.toml")])
 def test_a_configmap_of_links_is_read(cwd: Path, config: Path | None) -> None:
-    """Kubernetes mounts a file as a link into `..data`, a link to a directory with a date."""
+    """Kubernetes mounts a file as a link into `..data`, which is a link to a dated directory."""
     (cwd / "..2026_11_21").mkdir()
     (cwd / "..2026_11_21" / "assets.toml").write_text("queue.max_size = 8", encoding="utf-8")
     (cwd / "..data").symlink_to("..2026_11_21")
@@ -1155,7 +1155,9 @@ def test_a_configmap_of_links_is_read(cwd: Path, config: Path | None) -> None:
     assert load(config, {}, cwd=cwd).queue.max_size == 8
 
 
-def test_umask_002_with_the_users_own_group_is_no_mistake(theirs: Path, other_account: str) -> None:
+def test_a_file_that_only_the_users_own_group_may_write_is_accepted(
+    theirs: Path, other_account: str
+) -> None:
     theirs.chmod(0o664)
     os.seteuid(pwd.getpwnam(other_account).pw_uid)
     try:
@@ -1164,16 +1166,14 @@ def test_umask_002_with_the_users_own_group_is_no_mistake(theirs: Path, other_ac
         os.seteuid(0)
 
 
-def test_sudo_at_home_reads_the_file_of_the_one_who_called_it(
-    theirs: Path, other_account: str
-) -> None:
+def test_sudo_in_a_users_home_reads_that_users_file(theirs: Path, other_account: str) -> None:
     caller = str(pwd.getpwnam(other_account).pw_uid)
 
     assert load(None, {"SUDO_UID": caller}, cwd=theirs.parent).queue.max_size == 8
     assert "belongs to another account" in refusal(theirs, SUDO_UID="12345")
 
 
-def test_roots_file_is_read_by_everybody(file: Path, other_account: str) -> None:
+def test_every_account_may_use_roots_file(file: Path, other_account: str) -> None:
     os.seteuid(pwd.getpwnam(other_account).pw_uid)
     try:
         assert load(None, {}, cwd=file.parent).queue.max_size == 8
@@ -1189,7 +1189,7 @@ def test_the_shipped_file_changes_no_default(cwd: Path) -> None:
     assert dataclasses.replace(shipped, assets=(), source=empty.source, shipped=False) == empty
 
 
-def test_the_shipped_file_names_every_setting(cwd: Path) -> None:
+def test_the_shipped_file_shows_every_setting(cwd: Path) -> None:
     text = SHIPPED_FILE.read_text(encoding="utf-8").replace("# calls", "calls")
     text = text.replace("# period_seconds", "period_seconds")
     text = text.replace("# ping_url", "ping_url").replace("# on_failure", "on_failure")
@@ -1216,7 +1216,7 @@ def test_the_shipped_assets_are_gold_the_euro_and_bitcoin_then_four_others() -> 
     ]
 
 
-def test_the_file_at_the_top_of_the_repository_is_the_one_that_is_shipped() -> None:
+def test_the_file_at_the_top_of_the_repository_is_the_shipped_one() -> None:
     top = REPOSITORY / "assets.toml"
     assert top.read_bytes() == SHIPPED_FILE.read_bytes()
     assert load(top, {}).assets == load(SHIPPED_FILE, {}).assets
@@ -1225,8 +1225,8 @@ def test_the_file_at_the_top_of_the_repository_is_the_one_that_is_shipped() -> N
 # --- Start-up ------------------------------------------------------------------------------------
 
 
-def test_reading_the_settings_imports_nothing_slow() -> None:
-    # What the interpreter has loaded before (under coverage: a lot) is not ours.
+def test_reading_the_settings_imports_no_slow_module() -> None:
+    # Modules that the interpreter loaded before (many under coverage) do not count.
     program = (
         "import sys; before = set(sys.modules);"
         "from asset_sync.settings import load, SHIPPED_FILE; load(SHIPPED_FILE, {});"

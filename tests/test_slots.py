@@ -1,4 +1,4 @@
-"""The promises of `asset_sync.slots`: never over the limit, never idle under it, whoever dies."""
+"""The slots keep the limit and use all of it, even if processes die."""
 
 import heapq
 import random
@@ -20,7 +20,7 @@ ANSWERED = CallEnd.ANSWERED
 
 
 def about(seconds: float) -> object:
-    """The database's clock runs while a test does."""
+    """Allow for the time that passes on the database's clock during a test."""
     return pytest.approx(seconds, abs=0.5)
 
 
@@ -37,13 +37,13 @@ def refused(db: Connection, lane: Lane = Lane.PRIORITY, rate: Rate = FREE_PLAN) 
 
 
 def use(db: Connection, calls: int, lane: Lane = Lane.PRIORITY, rate: Rate = FREE_PLAN) -> None:
-    """Make so many calls that end at once."""
+    """Make a number of calls that end at once."""
     for _ in range(calls):
         slots.release(db, take(db, lane, rate), ANSWERED, rate)
 
 
 def block(db: Connection, seconds: float) -> None:
-    """Be refused with a 429 that says for how long, by a call that was made before."""
+    """Record a 429 with this duration for a call that was made before."""
     slots.refused(db, Slot(0, "", taken_at=0), FREE_PLAN, seconds)
 
 
@@ -66,7 +66,7 @@ def _prepared(db: Connection) -> None:
 # --- the limit --------------------------------------------------------------------------------
 
 
-def test_a_window_holds_as_many_calls_as_the_rate_allows_and_no_more(
+def test_a_window_holds_exactly_as_many_calls_as_the_rate_allows(
     db: Connection, clock: ShiftingClock
 ) -> None:
     use(db, 5)
@@ -87,7 +87,7 @@ def test_the_window_of_a_call_begins_when_it_ends(db: Connection, clock: Shiftin
     take(db, rate=rate)
 
 
-def test_a_process_that_dies_in_a_call_frees_its_slot_as_if_it_were_sent_last_and_not_answered(
+def test_the_slot_of_a_process_that_died_in_a_call_counts_as_sent_late_and_not_answered(
     db: Connection, clock: ShiftingClock
 ) -> None:
     take_all(db, Lane.PRIORITY)
@@ -97,7 +97,7 @@ def test_a_process_that_dies_in_a_call_frees_its_slot_as_if_it_were_sent_last_an
     assert len(take_all(db, Lane.PRIORITY)) == 5
 
 
-def test_of_free_slots_the_one_that_rested_longest_is_taken(
+def test_a_call_takes_the_slot_that_has_been_free_the_longest(
     db: Connection, clock: ShiftingClock
 ) -> None:
     first, second = take(db), take(db)
@@ -123,7 +123,7 @@ def test_a_call_whose_slot_was_taken_over_counts_once_in_the_oldest_slot(
         assert slots.budget(db, FREE_PLAN).free == 3
 
 
-def test_a_slot_is_released_once(db: Connection) -> None:
+def test_a_slot_can_be_released_only_once(db: Connection) -> None:
     slot = take(db)
     slots.release(db, slot, ANSWERED, FREE_PLAN)
     before = stamps(db)
@@ -132,7 +132,7 @@ def test_a_slot_is_released_once(db: Connection) -> None:
     assert stamps(db) == before
 
 
-def test_a_slot_given_back_is_as_free_as_it_was(db: Connection, clock: ShiftingClock) -> None:
+def test_a_slot_given_back_keeps_its_earlier_stamp(db: Connection, clock: ShiftingClock) -> None:
     use(db, 5)
     clock.sleep(61)
     before = stamps(db)
@@ -149,7 +149,7 @@ def silence(db: Connection, slot: Slot, *, after: float = 10, rate: Rate = FREE_
     slots.release(db, slot, CallEnd.UNANSWERED, rate, sent_seconds_ago=after)
 
 
-def test_a_call_without_an_answer_serves_again_two_and_a_half_windows_after_it_was_sent(
+def test_the_slot_of_an_unanswered_call_is_free_two_and_a_half_windows_after_it_was_sent(
     db: Connection, clock: ShiftingClock
 ) -> None:
     rate = FREE_PLAN._replace(calls=1)
@@ -167,7 +167,7 @@ def test_a_request_that_was_never_sent_gives_its_slot_back(db: Connection) -> No
     assert slots.budget(db, FREE_PLAN).free == 5
 
 
-def test_from_two_calls_without_an_answer_on_one_is_made_each_half_window_until_one_is_answered(
+def test_after_two_unanswered_calls_one_is_made_each_half_window_until_one_is_answered(
     db: Connection, clock: ShiftingClock
 ) -> None:
     wide = FREE_PLAN._replace(calls=20)
@@ -187,7 +187,7 @@ def test_from_two_calls_without_an_answer_on_one_is_made_each_half_window_until_
     assert len(take_all(db, Lane.QUEUE, wide)) == 16
 
 
-def test_the_next_call_does_not_wait_for_one_that_was_not_made(
+def test_the_next_call_does_not_wait_for_a_call_that_was_not_made(
     db: Connection, clock: ShiftingClock
 ) -> None:
     for _ in range(2):
@@ -197,9 +197,7 @@ def test_the_next_call_does_not_wait_for_one_that_was_not_made(
     take(db)
 
 
-def test_when_an_asset_was_last_answered_well_is_noted(
-    db: Connection, clock: ShiftingClock
-) -> None:
+def test_the_time_of_the_last_good_answer_is_recorded(db: Connection, clock: ShiftingClock) -> None:
     def known() -> bool:
         [(found,)] = query(db, "select isfinite(answered_at) from asset_sync.limiter")
         return bool(found)
@@ -227,18 +225,18 @@ def refuse_three_times(db: Connection, clock: ShiftingClock) -> None:
         assert [refuse(db, slot) for slot in together] == [lowers, False, False, False]
         assert refused(db, rate=PAID) == about(60)
         clock.sleep(60)
-        # Clock and rows of a test move apart: a call is taken after the wait, not at its end.
+        # The test moves rows and not the clock, so a call comes after the wait, not at its end.
         query(db, "update asset_sync.limiter set blocked_until = blocked_until - interval '1 s'")
 
 
-def test_a_429_that_does_not_say_for_how_long_holds_for_a_minute_at_least(db: Connection) -> None:
+def test_a_429_without_a_duration_stops_all_calls_for_at_least_a_minute(db: Connection) -> None:
     slots.prepare(db, PAID)
     refuse(db, take(db, rate=PAID))
     assert refused(db, rate=PAID) == about(60)
 
 
 @pytest.mark.parametrize("until", ["2090-01-01", "9999-01-01"])
-def test_a_block_of_years_that_somebody_else_wrote_stops_nobody_for_longer_than_an_hour(
+def test_a_block_of_years_written_by_somebody_else_lasts_at_most_an_hour(
     db: Connection, until: str
 ) -> None:
     slots.prepare(db, FREE_PLAN)
@@ -249,21 +247,21 @@ def test_a_block_of_years_that_somebody_else_wrote_stops_nobody_for_longer_than_
     assert slots.budget(db, FREE_PLAN).blocked_seconds == about(600)
 
 
-def test_the_third_refusal_after_a_full_wait_lowers_this_keys_rate_to_the_free_plans(
+def test_the_third_429_after_a_full_wait_lowers_this_keys_rate_to_the_free_plans(
     db: Connection, clock: ShiftingClock
 ) -> None:
     slots.prepare(db, PAID)
     refuse_three_times(db, clock)
     assert slots.effective_rate(db, PAID) == PAID._replace(calls=5, period_seconds=60)
     assert slots.budget(db, PAID).calls == 5
-    # also for a process that began before
+    # also for a process that started before
     assert len(take_all(db, Lane.QUEUE, PAID)) == 5
     assert "POLYGON_TIER" in str(slots.lowered(db, PAID))
     other = PAID._replace(key=Secret("another key"))
     assert slots.effective_rate(db, other) == other
 
 
-def test_the_rate_of_the_settings_is_tried_again_after_a_quarter_of_an_hour_and_then_later(
+def test_the_rate_of_the_settings_is_tried_again_after_15_minutes_then_less_often(
     db: Connection, clock: ShiftingClock
 ) -> None:
     slots.prepare(db, PAID)
@@ -277,18 +275,18 @@ def test_the_rate_of_the_settings_is_tried_again_after_a_quarter_of_an_hour_and_
     assert slots.lowered(db, PAID) is None
 
 
-def test_a_lowered_rate_is_tried_again_once_a_day_at_least(
+def test_the_rate_of_the_settings_is_tried_again_at_least_once_a_day(
     db: Connection, clock: ShiftingClock
 ) -> None:
     slots.prepare(db, PAID)
     refuse_three_times(db, clock)
-    for _ in range(9):  # 900 s, doubled eight times, are 64 hours
+    for _ in range(9):  # 900 s doubled eight times is 64 hours
         clock.sleep(86_400)
         assert slots.lowered(db, PAID) is None
         assert refuse(db, take(db, rate=PAID))
 
 
-def test_calls_above_the_free_plans_rate_that_are_answered_end_the_row_of_refusals(
+def test_answered_calls_above_the_free_plans_rate_reset_the_count_of_refusals(
     db: Connection, clock: ShiftingClock
 ) -> None:
     slots.prepare(db, PAID)
@@ -299,7 +297,7 @@ def test_calls_above_the_free_plans_rate_that_are_answered_end_the_row_of_refusa
             slots.release(db, take(db, rate=PAID), CallEnd.ANSWERED_WELL, PAID)
 
 
-def test_a_refusal_with_the_budget_spent_says_nothing_about_the_key(
+def test_a_refusal_after_the_budget_was_used_up_does_not_lower_the_rate(
     db: Connection, clock: ShiftingClock
 ) -> None:
     rate = PAID._replace(calls=6, period_seconds=60)
@@ -310,10 +308,10 @@ def test_a_refusal_with_the_budget_spent_says_nothing_about_the_key(
         clock.sleep(61)
 
 
-# --- the wait ---------------------------------------------------------------------------------
+# --- the reported wait ------------------------------------------------------------------------
 
 
-def test_the_wait_told_ends_when_the_first_slot_comes_free(
+def test_the_reported_wait_ends_when_the_first_slot_comes_free(
     db: Connection, clock: ShiftingClock
 ) -> None:
     use(db, 1)
@@ -326,14 +324,15 @@ def test_the_wait_told_ends_when_the_first_slot_comes_free(
     assert refused(db) == pytest.approx(10, abs=0.5)
 
 
-def test_a_call_in_flight_counts_as_ending_now_in_the_wait_told(
+def test_the_reported_wait_treats_a_call_in_flight_as_ending_now(
     db: Connection, clock: ShiftingClock
 ) -> None:
     take_all(db, Lane.PRIORITY)
     assert refused(db) == about(60)
     clock.sleep(20)
     assert refused(db) == about(60)
-    clock.sleep(20)  # past the time-out: it cannot be in flight any more, and was not answered
+    # After the time-out the call cannot be in flight any more, and it was not answered.
+    clock.sleep(20)
     assert refused(db) == about(140)
 
 
@@ -341,7 +340,7 @@ def test_a_call_in_flight_counts_as_ending_now_in_the_wait_told(
 
 
 @pytest.mark.parametrize("lane", Lane)
-def test_a_block_holds_everyone_until_it_ends(
+def test_a_block_stops_every_call_until_it_ends(
     db: Connection, clock: ShiftingClock, lane: Lane
 ) -> None:
     block(db, 90)
@@ -360,7 +359,7 @@ def test_a_block_is_never_shortened_by_a_shorter_one(db: Connection) -> None:
     assert refused(db) == about(120)
 
 
-def test_the_wait_told_while_blocked_counts_busy_slots_too(db: Connection) -> None:
+def test_the_reported_wait_during_a_block_includes_busy_slots(db: Connection) -> None:
     use(db, 5)
     block(db, 10)
     assert refused(db) == about(60)
@@ -377,14 +376,14 @@ def test_a_block_changes_no_stamp(db: Connection) -> None:
 # --- the number of slots ----------------------------------------------------------------------
 
 
-def test_more_calls_allowed_are_more_slots_at_once(db: Connection) -> None:
+def test_a_larger_limit_gives_more_slots_at_once(db: Connection) -> None:
     use(db, 5)
     wider = FREE_PLAN._replace(calls=8)
     slots.prepare(db, wider)
     assert len(take_all(db, Lane.QUEUE, wider)) == 3
 
 
-def test_fewer_calls_allowed_count_the_calls_that_were_made(
+def test_a_smaller_limit_counts_the_calls_already_made(
     db: Connection, clock: ShiftingClock
 ) -> None:
     use(db, 2)
@@ -397,7 +396,7 @@ def test_fewer_calls_allowed_count_the_calls_that_were_made(
     assert len(take_all(db, Lane.QUEUE, narrower)) == 2
 
 
-def test_fewer_calls_allowed_wait_until_so_few_slots_are_busy(
+def test_a_smaller_limit_waits_until_few_enough_slots_are_busy(
     db: Connection, clock: ShiftingClock
 ) -> None:
     for _ in range(5):
@@ -411,7 +410,7 @@ def test_fewer_calls_allowed_wait_until_so_few_slots_are_busy(
     refused(db, rate=narrower)
 
 
-def test_a_host_that_allows_fewer_calls_makes_nobody_forget_a_call(db: Connection) -> None:
+def test_a_host_with_a_smaller_limit_makes_no_host_forget_a_call(db: Connection) -> None:
     use(db, 5)
     for rate in (FREE_PLAN._replace(calls=3), FREE_PLAN):
         slots.prepare(db, rate)
@@ -431,7 +430,7 @@ def test_preparing_again_changes_nothing(db: Connection) -> None:
 def together(
     connect: Callable[[], Connection], count: int, do: Callable[[Connection], None]
 ) -> None:
-    """Do the same on so many connections at the same moment."""
+    """Do the same on several connections at the same moment."""
     barrier = Barrier(count)
     errors: list[BaseException] = []
 
@@ -450,7 +449,7 @@ def together(
     assert not errors
 
 
-def test_two_at_once_never_get_the_same_slot(
+def test_two_processes_never_get_the_same_slot(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     rounds = Barrier(8)
@@ -472,7 +471,7 @@ def test_two_at_once_never_get_the_same_slot(
         assert len(answered) == 8
 
 
-def test_preparing_at_once_makes_no_slot_too_many(
+def test_preparing_many_times_at_once_creates_no_surplus_slot(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     wider = FREE_PLAN._replace(calls=20)
@@ -480,7 +479,7 @@ def test_preparing_at_once_makes_no_slot_too_many(
     assert len(stamps(db)) == 20
 
 
-def test_the_clock_is_read_after_the_turn_has_come(
+def test_the_clock_is_read_after_the_limiters_row_is_locked(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     other, taker = connect(), connect()
@@ -506,7 +505,7 @@ def test_the_clock_is_read_after_the_turn_has_come(
     assert granted >= let_go
 
 
-# --- the place of the next priority run -------------------------------------------------------
+# --- the reservation for the next priority run ------------------------------------------------
 
 
 def test_the_queue_has_all_slots_until_one_window_before_the_priority_run(db: Connection) -> None:
@@ -514,7 +513,9 @@ def test_the_queue_has_all_slots_until_one_window_before_the_priority_run(db: Co
     assert len(take_all(db, Lane.QUEUE)) == 5
 
 
-def test_from_one_window_before_it_the_queue_leaves_the_priority_runs_slots(db: Connection) -> None:
+def test_from_one_window_before_a_priority_run_the_queue_leaves_it_its_slots(
+    db: Connection,
+) -> None:
     slots.reserve(db, calls=3, in_seconds=59)
     assert len(take_all(db, Lane.QUEUE)) == 2
     assert len(take_all(db, Lane.PRIORITY)) == 3
@@ -530,7 +531,7 @@ def test_slots_that_come_free_in_time_count_for_the_priority_run(
     assert len(take_all(db, Lane.QUEUE)) == 2
 
 
-def test_priority_takes_its_slots_and_the_reservation_shrinks(
+def test_each_call_of_the_priority_run_shrinks_the_reservation(
     db: Connection, clock: ShiftingClock
 ) -> None:
     slots.reserve(db, calls=3, in_seconds=30)
@@ -541,13 +542,17 @@ def test_priority_takes_its_slots_and_the_reservation_shrinks(
     assert len(take_all(db, Lane.QUEUE)) == 2
 
 
-def test_a_priority_call_before_the_run_is_due_leaves_its_reservation(db: Connection) -> None:
+def test_a_priority_call_before_the_run_is_due_does_not_shrink_the_reservation(
+    db: Connection,
+) -> None:
     slots.reserve(db, calls=3, in_seconds=30)
     use(db, 1)
     assert slots.budget(db, FREE_PLAN).reserved == 3
 
 
-def test_a_priority_run_that_never_comes_is_given_up(db: Connection, clock: ShiftingClock) -> None:
+def test_the_reservation_ends_if_the_priority_run_never_comes(
+    db: Connection, clock: ShiftingClock
+) -> None:
     slots.reserve(db, calls=5, in_seconds=0)
     clock.sleep(PRIORITY_GRACE_SECONDS - 1)
     assert refused(db, Lane.QUEUE) == pytest.approx(1, abs=0.5)
@@ -565,7 +570,7 @@ def test_the_queue_waits_for_the_next_slot_when_that_comes_before_the_reservatio
     assert refused(db, Lane.QUEUE) == about(40)
 
 
-def test_the_queue_waits_until_the_reservation_is_given_up_when_that_comes_first(
+def test_the_queue_waits_for_the_end_of_the_reservation_when_that_comes_first(
     db: Connection, clock: ShiftingClock
 ) -> None:
     slots.reserve(db, calls=3, in_seconds=0)
@@ -577,7 +582,7 @@ def test_the_queue_waits_until_the_reservation_is_given_up_when_that_comes_first
     assert len(take_all(db, Lane.QUEUE)) == 3
 
 
-def test_a_reservation_of_more_than_there_is_keeps_the_queue_out_until_it_is_given_up(
+def test_a_reservation_larger_than_the_limit_stops_the_queue_until_it_ends(
     db: Connection, clock: ShiftingClock
 ) -> None:
     slots.reserve(db, calls=12, in_seconds=0)
@@ -586,15 +591,15 @@ def test_a_reservation_of_more_than_there_is_keeps_the_queue_out_until_it_is_giv
     assert slots.budget(db, FREE_PLAN).reserved == 7
 
 
-def test_with_three_priority_calls_each_five_minutes_22_of_25_are_used_and_none_of_them_waits(
+def test_with_three_priority_calls_each_five_minutes_22_of_25_calls_are_used_and_none_waits(
     db: Connection, clock: ShiftingClock
 ) -> None:
-    # The proof: 5 calls in each window but the last, where at most 2 leave room for a burst of 3.
+    # The reason: each window has 5 calls except the last, in which at most 2 leave room for 3.
     cycle, used = 300, []
     for _ in range(4):
         slots.reserve(db, calls=3, in_seconds=0)
         for _ in range(3):
-            use(db, 1, Lane.PRIORITY)  # would fail had it to wait
+            use(db, 1, Lane.PRIORITY)  # this fails if the call has to wait
         began, calls = clock.monotonic(), 3
         slots.reserve(db, calls=3, in_seconds=cycle)
         while (left := began + cycle - clock.monotonic()) > 0:
@@ -605,7 +610,7 @@ def test_with_three_priority_calls_each_five_minutes_22_of_25_are_used_and_none_
             else:
                 clock.sleep(min(answer.seconds, left))
         used.append(calls)
-    # One more where a window happens to end as the cycle does.
+    # One more is possible if a window ends at the end of the cycle.
     assert all(calls in {22, 23} for calls in used), used
 
 
@@ -617,7 +622,7 @@ def test_without_a_reservation_the_queue_uses_every_call_and_priority_waits(
     assert refused(db, Lane.PRIORITY) == about(60)
 
 
-# --- how the budget stands --------------------------------------------------------------------
+# --- the budget -------------------------------------------------------------------------------
 
 
 def test_before_the_first_run_the_whole_budget_is_free(db: Connection) -> None:
@@ -628,7 +633,7 @@ def test_before_the_first_run_the_whole_budget_is_free(db: Connection) -> None:
     assert (budget.next_free_seconds, budget.blocked_seconds, budget.reserved) == (0, 0, 0)
 
 
-def test_the_budget_says_when_each_slot_comes_free_soonest_first(
+def test_the_budget_lists_when_each_slot_comes_free_soonest_first(
     db: Connection, clock: ShiftingClock
 ) -> None:
     use(db, 1)
@@ -651,7 +656,7 @@ def test_the_budget_used_up_says_when_the_next_slot_is_free(
     assert budget.next_free_seconds == pytest.approx(refused(db), abs=0.1)
 
 
-def test_blocked_no_slot_of_the_budget_is_free(db: Connection) -> None:
+def test_during_a_block_no_slot_of_the_budget_is_free(db: Connection) -> None:
     use(db, 1)
     block(db, 30)
     budget = slots.budget(db, FREE_PLAN)
@@ -660,7 +665,7 @@ def test_blocked_no_slot_of_the_budget_is_free(db: Connection) -> None:
     assert budget.free_in_seconds == (about(30),) * 4 + (about(60),)
 
 
-def test_the_budget_says_what_is_reserved_only_while_it_is(
+def test_the_budget_shows_a_reservation_only_while_it_lasts(
     db: Connection, clock: ShiftingClock
 ) -> None:
     slots.reserve(db, calls=3, in_seconds=100)
@@ -671,7 +676,7 @@ def test_the_budget_says_what_is_reserved_only_while_it_is(
     assert slots.budget(db, FREE_PLAN).reserved == 0
 
 
-def test_the_budget_counts_the_busiest_where_there_are_more_slots_than_calls(
+def test_with_more_slots_than_calls_the_budget_counts_the_busiest_slots(
     db: Connection,
 ) -> None:
     use(db, 2)
@@ -679,7 +684,7 @@ def test_the_budget_counts_the_busiest_where_there_are_more_slots_than_calls(
     assert (budget.calls, budget.free, budget.used) == (3, 1, 2)
 
 
-def test_looking_at_the_budget_waits_for_nobody(
+def test_reading_the_budget_waits_for_no_lock(
     db: Connection, connect: Callable[[], Connection]
 ) -> None:
     query(connect(), "begin; select from asset_sync.limiter for update")
@@ -688,7 +693,7 @@ def test_looking_at_the_budget_waits_for_nobody(
     assert slots.budget(db, FREE_PLAN).free == 5
 
 
-# --- all of it --------------------------------------------------------------------------------
+# --- everything together ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -698,12 +703,12 @@ class Call:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_whatever_calls_last_and_whoever_dies_no_window_holds_more_calls_than_allowed(
+def test_no_window_is_over_the_limit_for_any_call_lengths_and_deaths(
     db: Connection, clock: ShiftingClock, seed: int
 ) -> None:
     chance = random.Random(seed)
     calls: list[Call] = []
-    # What happens next: when, a tie-break, and the call that ends then, if it is one.
+    # The next events: the time, a tie-break, and the call that ends then, if the event is an end.
     events: list[tuple[float, float, Slot | None, float]] = []
     for process in range(6):
         heapq.heappush(events, (clock.monotonic() + process, chance.random(), None, 0))
@@ -727,8 +732,8 @@ def test_whatever_calls_last_and_whoever_dies_no_window_holds_more_calls_than_al
         if isinstance(answer, Wait):
             again = now + answer.seconds * chance.choice([1, 1, 0.5])
         elif chance.random() < 0.03:
-            # It dies; its request may arrive until the time-out, which a run counts from before
-            # it asks for the slot (`sync._Held.until`), so that the slot's is never earlier.
+            # The process dies. Its request may arrive until the time-out. A run counts the time-out
+            # from before it asks for the slot (`Turn.until`), so the slot's own is never earlier.
             calls.append(Call(now, asked + FREE_PLAN.call_timeout_seconds))
         elif chance.random() < 0.05:
             slots.give_back(db, answer)

@@ -1,4 +1,4 @@
-"""The stand-in API is what the other tests believe, so its own promises come first."""
+"""The stand-in API behaves as documented: all other tests depend on it."""
 
 import errno
 import gzip
@@ -45,7 +45,7 @@ SNAPSHOT = "/v3/snapshot?ticker.any_of=C:EURUSD,X:BTCUSD,C:TYPO&limit=250"
 
 @dataclass(slots=True)
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that moves only when the test moves it."""
 
     seconds: float
 
@@ -70,7 +70,7 @@ def standin(
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An answer as a client gets it."""
+    """An answer as the client receives it."""
 
     status: int
     body: bytes
@@ -118,7 +118,7 @@ def ask(
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread is about to do."""
+    """Wait until another thread has done this."""
     deadline = time.monotonic() + 5
     while not condition():
         assert time.monotonic() < deadline
@@ -128,7 +128,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 # ---------------------------------------------------------------------- replay
 
 
-def test_equal_calls_give_equal_bars_whatever_the_window() -> None:
+def test_equal_calls_get_equal_bars_for_any_window() -> None:
     start = WEDNESDAY - 3 * DAY_MS
     wide = replay.bars("C:XAUUSD", start, WEDNESDAY, WEDNESDAY)
     middle = wide[100].start_ms, wide[200].start_ms
@@ -136,7 +136,7 @@ def test_equal_calls_give_equal_bars_whatever_the_window() -> None:
     assert replay.bars("C:XAUUSD", *middle, WEDNESDAY + DAY_MS) == wide[100:201]
 
 
-def test_bounds_are_inclusive_and_the_bar_in_progress_is_the_last() -> None:
+def test_the_replay_includes_both_bounds_and_ends_with_the_bar_in_progress() -> None:
     found = replay.bars("X:BTCUSD", WEDNESDAY - 12 * 60_000, WEDNESDAY + DAY_MS, WEDNESDAY)
     assert [bar.start_ms for bar in found] == [
         ms(f"2026-11-18T{at}") for at in ("11:50:00", "11:55:00", "12:00:00")
@@ -146,15 +146,15 @@ def test_bounds_are_inclusive_and_the_bar_in_progress_is_the_last() -> None:
     assert replay.bars("X:BTCUSD", at + 1, at + BAR_MS - 1, WEDNESDAY) == []
 
 
-def test_weekday_and_hour_are_those_of_the_recording() -> None:
-    # 2014-05-01 was a Thursday; a whole number of fortnights later is 2026-11-12.
+def test_replayed_bars_keep_the_weekday_and_hour_of_the_recording() -> None:
+    # 2014-05-01 was a Thursday. 2026-11-12 is a whole number of fortnights later.
     (bar,) = replay.bars("C:EURUSD", ms("2026-11-12T00:00:00"), ms("2026-11-12T00:04:59"), 2**42)
     assert (ms("2026-11-12T00:00:00") - ms("2014-05-01T00:00:00")) % (14 * DAY_MS) == 0
     assert bar[1:5] == (1.38676, 1.38690, 1.38669, 1.38684)
 
 
 @pytest.mark.parametrize("ticker", [t for t, i in INSTRUMENTS.items() if i.market is Market.FX])
-def test_forex_is_closed_at_the_weekend_and_open_in_the_week(ticker: str) -> None:
+def test_forex_is_closed_at_the_weekend_and_open_on_weekdays(ticker: str) -> None:
     def count(start: str, end: str) -> int:
         return len(replay.bars(ticker, ms(start), ms(end) - 1, 2**42))
 
@@ -171,7 +171,7 @@ def test_crypto_never_closes() -> None:
 
 
 @pytest.mark.parametrize(("ticker", "days"), [("C:EURUSD", 14), ("C:XAUUSD", 14), ("X:BTCUSD", 2)])
-def test_cycles_join_without_overlap_or_loss(ticker: str, days: int) -> None:
+def test_replayed_cycles_follow_each_other_without_overlap_or_gap(ticker: str, days: int) -> None:
     start, cycle = ms("2026-11-18T00:00:00"), days * DAY_MS
     two = replay.bars(ticker, start, start + 2 * cycle - 1, 2**42)
     starts = [bar.start_ms for bar in two]
@@ -182,7 +182,7 @@ def test_cycles_join_without_overlap_or_loss(ticker: str, days: int) -> None:
 
 
 def rows_recorded(ticker: str) -> int:
-    """The rows of the file that lie in the days which are replayed."""
+    """Return the rows of the file on the replayed days."""
     recording = INSTRUMENTS[ticker].recording
     path = Path(replay.__file__).with_name("bars") / recording.file
     first = recording.first_day
@@ -191,7 +191,7 @@ def rows_recorded(ticker: str) -> int:
 
 
 @pytest.mark.parametrize("ticker", INSTRUMENTS)
-def test_every_bar_is_one_that_a_market_can_make(ticker: str) -> None:
+def test_every_replayed_bar_is_possible(ticker: str) -> None:
     found = replay.bars(ticker, WEDNESDAY - 14 * DAY_MS, WEDNESDAY, WEDNESDAY)
     assert found
     for bar in found:
@@ -203,7 +203,7 @@ def test_every_bar_is_one_that_a_market_can_make(ticker: str) -> None:
             assert bar.volume == bar.trades
 
 
-def test_longer_bars_are_made_of_the_short_ones_and_grow_while_in_progress() -> None:
+def test_longer_bars_are_built_from_short_ones_and_grow_while_in_progress() -> None:
     day = ms("2026-11-18T00:00:00")
     parts = replay.bars("C:EURUSD", day, WEDNESDAY, WEDNESDAY)
     today = replay.day("C:EURUSD", WEDNESDAY, WEDNESDAY)
@@ -221,7 +221,7 @@ def test_longer_bars_are_made_of_the_short_ones_and_grow_while_in_progress() -> 
     assert whole.volume > today.volume
 
 
-def test_forty_days_come_quickly() -> None:
+def test_forty_days_of_bars_are_replayed_quickly() -> None:
     replay.bars("X:BTCUSD", WEDNESDAY, WEDNESDAY, WEDNESDAY)
     best = math.inf
     for _ in range(3):
@@ -268,7 +268,7 @@ def test_bars_have_the_shape_of_the_specification_and_the_figures_of_the_replay(
     ] == expected
 
 
-def test_a_free_key_gets_full_bars_that_call_themselves_delayed() -> None:
+def test_a_free_key_gets_full_bars_with_the_status_delayed() -> None:
     with standin("free") as api:
         seen = ask(api, EURO_BARS)
     assert seen.document["status"] == "DELAYED"
@@ -283,7 +283,7 @@ def test_bounds_may_be_unix_milliseconds_and_are_inclusive() -> None:
 
 
 @pytest.mark.parametrize("ticker", ["C:EURUSD", "C:TYPO"])
-def test_empty_and_unknown_look_the_same_and_have_no_results(ticker: str) -> None:
+def test_a_quiet_and_an_unknown_ticker_look_the_same_and_have_no_results(ticker: str) -> None:
     with standin("free") as api:
         seen = ask(api, f"/v2/aggs/ticker/{ticker}/range/5/minute/2026-11-14/2026-11-14")
     document = seen.document
@@ -302,7 +302,7 @@ def test_empty_and_unknown_look_the_same_and_have_no_results(ticker: str) -> Non
 
 
 @pytest.mark.parametrize("sort", ["asc", "desc"])
-def test_limit_counts_minutes_and_the_pages_together_are_the_whole(sort: str) -> None:
+def test_limit_counts_minutes_and_the_pages_together_are_complete(sort: str) -> None:
     pages: list[list[Row]] = []
     with standin() as api:
         target: str | None = f"{EURO_BARS}?sort={sort}&limit=1000&apiKey=demo-key"
@@ -322,7 +322,7 @@ def test_limit_counts_minutes_and_the_pages_together_are_the_whole(sort: str) ->
 @pytest.mark.parametrize(
     ("query", "most"), [("", 1_000), ("?limit=50000", 10_000), ("?limit=99999", 10_000)]
 )
-def test_limit_is_5000_unless_said_and_50000_at_most(query: str, most: int) -> None:
+def test_limit_is_5000_by_default_and_50000_at_most(query: str, most: int) -> None:
     with standin() as api:
         seen = ask(api, f"/v2/aggs/ticker/X:BTCUSD/range/5/minute/2026-09-01/{TODAY}{query}")
     assert len(seen.rows) == most
@@ -331,7 +331,7 @@ def test_limit_is_5000_unless_said_and_50000_at_most(query: str, most: int) -> N
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost", "standin.test:443", "[::1]:80"])
 @pytest.mark.parametrize("path", [EURO_BARS, "/v3/reference/tickers", "/v3/snapshot"])
-def test_the_next_page_is_where_the_client_asked(host: str, path: str) -> None:
+def test_the_next_page_is_at_the_address_that_the_client_used(host: str, path: str) -> None:
     headers = {"Authorization": "Bearer demo-key", "Host": host}
     with standin() as api, closing(connect(api)) as connection:
         connection.request("GET", f"{path}?limit=5", None, headers)
@@ -339,7 +339,7 @@ def test_the_next_page_is_where_the_client_asked(host: str, path: str) -> None:
     assert document["next_url"].startswith(f"http://{host}{path[:10]}")
 
 
-def test_a_client_that_names_no_host_is_led_to_the_address() -> None:
+def test_a_client_that_names_no_host_gets_links_to_the_servers_address() -> None:
     with standin() as api, closing(connect(api)) as connection:
         connection.putrequest("GET", "/v3/reference/tickers?limit=1", skip_host=True)
         connection.putheader("Authorization", "Bearer demo-key")
@@ -387,7 +387,7 @@ def test_longer_bars_are_served_too(span: str, length_ms: int) -> None:
         ),
     ],
 )
-def test_nonsense_is_a_400_with_the_sentence(bounds: str, sentence: str) -> None:
+def test_an_invalid_request_gets_a_400_with_the_apis_sentence(bounds: str, sentence: str) -> None:
     with standin() as api:
         seen = ask(api, f"/v2/aggs/ticker/C:EURUSD/range/5/minute/{bounds}")
     assert seen.status == 400
@@ -396,7 +396,7 @@ def test_nonsense_is_a_400_with_the_sentence(bounds: str, sentence: str) -> None
 
 
 @pytest.mark.parametrize("ticker", INSTRUMENTS)
-def test_the_minutes_of_a_bar_are_together_the_bar(ticker: str) -> None:
+def test_the_minute_bars_of_a_bar_add_up_to_the_bar(ticker: str) -> None:
     day = f"/v2/aggs/ticker/{ticker}/range/{{}}/minute/{YESTERDAY}/{YESTERDAY}?limit=50000"
     with standin() as api:
         bars, minutes = ask(api, day.format(5)).rows, ask(api, day.format(1)).rows
@@ -425,7 +425,7 @@ def test_the_minutes_of_a_bar_are_together_the_bar(ticker: str) -> None:
 
 
 @pytest.mark.parametrize("sort", ["asc", "desc"])
-def test_minutes_are_paged_and_cut_to_the_minute(sort: str) -> None:
+def test_minute_bars_are_paged_and_end_at_the_minute(sort: str) -> None:
     first, last = ms("2026-11-18T11:52:30"), ms("2026-11-18T12:10:00")
     asked: str | None = (
         f"/v2/aggs/ticker/X:BTCUSD/range/1/minute/{first}/{last}?sort={sort}&limit=4"
@@ -487,7 +487,7 @@ def snapshot(seen: Seen) -> dict[str, SnapshotRow]:
     return {row["ticker"]: row for row in rows}
 
 
-def test_a_snapshot_judges_each_row_by_itself() -> None:
+def test_each_row_of_a_snapshot_has_its_own_result() -> None:
     with standin() as api:
         rows = snapshot(ask(api, SNAPSHOT))
     euro, bitcoin, typo = rows["C:EURUSD"], rows["X:BTCUSD"], rows["C:TYPO"]
@@ -503,7 +503,7 @@ def test_a_snapshot_judges_each_row_by_itself() -> None:
     assert bitcoin["last_trade"]["last_updated"] == WEDNESDAY * 1_000_000
 
 
-def test_the_session_is_the_utc_day_so_far() -> None:
+def test_the_session_covers_the_utc_day_so_far() -> None:
     midnight = ms(TODAY)
     with standin() as api:
         session = snapshot(ask(api, SNAPSHOT))["C:EURUSD"]["session"]
@@ -517,7 +517,7 @@ def test_the_session_is_the_utc_day_so_far() -> None:
     assert session["change"] == pytest.approx(today[-1].close - before.close)
 
 
-def test_on_a_saturday_the_day_is_zeros_and_the_quote_fridays() -> None:
+def test_on_a_saturday_the_days_figures_are_zero_and_the_quote_is_fridays() -> None:
     with standin(now_ms=SATURDAY) as api:
         euro = snapshot(ask(api, SNAPSHOT))["C:EURUSD"]
         status = ask(api, "/v1/marketstatus/now").document
@@ -528,7 +528,7 @@ def test_on_a_saturday_the_day_is_zeros_and_the_quote_fridays() -> None:
     assert status["currencies"] == {"crypto": "open", "fx": "closed"}
 
 
-def test_a_snapshot_shows_ten_rows_unless_told_and_says_where_the_rest_is() -> None:
+def test_a_snapshot_has_ten_rows_by_default_and_links_to_the_rest() -> None:
     tickers = ",".join(f"C:AAA{number:03}" for number in range(25))
     with standin() as api:
         first = ask(api, f"/v3/snapshot?ticker.any_of={tickers}")
@@ -540,7 +540,7 @@ def test_a_snapshot_shows_ten_rows_unless_told_and_says_where_the_rest_is() -> N
     assert too_many.status == 400
 
 
-def test_snapshots_are_for_paid_plans() -> None:
+def test_only_paid_plans_have_snapshots() -> None:
     with standin("free") as api:
         seen = ask(api, SNAPSHOT)
     assert seen.status == 403
@@ -549,7 +549,7 @@ def test_snapshots_are_for_paid_plans() -> None:
     assert str(seen.document["message"]).startswith("You are not entitled to this data.")
 
 
-def test_reference_tells_a_typo_from_silence() -> None:
+def test_the_reference_distinguishes_an_unknown_ticker_from_a_quiet_one() -> None:
     with standin("free") as api:
         known = ask(api, "/v3/reference/tickers/C:XAUUSD").document
         unknown = ask(api, "/v3/reference/tickers/C:TYPO")
@@ -606,7 +606,7 @@ def test_the_list_of_tickers_obeys_its_filters(query: str, tickers: list[str]) -
 
 
 @pytest.mark.parametrize("query", ["sort=price", "order=up", "limit=0"])
-def test_a_filter_that_there_is_not_is_a_400(query: str) -> None:
+def test_an_unknown_filter_gets_a_400(query: str) -> None:
     with standin() as api:
         assert ask(api, f"/v3/reference/tickers?{query}").status == 400
 
@@ -620,7 +620,7 @@ def test_pages_of_the_list_keep_filters_and_order() -> None:
     ]  # fmt: skip
 
 
-def test_an_unknown_path_is_plain_text() -> None:
+def test_an_unknown_path_is_answered_in_plain_text() -> None:
     with standin() as api:
         seen = ask(api, "/v9/everything")
     assert (seen.status, seen.body.strip()) == (404, b"404 page not found")
@@ -640,7 +640,7 @@ def test_an_unknown_path_is_plain_text() -> None:
         (None, "?apiKey=wrong", "Unknown API Key"),
     ],
 )
-def test_without_the_key_there_is_no_answer_and_nothing_is_counted(
+def test_a_request_without_the_key_is_refused_and_not_counted(
     authorization: str | None, in_url: str, sentence: str
 ) -> None:
     with standin("free") as api:
@@ -652,14 +652,14 @@ def test_without_the_key_there_is_no_answer_and_nothing_is_counted(
         assert [arrival.key_ok for arrival in api.log] == [False] * 10 + [True]
 
 
-def test_the_key_in_the_url_works_and_is_in_no_log() -> None:
+def test_a_key_in_the_url_works_and_is_not_logged() -> None:
     with standin() as api:
         assert ask(api, f"{EURO_BARS}?sort=asc&apiKey=demo-key", authorization=None).status == 200
         (arrival,) = api.log
     assert arrival.method_path == f"GET {EURO_BARS}?sort=asc"
 
 
-def test_large_answers_are_compressed_for_those_who_can_read_it() -> None:
+def test_large_answers_are_compressed_if_the_client_accepts_that() -> None:
     with standin() as api:
         packed = ask(api, EURO_BARS, gzip_too=True)
         plain = ask(api, EURO_BARS)
@@ -692,7 +692,7 @@ def test_a_client_that_leaves_is_no_error(capfd: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("fault", ["stall", "drip", "huge"])
-def test_stopping_takes_less_than_a_second_whatever_hangs(fault: str) -> None:
+def test_the_stand_in_stops_within_a_second_even_if_a_request_hangs(fault: str) -> None:
     before = threading.active_count()
     with StandIn("starter", faults=[fault]) as api, closing(connect(api)) as connection:
         connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
@@ -705,7 +705,7 @@ def test_stopping_takes_less_than_a_second_whatever_hangs(fault: str) -> None:
     assert threading.active_count() == before
 
 
-def test_stopping_does_not_wait_for_the_latency() -> None:
+def test_the_stand_in_stops_without_waiting_for_the_latency() -> None:
     threads = threading.active_count()
     with standin(latency=60) as api, closing(connect(api)) as connection:
         connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
@@ -718,14 +718,14 @@ def test_stopping_does_not_wait_for_the_latency() -> None:
     assert threading.active_count() == threads
 
 
-def test_an_idle_connection_does_not_keep_it_from_stopping() -> None:
+def test_an_idle_connection_does_not_delay_the_stop() -> None:
     with standin() as api, create_connection(("127.0.0.1", int(api.base_url.rsplit(":")[-1]))):
         began = time.monotonic()
         api.stop()
         assert time.monotonic() - began < 1
 
 
-def test_a_port_in_use_and_an_unknown_plan_are_sentences() -> None:
+def test_a_port_in_use_and_an_unknown_plan_are_reported_in_a_sentence() -> None:
     with standin() as api:
         port = int(api.base_url.rsplit(":", 1)[1])
         with pytest.raises(StandInError, match=f"cannot listen on port {port}"):
@@ -747,12 +747,12 @@ def test_the_window_is_strict_and_slides() -> None:
             clock.seconds = seconds
             return ask(api, EURO_BARS).status
 
-        # Five early in one minute and five late in it: a calendar window would let ten pass.
+        # Five calls early and five late in one minute: a calendar window would allow all ten.
         assert [at(t) for t in (50, 51, 52, 53, 54)] == [200] * 5
         assert at(109.999) == 429
-        # The refused call counts too: at 110 the first stamp has left, but that one has come.
+        # The refused call counts too: at 110 the first call has left the window and it has not.
         assert at(110.0) == 429
-        # 52, 53, 54 and the two refused are inside; 51 left at 111.
+        # 52, 53, 54 and the two refused calls are in the window; 51 left it at 111.
         assert at(111.5) == 429
         assert at(174.0) == 200
         assert api.refused == 3
@@ -768,7 +768,7 @@ def test_a_call_exactly_one_period_later_is_allowed() -> None:
     assert statuses == [200, 200, 200, 429]
 
 
-def test_every_answer_counts_whatever_its_status() -> None:
+def test_every_answer_counts_for_the_window_whatever_its_status() -> None:
     with standin("free") as api:
         for target in (SNAPSHOT, "/nowhere", "/v3/reference/tickers/C:TYPO", EURO_BARS, EURO_BARS):
             assert ask(api, target).status != 429
@@ -816,7 +816,7 @@ def test_half_of_the_latency_passes_before_the_arrival_and_half_after_it() -> No
 # ---------------------------------------------------------------------- the log
 
 
-def test_the_log_says_who_asked_what_and_what_came_back() -> None:
+def test_the_log_has_each_request_with_its_answer() -> None:
     with standin() as api:
         ask(api, f"{EURO_BARS}?limit=10")
         ask(api, SNAPSHOT)
@@ -831,7 +831,7 @@ def test_the_log_says_who_asked_what_and_what_came_back() -> None:
     assert by_ticker == {"C:EURUSD": 2, "X:BTCUSD": 1, "C:TYPO": 1}
 
 
-def test_other_processes_read_the_log_without_a_key_and_uncounted() -> None:
+def test_other_processes_can_read_the_log_without_a_key_and_without_a_call() -> None:
     with standin("free") as api:
         for _ in range(7):
             ask(api, EURO_BARS)
@@ -847,7 +847,7 @@ def test_other_processes_read_the_log_without_a_key_and_uncounted() -> None:
     ]
 
 
-def test_other_processes_set_the_faults() -> None:
+def test_other_processes_can_set_the_faults() -> None:
     with standin("starter", "server-error") as api:
         assert ask(api, "/_standin/faults", post='["html"]', authorization=None).status == 200
         assert ask(api, EURO_BARS).headers["Content-Type"] == "text/html"
@@ -863,11 +863,11 @@ def test_other_processes_set_the_faults() -> None:
 # ---------------------------------------------------------------------- a plan that changes
 
 
-def test_a_subscription_that_lapses_is_a_key_of_the_free_plan() -> None:
+def test_after_a_subscription_lapses_the_key_has_the_free_plan() -> None:
     with StandIn("starter", clock=Clock(WEDNESDAY / 1000), monotonic=Clock(0.0)) as api:
         assert [ask(api, SNAPSHOT).status for _ in range(3)] == [200] * 3
         assert ask(api, "/_standin/plan", post='"free"', authorization=None).status == 200
-        assert ask(api, SNAPSHOT).status == 403  # the fourth of five calls in the window
+        assert ask(api, SNAPSHOT).status == 403  # this is the fourth of five calls in the window
         assert ask(api, EURO_BARS).document["status"] == "DELAYED"
         refused = ask(api, EURO_BARS)
         assert ask(api, "/_standin/plan", post='"platinum"').status == 400
@@ -890,7 +890,7 @@ def test_a_plan_that_changes_may_have_a_window_of_its_own() -> None:
 # ---------------------------------------------------------------------- an API that freezes
 
 
-def test_a_frozen_api_reads_counts_and_answers_all_it_was_sent_once_it_thaws() -> None:
+def test_an_api_that_was_frozen_reads_counts_and_answers_everything_it_was_sent() -> None:
     clock = Clock(100.0)
     with StandIn("free", calls=5, period_seconds=6, monotonic=clock) as api:
         api.freeze(8.5)
@@ -910,7 +910,7 @@ def test_a_frozen_api_reads_counts_and_answers_all_it_was_sent_once_it_thaws() -
         assert api.most_in_a_window() == 2
 
 
-def test_a_connection_that_was_reset_while_it_was_frozen_counts_too() -> None:
+def test_a_connection_that_was_reset_during_a_freeze_counts_too() -> None:
     clock = Clock(0.0)
     was_read = threading.Event()
 
@@ -931,7 +931,7 @@ def test_a_connection_that_was_reset_while_it_was_frozen_counts_too() -> None:
         wait_for(lambda: len(api.log) == 1)
 
 
-def test_other_processes_freeze_it_and_it_can_be_stopped_meanwhile() -> None:
+def test_other_processes_can_freeze_the_stand_in_and_it_can_still_be_stopped() -> None:
     with standin() as api:
         assert ask(api, "/_standin/freeze", post="60", authorization=None).status == 200
         for bad in ('"long"', "-1", "Infinity", "NaN", "[]"):
@@ -943,7 +943,7 @@ def test_other_processes_freeze_it_and_it_can_be_stopped_meanwhile() -> None:
             assert time.monotonic() - began < 1
 
 
-def test_a_call_that_was_sent_counts_though_its_client_left_before_it_arrived() -> None:
+def test_a_call_counts_even_if_its_client_left_before_it_arrived() -> None:
     with standin("free", latency=0.4) as api:
         with closing(connect(api)) as connection:
             connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
@@ -969,7 +969,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_refusal_instead_of_the_answer(name: str) -> None:
+def test_each_refusing_fault_replaces_the_answer_by_a_refusal(name: str) -> None:
     status, start = REFUSALS[name]
     with standin("starter", name) as api:
         seen = ask(api, EURO_BARS)
@@ -983,23 +983,23 @@ def test_a_refusal_instead_of_the_answer(name: str) -> None:
         assert bool(seen.body) == bool(start)
 
 
-def test_retry_after_is_a_whole_window() -> None:
+def test_the_fault_with_retry_after_names_a_whole_window() -> None:
     with StandIn("free", period_seconds=9.5, faults=["rate-limit-retry-after"]) as api:
         assert ask(api, EURO_BARS).headers["Retry-After"] == "10"
 
 
-def test_a_redirect_points_to_another_host() -> None:
+def test_the_fault_redirect_points_to_another_host() -> None:
     with standin("starter", "redirect") as api:
         assert ask(api, EURO_BARS).headers["Location"].startswith("https://stand-in.invalid/")
 
 
-def test_a_revoked_key_has_no_window() -> None:
+def test_a_revoked_key_is_refused_without_counting_for_the_window() -> None:
     with standin("free", "key-revoked") as api:
         assert {ask(api, EURO_BARS).status for _ in range(8)} == {401}
         assert api.most_in_a_window() == 0
 
 
-def test_today_is_refused_only_where_the_range_reaches_into_it() -> None:
+def test_today_is_refused_only_if_the_range_includes_today() -> None:
     with standin("starter", "today:1") as api:
         until_yesterday = EURO_BARS.replace(TODAY, YESTERDAY)
         assert ask(api, until_yesterday).status == 200
@@ -1009,7 +1009,7 @@ def test_today_is_refused_only_where_the_range_reaches_into_it() -> None:
 
 
 def bars_with(fault: str) -> tuple[list[Row], list[Row]]:
-    """The right rows and the spoiled ones."""
+    """Return the correct rows and the spoiled ones."""
     with standin("starter", f"{fault}@C:EURUSD") as api:
         spoiled = ask(api, EURO_BARS).rows
         api.set_faults([])
@@ -1026,7 +1026,7 @@ FIGURES: dict[str, Callable[[Row, Row], bool]] = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_the_newest_bar_is_spoiled_and_no_other(name: str) -> None:
+def test_faults_of_bars_spoil_only_the_newest_bar(name: str) -> None:
     right, spoiled = bars_with(name)
     assert FIGURES[name](right[-1], spoiled[-1])
     assert spoiled[:-1] == right[:-1]
@@ -1052,39 +1052,39 @@ PRICES: dict[str, Callable[[SnapshotRow], bool]] = {
 
 
 @pytest.mark.parametrize("name", PRICES)
-def test_a_snapshot_is_spoiled_too(name: str) -> None:
+def test_faults_of_figures_spoil_a_snapshot_too(name: str) -> None:
     with standin("starter", f"{name}@X:BTCUSD") as api:
         seen = ask(api, "/v3/snapshot?ticker.any_of=C:EURUSD,X:BTCUSD&limit=250")
     rows: list[SnapshotRow] = json.loads(seen.body)["results"]
     assert PRICES[name](rows[-1])
 
 
-def test_rows_out_of_order_are_the_same_rows() -> None:
+def test_the_fault_unordered_changes_only_the_order_of_rows() -> None:
     right, spoiled = bars_with("unordered")
     assert spoiled != right
     assert sorted(spoiled, key=lambda row: row["t"]) == right
 
 
-def test_a_duplicate_brings_the_stale_bar_first() -> None:
+def test_the_fault_duplicate_sends_the_older_version_of_the_bar_first() -> None:
     right, spoiled = bars_with("duplicate")
     assert spoiled[:-2] == right[:-1]
     assert spoiled[-1] == right[-1]
     assert spoiled[-2] == {**right[-1], "c": right[-1]["o"]}
 
 
-def test_an_answer_about_another_ticker() -> None:
+def test_a_fault_answers_for_another_ticker() -> None:
     with standin("starter", "other-ticker") as api:
         assert ask(api, EURO_BARS).document["ticker"] == OTHER_TICKER
 
 
-def test_an_empty_answer_is_the_api_s_own() -> None:
+def test_the_fault_empty_has_the_shape_of_the_apis_empty_answer() -> None:
     with standin("starter", "empty") as api:
         document = ask(api, EURO_BARS).document
     assert "results" not in document
     assert document["resultsCount"] == document["queryCount"] == document["count"] == 0
 
 
-def test_bars_that_end_yesterday() -> None:
+def test_the_fault_end_of_day_ends_the_bars_yesterday() -> None:
     with standin("free", "end-of-day") as api:
         rows = ask(api, EURO_BARS).rows
         today = ask(api, EURO_BARS.replace(YESTERDAY, TODAY)).document
@@ -1095,44 +1095,44 @@ def test_bars_that_end_yesterday() -> None:
     assert before["t"] == ms(TODAY) - 1
 
 
-def test_an_asset_whose_five_minute_bars_are_empty_while_its_minute_bars_are_not() -> None:
+def test_a_fault_empties_an_assets_five_minute_bars_and_not_its_minute_bars() -> None:
     with standin("free", "five-minutes-empty@C:EURUSD") as api:
         assert ask(api, EURO_BARS).document["resultsCount"] == 0
         assert ask(api, EURO_BARS.replace("/5/", "/1/")).rows
         assert ask(api, EURO_BARS.replace("C:EURUSD", "C:GBPUSD")).rows
 
 
-def test_only_a_snapshot_has_rows_that_the_plan_does_not_hold() -> None:
+def test_only_a_snapshot_can_have_rows_outside_of_the_plan() -> None:
     right, same = bars_with("not-entitled")
     assert same == right
 
 
-def test_rows_in_a_shape_that_nobody_has_promised() -> None:
+def test_a_fault_sends_rows_of_an_undocumented_shape() -> None:
     with standin("starter", "wrong-shape") as api:
         assert isinstance(json.loads(ask(api, EURO_BARS).body)["results"], dict)
 
 
-def test_json_that_stops_in_the_middle() -> None:
+def test_a_fault_cuts_the_json_off_in_the_middle() -> None:
     with standin("starter", "bad-json") as api, pytest.raises(json.JSONDecodeError):
         _ = ask(api, EURO_BARS).document
 
 
-def test_a_body_shorter_than_announced() -> None:
+def test_a_fault_sends_a_body_shorter_than_announced() -> None:
     with standin("starter", "truncated") as api, pytest.raises(http.client.IncompleteRead):
         ask(api, EURO_BARS)
 
 
-def test_a_connection_reset_is_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_fault_reset_is_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
     with standin("starter", "reset") as api:
         with pytest.raises(ConnectionResetError) as caught:
             ask(api, EURO_BARS)
-        # http.client calls an orderly close without an answer a reset too.
+        # http.client also reports a normal close without an answer as a reset.
         assert caught.value.errno == errno.ECONNRESET
         assert [arrival.status for arrival in api.log] == [0]
     assert capfd.readouterr().err == ""
 
 
-def test_a_stall_lasts_until_the_client_gives_up() -> None:
+def test_the_fault_stall_lasts_until_the_client_gives_up() -> None:
     threads = threading.active_count()
     with standin("starter", "stall") as api:
         with closing(connect(api, timeout=0.15)) as connection:
@@ -1143,7 +1143,7 @@ def test_a_stall_lasts_until_the_client_gives_up() -> None:
     assert threading.active_count() == threads
 
 
-def test_a_drip_never_lets_a_read_time_out_and_does_not_end() -> None:
+def test_the_fault_drip_never_ends_and_never_lets_a_read_time_out() -> None:
     with standin("starter", "drip") as api, closing(connect(api, timeout=1)) as connection:
         connection.request("GET", EURO_BARS, headers={"Authorization": "Bearer demo-key"})
         answer = connection.getresponse()
@@ -1152,7 +1152,7 @@ def test_a_drip_never_lets_a_read_time_out_and_does_not_end() -> None:
         assert answer.length > 100_000
 
 
-def test_a_huge_answer_is_a_hundred_megabytes_of_json() -> None:
+def test_the_fault_huge_sends_a_hundred_megabytes_of_json() -> None:
     with standin("starter", "huge") as api:
         body = ask(api, EURO_BARS).body
     assert len(body) == 100 * 1024 * 1024
@@ -1160,7 +1160,7 @@ def test_a_huge_answer_is_a_hundred_megabytes_of_json() -> None:
     assert body.endswith(b" ]}")
 
 
-def test_a_gzip_bomb_is_small_until_it_is_opened() -> None:
+def test_the_fault_gzip_bomb_sends_few_bytes_that_unpack_to_many() -> None:
     with standin("starter", "gzip-bomb") as api:
         seen = ask(api, EURO_BARS)
     assert seen.headers["Content-Encoding"] == "gzip"
@@ -1175,7 +1175,7 @@ def test_a_gzip_bomb_is_small_until_it_is_opened() -> None:
     assert unfolded > 64 * 1024 * 1024
 
 
-def test_pages_without_end() -> None:
+def test_a_fault_sends_pages_without_end() -> None:
     with standin("starter", "endless-next-url") as api:
         target, seen_before = EURO_BARS, set()
         for _ in range(5):
@@ -1186,7 +1186,7 @@ def test_pages_without_end() -> None:
             seen_before.add(target)
 
 
-def test_the_next_page_on_another_host_is_answered_here_without_the_key_in_it() -> None:
+def test_a_fault_links_the_next_page_to_another_host_without_the_key() -> None:
     with standin("starter", "foreign-next-url") as api:
         url = str(ask(api, EURO_BARS).document["next_url"])
         assert url.startswith("https://stand-in.invalid/v2/aggs/")
@@ -1196,7 +1196,7 @@ def test_the_next_page_on_another_host_is_answered_here_without_the_key_in_it() 
     assert "next_url" not in second.document
 
 
-def test_the_list_of_tickers_in_short_pages_is_the_same_list() -> None:
+def test_the_list_of_tickers_is_the_same_in_short_pages() -> None:
     with standin("starter", "short-pages") as api:
         seen = ask(api, "/v3/reference/tickers?market=fx&active=true&limit=1000")
         pages = [seen.names("ticker")]
@@ -1206,7 +1206,7 @@ def test_the_list_of_tickers_in_short_pages_is_the_same_list() -> None:
     assert pages == [["C:EURUSD", "C:GBPUSD"], ["C:USDJPY", "C:XAGUSD"], ["C:XAUUSD"]]
 
 
-def test_a_window_that_is_full_leaves_the_faults_for_later() -> None:
+def test_a_request_refused_by_a_full_window_uses_up_no_fault() -> None:
     clock = Clock(0.0)
     with StandIn("free", calls=1, monotonic=clock) as api:
         assert ask(api, EURO_BARS).status == 200
@@ -1216,19 +1216,19 @@ def test_a_window_that_is_full_leaves_the_faults_for_later() -> None:
         assert ask(api, EURO_BARS).headers["Content-Type"] == "text/html"
 
 
-def test_a_spec_says_how_often_and_for_whom() -> None:
+def test_a_fault_can_be_limited_to_a_number_of_times_and_to_a_ticker() -> None:
     with standin("starter", "server-error:2@C:EURUSD", "bad-gateway@X:BTCUSD") as api:
         gold, bitcoin = (EURO_BARS.replace("C:EURUSD", t) for t in ("C:XAUUSD", "X:BTCUSD"))
         assert [ask(api, gold).status for _ in range(3)] == [200] * 3
         assert [ask(api, EURO_BARS).status for _ in range(3)] == [500, 500, 200]
         assert [ask(api, bitcoin).status for _ in range(3)] == [502] * 3
-        assert ask(api, SNAPSHOT).status == 502  # it asks about bitcoin among others
+        assert ask(api, SNAPSHOT).status == 502  # bitcoin is one of several assets in the request
 
 
 @pytest.mark.parametrize(
     "spec", ["", "nonsense", "stall:0", "stall:-1", "stall:x", "stall@", "stall@C:A:B C"]
 )
-def test_a_bad_spec_is_a_sentence_that_lists_the_names(spec: str) -> None:
+def test_an_unknown_fault_is_reported_in_a_sentence_that_lists_the_names(spec: str) -> None:
     with pytest.raises(StandInError) as caught:
         FaultPlan([spec])
     assert all(name in str(caught.value) for name in FAULTS)

@@ -1,4 +1,4 @@
-"""A run knows who started it."""
+"""A run finds out whether cron, systemd or a person started it."""
 
 import os
 import pty
@@ -14,7 +14,7 @@ ASK = "from asset_sync.starter import starter; print(starter().value)"
 
 
 def asked(*command: str, **environ: str) -> str:
-    """What a process without a terminal says that is started so."""
+    """Return what a process without a terminal reports if it is started in this way."""
     return subprocess.run(
         command,
         env={"PATH": os.environ["PATH"], **environ},
@@ -25,7 +25,7 @@ def asked(*command: str, **environ: str) -> str:
     ).stdout.strip()
 
 
-def test_what_cron_starts_through_a_shell_is_crons(tmp_path: Path) -> None:
+def test_a_process_that_cron_starts_through_a_shell_is_attributed_to_cron(tmp_path: Path) -> None:
     cron = tmp_path / "cron"
     cron.symlink_to("/bin/bash")
 
@@ -35,7 +35,7 @@ def test_what_cron_starts_through_a_shell_is_crons(tmp_path: Path) -> None:
     assert asked(str(cron), "-c", command, INVOCATION_ID="0" * 32) == Starter.CRON
 
 
-def test_what_systemd_starts_is_systemds(tmp_path: Path) -> None:
+def test_a_process_that_systemd_starts_is_attributed_to_systemd(tmp_path: Path) -> None:
     systemd = tmp_path / "systemd"
     systemd.symlink_to("/bin/bash")
     command = f"{sys.executable} -c '{ASK}'; true"
@@ -44,7 +44,7 @@ def test_what_systemd_starts_is_systemds(tmp_path: Path) -> None:
     assert asked(str(systemd), "-c", command) == Starter.OTHER, "as what a login left behind"
 
 
-def test_what_a_person_starts_at_a_terminal_is_theirs_though_its_output_goes_elsewhere(
+def test_a_process_started_at_a_terminal_is_attributed_to_a_person_even_if_redirected(
     tmp_path: Path,
 ) -> None:
     answer = tmp_path / "answer"
@@ -60,5 +60,5 @@ def test_what_a_person_starts_at_a_terminal_is_theirs_though_its_output_goes_els
 
 
 @pytest.mark.parametrize("environ", [{}, {"INVOCATION_ID": "0" * 32}])
-def test_what_nobody_known_starts_is_nobodys(environ: dict[str, str]) -> None:
+def test_a_process_of_an_unknown_starter_is_attributed_to_nobody(environ: dict[str, str]) -> None:
     assert asked(sys.executable, "-c", ASK, **environ) == Starter.OTHER

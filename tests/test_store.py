@@ -1,4 +1,4 @@
-"""What one answer brings, in the platform's tables: nothing lost, nothing twice."""
+"""The data of one answer is stored in the platform's tables: nothing is lost or stored twice."""
 
 import json
 import random
@@ -46,7 +46,7 @@ def bar(
     vwap: float | None = 1.0868,
     trades: int | None = 321,
 ) -> Bar:
-    """Return the bar that starts so many bars after noon."""
+    """Return the bar that starts this number of bars after noon."""
     start_ms = NOON_MS + number * FIVE_MINUTES_MS
     return Bar(start_ms, 1.0865, high, low, close, 321.0, vwap, trades)
 
@@ -85,7 +85,7 @@ def stored_bars(db: Connection) -> list[Bar]:
 
 
 def versions(db: Connection) -> list[tuple[object, ...]]:
-    """Return where each bar lies and which transaction wrote it: a write changes both."""
+    """Return each bar's place and the transaction that wrote it: a write changes both."""
     return query(db, "select ts, ctid::text, xmin::text from market_data.ohlcv_5m order by ts")
 
 
@@ -118,7 +118,7 @@ def test_new_bars_are_stored_as_they_came_and_counted(db: Connection) -> None:
     assert stored_bars(db) == sent
 
 
-def test_a_bar_the_provider_repaired_is_brought_up_to_date(db: Connection) -> None:
+def test_a_bar_that_the_provider_repaired_is_updated(db: Connection) -> None:
     save_bars(db, [bar(0), bar(1), bar(2)])
 
     assert save_bars(db, [bar(0), bar(1, close=1.0875), bar(2), bar(3)]) == 2
@@ -146,7 +146,7 @@ def test_equal_bars_cost_no_write(db: Connection) -> None:
     assert versions(db) == before
 
 
-def test_beside_a_repaired_bar_the_equal_ones_cost_no_write(db: Connection) -> None:
+def test_equal_bars_beside_a_repaired_one_cost_no_write(db: Connection) -> None:
     save_bars(db, [bar(0), bar(1), bar(2)])
     before = versions(db)
 
@@ -157,7 +157,7 @@ def test_beside_a_repaired_bar_the_equal_ones_cost_no_write(db: Connection) -> N
     assert after[1] != before[1]
 
 
-def test_what_the_provider_leaves_out_is_null_until_it_sends_it(db: Connection) -> None:
+def test_a_figure_that_the_provider_leaves_out_is_null_until_it_is_sent(db: Connection) -> None:
     bare = bar(vwap=None, trades=None)
 
     assert save_bars(db, [bare]) == 1
@@ -167,7 +167,7 @@ def test_what_the_provider_leaves_out_is_null_until_it_sends_it(db: Connection) 
     assert stored_bars(db) == [bar()]
 
 
-def test_floats_come_back_bit_for_bit(db: Connection) -> None:
+def test_floats_are_stored_exactly(db: Connection) -> None:
     chance = random.Random(1)
     odd = [
         *(1.7976931348623157e308, 5e-324, 2.2250738585072014e-308, 0.1 + 0.2, 1 / 3, 1e22),
@@ -187,12 +187,12 @@ def test_floats_come_back_bit_for_bit(db: Connection) -> None:
     assert save_bars(db, sent) == 0
 
 
-def test_fifty_thousand_bars_are_one_statement(db: Connection) -> None:
+def test_fifty_thousand_bars_are_stored_with_one_statement(db: Connection) -> None:
     sent = [bar(number, close=1 + number / 50_000) for number in range(50_000)]
     statements = []
 
     class Counting:
-        """The cursor, with its statements counted."""
+        """A cursor that counts its statements."""
 
         def __init__(self, cursor: Cursor) -> None:
             self._cursor = cursor
@@ -213,11 +213,11 @@ def test_fifty_thousand_bars_are_one_statement(db: Connection) -> None:
     assert stored_bars(db) == sent
 
 
-def test_no_bars_are_no_statement_and_no_error(db: Connection) -> None:
+def test_no_bars_cause_no_statement_and_no_error(db: Connection) -> None:
     assert save_bars(db, []) == 0
 
 
-def test_bars_go_to_their_own_asset(db: Connection) -> None:
+def test_bars_are_stored_for_their_own_asset(db: Connection) -> None:
     with transaction(db) as cursor:
         market.save_symbols(cursor, [EURUSD, Symbol("GBPUSD", "Pound", "forex")])
         market.save_bars(cursor, "EURUSD", [bar(0)])
@@ -235,7 +235,7 @@ def test_an_asset_without_bars_or_row_has_no_newest_bar(db: Connection) -> None:
 
 
 def store_bar_of(db: Connection, ts: str) -> None:
-    """Store a bar of EURUSD as somebody else might have."""
+    """Store a bar of EURUSD as another program may have done."""
     query(
         db,
         """
@@ -260,7 +260,7 @@ IMPOSSIBLE_TIMES = [
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
-def test_a_bar_of_an_impossible_time_is_not_the_newest(db: Connection, zone: str) -> None:
+def test_a_bar_with_an_impossible_time_is_not_the_newest(db: Connection, zone: str) -> None:
     query(db, "select set_config('timezone', %s, false)", (zone,))
     save_bars(db, [bar(0), bar(1)])
     for ts in IMPOSSIBLE_TIMES:
@@ -270,7 +270,7 @@ def test_a_bar_of_an_impossible_time_is_not_the_newest(db: Connection, zone: str
 
 
 @pytest.mark.parametrize("ts", IMPOSSIBLE_TIMES)
-def test_an_asset_with_nothing_but_a_bar_of_an_impossible_time_has_no_bars(
+def test_an_asset_with_only_a_bar_of_an_impossible_time_has_no_newest_bar(
     db: Connection, ts: str
 ) -> None:
     with transaction(db) as cursor:
@@ -282,7 +282,7 @@ def test_an_asset_with_nothing_but_a_bar_of_an_impossible_time_has_no_bars(
 
 @pytest.mark.parametrize("figure", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("column", ["open", "high", "low", "close"])
-def test_a_bar_whose_prices_are_no_numbers_is_neither_the_newest_nor_in_a_price(
+def test_a_bar_whose_prices_are_not_numbers_is_not_the_newest_and_gives_no_price(
     db: Connection, column: str, figure: str
 ) -> None:
     save_bars(db, [bar(0), bar(1)])
@@ -298,7 +298,7 @@ def test_a_bar_whose_prices_are_no_numbers_is_neither_the_newest_nor_in_a_price(
     assert json.loads(json.dumps(price.as_json(), allow_nan=False))["last_price"] == bar(1).close
 
 
-def test_the_bar_that_starts_now_is_the_newest(db: Connection) -> None:
+def test_a_bar_that_starts_now_counts_as_the_newest(db: Connection) -> None:
     with transaction(db) as cursor:
         market.save_symbols(cursor, [EURUSD])
         cursor.execute(
@@ -320,13 +320,13 @@ def price_of(db: Connection, bars: Sequence[Bar], now: datetime = LATER) -> Last
         return market.price_of_bar(cursor, "EURUSD", start_of(bars[-1]), now)
 
 
-def test_the_last_bar_tells_a_price_and_no_quote(db: Connection) -> None:
+def test_the_last_bar_gives_a_price_without_a_quote(db: Connection) -> None:
     told = price_of(db, [bar(0), bar(1, close=1.0881)])
 
     assert (told.symbol, told.bid, told.ask, told.last_price) == ("EURUSD", None, None, 1.0881)
 
 
-def test_the_days_figures_are_those_of_its_bars(db: Connection) -> None:
+def test_the_days_figures_come_from_its_bars(db: Connection) -> None:
     told = price_of(db, [bar(0, high=1.2), bar(1, low=1.01), bar(2, close=1.0855)])
 
     assert (told.daily_open, told.daily_high, told.daily_low, told.daily_close) == (
@@ -334,7 +334,7 @@ def test_the_days_figures_are_those_of_its_bars(db: Connection) -> None:
     )
 
 
-def test_the_days_figures_count_bars_stored_before_this_answer(db: Connection) -> None:
+def test_the_days_figures_include_bars_stored_before_this_answer(db: Connection) -> None:
     save_bars(db, [bar(-3, high=1.5)])
 
     assert price_of(db, [bar(0)]).daily_high == 1.5
@@ -348,7 +348,7 @@ def test_the_days_figures_end_with_the_bar_that_has_the_price(db: Connection) ->
     assert (told.last_price, told.daily_high, told.daily_close) == (1.0869, 1.09, 1.0869)
 
 
-def test_the_day_begins_at_midnight_utc_whatever_the_sessions_time_zone(db: Connection) -> None:
+def test_the_day_begins_at_midnight_utc_in_any_time_zone_of_the_session(db: Connection) -> None:
     query(db, "select set_config('timezone', 'Asia/Tokyo', false)")
     last_of_yesterday, first_of_today = -145, -144  # midnight is 144 bars before noon
 
@@ -364,7 +364,7 @@ def test_the_day_begins_at_midnight_utc_whatever_the_sessions_time_zone(db: Conn
     assert (told.daily_high, told.daily_close) == (1.3, 1.1)
 
 
-def test_the_first_bar_after_midnight_begins_the_days_figures_anew(db: Connection) -> None:
+def test_the_first_bar_after_midnight_resets_the_days_figures(db: Connection) -> None:
     told = price_of(db, [bar(-145, high=9.0), bar(-144, close=1.2, high=1.3, low=1.1)])
 
     assert (told.daily_open, told.daily_high, told.daily_low, told.daily_close) == (
@@ -375,7 +375,7 @@ def test_the_first_bar_after_midnight_begins_the_days_figures_anew(db: Connectio
 # --- writing last prices ------------------------------------------------------------------------
 
 
-def test_last_update_holds_what_the_platform_reads(db: Connection) -> None:
+def test_last_update_has_the_keys_that_the_platform_reads(db: Connection) -> None:
     save_price(db, price())
 
     assert metadata(db)["last_update"] == {
@@ -409,7 +409,9 @@ def test_a_bar_never_overwrites_a_newer_quote(db: Connection) -> None:
     assert metadata(db)["last_update"] == quote.as_json()
 
 
-def test_a_price_of_the_future_is_one_of_now_and_keeps_no_later_one_out(db: Connection) -> None:
+def test_a_price_with_a_future_time_is_stored_as_of_now_and_blocks_no_later_price(
+    db: Connection,
+) -> None:
     far = datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
 
     [written] = save_price(db, price(far, 2.0))
@@ -420,13 +422,13 @@ def test_a_price_of_the_future_is_one_of_now_and_keeps_no_later_one_out(db: Conn
     assert len(save_price(db, price(now, 3.0))) == 1
 
 
-def test_a_price_of_the_future_that_others_wrote_stops_no_price(db: Connection) -> None:
+def test_a_price_with_a_future_time_written_by_others_blocks_no_price(db: Connection) -> None:
     set_metadata(db, {"last_update": {"timestamp": "9999-12-31T23:59:00+00:00"}})
 
     assert save_price(db, price()) == (price(),)
 
 
-def test_each_price_of_an_answer_is_judged_by_itself(db: Connection) -> None:
+def test_each_price_of_an_answer_is_compared_by_itself(db: Connection) -> None:
     save_price(db, price())
     old = price(NOON - timedelta(hours=1))
     new = price(symbol="GBPUSD")
@@ -436,14 +438,14 @@ def test_each_price_of_an_answer_is_judged_by_itself(db: Connection) -> None:
         assert market.save_prices(cursor, [old, new]) == (new,)
 
 
-def test_a_price_of_an_asset_that_is_not_there_is_not_written(db: Connection) -> None:
+def test_a_price_of_an_unknown_asset_is_not_written(db: Connection) -> None:
     with transaction(db) as cursor:
         assert market.save_prices(cursor, [price(symbol="NOSUCH")]) == ()
 
 
 @pytest.fixture
 def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run on a host in another time zone."""
+    """Run the test on a host in another time zone."""
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "America/New_York")
         time.tzset()
@@ -455,7 +457,7 @@ def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     "theirs",
     ["2026-03-02T13:30:00+02:00", "2026-03-02 11:30:00", "2026-03-02T11:30:00Z", "20260302T113000"],
 )
-def test_a_timestamp_that_others_wrote_is_compared_as_the_moment_it_means(
+def test_a_timestamp_that_others_wrote_is_compared_with_its_time_zone(
     db: Connection, theirs: str, in_new_york: None
 ) -> None:
     set_metadata(db, {"last_update": {"timestamp": theirs}})
@@ -484,7 +486,7 @@ def test_a_timestamp_that_others_wrote_is_compared_as_the_moment_it_means(
         None,
     ],
 )
-def test_a_timestamp_that_means_nothing_stops_no_price(db: Connection, theirs: object) -> None:
+def test_an_unreadable_timestamp_blocks_no_price(db: Connection, theirs: object) -> None:
     set_metadata(db, theirs)
 
     assert len(save_price(db, price())) == 1
@@ -492,7 +494,7 @@ def test_a_timestamp_that_means_nothing_stops_no_price(db: Connection, theirs: o
     assert metadata(db)["last_update"] == price().as_json()
 
 
-def test_what_else_is_in_metadata_stays(db: Connection) -> None:
+def test_other_keys_of_metadata_are_kept(db: Connection) -> None:
     set_metadata(db, {"pip": 0.0001, "tags": ["major"], "last_update": {"note": "old"}})
 
     save_price(db, price())
@@ -513,7 +515,7 @@ def test_metadata_that_is_a_json_null_becomes_an_object(db: Connection) -> None:
 # --- symbols and sync status --------------------------------------------------------------------
 
 
-def test_an_asset_the_platform_has_already_stays_as_it_is(db: Connection) -> None:
+def test_an_existing_asset_of_the_platform_is_not_changed(db: Connection) -> None:
     query(
         db,
         "insert into trading.symbols (symbol, name, asset_type) values ('EURUSD', 'Mine', 'fx')",
@@ -530,7 +532,7 @@ def test_an_asset_the_platform_has_already_stays_as_it_is(db: Connection) -> Non
     ]
 
 
-def test_assets_that_are_there_burn_no_ids(db: Connection) -> None:
+def test_existing_assets_use_up_no_ids(db: Connection) -> None:
     with transaction(db) as cursor:
         for _ in range(3):
             market.save_symbols(cursor, [EURUSD])
@@ -553,7 +555,7 @@ def save_status(db: Connection, error: str | None = None) -> None:
         market.save_status(cursor, ["EURUSD"], error)
 
 
-def test_a_success_is_noted_with_its_time(db: Connection) -> None:
+def test_a_success_is_recorded_with_its_time(db: Connection) -> None:
     [(before,)] = query(db, "select now()")
 
     save_status(db)
@@ -564,7 +566,7 @@ def test_a_success_is_noted_with_its_time(db: Connection) -> None:
     assert (state, error) == ("success", None)
 
 
-def test_a_failure_is_noted_and_leaves_the_time_of_the_last_success(db: Connection) -> None:
+def test_a_failure_is_recorded_and_keeps_the_time_of_the_last_success(db: Connection) -> None:
     save_status(db)
     at, *_ = status_of(db)
 
@@ -574,7 +576,7 @@ def test_a_failure_is_noted_and_leaves_the_time_of_the_last_success(db: Connecti
 
 
 @pytest.mark.parametrize("at", ["infinity", "-infinity", "4713-01-01 BC", "10000-01-01"])
-def test_whatever_time_others_noted_a_success_has_that_of_now(db: Connection, at: str) -> None:
+def test_a_success_gets_the_time_of_now_whatever_time_others_wrote(db: Connection, at: str) -> None:
     save_status(db)
     query(db, "update data_sources.data_sync_status set last_sync_timestamp = %s", (at,))
 
@@ -597,7 +599,7 @@ def test_a_failure_before_any_success_has_no_time(db: Connection) -> None:
     assert status_of(db) == (None, "error", "no such ticker")
 
 
-def test_a_success_takes_the_error_away(db: Connection) -> None:
+def test_a_success_clears_the_error(db: Connection) -> None:
     save_status(db, "no such ticker")
 
     save_status(db)
@@ -605,14 +607,14 @@ def test_a_success_takes_the_error_away(db: Connection) -> None:
     assert status_of(db)[1:] == ("success", None)
 
 
-def test_a_failure_of_an_asset_that_has_no_row_yet_is_no_error(db: Connection) -> None:
+def test_a_failure_of_an_asset_without_a_row_is_no_error(db: Connection) -> None:
     with transaction(db) as cursor:
         market.save_status(cursor, ["NEVER"], "no such ticker")
 
     assert query(db, "select from data_sources.data_sync_status") == []
 
 
-def test_a_missing_row_of_the_provider_is_one_sentence_whose_advice_helps(db: Connection) -> None:
+def test_a_missing_row_of_the_provider_is_reported_with_advice_that_works(db: Connection) -> None:
     query(db, "delete from data_sources.api_providers")
 
     with pytest.raises(DatabaseError, match=r"has no row with the code 'polygon'.*db init"):
@@ -672,7 +674,7 @@ where table_schema in ('trading', 'data_sources', 'market_data') order by 1, 2, 
 
 @pytest.fixture
 def theirs(empty_url: str) -> Iterator[Connection]:
-    """Return a platform that has its own tables, of other types, taken over by `db init`."""
+    """Return a platform with its own tables of other types, on which `db init` has run."""
     with raw_session(Secret(empty_url)) as db:
         query(db, _THEIRS)
         before = query(db, _SHAPE)
@@ -682,7 +684,7 @@ def theirs(empty_url: str) -> Iterator[Connection]:
         assert query(db, _SHAPE) == before
 
 
-def test_an_answer_is_stored_in_a_platforms_own_tables_whatever_their_types(
+def test_an_answer_is_stored_in_a_platforms_own_tables_of_any_types(
     theirs: Connection,
 ) -> None:
     sent = [bar(0), bar(1, close=1.08751234, vwap=None, trades=None)]
@@ -703,7 +705,7 @@ def test_an_answer_is_stored_in_a_platforms_own_tables_whatever_their_types(
     assert market.newest_bar(theirs, "EURUSD")[0] == NOON + timedelta(minutes=5)
 
 
-def test_equal_bars_cost_no_write_in_a_platforms_own_table_either(theirs: Connection) -> None:
+def test_equal_bars_cost_no_write_in_a_platforms_own_table(theirs: Connection) -> None:
     sent = [bar(0), bar(1, vwap=None)]
     save_bars(theirs, sent)
     before = versions(theirs)
@@ -713,7 +715,9 @@ def test_equal_bars_cost_no_write_in_a_platforms_own_table_either(theirs: Connec
     assert versions(theirs) == before
 
 
-def test_a_platforms_status_and_price_can_be_written_again(theirs: Connection) -> None:
+def test_status_and_price_can_be_written_again_in_a_platforms_own_tables(
+    theirs: Connection,
+) -> None:
     save_status(theirs)
     save_status(theirs, "no such ticker")
     save_price(theirs, price())
@@ -735,11 +739,11 @@ _TRACES = {
 
 
 class PowerCut(BaseException):
-    """Something that nobody foresaw."""
+    """An unexpected error."""
 
 
 class Answer:
-    """One answer of the provider, on its way into the database."""
+    """One answer of the provider that is being stored."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -766,7 +770,7 @@ def traces(db: Connection) -> dict[str, int]:
 
 
 def events_heard(listener: Connection) -> int:
-    """Return how many events have come: NOTIFY is delivered before the answer to a statement."""
+    """Return how many events have arrived: NOTIFY comes before the answer to a statement."""
     query(listener, "select 1")
     listener.poll()
     count = len(listener.notifies)
@@ -775,7 +779,7 @@ def events_heard(listener: Connection) -> int:
 
 
 @pytest.mark.parametrize("trouble", [PowerCut, KeyboardInterrupt, SystemExit, ValueError])
-def test_an_answer_that_is_cut_off_before_its_commit_leaves_nothing(
+def test_an_answer_interrupted_before_its_commit_leaves_nothing(
     db: Connection, connect: Callable[[], Connection], trouble: type[BaseException]
 ) -> None:
     listener = connect()
@@ -790,12 +794,14 @@ def test_an_answer_that_is_cut_off_before_its_commit_leaves_nothing(
 
     assert traces(db) == dict.fromkeys(_TRACES, 0)
     assert events_heard(listener) == 0
-    answer.store(lambda: None)  # and the item is still ours
+    answer.store(lambda: None)  # and this run still has the lease
     assert traces(db) == dict.fromkeys(_TRACES, 1)
     assert events_heard(listener) == 1
 
 
-def test_nobody_sees_a_part_of_an_answer(db: Connection, connect: Callable[[], Connection]) -> None:
+def test_other_sessions_never_see_a_part_of_an_answer(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
     other = connect()
     answer = Answer(db)
     seen: list[dict[str, int]] = []
@@ -819,5 +825,5 @@ def test_a_process_that_dies_before_its_commit_leaves_nothing(
 
 
 def kill(db: Connection, victim: Connection) -> None:
-    """End the victim's session on the server, as the death of its process does."""
+    """End a session on the server, as the death of its process does."""
     query(db, "select pg_terminate_backend(%s, 5000)", (victim.info.backend_pid,))

@@ -56,7 +56,7 @@ def _ignore(_: Progress) -> None:
 
 @dataclass(slots=True)
 class Job:
-    """What a run needs, and what its listeners heard."""
+    """What a run needs, and the events that it emitted."""
 
     db: Connection
     clock: ShiftingClock
@@ -87,7 +87,7 @@ class Job:
         )
 
     def serve(self, *assets: Asset, history_days: int = 720) -> None:
-        """Serve these; two days of history are 577 bars and quick."""
+        """Set these assets; two days of history are 577 bars and are fast."""
         plan = replace(self.settings.provider.plan, history_days=history_days)
         provider = replace(self.settings.provider, plan=plan)
         self.settings = replace(self.settings, assets=assets, provider=provider)
@@ -97,7 +97,7 @@ class Job:
         return found
 
     def item(self, symbol: str, feed: Feed = Feed.BARS) -> Row:
-        """State, attempts and level of an item."""
+        """Return state, attempts and level of an item."""
         return self.row(
             "select state, attempts, level from asset_sync.queue where symbol = %s and feed = %s",
             symbol,
@@ -109,7 +109,7 @@ class Job:
         return [outcome for (outcome,) in rows]
 
     def slots(self) -> Row:
-        """How many slots are stamped within the window, and how many are in flight."""
+        """Return how many slots are stamped in the window and how many are in flight."""
         return self.row(
             """
             select count(*) filter (where stamped_at > now() - make_interval(secs => %s)),
@@ -120,7 +120,7 @@ class Job:
         )
 
     def bars(self, symbol: str) -> list[Row]:
-        """Return what is stored, as the replay would have it."""
+        """Return the stored bars in the form of the replay."""
         return query(
             self.db,
             """
@@ -159,7 +159,7 @@ def replayed(ticker: str, start: datetime, end: datetime | None = None) -> list[
 
 
 def assert_as_replayed(job: Job, one: Asset, *, days: float) -> None:
-    """The bars of so many days until now are stored, each once and as replayed."""
+    """Check that the bars of so many days until now are stored, each once and as replayed."""
     stored = job.bars(one.symbol)
     last = datetime.fromtimestamp(stored[-1][0] / 1000, UTC)
     assert datetime.now(UTC) - last < timedelta(days=3)  # over a weekend there are none
@@ -194,14 +194,14 @@ def test_the_queue_run_serves_the_others_and_waits_for_its_slots(job: Job) -> No
     assert job.api.most_in_a_window() == 5
 
 
-def test_bars_are_stored_as_replayed_as_far_as_one_call_reaches(job: Job) -> None:
+def test_bars_are_stored_as_replayed_over_the_range_of_one_call(job: Job) -> None:
     report = job.run(Lane.PRIORITY)
     for one, days in ((GOLD, 40), (EURO, 40), (BITCOIN, 34)):
         assert_as_replayed(job, one, days=days)
     assert report.bars_written == sum(len(job.bars(symbol)) for symbol in PRIORITY_SYMBOLS)
 
 
-def test_the_last_price_is_the_last_bars_with_the_figures_of_its_day(job: Job) -> None:
+def test_the_last_price_is_that_of_the_last_bar_with_the_figures_of_its_day(job: Job) -> None:
     job.run(Lane.PRIORITY)
     [update] = job.row(
         "select metadata -> 'last_update' from trading.symbols where symbol = 'BTCUSD'"
@@ -223,7 +223,7 @@ def _timestamp(text: str) -> float:
     return moment.timestamp()
 
 
-def test_the_sync_status_and_the_item_say_that_it_is_fresh(job: Job) -> None:
+def test_sync_status_and_item_show_that_the_asset_is_fresh(job: Job) -> None:
     job.run(Lane.PRIORITY)
     rows = query(
         job.db,
@@ -240,7 +240,7 @@ def test_the_sync_status_and_the_item_say_that_it_is_fresh(job: Job) -> None:
     assert job.slots() == (3, 0)
 
 
-def test_listeners_in_the_database_are_told_of_each_price_once(
+def test_listeners_in_the_database_get_each_price_once(
     job: Job, connect: Callable[[], Connection]
 ) -> None:
     listener = connect()
@@ -275,7 +275,7 @@ def test_the_run_and_its_calls_are_in_the_history(job: Job) -> None:
     ) == [(report.run_id, "bars", [symbol], "ok", None) for symbol in PRIORITY_SYMBOLS]
 
 
-def test_what_happens_is_told_as_it_happens(job: Job) -> None:
+def test_events_are_emitted_as_they_happen(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.run()
     started, calling, synced = job.heard
@@ -291,7 +291,7 @@ def test_what_happens_is_told_as_it_happens(job: Job) -> None:
 # --- again ------------------------------------------------------------------------------------
 
 
-def test_a_later_sync_reads_a_few_bars_again_and_writes_only_what_changed(job: Job) -> None:
+def test_a_later_sync_asks_for_a_few_bars_again_and_writes_only_changed_ones(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.run()
     whole = job.bars("BTCUSD")
@@ -322,7 +322,7 @@ def _path(job: Job, call: int) -> str:
     return job.api.log[call].method_path.split("?")[0]
 
 
-def test_an_answer_without_anything_new_is_fresh_too(job: Job) -> None:
+def test_an_answer_without_new_bars_makes_the_asset_fresh_too(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.run()
     before = job.bars("BTCUSD")
@@ -338,7 +338,7 @@ def test_an_answer_without_anything_new_is_fresh_too(job: Job) -> None:
 
 
 def leave_a_gap(job: Job, one: Asset, days: int) -> None:
-    """Let the asset have been synced that long ago, and its bars end there."""
+    """Let the asset's last sync and its newest bar be that long ago."""
     job.run()
     query(
         job.db,
@@ -370,8 +370,10 @@ def test_a_long_gap_is_closed_by_several_calls_each_with_its_own_slot(job: Job) 
 
 
 @pytest.mark.parametrize(("silent", "calls"), [("empty:4", 7), ("empty", 7)])
-def test_a_silence_longer_than_a_calls_reach_is_crossed(job: Job, silent: str, calls: int) -> None:
-    """One of the calls asks whether there still is such a ticker."""
+def test_a_catch_up_passes_a_quiet_time_longer_than_one_call_reaches(
+    job: Job, silent: str, calls: int
+) -> None:
+    """One of the calls asks whether the ticker still exists."""
     job.serve(COIN)
     leave_a_gap(job, COIN, 200)
     job.api.set_faults([silent])
@@ -380,7 +382,7 @@ def test_a_silence_longer_than_a_calls_reach_is_crossed(job: Job, silent: str, c
     assert job.item("BTCUSD") == ("idle", 0, "medium")
 
 
-def test_a_catch_up_that_is_cut_short_goes_on_in_the_next_run(job: Job) -> None:
+def test_a_catch_up_that_is_cut_short_continues_in_the_next_run(job: Job) -> None:
     job.serve(COIN)
     leave_a_gap(job, COIN, 200)
     report = job.run(seconds=30)
@@ -393,7 +395,9 @@ def test_a_catch_up_that_is_cut_short_goes_on_in_the_next_run(job: Job) -> None:
 
 
 @pytest.mark.parametrize("fault", ["endless-next-url", "foreign-next-url"])
-def test_a_further_page_is_asked_for_anew_and_never_followed(job: Job, fault: str) -> None:
+def test_further_bars_are_asked_for_by_a_new_call_and_no_link_is_followed(
+    job: Job, fault: str
+) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults([fault])
     report = job.run()
@@ -406,7 +410,7 @@ def test_a_further_page_is_asked_for_anew_and_never_followed(job: Job, fault: st
 # --- the budget and the end -------------------------------------------------------------------
 
 
-def test_a_run_that_gets_no_slot_before_its_end_stops_at_once(job: Job) -> None:
+def test_a_run_that_can_get_no_slot_before_its_end_stops_at_once(job: Job) -> None:
     job.run(Lane.PRIORITY)
     began = job.clock.monotonic()
     report = job.run(Lane.QUEUE, seconds=40)
@@ -432,7 +436,7 @@ def test_a_failed_asset_counts_for_the_limit_too(job: Job) -> None:
     assert (report.api_calls_used, report.reason_ended) == (1, Ended.LIMIT)
 
 
-def test_the_time_given_ends_the_run(job: Job) -> None:
+def test_the_time_limit_ends_the_run(job: Job) -> None:
     job.serve(COIN, ETHER, history_days=2)
 
     def dawdle(progress: Progress) -> None:
@@ -470,7 +474,7 @@ def test_with_nothing_due_no_call_is_made(job: Job, lane: Lane) -> None:
     assert len(job.api.log) == 7
 
 
-def test_with_nothing_due_nothing_slow_is_imported(job: Job) -> None:
+def test_with_nothing_due_no_slow_module_is_imported(job: Job) -> None:
     job.run(Lane.PRIORITY)
     code = """
 import os, sys
@@ -498,14 +502,14 @@ print(*{"requests", "pyrate_limiter", "rich", "typer", "redis"}.intersection(sys
     assert shown.stdout == "nothing_due\n\n"
 
 
-def test_without_a_key_there_is_one_sentence_and_no_run(job: Job) -> None:
+def test_a_run_without_a_key_ends_with_one_sentence_and_is_not_recorded(job: Job) -> None:
     job.settings = replace(job.settings, provider=replace(job.settings.provider, api_key=None))
     with pytest.raises(SettingsError, match="POLYGON_API_KEY is not set"):
         job.run()
     assert job.row("select count(*) from asset_sync.runs") == (0,)
 
 
-def test_what_does_not_fit_into_the_queue_is_told_once_and_comes_later(job: Job) -> None:
+def test_assets_that_do_not_fit_into_the_queue_are_reported_once_and_served_later(job: Job) -> None:
     job.serve(COIN, ETHER, TYPO, history_days=2)
     job.settings = replace(job.settings, queue=replace(job.settings.queue, max_size=1))
     report = job.run(seconds=20)
@@ -519,7 +523,7 @@ def test_what_does_not_fit_into_the_queue_is_told_once_and_comes_later(job: Job)
 # --- the two lanes ----------------------------------------------------------------------------
 
 
-def test_the_queue_leaves_room_for_the_next_priority_run(job: Job) -> None:
+def test_the_queue_leaves_slots_for_the_next_priority_run(job: Job) -> None:
     job.run(Lane.PRIORITY)
     job.clock.sleep(250)  # less than a window before the next one
     report = job.run(Lane.QUEUE, seconds=45)
@@ -530,7 +534,7 @@ def test_the_queue_leaves_room_for_the_next_priority_run(job: Job) -> None:
     assert job.api.refused == 0
 
 
-def test_a_priority_run_that_never_comes_is_waited_for_no_longer_than_it_may_take(
+def test_the_queue_waits_for_a_missing_priority_run_only_until_the_reservation_ends(
     job: Job,
 ) -> None:
     job.run(Lane.PRIORITY)
@@ -554,7 +558,7 @@ def test_more_priority_assets_than_a_window_has_calls_are_all_served_in_one_run(
 
 
 def until_next_start(job: Job) -> float:
-    """Seconds until cron's next start, by the database's clock."""
+    """Return the seconds until cron's next start, by the database's clock."""
     [(seconds,)] = query(job.db, "select extract(epoch from clock_timestamp())::float8")
     return 300 - float(seconds) % 300
 
@@ -580,7 +584,7 @@ def test_an_asset_that_will_not_be_fresh_at_crons_next_start_is_refreshed_now(jo
     assert [call.symbols for call in foretold] == [("XAUUSD",)]
 
 
-def test_an_asset_that_will_be_fresh_at_crons_next_start_is_left_to_it(job: Job) -> None:
+def test_an_asset_that_will_be_fresh_at_crons_next_start_is_left_to_that_run(job: Job) -> None:
     gold = replace(GOLD, update_frequency_seconds=600)
     job.serve(gold, history_days=2)
     job.run(Lane.PRIORITY)
@@ -603,7 +607,7 @@ def test_the_slot_that_a_priority_run_waits_for_is_kept_from_the_queue(job: Job)
     assert job.asked() == ["C:XAUUSD", "C:EURUSD"]
 
 
-def test_without_the_hold_the_queue_takes_every_slot(job: Job) -> None:
+def test_without_hold_for_priority_the_queue_takes_every_slot(job: Job) -> None:
     job.settings = replace(
         job.settings, rate_limit=replace(job.settings.rate_limit, hold_for_priority=False)
     )
@@ -615,7 +619,7 @@ def test_without_the_hold_the_queue_takes_every_slot(job: Job) -> None:
     assert report.waited_seconds > 0 or report.reason_ended is Ended.BUDGET
 
 
-def test_switched_off_the_priority_run_does_nothing_and_the_queue_serves_them_first(
+def test_if_priority_runs_are_switched_off_the_queue_serves_critical_assets_first(
     job: Job,
 ) -> None:
     job.settings = replace(
@@ -628,7 +632,9 @@ def test_switched_off_the_priority_run_does_nothing_and_the_queue_serves_them_fi
     assert sorted(report.updated[3:]) == OTHER_SYMBOLS
 
 
-def test_switched_off_while_they_wait_they_are_served_by_the_queue(job: Job) -> None:
+def test_if_priority_runs_are_switched_off_the_queue_serves_waiting_critical_assets(
+    job: Job,
+) -> None:
     assert job.run(Lane.PRIORITY, limit=1).updated == PRIORITY_SYMBOLS[:1]
     job.settings = replace(
         job.settings, batch=replace(job.settings.batch, priority_assets_enabled=False)
@@ -640,7 +646,7 @@ def test_switched_off_while_they_wait_they_are_served_by_the_queue(job: Job) -> 
 # --- lingering --------------------------------------------------------------------------------
 
 
-def test_an_asset_that_becomes_due_within_the_run_is_served_again_and_no_other(job: Job) -> None:
+def test_only_assets_that_become_due_during_the_run_are_served_again(job: Job) -> None:
     job.serve(replace(COIN, update_frequency_seconds=60), ETHER, history_days=2)
     report = job.run()
     assert job.api.calls_by_ticker()["X:ETHUSDT"] == 1
@@ -651,7 +657,7 @@ def test_an_asset_that_becomes_due_within_the_run_is_served_again_and_no_other(j
     assert len(waits) < 100  # it sleeps, it does not spin
 
 
-def test_nothing_is_fetched_twice_in_a_run_that_ends_before_it_is_due(job: Job) -> None:
+def test_no_asset_is_fetched_twice_by_a_run_that_ends_before_it_is_due_again(job: Job) -> None:
     job.serve(COIN, ETHER, history_days=2)
     began = job.clock.monotonic()
     report = job.run()
@@ -660,7 +666,7 @@ def test_nothing_is_fetched_twice_in_a_run_that_ends_before_it_is_due(job: Job) 
     assert job.clock.monotonic() - began < 30
 
 
-def test_what_becomes_due_while_others_wait_takes_its_place_before_them(job: Job) -> None:
+def test_an_asset_that_becomes_due_during_the_run_is_served_before_lower_ones(job: Job) -> None:
     others = [
         replace(one, level=Level.MEDIUM, update_frequency_seconds=300)
         for one in job.settings.assets
@@ -697,7 +703,7 @@ NOBODYS = [
 
 
 def be_quick(job: Job) -> None:
-    """Give up silent and dripping servers soon."""
+    """Shorten the time limits for silent and dripping servers."""
     job.settings = replace(
         job.settings,
         provider=replace(job.settings.provider, read_timeout_seconds=0.3, call_timeout_seconds=3.0),
@@ -705,7 +711,7 @@ def be_quick(job: Job) -> None:
 
 
 @pytest.mark.parametrize("fault", NOBODYS)
-def test_a_bad_answer_or_none_makes_the_item_wait_and_counts_for_nothing_more(
+def test_a_bad_or_missing_answer_delays_the_item_and_counts_as_a_strike_only(
     job: Job, fault: str
 ) -> None:
     job.serve(COIN, ETHER, history_days=2)
@@ -728,7 +734,7 @@ def test_a_bad_answer_or_none_makes_the_item_wait_and_counts_for_nothing_more(
     assert_as_replayed(job, COIN, days=2)
 
 
-def test_within_the_same_run_too(job: Job) -> None:
+def test_a_delayed_item_is_served_again_within_the_same_run(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults(["server-error:2"])
     report = job.run()
@@ -738,7 +744,7 @@ def test_within_the_same_run_too(job: Job) -> None:
 
 @pytest.mark.parametrize("lane", list(Lane))
 @pytest.mark.parametrize("fault", ["server-error", "html", "not-found", "other-ticker"])
-def test_three_assets_that_always_fail_keep_no_other_from_being_fresh(
+def test_three_assets_that_always_fail_do_not_stop_the_others(
     job: Job, fault: str, lane: Lane
 ) -> None:
     level = Level.CRITICAL if lane is Lane.PRIORITY else Level.MEDIUM
@@ -756,7 +762,7 @@ def test_three_assets_that_always_fail_keep_no_other_from_being_fresh(
 
 
 @pytest.mark.parametrize("fault", ["server-error", "html", "not-found", "wrong-shape"])
-def test_when_all_is_odd_for_a_while_nothing_dies_and_all_is_fresh_soon_after(
+def test_an_api_that_is_odd_for_a_while_makes_no_item_dead_and_all_are_fresh_soon_after(
     job: Job, fault: str
 ) -> None:
     job.serve(*job.settings.assets, history_days=2)
@@ -773,7 +779,7 @@ def test_when_all_is_odd_for_a_while_nothing_dies_and_all_is_fresh_soon_after(
 
 @pytest.mark.parametrize("fault", ["rate-limit", "key-revoked"])
 @pytest.mark.parametrize("lane", list(Lane))
-def test_one_asset_that_is_answered_as_if_the_key_were_to_blame_keeps_no_other_from_being_fresh(
+def test_one_asset_that_is_answered_with_a_key_error_does_not_stop_the_others(
     job: Job, fault: str, lane: Lane
 ) -> None:
     level = Level.CRITICAL if lane is Lane.PRIORITY else Level.MEDIUM
@@ -802,7 +808,7 @@ def test_three_requests_in_a_row_that_could_not_be_sent_end_the_run(job: Job) ->
     assert job.row("select count(*) from asset_sync.calls") == (0,)
 
 
-def test_an_outage_is_news_once_and_so_is_its_end(job: Job) -> None:
+def test_an_outage_and_its_end_are_reported_once_each(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults(["server-error"])
     reports = [job.run(seconds=100) for _ in range(3)]
@@ -815,7 +821,9 @@ def test_an_outage_is_news_once_and_so_is_its_end(job: Job) -> None:
 
 
 @pytest.mark.parametrize("fault", ["rate-limit", "rate-limit-empty", "rate-limit-retry-after"])
-def test_a_429_is_waited_out_by_everybody_and_counts_for_nothing(job: Job, fault: str) -> None:
+def test_after_a_429_every_run_waits_and_nothing_counts_against_the_asset(
+    job: Job, fault: str
+) -> None:
     job.serve(BITCOIN, ETHER, history_days=2)
     job.api.set_faults([f"{fault}:1"])
     report = job.run(Lane.QUEUE)
@@ -828,7 +836,7 @@ def test_a_429_is_waited_out_by_everybody_and_counts_for_nothing(job: Job, fault
 
 
 @pytest.mark.parametrize("fault", ["rate-limit", "rate-limit-empty", "rate-limit-retry-after"])
-def test_after_a_429_a_short_run_stops_and_the_other_lane_waits_too(job: Job, fault: str) -> None:
+def test_after_a_429_a_short_run_ends_and_the_other_lane_waits_too(job: Job, fault: str) -> None:
     job.serve(BITCOIN, ETHER, history_days=2)
     job.api.set_faults([fault])
     report = job.run(Lane.QUEUE, seconds=30)
@@ -845,7 +853,7 @@ def test_after_a_429_a_short_run_stops_and_the_other_lane_waits_too(job: Job, fa
 @pytest.mark.parametrize(
     ("fault", "outcome"), [("not-found", "ticker_unknown"), ("other-ticker", "unreadable")]
 )
-def test_an_answer_that_is_the_assets_fault_counts_and_lowers_it(
+def test_an_answer_that_is_the_assets_fault_counts_and_lowers_its_level(
     job: Job, fault: str, outcome: str
 ) -> None:
     job.serve(COIN, ETHER, history_days=2)
@@ -868,11 +876,13 @@ def test_an_answer_that_is_the_assets_fault_counts_and_lowers_it(
 
 
 def another_answered_well(job: Job) -> None:
-    """Have the provider answer another asset well: evidence that the failing one is to blame."""
+    """Record that the provider answered another asset well: so the failure is the asset's own."""
     query(job.db, "update asset_sync.limiter set answered_at = clock_timestamp()")
 
 
-def test_an_assets_own_failures_are_tried_later_and_later_and_end(job: Job) -> None:
+def test_an_asset_with_failures_of_its_own_is_tried_later_and_later_until_it_is_dead(
+    job: Job,
+) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults(["other-ticker"])
     for attempt, delay in ((1, 60), (2, 120)):
@@ -898,7 +908,7 @@ def test_an_asset_that_fails_twice_in_a_run_is_reported_once(job: Job) -> None:
     assert [failure.symbol for failure in report.failed] == ["BTCUSD"]
 
 
-def test_an_asset_that_fails_and_then_comes_is_reported_as_updated(job: Job) -> None:
+def test_an_asset_that_fails_and_then_succeeds_is_reported_as_updated(job: Job) -> None:
     job.serve(COIN, replace(ETHER, update_frequency_seconds=60), history_days=2)
     job.api.set_faults(["other-ticker:1@X:BTCUSD"])
     report = job.run()
@@ -915,7 +925,7 @@ def test_an_asset_that_fails_and_then_comes_is_reported_as_updated(job: Job) -> 
         ("future", "a start outside the time asked for"),
     ],
 )
-def test_a_bar_that_cannot_be_true_is_left_out_and_reported_and_comes_later(
+def test_an_impossible_bar_is_left_out_and_reported_and_its_correction_is_stored_later(
     job: Job, fault: str, reason: str
 ) -> None:
     job.serve(COIN, history_days=2)
@@ -933,7 +943,7 @@ def test_a_bar_that_cannot_be_true_is_left_out_and_reported_and_comes_later(
 
 
 @pytest.mark.parametrize("fault", ["unordered", "duplicate"])
-def test_bars_in_any_order_and_number_are_stored_right(job: Job, fault: str) -> None:
+def test_bars_in_any_order_and_number_are_stored_correctly(job: Job, fault: str) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults([fault])
     report = job.run()
@@ -961,7 +971,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("lane", list(Lane))
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
-def test_what_the_database_refuses_for_its_data_is_that_assets_failure(
+def test_data_that_the_database_refuses_is_that_assets_failure(
     job: Job, refusal: str, lane: Lane
 ) -> None:
     level = Level.CRITICAL if lane is Lane.PRIORITY else Level.MEDIUM
@@ -989,7 +999,9 @@ def test_what_the_database_refuses_for_its_data_is_that_assets_failure(
     assert not re.search(r"[0-9]{4}[.][0-9]", said), "no values of the row"
 
 
-def test_what_the_database_refuses_for_two_assets_in_a_row_is_no_assets_failure(job: Job) -> None:
+def test_the_same_refusal_for_two_assets_in_a_row_ends_the_run_and_is_no_assets_failure(
+    job: Job,
+) -> None:
     query(job.db, "alter table market_data.ohlcv_5m add constraint low check (close < 1.2)")
     job.serve(COIN, ETHER, *job.settings.critical, history_days=2)
     with pytest.raises(psycopg2.errors.CheckViolation):
@@ -997,7 +1009,7 @@ def test_what_the_database_refuses_for_two_assets_in_a_row_is_no_assets_failure(
     assert len(job.api.log) == 2
 
 
-def test_what_the_database_refuses_for_everybody_ends_the_run_and_no_asset_pays(job: Job) -> None:
+def test_a_statement_refused_for_every_asset_ends_the_run_and_counts_against_none(job: Job) -> None:
     query(
         job.db,
         """
@@ -1024,7 +1036,7 @@ def test_what_the_database_refuses_for_everybody_ends_the_run_and_no_asset_pays(
 # --- whatever the provider does: a mistyped ticker --------------------------------------------
 
 
-def test_a_mistyped_ticker_costs_one_look_up_and_then_one_call_a_try(job: Job) -> None:
+def test_a_mistyped_ticker_costs_one_look_up_and_then_one_call_per_try(job: Job) -> None:
     job.serve(TYPO, history_days=2)
     report = job.run(seconds=30)
     assert report.failed == [
@@ -1045,7 +1057,9 @@ def test_a_mistyped_ticker_costs_one_look_up_and_then_one_call_a_try(job: Job) -
 
 
 @pytest.mark.parametrize("tries", [1, 3])
-def test_a_ticker_mended_in_the_file_is_fresh_with_the_next_run(job: Job, tries: int) -> None:
+def test_an_asset_whose_ticker_was_corrected_is_fresh_after_the_next_run(
+    job: Job, tries: int
+) -> None:
     job.serve(TYPO, history_days=2)
     for _ in range(tries):
         job.run(seconds=30)
@@ -1056,7 +1070,7 @@ def test_a_ticker_mended_in_the_file_is_fresh_with_the_next_run(job: Job, tries:
     assert job.item("TYPO") == ("idle", 0, "medium")
 
 
-def test_a_ticker_that_is_mistyped_once_there_are_bars_fails_too(job: Job) -> None:
+def test_a_ticker_that_becomes_wrong_after_it_brought_bars_fails_too(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.run()
     job.serve(replace(COIN, ticker="X:TYPO"), history_days=2)
@@ -1068,7 +1082,7 @@ def test_a_ticker_that_is_mistyped_once_there_are_bars_fails_too(job: Job) -> No
     ]
 
 
-def test_a_ticker_that_exists_and_is_silent_fails_with_other_words(job: Job) -> None:
+def test_a_ticker_that_exists_without_bars_fails_with_another_message(job: Job) -> None:
     job.serve(COIN, history_days=2)
     job.api.set_faults(["empty:1"])
     report = job.run(seconds=30)
@@ -1103,7 +1117,7 @@ def test_a_revoked_key_ends_the_run_at_once(job: Job) -> None:
     assert sorted(job.run(Lane.PRIORITY).updated) == sorted(PRIORITY_SYMBOLS)
 
 
-def test_a_key_revoked_in_the_middle_keeps_what_came_before(job: Job) -> None:
+def test_a_key_revoked_in_the_middle_of_a_run_keeps_earlier_answers(job: Job) -> None:
     job.api.set_faults(["key-revoked@C:EURUSD"])
     report = job.run(Lane.PRIORITY)
     assert (report.reason_ended, report.updated) == (Ended.KEY_REFUSED, ["XAUUSD"])
@@ -1121,7 +1135,7 @@ def test_a_plan_without_bars_ends_the_run(job: Job) -> None:
     assert job.item("XAUUSD") == ("waiting", 1, "critical")
 
 
-def test_an_asset_that_the_plan_lacks_keeps_no_other_from_being_fresh(job: Job) -> None:
+def test_an_asset_that_the_plan_lacks_does_not_stop_the_others(job: Job) -> None:
     job.serve(COIN, ETHER, history_days=2)
     job.api.set_faults(["forbidden@X:BTCUSD"])
     report = job.run(seconds=30)
@@ -1149,7 +1163,7 @@ def test_a_plan_without_today_gets_bars_until_yesterday_and_it_is_remembered(job
     assert (report.updated, report.api_calls_used) == (["ETHUSDT"], 1)
 
 
-def test_a_denial_holds_for_a_day_and_for_that_key_only(job: Job) -> None:
+def test_a_denial_is_remembered_for_a_day_and_only_for_that_key(job: Job) -> None:
     job.serve(COIN, history_days=3)
     job.api.set_faults(["today:1"])
     job.run()
@@ -1170,7 +1184,9 @@ def test_history_beyond_the_plan_ends_the_run(job: Job) -> None:
     assert job.item("BTCUSD") == ("waiting", 1, "low")
 
 
-def test_an_asset_two_years_behind_asks_for_less_and_denies_nobody_today(job: Job) -> None:
+def test_an_asset_two_years_behind_asks_for_less_and_does_not_deny_today_to_others(
+    job: Job,
+) -> None:
     job.serve(COIN, ETHER, history_days=2)
     leave_a_gap(job, COIN, 800)
     plan = replace(job.settings.provider.plan, history_days=3650)
@@ -1186,7 +1202,7 @@ def test_an_asset_two_years_behind_asks_for_less_and_denies_nobody_today(job: Jo
 
 
 def many(count: int) -> list[Asset]:
-    """So many assets, of which the stand-in knows two."""
+    """Return this number of assets, of which the stand-in knows two."""
     made = [replace(TYPO, symbol=f"S{n:03}", ticker=f"X:S{n:03}") for n in range(count - 2)]
     return [COIN, ETHER, *made]
 
@@ -1201,7 +1217,7 @@ def both_feeds(job: Job) -> None:
     job.settings = replace(job.settings, provider=replace(job.settings.provider, plan=plan))
 
 
-def test_three_hundred_assets_are_two_calls(paid: Job) -> None:
+def test_three_hundred_assets_take_two_calls(paid: Job) -> None:
     paid.serve(*many(300))
     snapshots_only(paid)
     report = paid.run()
@@ -1213,7 +1229,7 @@ def test_three_hundred_assets_are_two_calls(paid: Job) -> None:
     assert paid.row("select sum(array_length(symbols, 1)) from asset_sync.calls") == (300,)
 
 
-def test_quotes_are_stored_with_bid_and_ask_and_bars_beside_them(paid: Job) -> None:
+def test_quotes_with_bid_and_ask_and_bars_are_both_stored(paid: Job) -> None:
     paid.serve(asset("EURUSD"), COIN, history_days=5)
     snapshots_only(paid)
     assert sorted(paid.run().updated) == ["BTCUSD", "EURUSD"]
@@ -1232,7 +1248,7 @@ def test_quotes_are_stored_with_bid_and_ask_and_bars_beside_them(paid: Job) -> N
 QUOTE = "select metadata -> 'last_update' from trading.symbols where symbol = 'EURUSD'"
 
 
-def test_a_bar_does_not_take_the_place_of_a_quote_of_the_same_minutes(paid: Job) -> None:
+def test_a_bar_does_not_replace_a_quote_of_the_same_minutes(paid: Job) -> None:
     paid.serve(asset("EURUSD"), history_days=5)
     snapshots_only(paid)
     paid.run()
@@ -1242,12 +1258,12 @@ def test_a_bar_does_not_take_the_place_of_a_quote_of_the_same_minutes(paid: Job)
     assert paid.row(QUOTE) == quote
 
 
-def test_the_call_that_serves_all_goes_before_those_that_serve_one(paid: Job) -> None:
+def test_a_call_that_serves_all_assets_comes_before_calls_for_one(paid: Job) -> None:
     paid.run(Lane.QUEUE)
     assert paid.api.log[0].method_path.startswith("GET /v3/snapshot?")
 
 
-def test_a_row_not_found_fails_alone(paid: Job) -> None:
+def test_a_row_that_is_not_found_fails_only_its_own_asset(paid: Job) -> None:
     paid.serve(COIN, TYPO)
     snapshots_only(paid)
     report = paid.run(seconds=30)
@@ -1276,7 +1292,7 @@ def test_a_plan_that_turns_out_to_have_no_snapshots_is_served_by_bars(paid: Job)
         assert len([a for a in free.log if "snapshot" in a.method_path]) == 1
 
 
-def test_a_denied_feed_is_not_asked_for_again_by_those_still_in_line(paid: Job) -> None:
+def test_a_denied_feed_is_not_asked_for_again_by_waiting_items(paid: Job) -> None:
     with StandIn("free", calls=100, period_seconds=1, monotonic=paid.clock.monotonic) as free:
         paid.settings = replace(
             paid.settings, provider=replace(paid.settings.provider, base_url=free.base_url)
@@ -1290,7 +1306,7 @@ def test_a_denied_feed_is_not_asked_for_again_by_those_still_in_line(paid: Job) 
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
-def test_cut_off_in_a_call_the_item_is_back_in_line_without_the_attempt(
+def test_an_interrupt_in_a_call_puts_the_item_back_without_the_attempt(
     job: Job, how: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job.serve(COIN, history_days=2)
@@ -1313,7 +1329,7 @@ def test_cut_off_in_a_call_the_item_is_back_in_line_without_the_attempt(
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
-def test_cut_off_while_waiting_for_a_slot_nothing_is_held(
+def test_an_interrupt_while_waiting_for_a_slot_leaves_nothing_held(
     job: Job, how: type[BaseException]
 ) -> None:
     class Clock(ShiftingClock):
@@ -1331,7 +1347,7 @@ def test_cut_off_while_waiting_for_a_slot_nothing_is_held(
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
-def test_cut_off_while_an_answer_is_stored_the_item_is_back_in_line(
+def test_an_interrupt_while_an_answer_is_stored_puts_the_item_back(
     job: Job, monkeypatch: pytest.MonkeyPatch, how: type[BaseException]
 ) -> None:
     job.serve(COIN, history_days=2)
@@ -1348,7 +1364,7 @@ def test_cut_off_while_an_answer_is_stored_the_item_is_back_in_line(
     assert job.run().updated == ["BTCUSD"]
 
 
-def test_an_item_that_breaks_its_run_keeps_the_attempt(
+def test_an_attempt_counts_if_the_item_breaks_its_run(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job.serve(COIN, history_days=2)
@@ -1385,7 +1401,7 @@ def test_a_run_whose_lease_was_lost_writes_nothing(
     report = job.run(tell=take_over)
     assert (report.updated, report.failed, report.bars_written) == ([], [], 0)
     [warning] = job.warnings()
-    assert warning.startswith("BTCUSD: its lease ended")
+    assert warning.startswith("BTCUSD: the lease ended")
     for table in (
         "market_data.ohlcv_5m",
         "trading.symbols",
@@ -1397,10 +1413,10 @@ def test_a_run_whose_lease_was_lost_writes_nothing(
     assert job.slots() == (1, 0)
 
 
-def test_redis_down_is_one_warning(job: Job) -> None:
+def test_a_redis_that_is_down_causes_one_warning_in_a_run(job: Job) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    job.settings = replace(job.settings, redis_url=Secret(f"redis://:hidden@127.0.0.1:{port}"))
+    job.settings = replace(job.settings, bus_url=Secret(f"redis://:hidden@127.0.0.1:{port}"))
     report = job.run(Lane.PRIORITY)
     assert report.updated == PRIORITY_SYMBOLS
     [warning] = job.warnings()
@@ -1437,7 +1453,7 @@ def _calls(api: StandIn, first: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize("lane", list(Lane))
-def test_a_dry_run_tells_the_calls_that_are_then_made_and_changes_nothing(
+def test_a_dry_run_lists_the_calls_that_a_run_then_makes_and_changes_nothing(
     job: Job, lane: Lane
 ) -> None:
     before = everything(job.db)
@@ -1449,7 +1465,7 @@ def test_a_dry_run_tells_the_calls_that_are_then_made_and_changes_nothing(
     assert [call.at_seconds for call in planned] == [0] * len(planned)
 
 
-def test_a_dry_run_knows_when_each_slot_comes_free(job: Job) -> None:
+def test_a_dry_run_says_when_each_slot_comes_free(job: Job) -> None:
     job.run(Lane.PRIORITY)
     job.clock.sleep(20)
     planned = dry_run.plan(job.db, job.settings, Lane.QUEUE)
@@ -1463,7 +1479,7 @@ def test_a_dry_run_knows_when_each_slot_comes_free(job: Job) -> None:
     assert planned[2].at_seconds == pytest.approx(first_free, abs=10)
 
 
-def test_a_dry_run_says_what_comes_after_the_runs_end(job: Job) -> None:
+def test_a_dry_run_marks_calls_after_the_runs_end(job: Job) -> None:
     job.run(Lane.PRIORITY)
     planned = dry_run.plan(job.db, job.settings, Lane.QUEUE, max_runtime_seconds=30)
     assert [call.at_seconds for call in planned] == [0, 0, None, None]
@@ -1471,7 +1487,7 @@ def test_a_dry_run_says_what_comes_after_the_runs_end(job: Job) -> None:
     assert report.api_calls_used == 2
 
 
-def test_a_dry_run_keeps_the_place_of_the_next_priority_run(job: Job) -> None:
+def test_a_dry_run_leaves_slots_for_the_next_priority_run(job: Job) -> None:
     job.run(Lane.PRIORITY)
     job.clock.sleep(250)
     planned = dry_run.plan(job.db, job.settings, Lane.QUEUE, max_runtime_seconds=45)
@@ -1480,7 +1496,7 @@ def test_a_dry_run_keeps_the_place_of_the_next_priority_run(job: Job) -> None:
     assert made == report.api_calls_used == 2
 
 
-def test_a_dry_run_of_a_paid_plan_tells_snapshots_and_bars(paid: Job) -> None:
+def test_a_dry_run_of_a_paid_plan_lists_snapshots_and_bars(paid: Job) -> None:
     before = everything(paid.db)
     planned = dry_run.plan(paid.db, paid.settings, Lane.QUEUE)
     assert everything(paid.db) == before
@@ -1489,7 +1505,7 @@ def test_a_dry_run_of_a_paid_plan_tells_snapshots_and_bars(paid: Job) -> None:
     assert tuple(OTHER_SYMBOLS) in [call.symbols for call in planned]
 
 
-def test_a_dry_run_of_switched_off_priority_assets_tells_nothing(job: Job) -> None:
+def test_a_dry_run_of_switched_off_priority_runs_lists_no_call(job: Job) -> None:
     assert job.run(Lane.PRIORITY, limit=1).updated == PRIORITY_SYMBOLS[:1]
     job.settings = replace(
         job.settings, batch=replace(job.settings.batch, priority_assets_enabled=False)
@@ -1497,13 +1513,13 @@ def test_a_dry_run_of_switched_off_priority_assets_tells_nothing(job: Job) -> No
     assert dry_run.plan(job.db, job.settings, Lane.PRIORITY) == ()
 
 
-def test_a_dry_run_of_a_limited_run_tells_no_more(job: Job) -> None:
+def test_a_dry_run_lists_no_more_calls_than_limit_allows(job: Job) -> None:
     planned = dry_run.plan(job.db, job.settings, Lane.PRIORITY, limit=2)
     report = job.run(Lane.PRIORITY, limit=2)
     assert [call.symbols for call in planned] == [(symbol,) for symbol in report.updated]
 
 
-def test_a_dry_run_before_tomorrow_tells_no_call_for_a_plan_without_today(job: Job) -> None:
+def test_a_dry_run_lists_no_call_until_tomorrow_for_a_plan_without_today(job: Job) -> None:
     job.serve(COIN, history_days=3)
     job.api.set_faults(["today"])
     job.run()
@@ -1511,7 +1527,7 @@ def test_a_dry_run_before_tomorrow_tells_no_call_for_a_plan_without_today(job: J
     assert dry_run.plan(job.db, job.settings, Lane.QUEUE) == ()
 
 
-def test_a_dry_run_of_a_mistyped_ticker_tells_the_look_up(job: Job) -> None:
+def test_a_dry_run_of_a_mistyped_ticker_lists_the_look_up(job: Job) -> None:
     job.serve(TYPO, history_days=2)
     job.run(seconds=30)
     job.clock.sleep(60)

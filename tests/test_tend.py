@@ -1,4 +1,4 @@
-"""The queue and the history by hand: what an operator sees and does."""
+"""The commands with which an operator views and changes the queue and the history."""
 
 import json
 import socket
@@ -42,7 +42,7 @@ def tell(url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 
 @pytest.fixture
 def in_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings that name A to D and one that no run has seen; E is switched off."""
+    """Settings with A to D and a new asset that no run has enqueued yet; E is switched off."""
     blocks = [
         f'[[secondary_assets]]\nsymbol = "{symbol}"\npolygon_ticker = "C:{symbol}"\n'
         f'asset_type = "forex"\nenabled = {str(symbol != "E").lower()}\n'
@@ -54,7 +54,7 @@ def in_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def stocked(db: Connection) -> Connection:
-    """A queue in which A is dead, B waits, C is fresh, and D is at work."""
+    """A queue in which A is dead, B waits, C is fresh, and a run holds D."""
     wanted = [queue.Wanted(asset(symbol, Level.HIGH), Feed.BARS) for symbol in "ADCB"]
     for one in wanted:
         queue.enqueue(db, [one], SETTINGS)
@@ -78,7 +78,7 @@ def states(db: Connection) -> dict[str, str]:
 # --- list -------------------------------------------------------------------------------------
 
 
-def test_the_list_begins_with_what_needs_attention(stocked: Connection) -> None:
+def test_the_list_begins_with_items_that_need_attention(stocked: Connection) -> None:
     found = admin.entries(stocked)
 
     assert [(one.symbol, one.state) for one in found] == [
@@ -110,7 +110,9 @@ def test_the_list_can_be_narrowed(
     assert [item["symbol"] for item in json.loads(out)["items"]] == symbols
 
 
-def test_a_list_that_is_cut_says_how_much_more_there_is(stocked: Connection, tell: Tell) -> None:
+def test_a_list_that_is_cut_says_how_many_more_items_there_are(
+    stocked: Connection, tell: Tell
+) -> None:
     _, out, err = tell("queue", "list", "--limit", "1")
     assert len(json.loads(tell("queue", "list", "--limit", "1", "--json")[1])["items"]) == 1
     assert out.splitlines()[1].split()[0] == "A"
@@ -120,7 +122,7 @@ def test_a_list_that_is_cut_says_how_much_more_there_is(stocked: Connection, tel
     assert tell("queue", "list", "--limit", "1", "--state", "dead")[2] == ""
 
 
-def test_a_queue_of_more_than_a_thousand_is_not_cut_without_a_word(
+def test_a_list_of_more_than_a_thousand_items_says_that_it_is_cut(
     db: Connection, tell: Tell
 ) -> None:
     query(
@@ -137,7 +139,7 @@ def test_a_queue_of_more_than_a_thousand_is_not_cut_without_a_word(
     assert "2 more are not shown: --limit 1002" in err
 
 
-def test_the_list_says_why_something_is_dead(stocked: Connection, tell: Tell) -> None:
+def test_the_list_says_why_an_item_is_dead(stocked: Connection, tell: Tell) -> None:
     _, out, _ = tell("queue", "list", "--state", "dead")
 
     assert "A: No such thing." in out
@@ -163,7 +165,7 @@ def test_a_feed_of_a_newer_version_is_listed_and_claimed_by_no_run(
 
 
 @pytest.mark.usefixtures("in_settings")
-def test_what_is_dead_is_not_said_to_wait_out_a_delay(stocked: Connection, tell: Tell) -> None:
+def test_a_dead_item_is_listed_without_a_delay(stocked: Connection, tell: Tell) -> None:
     [_, row, *_] = tell("queue", "list", "--state", "dead")[1].splitlines()
 
     assert row.split()[:5] == ["A", "bars", "low", "dead", "-"]
@@ -179,7 +181,7 @@ def test_a_mistyped_symbol_gets_a_hint(stocked: Connection, tell: Tell) -> None:
     assert "Did you mean EURUSD?" in err
 
 
-def test_a_state_that_there_is_not_is_a_usage_error(stocked: Connection, tell: Tell) -> None:
+def test_an_unknown_state_is_a_usage_error(stocked: Connection, tell: Tell) -> None:
     code, _, err = tell("queue", "list", "--state", "asleep")
 
     assert code == 2
@@ -189,7 +191,7 @@ def test_a_state_that_there_is_not_is_a_usage_error(stocked: Connection, tell: T
 # --- retry ------------------------------------------------------------------------------------
 
 
-def test_a_dead_item_is_tried_again_when_asked(stocked: Connection, tell: Tell) -> None:
+def test_retry_makes_a_dead_item_wait_again(stocked: Connection, tell: Tell) -> None:
     code, out, _ = tell("queue", "retry", "A")
 
     assert code == 0
@@ -199,7 +201,7 @@ def test_a_dead_item_is_tried_again_when_asked(stocked: Connection, tell: Tell) 
     assert {item.symbol for item in (*_claim(stocked), *_claim(stocked))} == {"A", "B"}
 
 
-def test_without_a_symbol_all_that_is_dead_or_delayed_is_tried_again(
+def test_retry_without_a_symbol_retries_all_dead_and_delayed_items(
     stocked: Connection,
 ) -> None:
     query(
@@ -213,7 +215,7 @@ def test_without_a_symbol_all_that_is_dead_or_delayed_is_tried_again(
     assert states(stocked) == {"A": "waiting", "B": "waiting", "C": "idle", "D": "leased"}
 
 
-def test_what_was_unknown_to_the_provider_is_asked_for_anew_when_retried(
+def test_retry_forgets_that_the_provider_did_not_know_the_ticker(
     db: Connection, make_settings: MakeSettings
 ) -> None:
     toml = """
@@ -235,7 +237,7 @@ def test_what_was_unknown_to_the_provider_is_asked_for_anew_when_retried(
 
 
 @pytest.mark.usefixtures("in_settings")
-def test_a_fresh_asset_can_be_put_in_line_before_it_is_due(stocked: Connection, tell: Tell) -> None:
+def test_add_enqueues_a_fresh_asset_before_it_is_due(stocked: Connection, tell: Tell) -> None:
     code, _, _ = tell("queue", "add", "C")
 
     assert code == 0
@@ -243,16 +245,16 @@ def test_a_fresh_asset_can_be_put_in_line_before_it_is_due(stocked: Connection, 
 
 
 @pytest.mark.usefixtures("in_settings")
-def test_what_a_run_holds_is_not_touched(stocked: Connection, tell: Tell) -> None:
+def test_add_does_not_change_an_item_that_a_run_holds(stocked: Connection, tell: Tell) -> None:
     code, out, _ = tell("queue", "add", "D")
 
     assert code == 0
-    assert "D is at work in a run" in out
+    assert "D is leased: a run works on it" in out
     assert states(stocked)["D"] == "leased"
 
 
 @pytest.mark.usefixtures("in_settings")
-def test_each_symbol_that_is_put_in_line_gets_an_answer(stocked: Connection, tell: Tell) -> None:
+def test_add_answers_for_each_symbol(stocked: Connection, tell: Tell) -> None:
     code, out, _ = tell("queue", "add", "A", "B", "C", "D", "NEW")
 
     assert code == 0
@@ -260,14 +262,14 @@ def test_each_symbol_that_is_put_in_line_gets_an_answer(stocked: Connection, tel
     assert added.split()[:4] == ["C", "bars", "high", "waiting"]
     assert others == [
         "A is dead: `asset-sync queue retry A` tries it again.",
-        "B stands in line already.",
-        "D is at work in a run just now.",
+        "B is in line already.",
+        "D is leased: a run works on it now.",
         "NEW waits for its first run, which refreshes it.",
     ]
 
 
 @pytest.mark.usefixtures("in_settings")
-def test_what_no_run_refreshes_is_not_put_in_line(stocked: Connection, tell: Tell) -> None:
+def test_add_refuses_an_asset_that_no_run_refreshes(stocked: Connection, tell: Tell) -> None:
     query(stocked, "update asset_sync.queue set symbol = 'OLD' where symbol = 'B'")
     query(stocked, "update asset_sync.queue set symbol = 'E', state = 'idle' where symbol = 'C'")
 
@@ -285,7 +287,7 @@ def test_what_no_run_refreshes_is_not_put_in_line(stocked: Connection, tell: Tel
 
 
 @pytest.mark.usefixtures("in_settings")
-def test_the_list_shows_what_no_run_refreshes(stocked: Connection, tell: Tell) -> None:
+def test_the_list_marks_items_that_no_run_refreshes(stocked: Connection, tell: Tell) -> None:
     query(stocked, "update asset_sync.queue set symbol = 'OLD' where symbol = 'B'")
     query(stocked, "update asset_sync.queue set symbol = 'E' where symbol = 'C'")
 
@@ -300,19 +302,19 @@ def test_the_list_shows_what_no_run_refreshes(stocked: Connection, tell: Tell) -
 # --- remove -----------------------------------------------------------------------------------
 
 
-def test_an_asset_is_forgotten_when_told_yes(stocked: Connection, tell: Tell) -> None:
+def test_remove_deletes_an_asset_after_yes(stocked: Connection, tell: Tell) -> None:
     code, out, err = tell("queue", "remove", "A", "B", "D", "--yes")
 
     assert code == 0
     assert set(states(stocked)) == {"C", "D"}
     assert out.splitlines() == [
         "Removed A, B from the queue. Bars and prices stay.",
-        "D is at work in a run just now and was not removed; try again after it.",
+        "D is leased: a run works on it now. It was not removed; try again later.",
     ]
     assert err == "", "none of them is in the settings"
 
 
-def test_an_asset_in_the_settings_is_said_to_come_back_when_it_is_forgotten(
+def test_remove_says_that_an_asset_in_the_settings_will_come_back(
     stocked: Connection, tell: Tell
 ) -> None:
     query(stocked, "update asset_sync.queue set symbol = 'EURUSD' where symbol = 'B'")
@@ -322,7 +324,7 @@ def test_an_asset_in_the_settings_is_said_to_come_back_when_it_is_forgotten(
     assert err.startswith("EURUSD: still in the settings, so the next run adds it again.")
 
 
-def test_nothing_is_removed_where_nobody_can_be_asked(
+def test_remove_without_a_terminal_removes_nothing(
     stocked: Connection, tell: Tell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open("/dev/null") as nobody:  # noqa: PTH123
@@ -334,7 +336,7 @@ def test_nothing_is_removed_where_nobody_can_be_asked(
     assert "A" in states(stocked)
 
 
-def test_what_a_run_holds_is_not_removed(stocked: Connection, tell: Tell) -> None:
+def test_remove_keeps_an_item_that_a_run_holds(stocked: Connection, tell: Tell) -> None:
     code, out, _ = tell("queue", "remove", "D", "--yes")
 
     assert code == 0
@@ -344,7 +346,7 @@ def test_what_a_run_holds_is_not_removed(stocked: Connection, tell: Tell) -> Non
 
 @pytest.mark.usefixtures("in_settings")
 @pytest.mark.parametrize("command", [("retry", "A"), ("add", "C"), ("remove", "A")], ids=" ".join)
-def test_a_dry_run_tells_what_it_would_do_and_does_nothing(
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     stocked: Connection, tell: Tell, command: tuple[str, str]
 ) -> None:
     before = admin.entries(stocked)
@@ -364,7 +366,7 @@ def test_a_dry_run_tells_what_it_would_do_and_does_nothing(
 
 @pytest.fixture
 def history(db: Connection, clock: ShiftingClock) -> int:
-    """A run that has ended and one that was killed after a call; return the latter's number."""
+    """Record a run that ended and one that was killed after a call; return the second's number."""
     first = runs.start(db, "priority")
     runs.end(db, first, "done", updated=3, failed=0, waited_seconds=1.5)
     second = runs.start(db, "queue")
@@ -374,7 +376,7 @@ def history(db: Connection, clock: ShiftingClock) -> int:
     return second
 
 
-def test_the_runs_tell_what_each_did_and_why_it_ended(history: int, tell: Tell) -> None:
+def test_runs_lists_what_each_run_did_and_why_it_ended(history: int, tell: Tell) -> None:
     code, out, _ = tell("runs", "--json")
 
     assert code == 0
@@ -386,7 +388,7 @@ def test_the_runs_tell_what_each_did_and_why_it_ended(history: int, tell: Tell) 
     assert (second["api_calls"], second["bars_written"]) == (1, 7), "what it did until it died"
 
 
-def test_a_run_is_shown_with_its_calls_and_their_errors(history: int, tell: Tell) -> None:
+def test_runs_show_lists_the_calls_and_their_errors(history: int, tell: Tell) -> None:
     _, as_json, _ = tell("runs", "show", str(history), "--json")
     code, shown, _ = tell("runs", "show", str(history))
 
@@ -397,16 +399,14 @@ def test_a_run_is_shown_with_its_calls_and_their_errors(history: int, tell: Tell
     assert "EURUSD: rubbish." in shown
 
 
-def test_a_run_is_shown_with_its_host_and_each_error_names_its_asset_once(
-    history: int, tell: Tell
-) -> None:
+def test_runs_show_names_the_host_and_each_errors_asset_once(history: int, tell: Tell) -> None:
     shown = tell("runs", "show", str(history))[1]
 
     assert f"It ran on {socket.gethostname()}." in shown
     assert "\nEURUSD: rubbish." in shown
 
 
-def test_the_runs_name_their_hosts_where_there_are_several(db: Connection, tell: Tell) -> None:
+def test_runs_names_the_hosts_if_there_are_several(db: Connection, tell: Tell) -> None:
     query(
         db,
         """
@@ -421,12 +421,12 @@ def test_the_runs_name_their_hosts_where_there_are_several(db: Connection, tell:
     assert "Hosts:" not in tell("runs", "--limit", "2")[1]
 
 
-def test_a_run_that_there_is_not_is_a_sentence_and_exit_2(db: Connection, tell: Tell) -> None:
+def test_an_unknown_run_gives_a_sentence_and_exit_2(db: Connection, tell: Tell) -> None:
     code, out, err = tell("runs", "show", "4711")
 
     assert (code, out) == (2, "")
     assert "there is no run 4711" in err
 
 
-def test_before_the_first_run_it_says_what_to_do(db: Connection, tell: Tell) -> None:
+def test_runs_says_what_to_do_before_the_first_run(db: Connection, tell: Tell) -> None:
     assert "--dry-run" in tell("runs")[1]

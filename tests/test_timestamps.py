@@ -1,4 +1,4 @@
-"""A timestamp that Python or PostgreSQL cannot compute with ends no command."""
+"""No command ends because of a timestamp that Python or PostgreSQL cannot compute with."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from asset_sync.database.timestamps import EARLIEST, LATEST
         (None, None),
     ],
 )
-def test_each_is_read_as_the_nearest_that_python_knows(
+def test_each_timestamp_is_read_as_the_nearest_that_python_knows(
     db: Connection, zone: str, stored: str | None, read: datetime | None
 ) -> None:
     query(db, "select set_config('timezone', %s, false)", (zone,))
@@ -40,7 +40,7 @@ _OF_OURS = {
     "runs": ("started_at", "ended_at"),
     "calls": ("at",),
 }
-_OF_OURS_FROM_LONG_AGO = {  # -infinity stands for never
+_OF_OURS_FROM_LONG_AGO = {  # -infinity means never
     "queue": ("failed_at",),
     "slots": ("stamped_at", "previous_stamped_at"),
     "limiter": ("blocked_until", "reserved_at", "seen_at", "answered_at", "called_at"),
@@ -65,7 +65,7 @@ def _each(tables: Mapping[str, Sequence[str]], *values: str) -> list[tuple[str, 
         *_each(_NUMBERS, "NaN", "infinity", "-1"),
     ],
 )
-def test_our_own_tables_take_no_time_or_number_with_which_no_command_can_compute(
+def test_our_own_tables_refuse_infinite_times_and_nan(
     db: Connection, table: str, column: str, value: str
 ) -> None:
     query(

@@ -1,4 +1,4 @@
-"""The systemd units are ones that systemd takes and that start this program."""
+"""Systemd accepts the units, and the units start this program."""
 
 import configparser
 import re
@@ -21,7 +21,7 @@ JOBS = ("priority", "queue")
 
 
 def unit(name: str) -> dict[str, str]:
-    """The settings of a unit's file; of one that is given several times the last."""
+    """Return the settings of a unit's file; of a repeated setting the last one."""
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(UNITS / name)
@@ -29,7 +29,7 @@ def unit(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_unit_starts_a_command_that_there_is(job: str) -> None:
+def test_a_unit_starts_an_existing_command(job: str) -> None:
     words = unit(f"asset-sync-{job}.service")["ExecStart"].split()
 
     assert words[0] == "/opt/asset-sync/bin/asset-sync"
@@ -38,7 +38,7 @@ def test_a_unit_starts_a_command_that_there_is(job: str) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_unit_hands_over_the_secrets_as_credentials(job: str) -> None:
+def test_a_unit_passes_the_secrets_as_credentials(job: str) -> None:
     text = (UNITS / f"asset-sync-{job}.service").read_text()
     names = re.findall(r"^LoadCredential=([^:]+):", text, re.MULTILINE)
     given = dict(re.findall(r"^Environment=(\w+)=(.+)$", text, re.MULTILINE))
@@ -57,8 +57,8 @@ def test_a_timer_starts_its_job_as_often_as_the_settings_say(job: str) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_unit_lets_the_longest_run_end_by_itself_and_tell_of_it(job: str) -> None:
-    """A priority run of many assets takes a window for each of the plan's calls, too."""
+def test_a_units_time_limit_is_longer_than_the_longest_run_and_its_last_ping(job: str) -> None:
+    """A priority run of many assets may take several windows."""
     settings = load(SHIPPED_FILE, {})
     many = tuple(replace(settings.critical[0], symbol=f"A{number}") for number in range(100))
     nothing = Missing(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
@@ -70,7 +70,7 @@ def test_a_unit_lets_the_longest_run_end_by_itself_and_tell_of_it(job: str) -> N
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_unit_may_do_next_to_nothing(job: str) -> None:
+def test_a_unit_has_only_the_rights_that_it_needs(job: str) -> None:
     service = unit(f"asset-sync-{job}.service")
 
     assert service["Type"] == "oneshot"
@@ -80,8 +80,8 @@ def test_a_unit_may_do_next_to_nothing(job: str) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_systemd_finds_little_that_a_unit_may_do(job: str) -> None:
-    """Its score goes from 0 to 10, and is 9.6 for a service that is not hardened."""
+def test_systemd_rates_the_units_as_hardened(job: str) -> None:
+    """The score goes from 0 to 10; a service that is not hardened has 9.6."""
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("there is no systemd-analyze here")
@@ -101,13 +101,13 @@ def test_systemd_finds_little_that_a_unit_may_do(job: str) -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_systemd_takes_the_units(job: str, tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(job: str, tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("there is no systemd-analyze here")
     for kind in ("service", "timer"):
         name = f"asset-sync-{job}.{kind}"
-        # It wants the program to be there.
+        # systemd-analyze needs the program to exist.
         text = (UNITS / name).read_text().replace("/opt/asset-sync/bin/asset-sync", "/bin/true")
         (tmp_path / name).write_text(text)
 

@@ -1,4 +1,4 @@
-"""A database of the version before goes on where it was: its calls, its failures, its line."""
+"""An upgrade of a database of the version before keeps its calls, failures and queue."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from asset_sync.secret import Secret
 
 @pytest.fixture
 def version_2(empty_url: str) -> Iterator[Connection]:
-    """A database as version 2 of the schema left it."""
+    """A database with version 2 of the schema."""
     connection = psycopg2.connect(empty_url)
     connection.autocommit = True
     with transaction(connection) as cursor:
@@ -29,7 +29,7 @@ def version_2(empty_url: str) -> Iterator[Connection]:
         yield db
 
 
-def test_calls_in_flight_and_calls_made_are_remembered(version_2: Connection) -> None:
+def test_an_upgrade_keeps_calls_in_flight_and_calls_made(version_2: Connection) -> None:
     query(
         version_2,
         """
@@ -54,7 +54,7 @@ def test_calls_in_flight_and_calls_made_are_remembered(version_2: Connection) ->
     ]
 
 
-def test_failures_go_on_counting_and_a_critical_asset_is_tried_again(
+def test_an_upgrade_keeps_failures_and_a_dead_critical_asset_is_tried_again(
     version_2: Connection,
 ) -> None:
     query(
@@ -83,7 +83,7 @@ def test_failures_go_on_counting_and_a_critical_asset_is_tried_again(
     ]
 
 
-def test_what_the_key_was_refused_is_remembered(version_2: Connection) -> None:
+def test_an_upgrade_keeps_what_the_key_was_refused(version_2: Connection) -> None:
     query(
         version_2,
         """
@@ -95,7 +95,7 @@ def test_what_the_key_was_refused_is_remembered(version_2: Connection) -> None:
     assert query(version_2, "select capability from asset_sync.entitlements") == [("today",)]
 
 
-def test_times_and_numbers_with_which_nobody_can_compute_are_taken_out(
+def test_an_upgrade_removes_infinite_times_and_nan(
     version_2: Connection,
 ) -> None:
     query(

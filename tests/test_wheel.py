@@ -1,4 +1,4 @@
-"""A built wheel works where it is installed, far from this repository."""
+"""A built wheel works when it is installed outside of this repository."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that the wheel was installed into; its dependencies are this environment's."""
+    """The directory with the installed wheel; its dependencies come from this environment."""
     base = tmp_path_factory.mktemp("w")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(
@@ -37,9 +37,7 @@ def run(installed: Path, home: Path, *arguments: str) -> subprocess.CompletedPro
     )
 
 
-def test_it_is_the_wheel_that_is_tried_and_not_this_repository(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_these_tests_use_the_wheel_and_not_this_repository(installed: Path, tmp_path: Path) -> None:
     where = run(installed, tmp_path, "-c", "import asset_sync; print(asset_sync.__file__)")
 
     assert where.stdout.startswith(str(installed))

@@ -44,7 +44,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the assets go."""
+    """The file that is written, and the file whose text it is made from."""
 
     path: Path
     """The file itself, with links resolved."""
@@ -58,7 +58,7 @@ _Edit: TypeAlias = Callable[[_Place], tuple[bytes, str]]
 
 
 def ensure_writable(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Raise as `add` would if the file cannot be written, before any call is made."""
+    """Raise AssetFileError if `add` could not write the file; called before any call is made."""
     with _errors_as_sentences(settings, environ):
         path = _place(settings, environ).path
         there = next(place for place in (path, *path.parents) if place.exists())
@@ -68,16 +68,16 @@ def ensure_writable(settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 def preview(settings: Settings, assets: Sequence[Asset], environ: Mapping[str, str]) -> Change:
-    """Return what `add` would do, and change nothing; raises as it does about the assets."""
+    """Return what `add` would change, and write nothing; raises the same errors for the assets."""
     return _preview(settings, environ, lambda place: _appended(place, assets))
 
 
 def add(settings: Settings, assets: Sequence[Asset], environ: Mapping[str, str]) -> Change:
     """Append the assets to the settings file, all or none; critical ones get the last positions.
 
-    If the settings in use are the shipped ones, a copy of these with the assets becomes the user's
-    own file. Two processes take turns. Raises AssetFileError, or SettingsError for an asset that is
-    not valid in the settings.
+    If the settings in use are the shipped ones, they are copied to the user's own file, and the
+    assets are added there. Two processes wait for each other. Raises AssetFileError, or
+    SettingsError for an asset that is not valid in the settings.
     """
     return _change(settings, environ, lambda place: _appended(place, assets))
 
@@ -85,7 +85,7 @@ def add(settings: Settings, assets: Sequence[Asset], environ: Mapping[str, str])
 def preview_removal(
     settings: Settings, symbols: Sequence[str], environ: Mapping[str, str]
 ) -> Change:
-    """Return what `remove` would do, and change nothing; raises as it does about the assets."""
+    """Return what `remove` would change, and write nothing; raises the same errors."""
     return _preview(settings, environ, lambda place: _without(place, symbols))
 
 
@@ -108,7 +108,7 @@ def _change(settings: Settings, environ: Mapping[str, str], edit: _Edit) -> Chan
     with _errors_as_sentences(settings, environ):
         path = _place(settings, environ).path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(path.parent) as directory:
+        with _locked(path.parent) as directory:
             place = _place(settings, environ)
             content, blocks = edit(place)
             _replace(place.path, content, directory)
@@ -153,7 +153,7 @@ def _appended(place: _Place, assets: Sequence[Asset]) -> tuple[bytes, str]:
         if (same := known.get(asset.symbol)) is not None:
             off = ", switched off" if same in there.switched_off else ""
             raise AssetFileError(
-                f"{asset.symbol} stands in {place.path} already"
+                f"{asset.symbol} is in {place.path} already"
                 f" ({same.ticker}, {same.level}{off}); nothing was written."
             )
     last = max((asset.position for asset in there.critical), default=0)
@@ -252,7 +252,7 @@ def _block_of(path: Path, lines: Sequence[str], symbol: str) -> range:
         if row.get("symbol") == symbol
     ]
     if not found:
-        raise AssetFileError(f"{symbol} does not stand in {path}; nothing was written.")
+        raise AssetFileError(f"{symbol} is not in {path}; nothing was written.")
     [(array, number)] = found
     headers = [index for index, line in enumerate(lines) if _is_header_of(line, array)]
     if len(headers) != len(_rows(document, array)):
@@ -350,8 +350,8 @@ def _checked(path: Path, content: bytes) -> Settings:
 
 
 @contextmanager
-def _turn(directory: Path) -> Iterator[int]:
-    """Wait for our turn to change a file in the directory; yield the directory's descriptor.
+def _locked(directory: Path) -> Iterator[int]:
+    """Lock the directory while a file in it is changed; yield the directory's descriptor.
 
     The lock is on the directory, because each change replaces the file.
     """

@@ -1,4 +1,4 @@
-"""The provider's reference: finds tickers, and checks that the assets' tickers exist."""
+"""Finds tickers in the provider's list, and checks that the assets' tickers exist."""
 
 import re
 from collections import Counter
@@ -13,17 +13,17 @@ from asset_sync.database import Connection
 from asset_sync.model import Asset, AssetType, Lane, Level
 from asset_sync.provider.answers import Listed, TickersAnswer
 from asset_sync.provider.current import MARKETS, endpoints
-from asset_sync.provider.errors import Fault, ProviderError, Unavailable
+from asset_sync.provider.errors import Cause, ProviderError, Unavailable
 from asset_sync.settings import SYMBOL_PATTERN, Settings
 from asset_sync.sync.ask import NoCallLeftError, Questions
 
 _MOST_PAGES = 20
 # After so many calls in a row without an answer no more are made.
 _SILENT_CALLS = 3
-# For more assets of a market than this, its whole list costs fewer calls than one call each.
-_LIST_FROM = 10
-# A pair's ticker with one letter wrong, missing or misplaced is still this similar.
-_ALIKE = 0.75
+# For more assets of a market than this, its whole list takes fewer calls than one call each.
+_MOST_SINGLE_CALLS = 10
+# The least similarity: tickers of pairs that differ by one wrong, missing or moved letter have it.
+_LEAST_SIMILARITY = 0.75
 
 
 # --- finding tickers -----------------------------------------------------------------------------
@@ -149,10 +149,10 @@ class TickerCheck:
             if not_asked is not None:
                 yield Checked(asset, TickerStatus.UNANSWERED, not_asked)
                 continue
-            checked = self._one(asset, many[asset.asset_type] > _LIST_FROM)
+            checked = self._check(asset, many[asset.asset_type] > _MOST_SINGLE_CALLS)
             yield checked
             if checked.verdict is TickerStatus.REFUSED or self._silent_calls == _SILENT_CALLS:
-                not_asked = "Not asked: it would fail as the calls before it did."
+                not_asked = "Not asked, because the calls before it failed."
 
     def nearest(self, asset: Asset) -> str | None:
         """Return the ticker of the market's list that is most similar to an unknown one.
@@ -161,7 +161,8 @@ class TickerCheck:
         """
         from difflib import get_close_matches  # noqa: PLC0415  only a mistake needs it
 
-        near = get_close_matches(asset.ticker, self._list(asset.asset_type), 1, _ALIKE)
+        tickers = self._list(asset.asset_type)
+        near = get_close_matches(asset.ticker, tickers, 1, _LEAST_SIMILARITY)
         return near[0] if near else None
 
     def calls_to_suggest(self, unknown: Iterable[Asset]) -> int:
@@ -169,8 +170,7 @@ class TickerCheck:
         kinds = {asset.asset_type for asset in unknown} - set(self._lists)
         return sum(MARKETS[kind].pages for kind in kinds)
 
-    def _one(self, asset: Asset, by_list: bool) -> Checked:  # noqa: FBT001
-
+    def _check(self, asset: Asset, by_list: bool) -> Checked:  # noqa: FBT001
         try:
             # A ticker that is not in the list gets its own call: only that answer is certain.
             exists = (by_list and self._is_listed(asset)) or self._questions.ask(
@@ -182,7 +182,7 @@ class TickerCheck:
         except ProviderError as error:
             silent = isinstance(error, Unavailable)
             self._silent_calls = self._silent_calls + 1 if silent else 0
-            refused = error.fault is Fault.ACCOUNT
+            refused = error.cause is Cause.ACCOUNT
             return Checked(
                 asset, TickerStatus.REFUSED if refused else TickerStatus.UNANSWERED, error.reason
             )
@@ -190,11 +190,10 @@ class TickerCheck:
         return Checked(asset, TickerStatus.EXISTS if exists else TickerStatus.UNKNOWN)
 
     def _is_listed(self, asset: Asset) -> bool:
-
         try:
             return asset.ticker in self._list(asset.asset_type)
         except ProviderError as error:
-            if error.fault is not Fault.ASSET:
+            if error.cause is not Cause.ASSET:
                 raise
             self._lists[asset.asset_type] = ()  # it would be as unreadable the next time
             return False
@@ -210,7 +209,10 @@ class TickerCheck:
 def calls_to_check(assets: Sequence[Asset]) -> int:
     """Return how many calls `TickerCheck.each` makes for these, if all of them exist."""
     many = Counter(asset.asset_type for asset in assets)
-    return sum(MARKETS[kind].pages if many[kind] > _LIST_FROM else many[kind] for kind in many)
+    return sum(
+        MARKETS[kind].pages if number > _MOST_SINGLE_CALLS else number
+        for kind, number in many.items()
+    )
 
 
 def seconds_for(db: Connection, settings: Settings, calls: int) -> float:

@@ -18,8 +18,8 @@ from asset_sync.model import Lane
 class SlotBucket(AbstractBucket):
     """A bucket whose content is the table `asset_sync.slots`: `put` takes a slot.
 
-    The item's name is the lane. pyrate-limiter returns only a bool; `answer` holds the slot, or
-    how long to wait.
+    The name of a `RateItem` is the lane. pyrate-limiter returns only a bool, so `answer` holds the
+    slot, or how long to wait.
     """
 
     is_async = False
@@ -40,20 +40,20 @@ class SlotBucket(AbstractBucket):
         wait_ms = round(self.answer.seconds * 1000)
         return self._record(item, Decision(failing_rate=self.rates[0], retry_after_ms=wait_ms))
 
-    def leak(self, current_timestamp: int | None = None) -> int:  # noqa: ARG002  # theirs
+    def leak(self, current_timestamp: int | None = None) -> int:  # noqa: ARG002  # pyrate-limiter's
         """Do nothing: a slot frees itself."""
         return 0
 
     def flush(self) -> None:
-        """Forget no call: the provider counts them."""
+        """Keep every slot: the provider has counted its call."""
         self.failing_rate = None
 
     def count(self) -> int:
         """Return how many slots are in use."""
         return slots.budget(self._db, self._rate).used
 
-    def peek(self, index: int) -> RateItem | None:  # noqa: ARG002  # theirs
-        """Return nothing: `put` already reports how long to wait."""
+    def peek(self, index: int) -> RateItem | None:  # noqa: ARG002  # pyrate-limiter's
+        """Return None: `put` already reports how long to wait."""
         return None
 
 
@@ -62,13 +62,13 @@ class Limiter:
 
     def __init__(self, db: Connection, rate: Rate, watch: Watch | None = None) -> None:
         self._bucket = SlotBucket(db, rate, watch)
-        # With a leak schedule a thread would share the connection.
+        # A leak schedule would start a thread that uses the same connection.
         self._limiter = PyrateLimiter(SingleBucketFactory(self._bucket, schedule_leak=False))
 
     def take(self, lane: Lane) -> Slot | Wait:
         """Take a slot, or return how long to wait for one.
 
-        It does not wait itself: a run that ends before then should stop at once.
+        It never waits: a run that would end before a slot is free should stop at once.
         """
         self._limiter.try_acquire(lane.value, blocking=False)
         return self._bucket.answer

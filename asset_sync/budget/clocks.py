@@ -1,11 +1,13 @@
-"""Jumps of the database's clock: how they are noticed, and what is corrected.
+"""Jumps of the database's clock: how they are noticed, and which times are corrected.
 
 All times of slots, items and runs are by the database's clock. An administrator or a fail-over may
-set it back or forward. A stamp or a mark in the future proves a jump back, and a process that was
-running before notices any jump by its own clock. Then every slot is stamped again. This was
-simulated with 200 runs each for a clock that is set back, set back twice, set back and then
-forward, and set forward: no window held more calls than the limit. Without the correction, 14 and
-176 runs exceeded the limit in the last two cases.
+set it back or forward. A stored time that lies in the future proves a jump back. A process that
+already ran before the jump notices it in either direction, by its own clock. Then every slot is
+stamped again.
+
+Four cases were simulated with 200 runs each: a clock that is set back, set back twice, set back and
+then forward, and set forward. No window held more calls than the limit. Without the correction, 14
+runs of the third case and 176 of the fourth exceeded the limit.
 """
 
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from asset_sync.clock import monotonic
 from asset_sync.database import Connection, query
 
 TOLERANCE_SECONDS = 1.0
-"""By how much the two clocks may drift apart from one reading to the next."""
+"""A difference between the two clocks up to this is drift; a larger one is a jump."""
 
 JUMPED = """(
   {now} < seen_at
@@ -35,20 +37,21 @@ class _Reading(NamedTuple):
 
 
 class Watch:
-    """Compares the database's clock with this process's own, from one reading to the next."""
+    """Compares the database's clock with this process's clock, from one reading to the next."""
 
-    def __init__(self, own: Callable[[], float] = monotonic) -> None:
-        self.own = own
+    def __init__(self, own_clock: Callable[[], float] = monotonic) -> None:
+        self.own_clock = own_clock
         self._last: _Reading | None = None
 
     def deviation(self, database_seconds: float, jumps: int, sent: float) -> float:
         """Return by how many seconds the database's clock has jumped since the last reading.
 
-        Up to a second counts as 0. `jumps` is the number of jumps recognised so far; if another
-        process has recognised one, its new time is accepted here, too. A slow database neither
-        looks like a jump nor hides one: its reading lies somewhere between request and answer.
+        Up to a second counts as 0. `jumps` is how many jumps all processes have recognised so far.
+        If that number has grown, another process has corrected the times already, and the result
+        is 0. `sent` is when the reading was asked for: the database read its clock between then and
+        now, so a slow answer is not taken for a jump.
         """
-        before, now = self._last, _Reading(database_seconds, jumps, sent, self.own())
+        before, now = self._last, _Reading(database_seconds, jumps, sent, self.own_clock())
         self._last = now
         if before is None or before.jumps != jumps:
             return 0.0
@@ -70,9 +73,9 @@ class Jump(NamedTuple):
         return f"the database's clock went {way} {abs(self.seconds):,.0f} s"
 
 
-def look(db: Connection, watch: Watch) -> None:
-    """Recognise a jump of the database's clock, and correct the times that are now wrong."""
-    sent = watch.own()
+def correct_after_jump(db: Connection, watch: Watch) -> None:
+    """Read the database's clock; if it has jumped, correct the times that are wrong now."""
+    sent = watch.own_clock()
     [(now, jumps, jumped)] = query(
         db,
         f"""
@@ -82,22 +85,26 @@ def look(db: Connection, watch: Watch) -> None:
     )
     deviation = watch.deviation(now, jumps, sent)
     if jumped or deviation:
-        settle(db, jumps, deviation)
+        correct_times(db, jumps, deviation)
 
 
-def settle(db: Connection, jumps: int, deviation: float) -> None:
-    """Correct all times after a jump, unless another process has done so; stamp every slot now.
+def correct_times(db: Connection, jumps: int, deviation: float) -> None:
+    """Correct all stored times after a jump, and stamp every slot with the current time.
 
-    `jumps` is the number that was read together with the proof. Past events that now lie in the
-    future are set to now. A time until which something waits is set to be at most as far ahead as
-    when it was written.
+    `deviation` is by how many seconds `Watch` saw the clock jump, 0 if only a stored time proves
+    the jump. `jumps` is the limiter's number of jumps when the jump was recognised. If it has grown
+    since then, another process has corrected the times, and nothing is done.
+
+    The time of an event that now lies in the future is set to now. The end of a wait (a back-off, a
+    lease, a block) is kept at most as far ahead of now as it was when it was written.
     """
     query(
         db,
         """
         select from asset_sync.limiter for update;
         with moment as materialized (
-          select now, jumps = %(jumps)s as ours, case
+          -- uncorrected: no other process has corrected the times; highest: the latest time seen
+          select now, jumps = %(jumps)s as uncorrected, case
               when %(deviation)s <> 0 then %(deviation)s
               when now < highest then extract(epoch from now - highest)::float8
               else 0
@@ -113,11 +120,11 @@ def settle(db: Connection, jumps: int, deviation: float) -> None:
           set stamped_at = case when isfinite(stamped_at) then now else stamped_at end,
             previous_stamped_at =
               case when isfinite(previous_stamped_at) then now else previous_stamped_at end
-          from moment where ours
+          from moment where uncorrected
         ),
         future_items as materialized (
           select symbol, feed from asset_sync.queue, moment
-          where ours and greatest(
+          where uncorrected and greatest(
             due_at, not_before, added_at, failed_at, last_attempt_at, last_success_at, lease_until
           ) > now
           order by symbol, feed for update of queue
@@ -141,17 +148,17 @@ def settle(db: Connection, jumps: int, deviation: float) -> None:
         ),
         entitlements as (
           update asset_sync.entitlements set noted_at = now
-          from moment where ours and noted_at > now
+          from moment where uncorrected and noted_at > now
         ),
         runs as (
           update asset_sync.runs
           set started_at = least(started_at, now),
             ended_at = case when ended_at > now then now else ended_at end
-          from moment where ours and greatest(started_at, ended_at) > now
+          from moment where uncorrected and greatest(started_at, ended_at) > now
         ),
-        -- the granted rights do not include updating calls
+        -- deleted and inserted again: the granted rights do not include updating calls
         taken_out as (
-          delete from asset_sync.calls using moment where ours and at > now
+          delete from asset_sync.calls using moment where uncorrected and at > now
           returning run_id, feed, symbols, outcome, duration_ms, bars_written, error, now
         ),
         calls as (
@@ -176,7 +183,7 @@ def settle(db: Connection, jumps: int, deviation: float) -> None:
           answered_at = least(answered_at, now), lowered_at = least(lowered_at, now),
           reserved_at = case when reserved_at <= now then reserved_at
             else greatest(now, reserved_at + make_interval(secs => least(seconds, 0))) end
-        from moment where ours
+        from moment where uncorrected
         """,
         {"jumps": jumps, "deviation": deviation, "tolerance": TOLERANCE_SECONDS},
     )

@@ -1,20 +1,21 @@
 """The budget of calls: one slot for each call allowed in a window, shared by every process.
 
-A slot is free one window after its last call ENDED, by the database's clock. Only that stamp is
-safe: a call granted at 0 s may reach the server at 2 s, and another granted at 60.0 reach it at
-60.1. In a 20-day simulation with a 1 % latency tail, stamping at the grant broke the limit 24
-times a day even with a guard of 2 s; stamping at the end never did, at 99.7 % of the budget.
+A slot is free one window after its last call ENDED, by the database's clock. A stamp at the start
+of the call is not safe: a call that takes its slot at 0 s may reach the server at 2 s, and the next
+call in that slot, at 60.0 s, may reach it at 60.1 s. The server then counts both in one window. In
+a 20-day simulation with a 1 % latency tail, stamps at the start broke the limit 24 times a day,
+even with a margin of 2 s. Stamps at the end never broke it, and used 99.7 % of the budget.
 
-A call without an answer may still be counted: a server that was frozen reads the request when it
-is back. So a slot without an answer stays open for a window and a half from when its request was
-sent, and serves again one window after that. In 300 simulated runs with freezes of up to 1.5
-windows no window held more calls than allowed. When slots ended with the time-out instead, a
+The server may count a call that it has not answered: if it was frozen, it reads the request when it
+runs again. So the slot of such a call stays open for one and a half windows after the request was
+sent, and is free one window after that. In 300 simulated runs with freezes of up to 1.5 windows, no
+window held more calls than allowed. In the same runs with slots that closed at the time-out, a
 window held up to 14 calls where 5 were allowed.
 
 This module is the SQL; `asset_sync.budget.bucket` makes a pyrate-limiter bucket of it.
 
 The types here, in `queue` and in `runs` are named tuples because a dataclass costs 0.3 ms at every
-start and a named tuple 0.04 ms, and `queue status` needs some twenty.
+start and a named tuple 0.04 ms, and `queue status` needs about twenty of them.
 """
 
 from collections.abc import Iterator
@@ -31,47 +32,50 @@ from asset_sync.settings import Settings
 
 # How long slots stay reserved for a priority run that is late: as long as such a run may work.
 PRIORITY_GRACE_SECONDS = 60
-# The longest freeze of the server, in windows, after which no window holds too many calls.
+# A server may freeze for so many windows without any window holding too many calls.
 FREEZE_WINDOWS = 1.5
 # After so many calls in a row without an answer, there is one call at a time, half a window apart.
 UNANSWERED_CALLS = 2
 # After a 429 without Retry-After; the provider counts calls by the minute on every plan.
 LEAST_BLOCK_SECONDS = 60
-# After so many 429s in a row, each after a full wait, the key must allow less than the settings.
+# After so many 429s in a row that count (see `refused`), the key allows less than the settings say.
 REFUSALS = 3
 LOWERED_SECONDS = 900
 MOST_LOWERED_SECONDS = 86_400
 _FREE = PLANS["free"]
+
+ANSWERED_WELL_AT = "(select answered_at from asset_sync.limiter)"
+"""SQL for when the provider last answered any asset well; -infinity before the first time."""
 
 
 class CallEnd(Enum):
     """How a call ended, which decides how long its slot stays open."""
 
     NOT_SENT = auto()
-    """Nothing reached the provider: the slot is as free as before."""
+    """Nothing reached the provider: the slot gets its earlier stamp back."""
 
     UNANSWERED = auto()
     """The request was sent, and the provider may still count it."""
 
     ANSWERED = auto()
-    """The provider has counted the call; its answer does not show that it is well."""
+    """The provider has counted the call, but its answer does not show that it works properly."""
 
     ANSWERED_WELL = auto()
-    """The provider answered as it does when it is well."""
+    """The provider has counted the call, and its answer shows that it works properly."""
 
 
 class Rate(NamedTuple):
-    """How many calls are allowed in any window of `period_seconds`, and how long one can last."""
+    """How many calls any window of `period_seconds` may hold, and how long a call may last."""
 
     calls: int
     period_seconds: float
     call_timeout_seconds: float
     key: Secret | None = None
-    """The key, whose rate may have been lowered to the free plan's; None if irrelevant."""
+    """The API key, whose rate may be lowered to the free plan's; None if none is set."""
 
     @property
     def above_free(self) -> bool:
-        """Whether it allows more than the free plan, so that it can be lowered to that."""
+        """Whether it allows more calls than the free plan; only then can it be lowered."""
         return self.calls * _FREE.period_seconds > _FREE.calls * self.period_seconds
 
 
@@ -89,7 +93,7 @@ class Lowered(NamedTuple):
     def __str__(self) -> str:
         return (
             "The API kept refusing calls with 429: the key allows fewer than the settings say. For "
-            f"the next {self.seconds / 60:.0f} min it is used at the free plan's rate, "
+            f"the next {self.seconds / 60:.0f} min the key is used at the free plan's rate, "
             f"{_FREE.calls} calls in {_FREE.period_seconds:.0f} s; set provider.plan (or "
             "POLYGON_TIER) to the key's plan."
         )
@@ -130,13 +134,13 @@ class Slot(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """No slot is free; ask again after so many seconds, when one may be free at the soonest."""
+    """No slot is free; the next one may be free after so many seconds at the earliest."""
 
     seconds: float
 
 
 class Reservation(NamedTuple):
-    """Slots that are reserved for the next priority run; seconds count from now."""
+    """The slots that are reserved for the next priority run; seconds count from now."""
 
     calls: int
     expected_seconds: float
@@ -149,7 +153,7 @@ class Reservation(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """How the budget stands; seconds count from now."""
+    """The state of the budget; seconds count from now."""
 
     calls: int
     period_seconds: float
@@ -160,7 +164,7 @@ class Budget(NamedTuple):
     """Above 0 after a 429 of the provider."""
     reservation: Reservation
     free_in_seconds: tuple[float, ...]
-    """When each slot comes free, soonest first; 0 for now."""
+    """When each slot becomes free, the earliest first; 0 for now."""
 
     @property
     def reserved(self) -> int:
@@ -176,15 +180,16 @@ class Budget(NamedTuple):
 
     @property
     def used(self) -> int:
-        """How many slots are in use, or in a window that is not over."""
+        """How many slots are not free: their call is in flight, or its window is not over."""
         return self.calls - self.free
 
 
 def prepare(db: Connection, rate: Rate) -> None:
     """Insert slots until there are as many as the rate allows calls.
 
-    No slot is ever deleted: its stamp is a call that the provider has seen. If there are too many,
-    as after a change of plan or beside a host with other settings, those that come free last count.
+    No slot is ever deleted: its stamp stands for a call that the provider has seen. After a change
+    of plan, or if another host has other settings, there may be more slots than the rate allows.
+    Then only those count that become free last.
     """
     query(
         db,
@@ -214,11 +219,13 @@ _MOMENT = """
   )
 """
 
-# The slots that count, and when each comes free: at the soonest (answered now), or at the latest.
+# The slots that count. `live`: its call is in flight. `free_at`: the earliest time at which it can
+# be free. `held_until`: when it is free if its call is never answered. `ends_by`: the latest time
+# at which its call ends.
 _SLOTS = """
   slots as materialized (
     select slot, live, held_until, held_until <= now as free,
-      -- in flight it may be answered at any moment, so this is the soonest
+      -- a call in flight may be answered at any moment
       case when live then now + period else held_until end as free_at,
       case when live then stamped_at + make_interval(secs => %(call_timeout)s) end as ends_by
     from (
@@ -234,11 +241,11 @@ _SLOTS = """
   )
 """
 
-# Until when nobody may call after a 429. A 429 stops calls for an hour at most, a restored database
-# for a few windows. A later time is somebody else's mistake, and must not stop the refreshes.
+# Until when no process may call after a 429. A 429 stops calls for an hour at most, and the restore
+# of a database for a few windows. A later time is a mistake, and must not stop the refreshes.
 _BLOCKED_UNTIL = "least(blocked_until, blocked_at + greatest(interval '1 hour', 3 * period))"
 
-# The same, or the time until which calls without an answer stop all others, whichever is later.
+# Until when no process may call at all: after a 429, or because calls got no answer.
 _STOPPED_UNTIL = f"""
   greatest({_BLOCKED_UNTIL}, case when unanswered >= {UNANSWERED_CALLS}
     then greatest(called_at + period / 2, (select max(ends_by) from slots)) end)
@@ -270,12 +277,12 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
     The queue takes no slot that the next priority run needs: from one window before that run is
     expected until it counts as missed, as many slots stay free as it has calls to make.
 
-    If the database's clock has jumped, as the database or `watch` proves, the slot is given back
-    and another one is taken once every slot is stamped again.
+    If the database or `watch` proves that the database's clock has jumped, the slot is given back,
+    every slot is stamped again, and another slot is taken.
     """
     watch = watch or Watch()
     while True:
-        sent = watch.own()
+        sent = watch.own_clock()
         [(number, token, wait_seconds, now, jumps, jumped)] = query(
             db,
             f"""
@@ -340,15 +347,15 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
             return Wait(wait_seconds) if slot is None else slot
         if slot is not None:
             give_back(db, slot)
-        clocks.settle(db, jumps, deviation)
+        clocks.correct_times(db, jumps, deviation)
 
 
 def release(
     db: Connection, slot: Slot, end: CallEnd, rate: Rate, *, sent_seconds_ago: float = 0.0
 ) -> None:
-    """Stamp the slot at the end of its call, and note whether the provider is well.
+    """Stamp the slot at the end of its call, and note whether the provider answered well.
 
-    If another process has taken the slot over meanwhile, the call counts in the oldest slot.
+    If another process has taken the slot meanwhile, the call is stamped on the oldest slot instead.
     """
     if end is CallEnd.NOT_SENT:
         give_back(db, slot)
@@ -385,7 +392,8 @@ def release(
               limit 1
             )
         ),
-        -- More calls were answered within one window of the free plan than two could hold.
+        -- The key allows more than the free plan: within one of that plan's windows, more calls
+        -- were answered than two such windows could hold.
         fast as materialized (
           select %(well)s and refusals > 0 and blocked_until <= now and (
             select count(*) from asset_sync.slots
@@ -413,7 +421,7 @@ def release(
 
 
 def give_back(db: Connection, slot: Slot) -> None:
-    """Return a slot without a call; it is as free as before."""
+    """Return a slot for which no call was made; it gets its earlier stamp back."""
     query(
         db,
         """
@@ -425,7 +433,7 @@ def give_back(db: Connection, slot: Slot) -> None:
           where slot = %s and token = %s
           returning slot
         )
-        -- where there is one call at a time, the next need not wait for this one
+        -- if only one call at a time is allowed, the next one does not wait for this slot
         update asset_sync.limiter set called_at = '-infinity'
         from returned where unanswered > 0
         """,
@@ -438,9 +446,9 @@ def refused(
 ) -> Lowered | None:
     """Stop all calls after a 429, for as long as it says, otherwise for at least a minute.
 
-    The third 429 in a row lowers this key's rate to the free plan's, and this is returned. Only
-    429s after a full wait count, and only if the settings allowed more calls. Calls in flight at
-    the same time count as one 429.
+    The third 429 in a row that counts lowers this key's rate to the free plan's; then the lowered
+    rate is returned. A 429 counts if its slot was taken after the earlier stop was over, and if the
+    settings allowed another call. So several calls in flight at the same time count once.
     """
     key = rate.key.fingerprint() if rate.key is not None else ""
     [(lowers, seconds)] = query(
@@ -490,7 +498,7 @@ def refused(
 
 
 def reserve(db: Connection, calls: int, in_seconds: float) -> None:
-    """Reserve slots for a priority run that is expected then, with so many calls to make."""
+    """Reserve slots for the priority run that is expected in `in_seconds` and makes `calls`."""
     query(
         db,
         """
@@ -536,7 +544,7 @@ def budget(db: Connection, rate: Rate) -> Budget:
         _parameters(rate, ""),
     )
     _, stopped, blocked, reserved, expected = rows[0]
-    # There may be fewer rows than calls; a slot that is not there yet is free.
+    # There may be fewer rows than calls; a slot without a row yet is free.
     waits = [seconds for seconds, *_ in rows] + [0.0] * (rate.calls - len(rows))
     free_in = tuple(sorted(max(seconds, stopped) for seconds in waits))
     return Budget(

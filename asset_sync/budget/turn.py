@@ -1,6 +1,6 @@
-"""A turn: a slot that is held for one call. This is the one way to wait for it and to end it.
+"""A turn: a slot that is held for one call.
 
-Runs take turns, and so do commands that call the provider outside of a run.
+Runs, and the commands that call the provider outside of a run, wait for slots and stamp them here.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# What other processes change (a slot that they give back, an item, a lease) is noticed within this
-# time.
+# A change by another process (of a slot, an item or a lease) is noticed within this time.
 POLL_SECONDS = 5
 # A user who interrupts a call does not want to wait for a database that may be gone.
 INTERRUPTED_SECONDS = 1.0
@@ -34,15 +33,15 @@ class Turn:
 
     slot: Slot
     until: float
-    """When its call must have ended, by the clock; a slot without an answer stays taken longer."""
-    end: CallEnd = CallEnd.NOT_SENT
+    """When its call must have ended, by `Clock.monotonic`."""
+    call_end: CallEnd = CallEnd.NOT_SENT
     """How its call ended; UNANSWERED while it may be in flight."""
     sent_seconds_ago: float = 0.0
 
     @property
     def called(self) -> bool:
         """Whether the provider may have seen the call."""
-        return self.end is not CallEnd.NOT_SENT
+        return self.call_end is not CallEnd.NOT_SENT
 
 
 class Turns:
@@ -56,9 +55,10 @@ class Turns:
         clock: Clock,
         waiting: Callable[[float], None],
     ) -> None:
-        """Take nothing yet; `waiting` is told how long each wait for a slot will last.
+        """Take no slot yet.
 
-        `connection` returns the current connection.
+        `connection` returns the current connection. `waiting` is called before each wait for a
+        slot, with its length in seconds.
         """
         self.waited_seconds = 0.0
         """How long the process has waited for slots."""
@@ -72,11 +72,11 @@ class Turns:
         self._limiter_on: Connection | None = None
 
     def take(self, within_seconds: float) -> Turn | Wait:
-        """Take a slot, waiting if necessary; return the wait if it would last longer."""
+        """Take a slot, and wait for it if necessary; return the wait if it is too long."""
         deadline = self._clock.monotonic() + within_seconds
         while True:
             asked = self._clock.monotonic()
-            answer = self._slots().take(self._lane)
+            answer = self._current_limiter().take(self._lane)
             if isinstance(answer, Slot):
                 return Turn(answer, asked + self._rate.call_timeout_seconds)
             if answer.seconds > deadline - self._clock.monotonic():
@@ -89,7 +89,7 @@ class Turns:
     def in_time(self, turn: Turn) -> bool:
         """Whether at least half of the turn's time is left for the call.
 
-        It is not if the database was slow meanwhile, or the host slept.
+        Less is left if the database was slow meanwhile, or the host was suspended.
         """
         left = turn.until - self._clock.monotonic()
         return left >= self._rate.call_timeout_seconds / 2
@@ -105,41 +105,42 @@ class Turns:
     ) -> _T:
         """Make the one call of this turn, and note in the turn how it ended.
 
-        Raises any `ProviderError`; `NotSent` if the turn is over before the request is written.
+        Raises any `ProviderError`; `NotSent` if the turn's time is over before the request is
+        written.
         """
         provider.send_only_if(lambda: self._clock.monotonic() < turn.until)
         provider.call_timeout_seconds = min(turn.until - self._clock.monotonic(), most_seconds)
-        turn.end = CallEnd.UNANSWERED
+        turn.call_end = CallEnd.UNANSWERED
         try:
             answer = ask(provider)
         except NotSent:
-            turn.end = CallEnd.NOT_SENT
+            turn.call_end = CallEnd.NOT_SENT
             raise
         except Unanswered as error:
             turn.sent_seconds_ago = error.sent_seconds_ago
             raise
         except ProviderError:
-            turn.end = CallEnd.ANSWERED
+            turn.call_end = CallEnd.ANSWERED
             raise
-        turn.end = CallEnd.ANSWERED_WELL if is_well(answer) else CallEnd.ANSWERED
+        turn.call_end = CallEnd.ANSWERED_WELL if is_well(answer) else CallEnd.ANSWERED
         return answer
 
-    def end(self, turn: Turn, error: ProviderError | None = None) -> Lowered | None:
+    def stamp(self, turn: Turn, error: ProviderError | None = None) -> Lowered | None:
         """Stamp the slot at the end of its call, and after a 429 stop all calls for a while.
 
-        Returns the lowered rate, if this lowered it.
+        Returns the lowered rate if this 429 lowered it.
         """
         db, rate, ago = self._connection(), self._rate, turn.sent_seconds_ago
-        slots.release(db, turn.slot, turn.end, rate, sent_seconds_ago=ago)
+        slots.release(db, turn.slot, turn.call_end, rate, sent_seconds_ago=ago)
         if isinstance(error, RateLimited):
             return slots.refused(db, turn.slot, rate, error.retry_after_seconds)
         return None
 
     def give_back(self, turn: Turn) -> None:
-        """Return a slot without a call."""
+        """Return the turn's slot, for which no call was made."""
         slots.give_back(self._connection(), turn.slot)
 
-    def _slots(self) -> "Limiter":
+    def _current_limiter(self) -> "Limiter":
         """Return the limiter, made for the first slot and again for each new connection."""
         db = self._connection()
         if self._limiter is None or self._limiter_on is not db:

@@ -43,7 +43,7 @@ def root(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Take the options that stand before the command's name."""
+    """Read the options before the command's name."""
     context.obj = common(context, config, quiet, verbose)
 
 
@@ -52,7 +52,7 @@ app.commands = COMMANDS
 
 
 def main() -> NoReturn:
-    """Run the command line; whatever happens, the user gets a sentence and cron an exit code."""
+    """Run the command line; every error becomes a message for the user and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` has it ignored
         signal.signal(signal.SIGHUP, _terminate)
@@ -64,7 +64,7 @@ def main() -> NoReturn:
             stream.reconfigure(errors="replace")  # a terminal that has no ● gets a ?
     try:
         app()
-    except Exception as error:  # noqa: BLE001  # a traceback is for us, not for the user
+    except Exception as error:  # noqa: BLE001  # the user gets a message, not a traceback
         code, why = explain(error)
         err(f"asset-sync: {why}")
         sys.exit(code)

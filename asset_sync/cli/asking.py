@@ -1,4 +1,4 @@
-"""Asks the provider outside of a run, for `assets import` and `assets check`."""
+"""Calls the provider outside of a run, for `assets import` and `assets check`."""
 
 import math
 import sys
@@ -25,7 +25,7 @@ MaxRuntime = Annotated[
         "--max-runtime",
         metavar="SECONDS",
         min=0.1,
-        help="Wait no longer for calls; without, as long as it takes.",
+        help="Wait for calls no longer than this. Default: no limit.",
         show_default=False,
     ),
 ]
@@ -38,7 +38,7 @@ def asking(
     max_runtime: float | None,
     words: Callable[[Progress], Progress] = lambda progress: progress,
 ) -> Iterator[tuple[Connection, Questions]]:
-    """Yield the database and what asks within the limit; a refusal ends the command here."""
+    """Yield the database and the `Questions`; an error of the provider ends the command here."""
     patience = math.inf if max_runtime is None else max_runtime
     try:
         with (

@@ -28,16 +28,16 @@ def assets_check(
     options: Common,
     symbols: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SYMBOL…]", help="Which assets; all without.", show_default=False),
+        typer.Argument(metavar="[SYMBOL…]", help="Which assets. Default: all.", show_default=False),
     ] = None,
     max_runtime: MaxRuntime = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the provider whether the assets' tickers exist, and what a mistyped one may be.
+    """Ask the provider whether the assets' tickers exist, and suggest tickers for unknown ones.
 
-    A ticker takes a call of the budget; of more than ten of a market, the market's list instead,
-    and a call for each that it lacks.
-    Exit 1 if one does not exist or there was no answer, 4 if the API refuses the key.
+    Up to ten assets of a market take one call each. For more than ten, the market's list of tickers
+    is fetched (1 or 2 calls), and a call is made only for each ticker that the list lacks.
+    Exit 1 if a ticker does not exist or there was no answer, 4 if the API refuses the key.
 
     Example: asset-sync assets check EURUSD
     """
@@ -61,8 +61,8 @@ def assets_check(
         nearest = _nearest(options, db, settings, check, checked)
         left = left_the_file(db, settings)
     if as_json:
-        told = [_checked_as_json(one, nearest.get(one.asset.symbol)) for one in checked]
-        out_raw(json.dumps({"assets": told, "left_the_file": left}, indent=2))
+        document = [_checked_as_json(one, nearest.get(one.asset.symbol)) for one in checked]
+        out_raw(json.dumps({"assets": document, "left_the_file": left}, indent=2))
     else:
         _show_checked(checked, nearest, settings)
         tell_left(options, left)
@@ -90,9 +90,9 @@ def _nearest(
     check: TickerCheck,
     checked: Sequence[Checked],
 ) -> dict[str, str]:
-    """Return, by symbol, the ticker that each unknown one may be meant to be."""
+    """Return, by symbol, the existing ticker that is most similar to each unknown one."""
     unknown = [one.asset for one in checked if one.verdict is TickerStatus.UNKNOWN]
-    what = f"what the unknown {'one' if len(unknown) == 1 else 'ones'} may be"
+    what = f"tickers similar to the unknown {'one' if len(unknown) == 1 else 'ones'}"
     _announce(options, db, settings, check.calls_to_suggest(unknown), what)
     nearest = {}
     try:
@@ -101,9 +101,9 @@ def _nearest(
             if (ticker := check.nearest(asset)) not in {None, asset.ticker}:
                 nearest[asset.symbol] = ticker
     except NoCallLeftError as error:
-        err(f"What the unknown may be was not told: {error}")
+        err(f"Similar tickers could not be found: {error}")
     except ProviderError as error:
-        err(f"What the unknown may be was not told: {error.reason}")
+        err(f"Similar tickers could not be found: {error.reason}")
     return nearest
 
 

@@ -45,37 +45,37 @@ def assets_add(
         typer.Option(
             "--ticker",
             metavar="TICKER",
-            help="The provider's: C:EURCHF; without, the type's prefix and the symbol.",
+            help="The provider's name for it: C:EURCHF. Default: the type's prefix and the symbol.",
             show_default=False,
         ),
     ] = None,
     asset_type: Annotated[
         AssetType | None,
         typer.Option(
-            "--type", help="Metals are forex; without, what the ticker says.", show_default=False
+            "--type", help="Metals are forex. Default: by the ticker's prefix.", show_default=False
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="For people; without, the symbol.", show_default=False),
+        typer.Option("--name", help="A readable name. Default: the symbol.", show_default=False),
     ] = None,
     level: LevelOption = Level.MEDIUM,
     every: Every = 300,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Append an asset to the settings file; all that stands there stays as it is.
+    """Append an asset to the settings file; everything else in it stays as it is.
 
     Example: asset-sync assets add EURCHF --type forex
     """
     settings = settings_for(options)
     _check_symbol(symbol)
-    kind, ticker = _guessed(symbol, ticker, asset_type)
+    kind, ticker = _type_and_ticker(symbol, ticker, asset_type)
     asset = Asset(symbol, ticker, kind, symbol if name is None else name, level, 0, every)
     twin = next((one for one in settings.named if one.ticker == ticker), None)
     _write(options, settings, [asset], dry_run, as_json)
     if twin is not None:
-        options.say(f"{ticker} is kept fresh as {twin.symbol} already; this costs its calls twice.")
+        options.say(f"{twin.symbol} has the ticker {ticker} already: it now costs twice the calls.")
 
 
 @with_common_options
@@ -98,12 +98,12 @@ def assets_remove(
     removal = act(settings, chosen, os.environ)
     left = _still_queued(options, settings, chosen)
     if as_json:
-        told = {
+        document = {
             **_change_as_json(removal, written=not dry_run),
             "removed": [asset_as_json(known[symbol]) for symbol in chosen],
             "left_in_queue": left,
         }
-        out_raw(json.dumps(told, indent=2))
+        out_raw(json.dumps(document, indent=2))
         return
     if dry_run:
         out_raw(removal.blocks.rstrip("\n"))
@@ -121,14 +121,14 @@ def _still_queued(options: Common, settings: Settings, symbols: Sequence[str]) -
         with database.session(settings.conninfo) as db:
             queued = admin.symbols(db)
     except database.DatabaseError as error:
-        options.say(f"Whether the queue still has them is not known: {error}")
+        options.say(f"The queue could not be checked for them: {error}")
         return None
     return [symbol for symbol in symbols if symbol in queued]
 
 
 def _check_symbol(symbol: str) -> None:
     """Refuse what cannot be a symbol, with the command that was probably meant."""
-    if re.fullmatch(SYMBOL_PATTERN, symbol) or ":" in symbol:  # `_guessed` explains a ticker
+    if re.fullmatch(SYMBOL_PATTERN, symbol) or ":" in symbol:  # `_type_and_ticker` reports a ticker
         return
     rule = "A symbol is 1 to 32 of A-Z 0-9 . _ -, in upper case"
     if not re.fullmatch(SYMBOL_PATTERN, symbol.upper()):
@@ -137,7 +137,9 @@ def _check_symbol(symbol: str) -> None:
     raise typer.BadParameter(f"{rule}: asset-sync {shlex.join(words)}")
 
 
-def _guessed(symbol: str, ticker: str | None, kind: AssetType | None) -> tuple[AssetType, str]:
+def _type_and_ticker(
+    symbol: str, ticker: str | None, kind: AssetType | None
+) -> tuple[AssetType, str]:
     """Return type and ticker; one that is not given follows from the other."""
     for prefix in (market.prefix for market in MARKETS.values()):
         if symbol.startswith(prefix):
@@ -178,7 +180,7 @@ def _write(
 def tell_added(options: Common, addition: Change, assets: Sequence[Asset], dry_run: bool) -> None:
     """Say what was added to which file, or would be."""
     if dry_run:
-        options.say(f"This would go to the end of {addition.path}; nothing was written.")
+        options.say(f"This would be added at the end of {addition.path}; nothing was written.")
     else:
         one = assets[0]
         added = f"{one.symbol} ({one.ticker}, {one.level})"

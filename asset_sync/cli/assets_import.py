@@ -80,17 +80,17 @@ def assets_import(
         _confirm(options, settings, found.new, f"to {preview.path}", yes)
         edit.add(settings, found.new, os.environ)
     if as_json:
-        told = addition_as_json(preview, found.new, written=bool(found.new) and not dry_run)
-        told["there"] = [asset.symbol for asset in found.there]
-        told["skipped"] = [skipped._asdict() for skipped in found.skipped]
-        out_raw(json.dumps(told, indent=2))
+        document = addition_as_json(preview, found.new, written=bool(found.new) and not dry_run)
+        document["there"] = [asset.symbol for asset in found.there]
+        document["skipped"] = [skipped._asdict() for skipped in found.skipped]
+        out_raw(json.dumps(document, indent=2))
     elif found.new:
         tell_added(options, preview, found.new, dry_run)
 
 
 def _show_found(options: Common, found: Found, market: Market) -> None:
     if not (found.new or found.there or found.skipped):
-        out(f"The provider's list of {market} has nothing like that.")
+        out(f"The provider's list of {market} has no such ticker.")
         return
     if found.new:
         rows = [[asset.symbol, asset.ticker, _short(asset.name)] for asset in found.new]
@@ -111,15 +111,15 @@ def _short(name: str) -> str:
 def _confirm(
     options: Common, settings: Settings, new: Sequence[Asset], where: str, yes: bool
 ) -> None:
-    """Say what adding them means for the other assets, and ask whether to do it."""
+    """Say how much longer a round of all assets takes with them, and ask whether to add them."""
     many, limit = len(settings.assets) + len(new), settings.rate_limit
     turn_seconds = many * limit.period_seconds / limit.calls
     wanted_seconds = new[0].update_frequency_seconds
     if settings.provider.plan.feeds == (Feed.BARS,) and turn_seconds > wanted_seconds:
         options.say(
             f"With these there are {many} assets; {limit.calls} calls in"
-            f" {duration(limit.period_seconds)} get round them in {duration(turn_seconds)} at"
-            f" best, not in {duration(wanted_seconds)}."
+            f" {duration(limit.period_seconds)} refresh each of them every"
+            f" {duration(turn_seconds)} at best, not every {duration(wanted_seconds)}."
         )
     added = "this asset" if len(new) == 1 else f"these {len(new)} assets"
     if yes or agreed(f"Add {added} {where}?"):

@@ -36,12 +36,12 @@ def assets_list(
             fresh = _last_success(db, settings)
             left = left_the_file(db, settings)
     except database.DatabaseError as error:
-        # The database need not be there to list what the file says.
-        err(f"When they were last refreshed is not known: {error}")
+        # The assets of the file can be listed without a database.
+        err(f"The times of the last refresh could not be read: {error}")
         fresh = {}
     if as_json:
-        told = {"assets": _as_json(settings, fresh), "left_the_file": left}
-        out_raw(json.dumps(told, indent=2))
+        document = {"assets": _as_json(settings, fresh), "left_the_file": left}
+        out_raw(json.dumps(document, indent=2))
     else:
         _show(settings, fresh)
         tell_left(options, left or ())

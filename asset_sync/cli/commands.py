@@ -10,10 +10,10 @@ from typer.main import get_command
 
 
 class Command(TyperCommand):
-    """A command whose required arguments stand in its usage line without braces."""
+    """A command whose usage line shows required arguments without braces."""
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # of typer's own click
-        """Return what stands behind the command's name."""
+        """Return the parts of the usage line after the command's name."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
 
 
@@ -57,7 +57,7 @@ COMMANDS = Commands(
         ),
         "queue": _group(
             "queue",
-            "See and tend the queue.",
+            "Show and change the queue.",
             {
                 "status": "queue_status:queue_status",
                 "list": "queue_edit:queue_list",
@@ -69,7 +69,7 @@ COMMANDS = Commands(
         "runs": "runs:app",
         "assets": _group(
             "assets",
-            "See and choose which assets are kept fresh.",
+            "Show and change the assets of the settings file.",
             {
                 "list": "assets_list:assets_list",
                 "add": "assets_edit:assets_add",
@@ -80,7 +80,7 @@ COMMANDS = Commands(
         ),
         "db": _group(
             "db",
-            "Set up and look at the database.",
+            "Set up and check the database.",
             {
                 "init": "db:db_init",
                 "status": "db:db_status",

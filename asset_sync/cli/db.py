@@ -20,7 +20,7 @@ from asset_sync.store import existing_tables
 def db_init(
     options: Common,
 ) -> None:
-    """Make what is missing: schemas, tables, their comments. Existing tables stay as they are.
+    """Create the missing schemas and tables. Existing tables stay as they are.
 
     Example: DATABASE_URL=postgresql://me@localhost/market asset-sync db init
     """
@@ -33,9 +33,9 @@ def db_init(
         options.say(f"Applied {step.version:04} {step.name}.")
     if status.missing:
         raise database.NotInitialisedError(
-            f"{', '.join(status.missing)} cannot be made anew beside what is there: restore it from"
-            " a backup, or `drop schema asset_sync cascade` and run this again; that forgets queue "
-            "and history, and keeps bars and prices."
+            f"{', '.join(status.missing)} cannot be created beside the existing tables: restore it"
+            " from a backup, or `drop schema asset_sync cascade` and run this again; that deletes"
+            " queue and history, and keeps bars and prices."
         )
     if status.problems:
         raise database.NotInitialisedError("\n".join(status.problems))
@@ -60,8 +60,8 @@ def db_status(
         status = existing_tables.status(db, settings.assets)
     where = "embedded" if settings.conninfo is None else "server"
     if as_json:
-        told = {"database": where, "ready": status.ready, **status._asdict()}
-        out_raw(json.dumps(told, indent=2))
+        document = {"database": where, "ready": status.ready, **status._asdict()}
+        out_raw(json.dumps(document, indent=2))
     else:
         _show(status, where)
     if not status.ready:
@@ -94,7 +94,7 @@ def db_serve(
     Example: asset-sync db serve, and elsewhere: psql "$(asset-sync db url)"
     """
     if settings_for(options).conninfo is not None:
-        err("asset-sync: a server is configured (DATABASE_URL, DB_… or PG…), which runs by itself.")
+        err("asset-sync: a server is configured (DATABASE_URL, DB_… or PG…): nothing to serve.")
         raise typer.Exit(ExitCode.USAGE)
     with database.session(None):
         out_raw(_embedded_address())

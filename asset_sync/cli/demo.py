@@ -31,9 +31,9 @@ Then let cron do it: asset-sync schedule cron --install"""
 
 @app.callback(invoke_without_command=True)
 def demo(context: typer.Context, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """See the job done on replayed data: no key and no server needed.
+    """Show what asset-sync does, on replayed data: no key and no server needed.
 
-    Nothing of yours is read or touched: the database is one of its own, made anew each time.
+    Your settings and data are not used: the demo creates its own database each time.
 
     Example: asset-sync demo
     """
@@ -68,9 +68,9 @@ def _demo(options: Common) -> None:
         f"unlike those replayed; {refused} calls refused."
     )
     if failed or different or refused or fresh < len(settings.assets):
-        err("asset-sync: the demo did not go as it should; please report what it printed.")
+        err("asset-sync: the demo failed; please report its output.")
         raise typer.Exit(ExitCode.SOME_FAILED)
-    # After `make demo` it is not on the PATH.
+    # After `make demo` the program is not on the PATH.
     program = "asset-sync" if shutil.which("asset-sync") else sys.argv[0]
     out(_NEXT_STEPS.format(program=program))
 
@@ -86,7 +86,7 @@ def demo_serve(
         list[str] | None,
         typer.Option(
             metavar="SPEC",
-            help="What to do wrong: NAME, NAME:COUNT or NAME@TICKER; may be given again.",
+            help="A fault to simulate: NAME, NAME:COUNT or NAME@TICKER; repeatable.",
             show_default=False,
         ),
     ] = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from asset_sync import database
+from asset_sync import bus, database
 from asset_sync.cli.format import bold, red, yellow
 from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import filled, out_raw, plain
@@ -19,9 +19,9 @@ from asset_sync.ops import doctor_jobs
 from asset_sync.ops.doctor import (
     Finding,
     Grade,
+    examine_bus,
     examine_database,
     examine_key,
-    examine_redis,
     examine_runs,
     examine_settings,
     question_to_the_api,
@@ -39,9 +39,9 @@ def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Make no call to the API.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at settings, files, database, key, cron and Redis; say what is wrong and its cure.
+    """Check settings, files, database, key, cron and {bus}; say how to correct each problem.
 
-    The key costs one call, which is told before it is made. Exit 1 if there is an error.
+    The check of the key takes one call, which is announced first. Exit 1 if there is an error.
 
     Example: asset-sync doctor --offline
     """
@@ -56,6 +56,9 @@ def doctor(
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
+doctor.__doc__ = str(doctor.__doc__).replace("{bus}", bus.NAME)  # typer's help text
+
+
 def _examine(options: Common, offline: bool) -> Iterator[Finding]:
     """First check what the other checks depend on; stop where nothing more can be checked."""
     try:
@@ -66,9 +69,9 @@ def _examine(options: Common, offline: bool) -> Iterator[Finding]:
         return
     yield from examine_settings(settings, os.environ)
     jobs = installed.jobs()
-    sights = doctor_jobs.look(jobs, settings, os.environ)
-    yield from doctor_jobs.examine(sights)
-    yield from doctor_jobs.examine_monitoring(sights, settings)
+    examined = doctor_jobs.compare(jobs, settings, os.environ)
+    yield from doctor_jobs.examine(examined)
+    yield from doctor_jobs.examine_monitoring(examined, settings)
     try:
         with database.raw_session(settings.conninfo) as db:
             if settings.conninfo is None:
@@ -78,7 +81,7 @@ def _examine(options: Common, offline: bool) -> Iterator[Finding]:
             if status.ready:
                 if not offline:
                     # The jobs' key is the one that matters.
-                    asked = next((one.settings for one in sights if one.settings), settings)
+                    asked = next((one.settings for one in examined if one.settings), settings)
                     question = question_to_the_api(asked)
                     if question is not None:
                         options.say(f"Asking the API, which takes one call: GET {question}")
@@ -86,7 +89,7 @@ def _examine(options: Common, offline: bool) -> Iterator[Finding]:
                 yield from examine_runs(db, settings, jobs)
     except database.DatabaseError as error:
         yield Finding(Grade.ERROR, "database", str(error))
-    yield from examine_redis(settings)
+    yield from examine_bus(settings)
 
 
 def _line(finding: Finding) -> str:

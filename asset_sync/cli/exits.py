@@ -3,7 +3,7 @@
 from asset_sync import __version__
 from asset_sync.errors import AssetSyncError, ExitCode
 
-_GIVEN_BACK = "what was under way went back to the queue."
+_GIVEN_BACK = "the item in work went back to the queue."
 
 
 def explain(error: BaseException) -> tuple[ExitCode, str]:

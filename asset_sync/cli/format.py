@@ -1,4 +1,4 @@
-"""How things look: tables, durations, prices.
+"""Formats tables, durations, times and prices.
 
 The tables are set by hand: rich, which draws the live line and the help, would cost `queue status`
 25 ms of the 95 that it takes.
@@ -25,27 +25,27 @@ _ENDED = {
 
 
 def bold(text: str) -> str:
-    """Return text that names what is around it."""
+    """Return text for headings."""
     return _painted(text, 1)
 
 
 def dim(text: str) -> str:
-    """Return text that need not be read."""
+    """Return text for unimportant parts."""
     return _painted(text, 2)
 
 
 def red(text: str) -> str:
-    """Return text that says what is wrong."""
+    """Return text for errors."""
     return _painted(text, 31)
 
 
 def yellow(text: str) -> str:
-    """Return text that the reader should notice."""
+    """Return text for warnings."""
     return _painted(text, 33)
 
 
 def _painted(text: str, code: int) -> str:
-    """Add colour only on a terminal, and only if nobody asked for plain text (no-color.org)."""
+    """Add colour, but only on a terminal and without NO_COLOR (no-color.org)."""
     plain = (
         not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     )

@@ -72,7 +72,7 @@ class Log:
         return sys.stderr.isatty() and not self._options.quiet and not self.is_json
 
     def hear(self, progress: Progress) -> None:
-        """Note an event and say it: what went wrong always, the rest unless asked to be quiet."""
+        """Note an event and print it; with -q only problems and recoveries are printed."""
         self.note(progress)
         if isinstance(progress, Waiting | Calling) and not self._options.verbose:
             return
@@ -91,7 +91,7 @@ class Log:
             self.lines.append(sentence(progress))
 
     def info(self, text: str) -> None:
-        """Say what holds for the whole run, such as where its settings are from."""
+        """Print information on the whole run, such as where its settings are from."""
         if not self._options.quiet:
             self._say(_Severity.INFO, "settings", text, {})
 
@@ -104,7 +104,7 @@ class Log:
         code: ExitCode,
         trouble: str,
         summary: str = "",
-        told: Fields | None = None,
+        fields: Fields | None = None,
         *,
         is_news: bool = True,
     ) -> None:
@@ -120,11 +120,11 @@ class Log:
         if self.is_json:
             if self._options.quiet and code is ExitCode.DONE:
                 return
-            self._say(severity, "ended", trouble or summary, {"exit_code": code, **(told or {})})
+            self._say(severity, "ended", trouble or summary, {"exit_code": code, **(fields or {})})
         elif trouble:
             self._print(trouble, otherwise="asset-sync: ")
 
-    def _say(self, severity: _Severity, event: str, text: str, told: Fields) -> None:
+    def _say(self, severity: _Severity, event: str, text: str, fields: Fields) -> None:
         if not self.is_json:
             self._print(text)
             return
@@ -135,7 +135,7 @@ class Log:
             "command": self._command,
             "run_id": self.run_id,
             "event": event,
-            **told,
+            **fields,
             "message": text,
         }
         err_raw(json.dumps(line))
@@ -167,13 +167,13 @@ def _is_news(progress: Progress, severity: _Severity) -> bool:
 
 def _fields(progress: Progress) -> dict[str, object]:
     """Return an event's data for JSON, without its text (the line's message) and its budget."""
-    told: dict[str, object] = {}
+    fields: dict[str, object] = {}
     for name, value in progress._asdict().items():
         if name == "seconds":
-            told[name] = round(value, 3)
+            fields[name] = round(value, 3)
         elif name not in {"text", "budget"}:
-            told[name] = value.isoformat() if isinstance(value, datetime) else value
-    return told
+            fields[name] = value.isoformat() if isinstance(value, datetime) else value
+    return fields
 
 
 def sentence(progress: Progress) -> str:

@@ -22,12 +22,12 @@ def metrics(
         typer.Option(
             "--output",
             metavar="FILE",
-            help="Write there, at once and whole, for node_exporter's textfile collector.",
+            help="Write this file, in one step, for node_exporter's textfile collector.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Print what there is to know in Prometheus' text format.
+    """Print the figures of `health`, runs and calls in Prometheus' text format.
 
     Example: asset-sync metrics --output /var/lib/node_exporter/asset_sync.prom
     """
@@ -62,7 +62,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Replace the file in one step: whoever reads it never sees half of it."""
+    """Replace the file in one step, so that a reader never sees half of it."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w") as file:

@@ -1,4 +1,4 @@
-"""The options that several commands take: the settings file, and how much is said."""
+"""The options that several commands take: the settings file, and how much is printed."""
 
 import inspect
 from collections.abc import Callable
@@ -16,9 +16,9 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="The settings file.", show_default=False),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only problems.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say also which files and which database.")
+    bool, typer.Option("--verbose", "-v", help="Also print which settings and database are used.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program.")]
 
@@ -36,7 +36,7 @@ class Common(NamedTuple):
             out(text)
 
     def say(self, text: str) -> None:
-        """Say what is good to know, unless asked to be quiet."""
+        """Print a remark to stderr, unless asked to be quiet."""
         if not self.quiet:
             err(text)
 
@@ -47,7 +47,7 @@ def common(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> Common:
-    """Return the common options, wherever on the command line they stood."""
+    """Return the common options, given before or after the command's name."""
     before = context.obj if isinstance(context.obj, Common) else Common()
     return Common(config or before.config, quiet or before.quiet, verbose or before.verbose)
 

@@ -31,7 +31,7 @@ def out_raw(text: str) -> None:
         raise  # the reader has gone; typer ends the command
     except OSError as error:
         _give_up(sys.stdout)
-        raise OutputError(f"What was to be printed was not written: {error.strerror}.") from None
+        raise OutputError(f"The output could not be written: {error.strerror}.") from None
 
 
 def err(text: str) -> None:
@@ -48,7 +48,7 @@ def err_raw(line: str) -> None:
 
 
 def agreed(question: str) -> bool:
-    """Ask the user; if nobody can answer, the answer is no."""
+    """Ask the user; without a terminal the answer is no."""
     if not sys.stdin.isatty():
         return False
     try:
@@ -59,8 +59,8 @@ def agreed(question: str) -> bool:
 
 def _give_up(stream: TextIO) -> None:
     """Discard what the stream still holds: Python would try again, and exit with 120."""
-    with Path(os.devnull).open("w", encoding="utf-8") as nobody:
-        os.dup2(nobody.fileno(), stream.fileno())
+    with Path(os.devnull).open("w", encoding="utf-8") as null_device:
+        os.dup2(null_device.fileno(), stream.fileno())
 
 
 class Row(Protocol):

@@ -55,27 +55,27 @@ def plan(
     now = next(one for one in plans if one.plan is settings.provider.plan)
     advice = forecast.advise(settings, plans, call_seconds)
     if as_json:
-        told = {
+        document = {
             "call_seconds": call_seconds,
             "plan": now.plan.name,
             "plans": [_as_json(one) for one in plans],
             "assets": [_asset_as_json(one) for one in now.assets],
             "advice": _advice_as_json(now, advice),
         }
-        out_raw(json.dumps(told, indent=2))
+        out_raw(json.dumps(document, indent=2))
         return
     _show(now, plans)
     out(_advice(now, advice))
-    if now.crowded_out:
-        first = len(now.of_level(Level.CRITICAL)) - now.crowded_out
+    if later := now.beyond_first_window:
+        first = len(now.of_level(Level.CRITICAL)) - later
         out(
-            f"A window has calls for {first} priority assets; the other {now.crowded_out} wait for"
-            " another in each cycle, which `health` reports (api.rate_limit_waits)."
+            f"A window has calls for {first} priority assets; the other {later} wait for a later"
+            " window in each cycle, which `health` reports (api.rate_limit_waits)."
         )
-    source = "as they did in the last day" if measured else "as no history is at hand"
+    source = "the median of the last day" if measured else "an assumption without history"
     options.say(
-        f"Calls are taken to last {call_seconds:.1f} s, {source}. What nobody can foresee, such as"
-        " an outage, comes on top."
+        f"The forecast assumes that a call takes {call_seconds:.1f} s ({source}), and that there"
+        " is no outage."
     )
 
 

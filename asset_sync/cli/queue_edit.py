@@ -1,4 +1,4 @@
-"""`asset-sync queue list | add | retry | remove`: the queue by hand; adds to `queue`'s app."""
+"""`asset-sync queue list | add | retry | remove`: show and change the queue's items."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -29,9 +29,9 @@ _STATES = ("waiting", "leased", "dead", "idle")
 Symbols = Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Which assets.")]
 SomeSymbols = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SYMBOL…]", help="Which assets; all without.", show_default=False),
+    typer.Argument(metavar="[SYMBOL…]", help="Which assets. Default: all.", show_default=False),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would do, and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the change without making it.")]
 
 
 @with_common_options
@@ -40,15 +40,15 @@ def queue_list(
     symbols: SomeSymbols = None,
     state: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(_STATES)}; may be given again.", show_default=False),
+        typer.Option(help=f"{', '.join(_STATES)}; repeatable.", show_default=False),
     ] = None,
     level: Annotated[
-        list[Level] | None, typer.Option(help="May be given again.", show_default=False)
+        list[Level] | None, typer.Option(help="Repeatable.", show_default=False)
     ] = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many.")] = 1000,
     as_json: Json = False,
 ) -> None:
-    """List the queue: what is dead first, then what is at work, waits, and is fresh.
+    """List the queue's items: dead, then leased, waiting and idle (fresh) ones.
 
     Example: asset-sync queue list --state dead
     """
@@ -64,7 +64,7 @@ def queue_list(
         if len(found) == limit:
             total = admin.count(db, symbols=chosen, states=state or (), levels=levels)
             more = max(0, total - limit)
-    _show(found, as_json, "Nothing in the queue is like that.", settings)
+    _show(found, as_json, "No such item is in the queue.", settings)
     if more:
         options.say(f"{more:,} more are not shown: --limit {limit + more} lists them all.")
 
@@ -76,7 +76,7 @@ def queue_retry(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Try again now what is dead or waits out a delay; its failures are forgotten.
+    """Have dead items, and items in a delay, tried again now; their failures are forgotten.
 
     Example: asset-sync queue retry EURUSD
     """
@@ -84,7 +84,7 @@ def queue_retry(
     with database.session(settings.conninfo) as db:
         chosen = _known(db, symbols or ())
         changed = _do(db, dry_run, lambda: admin.retry(db, chosen))
-    nothing = "Nothing is dead or delayed; the next run tries all that is due."
+    nothing = "No item is dead or delayed; the next run tries all due assets."
     _show(changed, as_json, nothing, settings)
 
 
@@ -140,11 +140,11 @@ def _why_not_added(symbol: str, state: str | None) -> str:
         case None:
             return f"{symbol} waits for its first run, which refreshes it."
         case "leased":
-            return f"{symbol} is at work in a run just now."
+            return f"{symbol} is leased: a run works on it now."
         case "dead":
             return f"{symbol} is dead: `asset-sync queue retry {symbol}` tries it again."
         case _:
-            return f"{symbol} stands in line already."
+            return f"{symbol} is in line already."
 
 
 @with_common_options
@@ -155,16 +155,16 @@ def queue_remove(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Forget assets in the queue, such as those that have left the settings. Prices stay.
+    """Delete assets from the queue, such as those that are no longer in the settings. Prices stay.
 
-    An asset that the settings name comes back with the next run, as one never refreshed.
+    An asset that is still in the settings is added again by the next run, as if it were new.
 
     Example: asset-sync queue remove OLDCOIN --yes
     """
     settings = settings_for(options)
     with database.session(settings.conninfo) as db:
         chosen = _known(db, symbols)
-        asked = f"Forget what the queue knows of {', '.join(chosen)}?"
+        asked = f"Delete {', '.join(chosen)} from the queue?"
         if not (yes or dry_run or agreed(asked)):
             err("Nothing was removed; --yes does it without asking.")
             raise typer.Exit(ExitCode.USAGE)
@@ -177,7 +177,7 @@ def queue_remove(
         verb = "Would remove" if dry_run else "Removed"
         options.confirm(f"{verb} {', '.join(gone)} from the queue. Bars and prices stay.")
     for symbol in sorted(set(chosen) - set(gone)):
-        out(f"{symbol} is at work in a run just now and was not removed; try again after it.")
+        out(f"{symbol} is leased: a run works on it now. It was not removed; try again later.")
     named = {asset.symbol for asset in settings.assets}
     if back := [symbol for symbol in gone if symbol in named]:
         options.say(
@@ -193,13 +193,13 @@ def _do(
     if not dry_run:
         return change()
     changed: tuple[Entry, ...] = ()
-    with suppress(_TakenBack), transaction(db):
+    with suppress(_RolledBack), transaction(db):
         changed = change()
-        raise _TakenBack
+        raise _RolledBack
     return changed
 
 
-class _TakenBack(Exception):  # noqa: N818  # not an error
+class _RolledBack(Exception):  # noqa: N818  # not an error
     """Ends a transaction without its changes."""
 
 
@@ -223,7 +223,7 @@ def _show(found: Sequence[Entry], as_json: bool, nothing: str, settings: Setting
             one.feed,
             one.level.value,
             unwanted.get(one.symbol) or (red(one.state) if one.state == "dead" else one.state),
-            # what is dead waits for nothing
+            # a dead item has no next try
             duration(one.wait_seconds) if one.wait_seconds and one.state != "dead" else "-",
             str(one.attempts),
             short_moment(one.last_success_at) if one.last_success_at else "never",

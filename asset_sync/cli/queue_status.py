@@ -39,10 +39,10 @@ def queue_status(
     options: Common,
     as_json: Json = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Keep it on the screen, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Refresh it every second, until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Show who waits, what comes next, how many calls are left, and the last runs.
+    """Show the queue's levels, the next items, the free calls, and the last runs.
 
     Example: asset-sync queue status --watch
     """

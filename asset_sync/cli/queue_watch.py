@@ -49,7 +49,7 @@ def _away(error: DatabaseError, since: datetime) -> str:
     seconds = (datetime.now(UTC) - since).total_seconds()
     return red(
         wrapped(
-            f"{since:%H:%M:%S} UTC, {duration(seconds)} ago: {error} Trying again; what stands"
+            f"{since:%H:%M:%S} UTC, {duration(seconds)} ago: {error} Trying again; the status"
             " below is older.",
             sys.stdout,
         )

@@ -83,8 +83,8 @@ def _tell_hosts(found: Sequence[Run]) -> None:
     for run in found:  # the latest first
         latest.setdefault(run.host, run)
     if len(latest) > 1:
-        told = (f"{host} (last {short_moment(run.started_at)})" for host, run in latest.items())
-        out(f"\nHosts: {', '.join(told)}")
+        hosts = (f"{host} (last {short_moment(run.started_at)})" for host, run in latest.items())
+        out(f"\nHosts: {', '.join(hosts)}")
 
 
 def _runs(found: Sequence[Run]) -> str:

@@ -11,14 +11,13 @@ from asset_sync.cli.options import Common, with_common_options
 from asset_sync.cli.output import err, err_raw, out_raw
 from asset_sync.cli.settings import settings_for
 from asset_sync.errors import ExitCode
-from asset_sync.schedule import installed, lines
+from asset_sync.schedule import cron, installed, systemd
+from asset_sync.schedule.installation import Installation, ScheduleError, this_installation
 from asset_sync.schedule.installed import Job
-from asset_sync.schedule.lines import File, Installation, ScheduleError
+from asset_sync.schedule.systemd import File
 
-Install = Annotated[
-    bool, typer.Option("--install", help="Show the difference, and then put it in place.")
-]
-Remove = Annotated[bool, typer.Option("--remove", help="Take out what --install put in place.")]
+Install = Annotated[bool, typer.Option("--install", help="Show the difference, then install it.")]
+Remove = Annotated[bool, typer.Option("--remove", help="Remove what --install installed.")]
 Users = Annotated[
     bool | None,
     typer.Option(
@@ -37,24 +36,24 @@ def schedule_cron(
 ) -> None:
     """Print the crontab's lines for this installation; --install adds them to your crontab.
 
-    Only asset-sync's own block changes, all else in the table stays byte for byte.
+    Only asset-sync's own block changes; the rest of the crontab stays byte for byte.
 
     Example: asset-sync schedule cron --install
     """
     _ensure_one(install, remove)
     if remove:
-        difference = lines.remove_from_cron()
+        difference = cron.remove()
         _show(difference)
         options.say(_removed("The crontab", difference))
         return
     this = _installation(options, install)
-    block = lines.cron_block(this)
+    block = cron.block(this)
     if not install:
         out_raw(block.rstrip("\n"))
         return
     _ensure_free(installed.jobs_of_systemd(), "systemd", "asset-sync schedule systemd --remove")
     _ensure_free(installed.jobs_outside_the_block(), "cron", "crontab -e")
-    difference = lines.install_in_cron(block)
+    difference = cron.install(block)
     _show(difference)
     options.say(_installed("The crontab", difference))
 
@@ -72,13 +71,13 @@ def schedule_systemd(
     """
     _ensure_one(install, remove)
     for_user = os.geteuid() != 0 if users is None else users
-    directory = lines.user_units_directory(os.environ) if for_user else lines.SYSTEM_UNITS
+    directory = systemd.user_units_directory(os.environ) if for_user else systemd.SYSTEM_UNITS
     scope = ["--user"] if for_user else []
     if remove:
         _remove_units(options, directory, scope)
         return
     this = _installation(options, install)
-    make = lines.user_units if for_user else lines.system_units
+    make = systemd.user_units if for_user else systemd.system_units
     files = make(this, directory)
     if not install:
         out_raw("\n".join(f"# {file.path}\n{file.text}" for file in files).rstrip("\n"))
@@ -97,13 +96,13 @@ def _ensure_one(install: bool, remove: bool) -> None:
 
 def _installation(options: Common, install: bool) -> Installation:
     """Return what is to be scheduled; install nothing if the user must do a step first."""
-    this = lines.installation(settings_for(options), os.environ)
+    this = this_installation(settings_for(options), os.environ)
     if this.steps:
         err("The jobs do not have this shell's variables. First put the secrets into files:")
         for step in this.steps:
             err_raw(f"  {step}")  # to be typed, so never broken
     if this.steps and install:
-        raise lines.ScheduleError("Nothing was installed; run that, then this again.")
+        raise ScheduleError("Nothing was installed; run that, then this again.")
     return this
 
 
@@ -118,11 +117,11 @@ def _ensure_free(found: tuple[Job, ...], scheduler: str, cure: str) -> None:
 
 
 def _install_units(options: Common, files: tuple[File, ...], scope: list[str]) -> None:
-    difference = lines.install_units(files)
+    difference = systemd.install(files)
     _show(difference)
-    commands = [[*scope, "daemon-reload"], [*scope, "enable", "--now", *lines.TIMERS]]
+    commands = [[*scope, "daemon-reload"], [*scope, "enable", "--now", *systemd.TIMERS]]
     for command in commands:
-        why_not = lines.systemctl(*command)
+        why_not = systemd.systemctl(*command)
         if why_not:
             err(f"The units are written, but nothing starts them yet: {why_not}. Run:")
             for one in commands:
@@ -132,9 +131,9 @@ def _install_units(options: Common, files: tuple[File, ...], scope: list[str]) -
 
 
 def _remove_units(options: Common, directory: Path, scope: list[str]) -> None:
-    lines.systemctl(*scope, "disable", "--now", *lines.TIMERS)
-    removed = lines.remove_units(directory)
-    lines.systemctl(*scope, "daemon-reload")
+    systemd.systemctl(*scope, "disable", "--now", *systemd.TIMERS)
+    removed = systemd.remove(directory)
+    systemd.systemctl(*scope, "daemon-reload")
     for path in removed:
         out_raw(f"removed {path}")
     options.say(_removed("systemd", "".join(map(str, removed))))

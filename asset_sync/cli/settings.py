@@ -10,7 +10,7 @@ from asset_sync.settings import Settings, load
 
 
 def settings_for(options: Common, info: Callable[[str], None] = err) -> Settings:
-    """Read the settings and, with -v, say from where. Raises SettingsError."""
+    """Read the settings and, with -v, print where they are from. Raises SettingsError."""
     settings = load(options.config, os.environ)
     if options.verbose:
         shipped = " (the one that came with the program)" if settings.shipped else ""

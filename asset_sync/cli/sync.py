@@ -37,7 +37,7 @@ MaxRuntime = Annotated[
         "--max-runtime",
         metavar="SECONDS",
         min=0.1,
-        help="Stop after so long: 60 s for priority, the cron interval less 10 s for the queue.",
+        help="The longest run. Default: 60 s for priority, cron's interval less 10 s for queue.",
         show_default=False,
     ),
 ]
@@ -51,7 +51,7 @@ Limit = Annotated[
 Format = Annotated[
     LogFormat,
     typer.Option(
-        "--log-format", help="What each line on stderr is: text, or json for a log collector."
+        "--log-format", help="The format of the lines on stderr: text, or json for a collector."
     ),
 ]
 
@@ -84,7 +84,7 @@ def sync_queue(
     limit: Limit = None,
     log_format: Format = LogFormat.TEXT,
 ) -> None:
-    """Refresh all other assets that are due, by turns.
+    """Refresh all other assets that are due, the longest due first.
 
     Example: asset-sync sync queue --max-runtime 60
     """
@@ -197,7 +197,7 @@ _WHY = {
     "done": "Nothing more is due.",
     "budget_used_up": "The budget is used up until after the run's end; the next run continues.",
     "time_up": "The time is up; the next run continues.",
-    "limit_reached": "That was the limit asked for.",
+    "limit_reached": "The limit of --limit is reached.",
     "disabled": "Priority runs are switched off (PRIORITY_ASSETS_ENABLED).",
     "key_refused": "The API refuses the key.",
     "plan_refused": "The API refuses the plan.",

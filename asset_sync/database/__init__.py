@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL, its schema, and its errors as sentences."""
+"""The connection to PostgreSQL, its schema, and its errors as sentences for the user."""
 
 from asset_sync.database.connection import (
     EMBEDDED_DATABASE,
@@ -19,14 +19,14 @@ from asset_sync.database.connection import (
 from asset_sync.database.errors import (
     SERVER_ERRORS,
     DatabaseError,
+    DriverError,
     NotInitialisedError,
-    ServerError,
     address_of,
     errors_as_sentences,
-    may_pass,
+    explanation,
+    is_transient,
     name_of,
     refuses_data,
-    sentence,
     servers_words,
 )
 from asset_sync.database.schema import (
@@ -54,17 +54,18 @@ __all__ = [
     "Connection",
     "Cursor",
     "DatabaseError",
+    "DriverError",
     "Migration",
     "NotInitialisedError",
     "Parameters",
     "Row",
     "SchemaStatus",
-    "ServerError",
     "address_of",
     "connect",
     "errors_as_sentences",
+    "explanation",
+    "is_transient",
     "lacking_rights",
-    "may_pass",
     "migrate",
     "migrations",
     "name_of",
@@ -73,7 +74,6 @@ __all__ = [
     "refuses_data",
     "require_schema",
     "savepoint",
-    "sentence",
     "servers_words",
     "session",
     "statement_timeout",

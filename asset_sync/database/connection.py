@@ -11,7 +11,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
-from asset_sync.database.timestamps import read_any
+from asset_sync.database.timestamps import clamp_timestamps
 from asset_sync.secret import Secret
 
 EMBEDDED_DATABASE = "asset_sync"
@@ -22,16 +22,17 @@ Cursor: TypeAlias = psycopg2.extensions.cursor
 Row: TypeAlias = tuple[Any, ...]
 Parameters: TypeAlias = Mapping[str, object] | Sequence[object]
 
-# No statement of ours takes seconds. A lock held by somebody else, or a server that has lost its
-# disk, must not hold a run past its own limit. And a run that vanishes in the middle of a
-# transaction must not hold its locks until TCP gives up, after hours. The isolation level is the
-# one that the statements were written for, whatever the role's default. All this is set per
-# transaction, because a session has no settings of its own behind PgBouncer in transaction mode.
+# The settings of each transaction. They are set per transaction because behind PgBouncer in
+# transaction mode a session has no settings of its own.
+# - The time limits: no statement here takes seconds, but another program's lock, or a server that
+#   has lost its disk, must not stop a run for longer than the run may last. And the locks of a run
+#   that vanishes within a transaction must not last until TCP gives up, after hours.
+# - The isolation level is the one that the statements were written for, not the role's default.
 STATEMENT_SECONDS = 20
 LOCK_SECONDS = 10
 # With JIT a statement over the limiter's one row took 2 to 7 s on a new PostgreSQL 15, whose
 # planner expects hundreds of rows before the first analyse; JIT makes no statement here faster.
-_BOUNDS = (
+_TRANSACTION_SETTINGS = (
     "set local jit = off; "
     "set local transaction_isolation = 'read committed'; "
     f"set local statement_timeout = '{STATEMENT_SECONDS}s'; "
@@ -46,10 +47,11 @@ _answer_seconds = ContextVar[float]("answer_seconds", default=STATEMENT_SECONDS 
 def connect(conninfo: Secret | None, *, within_seconds: float = CONNECT_SECONDS) -> Connection:
     """Return a new connection; the caller closes it. Raises what psycopg2 raises.
 
-    The time is for each host of the address; libpq takes whole seconds, at least two.
+    Each host of the address is tried for `within_seconds`; libpq takes whole seconds, at least two.
     """
     address = _address(conninfo)
-    # Only libpq's own connecting gives each host of the address its time and then tries the next.
+    # Without a wait callback libpq itself connects: it tries one host after the other, each with
+    # its own time limit.
     psycopg2.extensions.set_wait_callback(None)
     try:
         db = psycopg2.connect(
@@ -66,15 +68,15 @@ def connect(conninfo: Secret | None, *, within_seconds: float = CONNECT_SECONDS)
     finally:
         psycopg2.extensions.set_wait_callback(_wait_for_answer)
     db.autocommit = True
-    read_any(db)
+    clamp_timestamps(db)
     return db
 
 
 def _wait_for_answer(db: Connection) -> None:
-    """Wait as long as a statement may take and no longer; psycopg2 calls this for each.
+    """Wait for the answer to a statement, at most as long as a statement may take.
 
-    A proxy that stops forwarding keeps its end of the connection alive, so that neither the
-    server's time-outs nor TCP's would end the wait. Ctrl-C ends this wait, but not libpq's own.
+    psycopg2 calls this for each statement. Its own wait has two faults: Ctrl-C does not end it, and
+    behind a proxy that stops forwarding, neither the server's time-outs nor TCP's would end it.
     """
     give_up = time.monotonic() + _answer_seconds.get()
     while (state := db.poll()) != psycopg2.extensions.POLL_OK:
@@ -101,7 +103,7 @@ def statement_timeout(seconds: float | None) -> Iterator[None]:
 def _address(conninfo: Secret | None) -> str:
     if conninfo is not None:
         return conninfo.reveal()
-    from asset_sync.database import (  # noqa: PLC0415  # takes 60 ms, which a server's user saves
+    from asset_sync.database import (  # noqa: PLC0415  # takes 60 ms, and a server does not need it
         embedded,
     )
 
@@ -109,25 +111,25 @@ def _address(conninfo: Secret | None) -> str:
 
 
 def query(db: Connection, sql: str, parameters: Parameters = ()) -> list[Row]:
-    """Run SQL as one bounded transaction in one round trip; return the last statement's rows.
+    """Run SQL as one transaction with time limits, in one round trip.
 
-    Each of several statements sees what the one before it did, and what others committed before
-    it began.
+    Returns the last statement's rows. Each of several statements sees what the one before it
+    changed, and what other transactions committed before it began.
     """
     with db.cursor() as cursor:
-        cursor.execute(_BOUNDS + sql, parameters)
+        cursor.execute(_TRANSACTION_SETTINGS + sql, parameters)
         return cursor.fetchall() if cursor.description is not None else []
 
 
 @contextmanager
 def transaction(db: Connection, first: str = "") -> Iterator[Cursor]:
-    """Run a block as one bounded transaction, rolled back if the block raises.
+    """Run a block as one transaction with time limits, rolled back if the block raises.
 
     `first` is SQL that is sent together with `begin`; the cursor holds its rows.
     """
     with db.cursor() as cursor:
         try:
-            cursor.execute("begin; " + _BOUNDS + first)
+            cursor.execute("begin; " + _TRANSACTION_SETTINGS + first)
             yield cursor
         except BaseException:
             with suppress(psycopg2.Error):  # a lost connection has rolled back by itself

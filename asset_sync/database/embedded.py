@@ -8,10 +8,10 @@ the same programs can replace it.
 Beside the data directory `postgres` are:
 
 - `postgres.password`: the server's password, as libpq's `passfile`
-- `postgres.lock`: held by the process that starts or stops the server
-- `postgres.users`: held, shared, by each process that uses the server
+- `postgres.lock`: locked by the process that starts or stops the server
+- `postgres.users`: locked (a shared lock) by each process that uses the server
 - `postgres.sockets`: where the socket is, if the data's path is too long for a socket
-- `postgres.log`: what the server and its helpers say
+- `postgres.log`: the output of the server and its other programs
 """
 
 import atexit
@@ -28,15 +28,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from asset_sync.database.errors import DatabaseError
+from asset_sync.database.errors import EmbeddedError
+from asset_sync.database.private_files import (
+    locked,
+    open_file,
+    own_directory,
+    read,
+    trusted_directory,
+    write,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,17 +67,12 @@ host all all ::1/128 scram-sha-256
 _LONGEST_SOCKET_DIRECTORY = 89
 
 _START_SECONDS = 60.0
-"""A server that was killed first replays what it had not yet written to its tables."""
+"""Long enough for a server that was killed, which first replays its write-ahead log."""
 
 _STOP_SECONDS = 60.0
 _ACCOUNT_SECONDS = 10.0
 _ACCOUNT_POLL_SECONDS = 0.1
 _POLL_SECONDS = 0.01
-_LARGEST_FILE = 65536
-
-
-class EmbeddedError(DatabaseError):
-    """The embedded PostgreSQL cannot be used; the message says why and what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +101,15 @@ def data_directory(environ: "Mapping[str, str]" = os.environ) -> Path:
 
 
 def start(directory: Path) -> "Server":
-    """Start the server on this directory, or join the one that runs there.
+    """Start the server on this directory, or use the one that already runs there.
 
-    It stops when the last process that uses it has ended. The first start creates the data
-    (0.7 s), later ones take 0.1 s. Raises EmbeddedError.
+    The server stops when the last process that uses it has ended. The first start creates the data
+    (0.7 s), later starts take 0.1 s. Raises EmbeddedError.
     """
     server_programs = programs()
-    directory = _own_directory(directory.parent) / directory.name
+    directory = own_directory(directory.parent) / directory.name
     server = _servers.get(directory)
-    if server is None or server.user_pid != os.getpid():  # a fork has its parent's servers
+    if server is None or server.user_pid != os.getpid():  # a fork inherits its parent's servers
         server = _servers[directory] = Server(directory, server_programs)
     try:
         server.join()
@@ -155,7 +158,7 @@ def is_up(directory: Path) -> bool:
 
 
 class Server:
-    """A server that runs for as long as one process uses it."""
+    """A server that runs for as long as any process uses it."""
 
     def __init__(self, directory: Path, programs: Path) -> None:
         self.directory = directory
@@ -169,16 +172,16 @@ class Server:
         """Start the server if it does not run, and keep it running until `leave`."""
         if os.geteuid() == 0:
             self._account = _account()
-            _let_account_pass(self.directory, self._programs)
-        with _locked(_beside(self.directory, "lock")):
+            _give_account_access(self.directory, self._programs)
+        with locked(_beside(self.directory, "lock")):
             if self._use is None:
-                self._use = _open(_beside(self.directory, "users"), os.O_RDWR | os.O_CREAT)
+                self._use = open_file(_beside(self.directory, "users"), os.O_RDWR | os.O_CREAT)
                 fcntl.flock(self._use, fcntl.LOCK_SH)
             password_file = _beside(self.directory, "password")
             if not (self.directory / "PG_VERSION").exists():
-                self._make()
-            elif not password_file.exists() or _trusts_everybody(self.directory):
-                self._end()
+                self._create_data()
+            elif not password_file.exists() or _needs_no_password(self.directory):
+                self._stop()
                 self._protect(self.directory)
             if not is_up(self.directory):
                 self._start()
@@ -187,15 +190,15 @@ class Server:
         """Stop using the server; the last process that does so stops it."""
         if self._use is None or self.user_pid != os.getpid():
             return
-        # Others may use it, and its directory may be gone by now.
+        # Other processes may use the server, and its directory may be gone by now.
         with (
             suppress(BlockingIOError, OSError, subprocess.SubprocessError),
-            _locked(_beside(self.directory, "lock")),
+            locked(_beside(self.directory, "lock")),
         ):
             fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._account is not None:  # someone may have closed a directory meanwhile
-                _let_account_pass(self.directory, self._programs)
-            self._end()
+            if self._account is not None:  # a directory's mode may have changed meanwhile
+                _give_account_access(self.directory, self._programs)
+            self._stop()
         os.close(self._use)
         self._use = None
 
@@ -212,12 +215,12 @@ class Server:
         """Run one of the server's programs; raises CalledProcessError."""
         self._run(str(self._programs / program), *arguments, standard_input=standard_input)
 
-    def _make(self) -> None:
-        """Create the data in a new directory beside it, and rename that once it is complete."""
+    def _create_data(self) -> None:
+        """Create the data in a temporary directory, and rename that once it is complete."""
         with suppress(FileNotFoundError):
-            self.directory.rmdir()  # somebody may have made an empty one
+            self.directory.rmdir()  # an empty directory may exist already
         new = self.directory.with_name(f"{self.directory.name}.new")
-        if new.exists():  # its maker was killed
+        if new.exists():  # the process that created it was killed
             shutil.rmtree(new)
         new.mkdir(mode=0o700)
         if self._account is not None:
@@ -231,36 +234,36 @@ class Server:
     def _protect(self, data: Path) -> None:
         """Set a new password and require it, while the server does not run.
 
-        The password's file is written last: if the process is killed before, there is none, and
-        the next process does all this again.
+        The password's file is written last. If the process is killed before that, the file is
+        missing, and the next process does all this again.
         """
         password = secrets.token_urlsafe(32)
         password_file = _beside(self.directory, "password")
         password_file.unlink(missing_ok=True)
         change = f"alter role postgres password '{password}'\n"
         self.run("postgres", "--single", "-D", str(data), "postgres", standard_input=change)
-        # Written by the account that owns the data: root would follow its links.
+        # The account that owns the data writes the file: root would follow that account's links.
         rules = str(data / "pg_hba.conf")
         script = 'cat >"$1.new" && mv "$1.new" "$1"'
         self._run("/bin/sh", "-c", script, "sh", rules, standard_input=_ACCESS)
-        _write(password_file, f"*:*:*:postgres:{password}\n")
+        write(password_file, f"*:*:*:postgres:{password}\n")
 
     def _start(self) -> None:
-        """Start the server and wait until it is ready; nobody else starts or stops it now."""
+        """Start the server and wait until it is ready; the caller holds the lock."""
         give_up = time.monotonic() + _START_SECONDS
         while self.pid() is not None and not _is_ready(self.directory):
-            _wait_until(give_up)  # it is starting (and its starter was killed), or ending
+            _wait_until(give_up)  # a killed process had started it, or it is stopping
         if is_up(self.directory):
             return
-        self._end()  # it runs, but the directory of its socket is gone
-        if _misleads(self.directory):
+        self._stop()  # it runs, but the directory of its socket is gone
+        if _pid_file_blocks_start(self.directory):
             (self.directory / "postmaster.pid").unlink(missing_ok=True)
-        # The setting is a list, in which each quote of a quoted item is doubled.
+        # The setting is a list; within a quoted item each quote is doubled.
         quoted = '"' + str(self._make_socket_directory()).replace('"', '""') + '"'
         ended, server_out = os.pipe()
         try:
-            # The shell leaves the server to init, so that a dead one does not stay our zombie. The
-            # server keeps the pipe open until it ends.
+            # The shell makes init the server's parent, so that a server that ends is no zombie of
+            # this process. The server keeps the pipe open until it ends.
             self._run(
                 *("/bin/sh", "-c", '"$@" </dev/null &', "sh", str(self._programs / "postgres")),
                 *("-D", str(self.directory)),
@@ -279,8 +282,8 @@ class Server:
                 if descriptor >= 0:
                     os.close(descriptor)
 
-    def _end(self) -> None:
-        """Stop the server where it runs, and wait until it has stopped."""
+    def _stop(self) -> None:
+        """Stop the server if it runs, and wait until it has stopped."""
         if self.pid() is None:
             return
         give_up = time.monotonic() + _STOP_SECONDS
@@ -305,15 +308,15 @@ class Server:
                 return recorded
         temporary = Path(tempfile.gettempdir())
         if not _fits(temporary / "asset-sync-12345678"):
-            temporary = Path("/tmp")  # noqa: S108 - the directory in it is nobody else's
-        made = Path(tempfile.mkdtemp(prefix="asset-sync-", dir=_trusted(temporary)))
+            temporary = Path("/tmp")  # noqa: S108 - the directory that is made in it is private
+        made = Path(tempfile.mkdtemp(prefix="asset-sync-", dir=trusted_directory(temporary)))
         if self._account is not None:
             os.chown(made, self._account.uid, self._account.gid)
-        _write(_beside(self.directory, "sockets"), str(made))
+        write(_beside(self.directory, "sockets"), str(made))
         return made
 
     def _run(self, *command: str, standard_input: str = "", out: int | None = None) -> None:
-        log = _open(_beside(self.directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = open_file(_beside(self.directory, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             subprocess.run(  # noqa: S603
                 command,
@@ -323,7 +326,7 @@ class Server:
                 env=_environment(),
                 cwd="/",
                 umask=0o077,
-                start_new_session=True,  # Ctrl-C is for us; we stop the server
+                start_new_session=True,  # Ctrl-C reaches only this process, which stops the server
                 user=None if self._account is None else self._account.uid,
                 group=None if self._account is None else self._account.gid,
                 extra_groups=None if self._account is None else [],
@@ -371,7 +374,7 @@ def _account() -> _Account:
                 capture_output=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            # Another first start may be making it; useradd does not wait for the other's lock.
+            # Another process may be making the account; useradd does not wait for its lock.
             if time.monotonic() > give_up or isinstance(error, FileNotFoundError):
                 raise EmbeddedError(
                     f"The embedded PostgreSQL cannot run as root, and the account {ACCOUNT}, which "
@@ -381,7 +384,7 @@ def _account() -> _Account:
             time.sleep(_ACCOUNT_POLL_SECONDS)
 
 
-def _let_account_pass(directory: Path, programs: Path) -> None:
+def _give_account_access(directory: Path, programs: Path) -> None:
     """Let the server's account enter (but not list) the parent directories and run the programs."""
     for parent in {*directory.parents, *programs.parents}:
         _allow(parent, stat.S_IXOTH)
@@ -398,114 +401,20 @@ def _allow(path: Path, bits: int) -> None:
         path.chmod(mode | bits)
 
 
-# --- directories and files ----------------------------------------------------------------------
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
 
 
-def _own_directory(path: Path) -> Path:
-    """Return the real path of a directory that only this user can write, created if missing."""
-    path = _trusted(path)
-    status = path.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & stat.S_ISVTX:
-        raise _unsafe(path, "is not yours alone")
-    if status.st_mode & 0o022:
-        path.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
-    return path
-
-
-def _trusted(path: Path) -> Path:
-    """Return the real path of a directory that no other account can replace, created if missing.
-
-    Each part of the path, links included, must belong to this user or root. Groups may write: with
-    the umask 002 it is the user's own group. Raises EmbeddedError.
-    """
-    # In a container, root's directories may seem to belong to another account; then `/` does, too.
-    trusted = {os.geteuid(), 0, Path("/").stat().st_uid}
-    here = Path("/")
-    try:
-        for part in path.parts[1:]:
-            here = here.parent if part == ".." else here / part
-            if not os.path.lexists(here):
-                here.mkdir(mode=0o700, exist_ok=True)
-            status = here.lstat()
-            if status.st_uid not in trusted:
-                raise _unsafe(here, "belongs to another account")
-            if stat.S_ISLNK(status.st_mode):
-                here.stat()  # raises if it leads to itself
-                here = _trusted(here.parent / here.readlink())
-            elif status.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
-                raise _unsafe(here, "can be changed by every account")
-    except OSError as error:
-        raise EmbeddedError(
-            f"The embedded PostgreSQL needs the directory {path}, which cannot be made "
-            f"({error.strerror}); set XDG_DATA_HOME to a directory that can, or DATABASE_URL."
-        ) from error
-    return here
-
-
-def _unsafe(path: Path, why: str) -> EmbeddedError:
-    return EmbeddedError(
-        f"The embedded PostgreSQL cannot keep its data safe: {path} {why}. Correct its owner "
-        "(chown) or mode (chmod o-w), set XDG_DATA_HOME to a directory of yours, or set "
-        "DATABASE_URL."
-    )
+# --- the state of a server ----------------------------------------------------------------------
 
 
 def _beside(directory: Path, what: str) -> Path:
     return directory.with_name(f"{directory.name}.{what}")
 
 
-def _open(path: Path, flags: int) -> int:
-    """Open a file, but no link, and without blocking on a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode=0o600)
-
-
-def _read(path: Path) -> str:
-    """Return the text of a file that another account may have made; empty if there is none."""
-    try:
-        descriptor = _open(path, os.O_RDONLY)
-    except OSError:
-        return ""
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return ""
-        return os.read(descriptor, _LARGEST_FILE).decode(errors="replace")
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that only this user can read, completely or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    descriptor = _open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        os.write(descriptor, text.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    new.rename(path)
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let only one process at a time run the block."""
-    descriptor = _open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-# --- the state of a server ----------------------------------------------------------------------
-
-
 def _socket_directory(directory: Path) -> Path:
     """Return the directory of the server's socket; by default that of the data."""
-    recorded = "" if _fits(directory) else _read(_beside(directory, "sockets"))
+    recorded = "" if _fits(directory) else read(_beside(directory, "sockets"))
     return Path(recorded) if recorded else directory
 
 
@@ -526,7 +435,7 @@ def _listens(sockets: Path) -> bool:
 
 def _is_ready(directory: Path) -> bool:
     """Return whether the last server on this directory became ready, even if it has died since."""
-    return _read(directory / "postmaster.pid").split()[-1:] == ["ready"]
+    return read(directory / "postmaster.pid").split()[-1:] == ["ready"]
 
 
 def _running_pid(directory: Path) -> int | None:
@@ -545,11 +454,11 @@ def _running_pid(directory: Path) -> int | None:
     return None
 
 
-def _misleads(directory: Path) -> bool:
-    """Return whether a dead server's file keeps a new one from starting.
+def _pid_file_blocks_start(directory: Path) -> bool:
+    """Return whether a dead server's pid file keeps a new server from starting.
 
-    It does if it holds no number, or one that another process has by now. Any other file must
-    stay: it protects the shared memory of the old server's processes, as long as any is left.
+    It does if it holds no number, or the number of a process that is no server. Any other pid file
+    must stay: it protects the shared memory of the old server's processes while one is left.
     """
     import psutil  # noqa: PLC0415  # comes with the wheel
 
@@ -558,19 +467,19 @@ def _misleads(directory: Path) -> bool:
 
 
 def _recorded_pid(directory: Path) -> int | None:
-    """Return the number that the last server on this directory wrote down."""
-    first, *_ = _read(directory / "postmaster.pid").split("\n")
+    """Return the process number in the pid file of this directory's last server."""
+    first, *_ = read(directory / "postmaster.pid").split("\n")
     return int(first) if re.fullmatch("[0-9]{1,9}", first) else None
 
 
-def _trusts_everybody(directory: Path) -> bool:
-    """Return whether the server lets anybody in without a password, as in earlier versions."""
-    rules = [line.split() for line in _read(directory / "pg_hba.conf").splitlines()]
+def _needs_no_password(directory: Path) -> bool:
+    """Return whether the server accepts connections without a password, as in earlier versions."""
+    rules = [line.split() for line in read(directory / "pg_hba.conf").splitlines()]
     return not rules or any("trust" in rule for rule in rules if rule[:1] != ["#"])
 
 
 def _wait_until(give_up: float, unless_readable: Sequence[int] = ()) -> None:
-    """Wait a moment; raises TimeoutError, or ChildProcessError for a pipe that has ended."""
+    """Wait 10 ms; raises TimeoutError after `give_up`, ChildProcessError if the pipe has ended."""
     if select.select(unless_readable, [], [], _POLL_SECONDS)[0]:
         raise ChildProcessError
     if time.monotonic() > give_up:
@@ -578,7 +487,7 @@ def _wait_until(give_up: float, unless_readable: Sequence[int] = ()) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Say what went wrong without the command line, which helps nobody."""
+    """Say what went wrong, without the command line, which does not help the user."""
     if isinstance(error, ChildProcessError):
         return "its server ended at once"
     if isinstance(error, TimeoutError):

@@ -13,14 +13,16 @@ import psycopg2.extensions
 from asset_sync.errors import AssetSyncError, ExitCode
 from asset_sync.secret import Secret
 
-ServerError: TypeAlias = psycopg2.Error
+DriverError: TypeAlias = psycopg2.Error
+"""Whatever psycopg2 raises, be it the fault of the server, a statement or its data."""
+
 SERVER_ERRORS = (
     psycopg2.OperationalError,
     psycopg2.InterfaceError,
     psycopg2.errors.ReadOnlySqlTransaction,
     psycopg2.errors.IdleInTransactionSessionTimeout,
 )
-"""What psycopg2 raises when the server is at fault, and not a statement or its data."""
+"""What psycopg2 raises if the server is the cause, and not a statement or its data."""
 
 
 class DatabaseError(AssetSyncError):
@@ -31,6 +33,10 @@ class DatabaseError(AssetSyncError):
 
 class NotInitialisedError(DatabaseError):
     """The server answers, but its schema is missing, too old, too new, or not what is needed."""
+
+
+class EmbeddedError(DatabaseError):
+    """The embedded PostgreSQL cannot be used; the message says why and what to do instead."""
 
 
 # --- the address ------------------------------------------------------------------------------
@@ -80,7 +86,7 @@ def address_of(conninfo: Secret, environ: Mapping[str, str] = os.environ) -> Add
 
     Raises DatabaseError if it is not an address. Service files are not read.
     """
-    from getpass import getuser  # noqa: PLC0415  # only what failed, and one command, needs it
+    from getpass import getuser  # noqa: PLC0415  # only an error and one command need it
 
     with errors_as_sentences(conninfo):
         given = psycopg2.extensions.parse_dsn(conninfo.reveal())
@@ -110,7 +116,7 @@ _LIBPQ = {
     "sslmode": "PGSSLMODE",
 }
 
-# What libpq itself marks as a secret (the `*` in PQconninfoOption.dispchar).
+# The options that libpq itself marks as secret (the `*` in PQconninfoOption.dispchar).
 _SECRET_PARTS = {
     "password",
     "sslpassword",
@@ -133,14 +139,14 @@ def _place(host: str, port: str) -> str:
 
 @contextmanager
 def errors_as_sentences(conninfo: Secret | None = None) -> Iterator[None]:
-    """Turn whatever psycopg2 raises into a DatabaseError that says what to do."""
+    """Turn each error of psycopg2 into a DatabaseError that says what to do."""
     try:
         yield
     except psycopg2.Error as error:
-        raise DatabaseError(sentence(error, conninfo)) from None  # its text may hold the address
+        raise DatabaseError(explanation(error, conninfo)) from None  # its text may hold the address
 
 
-def may_pass(error: psycopg2.Error) -> bool:
+def is_transient(error: psycopg2.Error) -> bool:
     """Return whether a server's error may be gone at the next try.
 
     True for lost connections and restarts, time-outs, locks, deadlocks, conflicts and too many
@@ -156,7 +162,7 @@ def may_pass(error: psycopg2.Error) -> bool:
 
 # The classes of SQLSTATE that do not depend on the data: connection, transaction state, rights,
 # catalogue, conflicts, syntax and names, resources, locks, the operator, the system.
-_OF_EVERYBODY = frozenset(
+_INDEPENDENT_OF_DATA = frozenset(
     ("", "08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58", "F0")
 )
 
@@ -164,20 +170,20 @@ _OF_EVERYBODY = frozenset(
 def refuses_data(error: psycopg2.Error) -> bool:
     """Return whether the database refused a statement because of its data.
 
-    Examples: checks, ranges, a missing partition, and what a trigger raises. It may accept another
-    row.
+    Examples: checks, ranges, a missing partition, and what a trigger raises. The database may
+    accept another row.
     """
-    return (error.pgcode or "")[:2] not in _OF_EVERYBODY
+    return (error.pgcode or "")[:2] not in _INDEPENDENT_OF_DATA
 
 
 def servers_words(error: psycopg2.Error) -> str:
-    """Return why the server refused a statement, without the values of the row."""
+    """Return a sentence with the server's own reason for refusing a row, without its values."""
     said = re.sub(r': ".*|"[^"]*" (?=is out of range)', "", error.diag.message_primary or "")
     return f"The database refuses its data ({error.pgcode}: {said})."
 
 
-def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
-    """Say what happened in our own words, because libpq's may contain parts of the address.
+def explanation(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
+    """Return a sentence that says what happened, without libpq's text, which may hold secrets.
 
     `conninfo` is the address in use: the sentence names its host, port, database, role and source.
     """
@@ -189,7 +195,8 @@ def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
     if _STATEMENT_MODE in text:
         return (
             "PgBouncer is in statement mode, in which no transaction is possible: set pool_mode = "
-            f"transaction (or session) for this database, or connect past it ({source})."
+            f"transaction (or session) for this database, or connect to PostgreSQL itself "
+            f"({source})."
         )
     lost = isinstance(error, psycopg2.OperationalError) and (error.pgcode or "")[:2] in _LOST
     if error.pgcode and not lost:
@@ -199,11 +206,11 @@ def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
     meaning = next((known for part, known in _CONNECTION_TROUBLE if part in text), message)
     if conninfo is None:
         return f"The database is not reachable{f': {meaning}' if meaning else ''}."
-    address = _address_to_tell(conninfo)
+    address = _address_without_secret(conninfo)
     which = f"The database {address}" if address is not None else "The database"
     what = "is not reachable"
-    if address is not None and any(part in text for part in _NOT_LET_IN):
-        what = f'does not let the role "{address.role}" in'
+    if address is not None and any(part in text for part in _ACCESS_DENIED):
+        what = f'refuses the role "{address.role}"'
     origin = f" (from {conninfo.source})" if conninfo.source else ""
     advice = f"Check {source}, and that the server runs."
     if address is None:
@@ -212,17 +219,17 @@ def sentence(error: psycopg2.Error, conninfo: Secret | None = None) -> str:
 
 
 def name_of(conninfo: Secret | None) -> str:
-    """Return which database it is, and which setting or file says so."""
+    """Return the database's name and server, and the setting or file that they come from."""
     if conninfo is None:
         return "the embedded PostgreSQL"
-    address = _address_to_tell(conninfo)
+    address = _address_without_secret(conninfo)
     return f"{address or 'a server'} (from {conninfo.source})"
 
 
-def _address_to_tell(conninfo: Secret) -> Address | None:
-    """Return the address, None if a part of the password may be in another part of it.
+def _address_without_secret(conninfo: Secret) -> Address | None:
+    """Return the address, None if its other parts may hold a part of the password.
 
-    That happens if a password with an @ or a slash is not encoded.
+    They do if a password with an @ or a slash is not encoded.
     """
     try:
         address = address_of(conninfo)
@@ -235,7 +242,7 @@ def _address_to_tell(conninfo: Secret) -> Address | None:
     return address if plain else None
 
 
-# PgBouncer's words for a transaction where pool_mode is `statement`.
+# A part of PgBouncer's error for a transaction if pool_mode is `statement`.
 _STATEMENT_MODE = "not allowed in statement pooling mode"
 
 # The classes of SQLSTATE that mean that there is no session: connection, authorisation, unknown
@@ -248,20 +255,20 @@ _REFUSALS = {
     "42P01": "The database lacks a table ({}): run `asset-sync db init`.",
     "42501": "The database's role may not do this ({}): grant it the right.",
     "25006": "The database is read-only ({}; a standby?): point {source} to the primary.",
-    "40001": "The database's transactions got into each other's way too often ({}).",
-    "40P01": "The database's transactions got into each other's way too often ({}).",
+    "40001": "The database's transactions conflicted with each other too often ({}).",
+    "40P01": "The database's transactions conflicted with each other too often ({}).",
     "53100": "The database's disk is full ({}): make room there.",
     "53200": "The database is out of memory ({}).",
-    "55P03": "The database did not get a lock in time ({}): somebody else's transaction holds it.",
+    "55P03": "The database did not get a lock in time ({}): another transaction holds it.",
     "57014": "The database did not answer in time ({}).",
 }
 
 # What libpq says when it cannot connect, and what the user should know.
 _CONNECTION_TROUBLE = (
-    ("password authentication failed", "it refuses the role or its password"),
+    ("password authentication failed", "the role or its password is wrong"),
     ("no password supplied", "it wants a password: set DB_PASSWORD, or put it into DATABASE_URL"),
-    ("root certificate", "the certificate by which to know it is not there (see sslrootcert)"),
-    ("no pg_hba.conf entry", "its pg_hba.conf does not let this host, role and database in"),
+    ("root certificate", "the root certificate to verify it with is missing (see sslrootcert)"),
+    ("no pg_hba.conf entry", "its pg_hba.conf does not allow this host, role and database"),
     ('FATAL:  role "', "there is no such role"),
     ('FATAL:  database "', "there is no such database: `createdb` makes one"),
     ("permission denied for database", "the role may not connect to it: grant connect"),
@@ -269,10 +276,10 @@ _CONNECTION_TROUBLE = (
     ("Connection refused", "nothing listens at that host and port"),
     ("No such file or directory", "no server listens on that socket"),
     ("timeout expired", "it did not answer in time"),
-    ("too many clients", "it has no connection to spare"),
-    ("too many connections", "it has no connection to spare"),
-    ("remaining connection slots", "it has no connection to spare"),
-    ("no more connections allowed", "it has no connection to spare"),  # PgBouncer
+    ("too many clients", "it has no free connection"),
+    ("too many connections", "it has no free connection"),
+    ("remaining connection slots", "it has no free connection"),
+    ("no more connections allowed", "it has no free connection"),  # PgBouncer
     ("starting up", "it is just starting up"),
     ("shutting down", "it is shutting down"),
     ("SSL", "the encrypted connection failed (see sslmode)"),
@@ -280,8 +287,8 @@ _CONNECTION_TROUBLE = (
     ("terminating connection", "it closed the connection"),
 )
 
-# Those of them that mean that the server answers but rejects this role.
-_NOT_LET_IN = (
+# Those that mean that the server answers, but rejects this role.
+_ACCESS_DENIED = (
     "password authentication failed",
     "no password supplied",
     "no pg_hba.conf entry",

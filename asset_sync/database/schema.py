@@ -1,4 +1,4 @@
-"""The schema: creating it, checking it, and the rights that the role lacks."""
+"""Creates and checks the schema, and finds the rights that the role lacks."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ class SchemaStatus(NamedTuple):
     problems: tuple[str, ...]
     """Sentences that say what keeps a sync from running."""
     notes: tuple[str, ...] = ()
-    """Sentences that are good to know."""
+    """Warnings that keep no sync from running."""
 
     @property
     def complete(self) -> bool:
@@ -55,9 +55,9 @@ class PlatformTable(NamedTuple):
     unique: tuple[str, ...]
     """The columns of the unique index that `on conflict` needs."""
     left_to_defaults: tuple[str, ...] = ()
-    """Columns for which a new row of ours gives no value."""
-    given_if_there: tuple[str, ...] = ()
-    """Optional columns; a new row gives them a value if they exist."""
+    """Columns for which asset-sync's new rows have no value."""
+    written_if_present: tuple[str, ...] = ()
+    """Optional columns, for which asset-sync's new rows have a value if they exist."""
 
 
 PROVIDERS = "data_sources.api_providers"
@@ -73,7 +73,7 @@ PLATFORM_TABLES = (
         ("id", "code"),
         ("code",),
         left_to_defaults=("id",),
-        given_if_there=("name",),
+        written_if_present=("name",),
     ),
     PlatformTable(
         "data_sources.data_sync_status",
@@ -114,21 +114,21 @@ def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...
     Existing platform tables stay as they are. Raises NotInitialisedError, and changes nothing, if
     they do not fit or a newer program has changed the schema.
 
-    After a restore without rows, it adds the record of the migrations, the provider and the
-    limiter's row again. Then nobody knows which calls were made, so none is made for
+    If a restore has lost the rows, it adds the record of the migrations, the provider and the
+    limiter's row again. Then it is not known which calls were made, so no call is made for
     `hold_seconds`: a window and the longest time of a call.
     """
     known = migrations()
     with transaction(db) as cursor:
         cursor.execute("select pg_advisory_xact_lock(hashtext('asset-sync migrations'))")
-        recorded, version = _version(db), _version_by_tables(db)
+        recorded, version = _recorded_version(db), _version_by_tables(db)
         if recorded > known[-1].version:
             raise _other_version(recorded)
         problems = _platform_problems(db)
         if problems:
             raise NotInitialisedError("\n".join(problems))
         pending = tuple(step for step in known if step.version > (recorded or version))
-        # The platform's part checks before each step, so running it again restores lost objects.
+        # Migration 1, the platform's tables, creates only what is missing: it is always run.
         if known[0] not in pending:
             cursor.execute(known[0].sql)
         for step in pending:
@@ -139,7 +139,7 @@ def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...
                     "insert into asset_sync.migrations (version, name) values (%s, %s)",
                     (step.version, step.name),
                 )
-        if _exists(db, "asset_sync.limiter") and not _has_limiter(db):
+        if _table_exists(db, "asset_sync.limiter") and not _has_limiter_row(db):
             cursor.execute(
                 """
                 insert into asset_sync.limiter (blocked_at, blocked_until)
@@ -153,7 +153,7 @@ def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...
 def require_schema(db: Connection) -> None:
     """Raise NotInitialisedError unless the schema is the one this program was written for.
 
-    It uses a transaction, so that a PgBouncer that allows none is noticed before any work.
+    It uses a transaction: a PgBouncer that allows no transactions is noticed before any work.
     """
     try:
         with transaction(
@@ -163,7 +163,7 @@ def require_schema(db: Connection) -> None:
         ) as cursor:
             [(recorded, has_limiter)] = cursor.fetchall()
     except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
-        recorded, has_limiter = _version(db), True
+        recorded, has_limiter = _recorded_version(db), True
     version = int(recorded or 0)
     if version != _newest_version():
         raise _other_version(version)
@@ -184,7 +184,7 @@ def _other_version(version: int) -> NotInitialisedError:
         )
     return NotInitialisedError(
         f"The database's schema is at version {version}, this program knows {wanted}: a newer "
-        "asset-sync has been here; upgrade this one."
+        "asset-sync has changed it; upgrade this one."
     )
 
 
@@ -192,12 +192,12 @@ def status(db: Connection) -> SchemaStatus:
     """Return which version the schema has, what is missing and what does not fit."""
     tables = [table.name for table in PLATFORM_TABLES]
     tables += [f"asset_sync.{name}" for name in OWN_TABLES]
-    with transaction(db):  # raises here if a PgBouncer allows none
-        missing = [name for name in tables if not _exists(db, name)]
+    with transaction(db):  # raises here if a PgBouncer allows no transactions
+        missing = [name for name in tables if not _table_exists(db, name)]
         server = str(query(db, "select current_setting('server_version')")[0][0])
         return SchemaStatus(
             server=server.split(maxsplit=1)[0],
-            version=_version(db),
+            version=_recorded_version(db),
             wanted=_newest_version(),
             missing=tuple(missing),
             problems=(*_server_problems(db), *_platform_problems(db), *_lost_rows(db, missing)),
@@ -205,7 +205,7 @@ def status(db: Connection) -> SchemaStatus:
 
 
 def _server_problems(db: Connection) -> Iterator[str]:
-    """Yield why no table of this server can be written, if so."""
+    """Yield the reason why no table of this server can be written, if there is one."""
     [(standby, read_only)] = query(
         db, "select pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean"
     )
@@ -228,11 +228,11 @@ _NO_LIMITER = (
 
 
 def _lost_rows(db: Connection, missing: Sequence[str]) -> Iterator[str]:
-    """Yield which rows of `db init` are missing, as after a restore without rows."""
-    if "asset_sync.limiter" not in missing and not _has_limiter(db):
+    """Yield which rows that `db init` writes are missing, for example after a restore."""
+    if "asset_sync.limiter" not in missing and not _has_limiter_row(db):
         yield _NO_LIMITER
     initialised = "asset_sync.limiter" not in missing and PROVIDERS not in missing
-    if initialised and _has_column(db, PROVIDERS, "code") and not _knows_us(db):
+    if initialised and _has_column(db, PROVIDERS, "code") and not _has_provider_row(db):
         yield f"{PROVIDERS} has no row with the code {CODE!r}: `asset-sync db init` adds it."
 
 
@@ -284,29 +284,32 @@ def _newest_version() -> int:
     return max(int(file.name[:4]) for file in (Path(__file__).parent / "migrations").glob("*.sql"))
 
 
-def _version(db: Connection) -> int:
+def _recorded_version(db: Connection) -> int:
     """Return the last migration that is recorded, 0 for none."""
-    if not _exists(db, "asset_sync.migrations"):
+    if not _table_exists(db, "asset_sync.migrations"):
         return 0
     [(version,)] = query(db, "select max(version) from asset_sync.migrations")
     return int(version or 0)
 
 
-# The first table that each migration makes. It shows the version if the rows of
-# asset_sync.migrations are lost. (The platform's part, 1, may be run at any time.)
-_MADE_BY = {2: "asset_sync.queue", 3: "asset_sync.entitlements"}
+# A table that each migration makes. It shows the version if the rows of asset_sync.migrations are
+# lost. Migration 1 is not here: it can be run again at any time.
+_TABLE_OF_MIGRATION = {2: "asset_sync.queue", 3: "asset_sync.entitlements"}
 
 
 def _version_by_tables(db: Connection) -> int:
-    """Return the last migration whose tables are there, 0 for none."""
-    return max((version for version, table in _MADE_BY.items() if _exists(db, table)), default=0)
+    """Return the last migration whose tables exist, 0 for none."""
+    versions = (
+        version for version, table in _TABLE_OF_MIGRATION.items() if _table_exists(db, table)
+    )
+    return max(versions, default=0)
 
 
-def _exists(db: Connection, table: str) -> bool:
+def _table_exists(db: Connection, table: str) -> bool:
     """Return whether a table exists now.
 
-    `to_regclass` would answer from the session's cache: within a transaction it does not see
-    tables that others made while this one waited for them.
+    `to_regclass` would answer from the session's cache: it does not see tables that another
+    transaction made while this one waited for its lock.
     """
     return bool(
         query(
@@ -321,7 +324,7 @@ def _exists(db: Connection, table: str) -> bool:
     )
 
 
-def _has_limiter(db: Connection) -> bool:
+def _has_limiter_row(db: Connection) -> bool:
     return bool(query(db, "select from asset_sync.limiter"))
 
 
@@ -353,11 +356,11 @@ def _platform_problems(db: Connection) -> list[str]:
             (table.name,),
         )
         if not rows:
-            continue  # not there: it will be made
+            continue  # the table does not exist: it will be made
         columns = {name for name, _ in rows}
-        # Nothing is written to the providers if ours is there already.
-        complete = table.name == PROVIDERS and "code" in columns and _knows_us(db)
-        given = {*table.columns, *table.given_if_there}.difference(table.left_to_defaults)
+        # If the provider's row exists, nothing is written to the table of providers.
+        complete = table.name == PROVIDERS and "code" in columns and _has_provider_row(db)
+        written = {*table.columns, *table.written_if_present}.difference(table.left_to_defaults)
         problems += [
             f"The existing table {table.name} has no column {name}, which asset-sync writes: add "
             "it, or point asset-sync to another database."
@@ -368,7 +371,7 @@ def _platform_problems(db: Connection) -> list[str]:
             f"The existing table {table.name} requires a value for {name}, which asset-sync does "
             "not give: give the column a default."
             for name, required in rows
-            if required and name not in given and not complete
+            if required and name not in written and not complete
         ]
         if set(table.unique) <= columns and not _has_unique_index(db, table):
             listed = ", ".join(table.unique)
@@ -379,7 +382,7 @@ def _platform_problems(db: Connection) -> list[str]:
     return problems
 
 
-def _knows_us(db: Connection) -> bool:
+def _has_provider_row(db: Connection) -> bool:
     return bool(query(db, f"select from {PROVIDERS} where code = %s", (CODE,)))
 
 

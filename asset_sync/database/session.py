@@ -30,6 +30,6 @@ def session(conninfo: Secret | None) -> Iterator[Connection]:
 
 @contextmanager
 def raw_session(conninfo: Secret | None) -> Iterator[Connection]:
-    """Open a connection as `session` does, whatever state the schema is in."""
+    """Open a connection as `session` does, without checking the schema."""
     with errors_as_sentences(conninfo), closing(connect(conninfo)) as db:
         yield db

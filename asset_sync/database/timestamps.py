@@ -1,8 +1,8 @@
 """Timestamps outside Python's range, read as the nearest one that Python can represent.
 
 PostgreSQL's timestamps reach from 4713 BC to the year 294276, and to infinity both ways; Python's
-`datetime` from the year 1 to 9999. psycopg2 raises for a time outside that, so that one such row,
-which somebody else may have written, would end a command.
+`datetime` reaches from the year 1 to 9999. For any other time psycopg2 raises an error, so a single
+such row, written by another program, would end a command.
 """
 
 from datetime import UTC, datetime
@@ -15,9 +15,9 @@ EARLIEST = datetime(2, 1, 1, tzinfo=UTC)
 LATEST = datetime(9998, 12, 31, tzinfo=UTC)
 
 
-def read_any(db: connection) -> None:
+def clamp_timestamps(db: connection) -> None:
     """Have the connection return a datetime for every `timestamptz`."""
-    register_type(_ANY, db)
+    register_type(_CLAMPED, db)
 
 
 def _read(value: str | bytes | None, rows: cursor) -> datetime | None:
@@ -32,4 +32,4 @@ def _read(value: str | bytes | None, rows: cursor) -> datetime | None:
     return min(max(at, EARLIEST), LATEST)
 
 
-_ANY = new_type((_OID,), "timestamptz", _read)
+_CLAMPED = new_type((_OID,), "timestamptz", _read)

@@ -1,4 +1,4 @@
-"""The API's own refusals, in its words."""
+"""The API's refusals, with the API's own texts."""
 
 from asset_sync.demo.wire import TEXT, Reply, request_id
 

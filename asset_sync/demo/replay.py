@@ -1,11 +1,11 @@
-"""Real five-minute bars, moved in time to whenever somebody asks for them.
+"""Real five-minute bars, moved in time to the range of each request.
 
 Three series are real (`bars/README.md` names the source): EURUSD and XAUUSD of a fortnight in May
 2014, BTCUSD of two days in April 2018. Forex repeats every 14 days, so that weekday and hour stay
 real and the weekend is closed; bitcoin repeats every 2 days: the hour of the day stays real.
 
 The other four are NOT market data: X:ETHUSDT is bitcoin times 0.05, C:GBPUSD and C:USDJPY are the
-euro times 1.2 and 74, C:XAGUSD is gold divided by 60. They move as real prices do, no more.
+euro times 1.2 and 74, C:XAGUSD is gold divided by 60. Only their movements are real.
 
 A bar depends only on its ticker and its start, so asking again returns the same bar. The bar in
 progress is therefore already as it will be at its end; longer bars grow with their parts.

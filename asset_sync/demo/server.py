@@ -11,22 +11,15 @@ difference: a free key gets bars of today, too, because no refusal of them has b
 currencies; the fault `today` refuses them.
 """
 
-import json
 import math
 import random
 import secrets
-import sys
 import threading
 import time
 from base64 import urlsafe_b64decode
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import MSG_DONTWAIT, MSG_PEEK, SHUT_RDWR, SO_LINGER, SOL_SOCKET, socket
-from socketserver import TCPServer
-from struct import pack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -34,7 +27,8 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from asset_sync.demo import answers, faults, refusals
 from asset_sync.demo.answers import Endpoint, Plan
 from asset_sync.demo.faults import FaultPlan
-from asset_sync.demo.wire import Call, Document, Reply, StandInError
+from asset_sync.demo.http import Server
+from asset_sync.demo.wire import Call, Reply, StandInError
 
 _PAID = Plan(calls=100, period_seconds=1.0, snapshots=True, status="OK")
 PLANS: Mapping[str, Plan] = {
@@ -109,14 +103,14 @@ class StandIn:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._arrivals: list[Arrival] = []
-        self._server: _Server | None = None
+        self._server: Server | None = None
 
     # -------------------------------------------------------------- from start to stop
 
     def start(self) -> None:
         """Serve in the background; raise StandInError where the port is taken."""
         try:
-            self._server = _Server(("127.0.0.1", self._port), self)
+            self._server = Server(("127.0.0.1", self._port), self)
         except OSError as error:
             raise StandInError(
                 f"The stand-in cannot listen on port {self._port} ({error.strerror}): "
@@ -258,46 +252,6 @@ class StandIn:
             return _Verdict(fault=fault, counts=False)
         return _Verdict(fault=fault)
 
-    def control(self, path: str, body: bytes) -> Reply:
-        """Answer other processes, which need no key here; their calls do not count."""
-        if path == _LOG_PATH:
-            return Reply(200, self._log_document())
-        if path not in _POSTED:
-            return refusals.unknown_path()
-        try:
-            wanted = json.loads(body)
-            match path, wanted:
-                case "/_standin/faults", list() if all(isinstance(one, str) for one in wanted):
-                    self.set_faults(wanted)
-                case "/_standin/freeze", int() | float() if 0 <= wanted < math.inf:
-                    self.freeze(wanted)
-                case "/_standin/plan", str():
-                    self.set_plan(wanted)
-                case _:
-                    return refusals.bad_request(f"The body is JSON, such as {_POSTED[path]}")
-        except (ValueError, StandInError) as error:
-            return refusals.bad_request(str(error))
-        return Reply(200, {path.removeprefix(_CONTROL): wanted})
-
-    def _log_document(self) -> Document:
-        by_ticker: Document = dict(self.calls_by_ticker())
-        return {
-            "arrivals": [asdict(arrival) for arrival in self.log],
-            "refused": self.refused,
-            "most_in_a_window": self.most_in_a_window(),
-            "calls_by_ticker": by_ticker,
-        }
-
-
-_CONTROL = "/_standin/"
-_LOG_PATH = f"{_CONTROL}log"
-_POSTED = {
-    f"{_CONTROL}faults": '["stall:1"]',
-    f"{_CONTROL}freeze": "8.5, in seconds",
-    f"{_CONTROL}plan": '"free"',
-}
-"""What other processes may set, and how."""
-
 
 def _plan(name: str) -> Plan:
     if name not in PLANS:
@@ -307,7 +261,7 @@ def _plan(name: str) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What becomes of a request: refused, spoiled by a fault, or answered."""
+    """How a request is answered: with a refusal, with a fault, or rightly."""
 
     refusal: Reply | None = None
     fault: faults.Fault | None = None
@@ -371,161 +325,3 @@ def _inside(cursor: str) -> dict[str, str]:
         return dict(parse_qsl(urlsafe_b64decode(padded).decode(), keep_blank_values=True))
     except ValueError:
         return {"cursor": cursor}
-
-
-# ------------------------------------------------------------------ HTTP
-
-_POLL_SECONDS = 0.02
-_MOST_POSTED_BYTES = 65_536
-_NO_LINGER = pack("ii", 1, 0)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One connection; the `Wire` of its answers."""
-
-    server: "_Server"
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1  # headers and body in one packet
-
-    def do_GET(self) -> None:
-        """Answer a call; half of its latency passes before it counts as arrived, half after.
-
-        What was sent arrives, whether or not the client still waits for the answer.
-        """
-        api = self.server.api
-        if self.path.startswith(_CONTROL):
-            return self._send(api.control(self.path, b"[]") if self.path == _LOG_PATH else None)
-        half_seconds = api.draw_latency() / 2
-        stopped = self.server.stopping.wait(half_seconds)
-        while not stopped and api.frozen_seconds() > 0:
-            stopped = self.server.stopping.wait(_POLL_SECONDS)
-        if stopped:
-            return self.hang_up()
-        host = self.headers.get("Host") or f"127.0.0.1:{self.server.server_port}"
-        reply = api.answer(self.path, self.headers.get("Authorization"), f"http://{host}")
-        if self.give_up(half_seconds):
-            return self.hang_up()
-        return self._send(reply)
-
-    def do_POST(self) -> None:
-        """Set the faults, the plan or a freeze; the API itself takes no POST."""
-        length = self.headers.get("Content-Length", "")
-        if self.path not in _POSTED or not length.isdecimal() or int(length) > _MOST_POSTED_BYTES:
-            self.hang_up()  # with a body unread, the next request could not be found
-            return self._send(None)
-        return self._send(self.server.api.control(self.path, self.rfile.read(int(length))))
-
-    def _send(self, reply: Reply | None) -> None:
-        found = reply or refusals.unknown_path()
-        found.send(self, found)
-
-    def head(self, reply: Reply, length: int, *, encoding: str | None = None) -> None:
-        """Send the status line and the headers, announcing `length` bytes."""
-        self.send_response(reply.status)
-        self.send_header("Content-Type", reply.content_type)
-        self.send_header("Content-Length", str(length))
-        if encoding is not None:
-            self.send_header("Content-Encoding", encoding)
-        for name, value in reply.headers:
-            self.send_header(name, value)
-        self.end_headers()
-
-    def write(self, data: bytes) -> None:
-        """Send a piece of the body at once."""
-        self.wfile.write(data)
-        self.wfile.flush()
-
-    def give_up(self, seconds: float) -> bool:
-        """Wait that long; True as soon as the server stops or, at the end, the client has gone."""
-        return self.server.stopping.wait(seconds) or self._client_has_gone()
-
-    def _client_has_gone(self) -> bool:
-        try:
-            return not self.connection.recv(1, MSG_PEEK | MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    def accepts_gzip(self) -> bool:
-        """Whether the client said so."""
-        return "gzip" in self.headers.get("Accept-Encoding", "")
-
-    def hang_up(self) -> None:
-        """Close the connection after what has been sent."""
-        self.close_connection = True
-
-    def reset(self) -> None:
-        """Close the connection now: without lingering, closing it sends a TCP reset."""
-        self.connection.setsockopt(SOL_SOCKET, SO_LINGER, _NO_LINGER)
-        for part in (self.rfile, self.wfile, self.connection):
-            part.close()
-        raise ConnectionResetError
-
-    def version_string(self) -> str:
-        """Name the server, for the header `Server`."""
-        return "asset-sync stand-in"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
-        """Print nothing: the log is `StandIn.log`."""
-
-
-_Request: TypeAlias = socket | tuple[bytes, socket]
-
-
-class _Server(ThreadingHTTPServer):
-    """Knows its open connections, so that it can end them all at once."""
-
-    daemon_threads = True
-    request_queue_size = 128  # many processes may start at once
-
-    def __init__(self, address: tuple[str, int], api: StandIn) -> None:
-        self.api = api
-        self.stopping = threading.Event()
-        self._connections: dict[threading.Thread, socket] = {}
-        super().__init__(address, _Handler)
-        self._thread = threading.Thread(
-            target=self.serve_forever, args=(_POLL_SECONDS,), name="stand-in", daemon=True
-        )
-
-    def server_bind(self) -> None:
-        """Bind without asking the name service who 127.0.0.1 is, as HTTPServer would."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
-
-    def begin(self) -> None:
-        self._thread.start()
-
-    def end(self) -> None:
-        """Wake and hang up on everybody; a second is enough for the rest."""
-        self.stopping.set()
-        self.shutdown()
-        self._thread.join()
-        deadline = time.monotonic() + 1
-        for thread, connection in list(self._connections.items()):
-            with suppress(OSError):  # it has closed by itself
-                connection.shutdown(SHUT_RDWR)
-            thread.join(max(0.0, deadline - time.monotonic()))
-        self.server_close()
-
-    def process_request(self, request: _Request, client_address: object) -> None:
-        """As ThreadingMixIn does it, remembering the connection before it can end."""
-        if not isinstance(request, socket):  # only UDP servers get a pair
-            raise TypeError(request)
-        thread = threading.Thread(
-            target=self._converse, args=(request, client_address), daemon=True
-        )
-        self._connections[thread] = request
-        thread.start()
-
-    def _converse(self, request: socket, client_address: tuple[str, int]) -> None:
-        try:
-            self.process_request_thread(request, client_address)
-        finally:
-            del self._connections[threading.current_thread()]
-
-    def handle_error(self, request: _Request, client_address: object) -> None:
-        """Show bugs; a client that goes away is not one."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)

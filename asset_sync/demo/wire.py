@@ -15,7 +15,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Document: TypeAlias = dict[str, Json]
 
 FOREIGN_HOST = "https://stand-in.invalid"
-"""Nobody's host (RFC 6761): a client that sends its key there has been caught."""
+"""A host that cannot exist (RFC 6761); a client must never send its key there."""
 
 SNAPSHOT_PATH = "/v3/snapshot"
 REFERENCE_PATH = "/v3/reference/tickers"

@@ -1,1 +1,1 @@
-"""For operators: health, doctor, metrics, hooks, and a forecast of how fresh the data will be."""
+"""For operators: health, doctor, metrics, monitoring hooks, and the forecast of `plan`."""

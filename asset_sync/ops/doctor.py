@@ -1,4 +1,4 @@
-"""Finds problems before a run does: settings, files, database, key, cron, Redis."""
+"""Finds problems before a run does: settings, files, database, key, cron, the message bus."""
 
 import stat
 import time
@@ -7,16 +7,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from asset_sync import bus
 from asset_sync.budget import clocks, slots
 from asset_sync.database import Connection, SchemaStatus, lacking_rights, query
 from asset_sync.model import Lane
 from asset_sync.ops.health import OVERDUE_INTERVALS
-from asset_sync.provider.errors import Fault, ProviderError
+from asset_sync.provider.errors import Cause, ProviderError
 from asset_sync.schedule import installed
 from asset_sync.settings import SECRET_VARIABLES, Settings
 from asset_sync.starter import Starter
 from asset_sync.store import entitlements, runs
-from asset_sync.store.publish import EventsError, publisher_of
 
 
 class Grade(StrEnum):
@@ -46,25 +46,26 @@ def examine_settings(settings: Settings, environ: Mapping[str, str]) -> Iterator
     if not settings.shipped and _mode(settings.source) & _WRITTEN_BY_OTHERS:
         text = f"others may write {settings.source}, and send the key elsewhere: chmod go-w on it"
         yield Finding(Grade.WARNING, "settings", text)
-    if _ping_url_is_in_the_file(settings, environ) and _mode(settings.source) & _READ_BY_OTHERS:
+    if _file_holds_ping_url(settings, environ) and _mode(settings.source) & _READ_BY_OTHERS:
         text = f"others may read {settings.source}, which holds ping_url: chmod 600 on it"
         yield Finding(Grade.WARNING, "settings", f"{text}, or set PING_URL_FILE instead")
     for name in sorted(environ):
-        of_a_secret = name.endswith("_FILE") and name.removesuffix("_FILE") in SECRET_VARIABLES
-        if of_a_secret and environ[name]:
-            yield _readable(name, Path(environ[name]))
+        names_secret = name.endswith("_FILE") and name.removesuffix("_FILE") in SECRET_VARIABLES
+        if names_secret and environ[name]:
+            yield _secret_file(name, Path(environ[name]))
 
 
-def _ping_url_is_in_the_file(settings: Settings, environ: Mapping[str, str]) -> bool:
+def _file_holds_ping_url(settings: Settings, environ: Mapping[str, str]) -> bool:
     elsewhere = environ.get("PING_URL") or environ.get("PING_URL_FILE")
     return settings.monitoring.ping_url is not None and not elsewhere
 
 
-def _readable(name: str, path: Path) -> Finding:
+def _secret_file(name: str, path: Path) -> Finding:
+    """Check that only its owner may read and write the file that the variable names."""
     try:
         mode = _mode(path)
     except OSError as error:
-        return Finding(Grade.ERROR, name, f"cannot be looked at ({error.strerror})")
+        return Finding(Grade.ERROR, name, f"{path} cannot be read ({error.strerror})")
     if mode & (_READ_BY_OTHERS | _WRITTEN_BY_OTHERS):
         may = "read" if mode & _READ_BY_OTHERS else "write"
         return Finding(Grade.WARNING, name, f"others may {may} {path}: chmod 600 {path}")
@@ -115,15 +116,15 @@ def _rights(db: Connection) -> Finding:
 
 
 def _clock(db: Connection) -> Finding:
-    """Compare the clocks: a difference breaks nothing, but makes logs hard to compare."""
+    """Compare this host's clock with the database's: a difference makes logs hard to compare."""
     [(server, zone)] = query(
         db,
         "select extract(epoch from clock_timestamp())::float8, current_setting('TimeZone')",
     )
     apart = abs(server - time.time())
     if apart > _CLOCKS_APART_SECONDS:
-        text = f"this host's clock is {apart:.0f} s off the database's, whose time holds: set it"
-        return Finding(Grade.WARNING, "clock", f"{text} (timedatectl)")
+        text = f"this host's clock is {apart:.0f} s off the database's, which asset-sync uses"
+        return Finding(Grade.WARNING, "clock", f"{text}: set this host's (timedatectl)")
     return Finding(Grade.OK, "clock", f"agrees with the database's (its time zone: {zone})")
 
 
@@ -165,18 +166,19 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
         with Questions(db, settings, within_seconds=0) as questions:
             questions.ask(lambda api: api.ticker_exists(settings.assets[0].ticker))
     except NoCallLeftError as error:
-        text = f"not asked: the budget is used up for {error.seconds:.0f} s; try again then"
+        text = f"not checked: the budget is used up for {error.seconds:.0f} s; try again after that"
         yield Finding(Grade.WARNING, "key", text)
         return
     except ProviderError as error:
-        grade = Grade.ERROR if error.fault is Fault.ACCOUNT else Grade.WARNING
+        grade = Grade.ERROR if error.cause is Cause.ACCOUNT else Grade.WARNING
         yield Finding(grade, "key", error.reason)
         return
     yield Finding(Grade.OK, "key", "the API accepts it")
-    yield _denied(db, settings)
+    yield _plan(db, settings)
 
 
-def _denied(db: Connection, settings: Settings) -> Finding:
+def _plan(db: Connection, settings: Settings) -> Finding:
+    """Report what the key turned out not to be allowed."""
     from asset_sync.sync.scope import account  # noqa: PLC0415
 
     missing = entitlements.missing(db, *account(settings))
@@ -188,8 +190,8 @@ def _denied(db: Connection, settings: Settings) -> Finding:
         text = f"has no snapshots, though the plan is set to {plan}: set POLYGON_TIER to free"
         return Finding(Grade.WARNING, "plan", text)
     if missing.today:
-        return Finding(Grade.OK, "plan", f"{plan}; bars end with yesterday on this key")
-    return Finding(Grade.OK, "plan", f"{plan}; nothing was refused of late")
+        return Finding(Grade.OK, "plan", f"{plan}; this key gets bars up to yesterday only")
+    return Finding(Grade.OK, "plan", f"{plan}; nothing was refused in the last day")
 
 
 def examine_runs(
@@ -210,20 +212,21 @@ def _last_run(
     subject = f"sync {lane.value}"
     names = " and ".join(sorted(starters))
     if not lasts:
-        cause = f"{names} is to start it" if starters else f"nothing starts it: {_SCHEDULE}"
+        cause = f"{names} should start it" if starters else f"nothing starts it: {_SCHEDULE}"
         return Finding(Grade.WARNING, subject, f"has never run on this host; {cause}")
     last = lasts[0]
     text = f"last ran {_ago(last.seconds_ago)} ago{_started_by(last)}"
     if not starters:
         return Finding(Grade.WARNING, subject, f"{text}; nothing here starts it: {_SCHEDULE}")
-    # A run without a known starter may be the scheduler's.
-    its = [run for run in lasts if run.started_by in {None, *(Starter(name) for name in starters)}]
+    # The scheduler may also have started a run whose starter is not known.
+    started = {None, *(Starter(name) for name in starters)}
+    scheduled = [run for run in lasts if run.started_by in started]
     late_after = OVERDUE_INTERVALS * settings.batch.interval_seconds
-    if not its or its[0].seconds_ago > late_after:
-        since = f"has not for {_ago(its[0].seconds_ago)}" if its else "never has"
-        cause = f"{names} is to start it but {since}: {_LOGS[min(starters)]} says why"
+    if not scheduled or scheduled[0].seconds_ago > late_after:
+        since = f"has not for {_ago(scheduled[0].seconds_ago)}" if scheduled else "never has"
+        cause = f"{names} should start it but {since}: {_LOGS[min(starters)]} says why"
         return Finding(Grade.WARNING, subject, f"{text}; {cause.format(lane=lane.value)}")
-    for run in (its[0], last):
+    for run in (scheduled[0], last):
         if run.reason_ended in _ENDED_BADLY:
             grade, ended = _ENDED_BADLY[run.reason_ended]
             text = f"the run of {_ago(run.seconds_ago)} ago{_started_by(run)}, {ended}"
@@ -240,7 +243,7 @@ _ENDED_BADLY = {
     "key_refused": (Grade.ERROR, "ended because the API refused the key: check it"),
     "plan_refused": (Grade.ERROR, "ended because the API refused the plan: check POLYGON_TIER"),
     "provider_unavailable": (Grade.WARNING, "ended because the API did not answer"),
-    "broken": (Grade.WARNING, "broke off: what it printed says why"),
+    "broken": (Grade.WARNING, "ended with an error: its output says why"),
 }
 
 
@@ -260,16 +263,17 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
 
 
-def examine_redis(settings: Settings) -> Iterator[Finding]:
-    """Check that Redis answers, if it is set."""
-    publisher = publisher_of(settings)
-    if publisher is None:
+def examine_bus(settings: Settings) -> Iterator[Finding]:
+    """Check that the message bus answers, if one is set."""
+    if settings.bus_url is None:
         return
+    subject = bus.NAME.lower()
+    client = bus.Client(settings.bus_url)
     try:
-        publisher.hello()
-    except EventsError as error:
-        yield Finding(Grade.WARNING, "redis", str(error))
+        client.hello()
+    except bus.EventsError as error:
+        yield Finding(Grade.WARNING, subject, str(error))
     else:
-        yield Finding(Grade.OK, "redis", "answers")
+        yield Finding(Grade.OK, subject, "answers")
     finally:
-        publisher.close()
+        client.close()

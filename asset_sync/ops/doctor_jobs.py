@@ -1,7 +1,7 @@
 """Checks the jobs as cron or systemd will run them.
 
-A job has the variables, home and rights of its scheduler. So the settings are read once more as
-the job will read them, and compared with those of this shell.
+A job gets its variables, home and rights from its scheduler. So the settings are read again as the
+job will read them, and compared with those of this shell.
 """
 
 import os
@@ -28,7 +28,7 @@ _SENDMAIL_PATH = "/usr/sbin:/usr/lib:/usr/bin"
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class ExaminedJob:
     """A job, and the settings that it will read."""
 
     job: Job
@@ -39,56 +39,58 @@ class Sight:
     """What is wrong, or differs from this shell."""
 
 
-def look(jobs: tuple[Job, ...], settings: Settings, environ: Mapping[str, str]) -> list[Sight]:
-    """Compare what each job would read with what this shell reads."""
-    sights = []
+def compare(
+    jobs: tuple[Job, ...], settings: Settings, environ: Mapping[str, str]
+) -> list[ExaminedJob]:
+    """Compare the settings that each job will read with those that this shell reads."""
+    examined = []
     for job in jobs:
         if not job.program:
-            text = f"{job.where} starts a program of yours: what that reads is not known"
-            sights.append(Sight(job, None, ((Grade.WARNING, text),)))
+            text = f"{job.where} starts another program: which settings it reads is not known"
+            examined.append(ExaminedJob(job, None, ((Grade.WARNING, text),)))
             continue
         wrong = [*_program(job), *_files(job)]
         read, mistakes = _settings(job)
         wrong += mistakes
         if read is not None:
             wrong += _differences(job, read, settings, environ)
-        sights.append(Sight(job, read, tuple(wrong)))
-    return sights
+        examined.append(ExaminedJob(job, read, tuple(wrong)))
+    return examined
 
 
-def examine(sights: list[Sight]) -> Iterator[Finding]:
+def examine(jobs: list[ExaminedJob]) -> Iterator[Finding]:
     """Report what is wrong with the jobs, and how they differ from this shell."""
-    if len(_schedulers(sights)) > 1:
-        text = "both cron and systemd start the jobs: take one away (`asset-sync schedule`)"
+    if len(_schedulers(jobs)) > 1:
+        text = "both cron and systemd start the jobs: remove one (`asset-sync schedule`)"
         yield Finding(Grade.WARNING, "scheduler", text)
-    elif len({sight.job.lane for sight in sights}) < len(sights):
-        where = "; ".join(sight.job.where for sight in sights)
-        text = f"a job is started twice: take one away ({where})"
+    elif len({one.job.lane for one in jobs}) < len(jobs):
+        where = "; ".join(one.job.where for one in jobs)
+        text = f"a job is started twice: remove one ({where})"
         yield Finding(Grade.WARNING, "scheduler", text)
-    for scheduler in _schedulers(sights):
+    for scheduler in _schedulers(jobs):
         findings = [
             Finding(grade, scheduler.value, text)
-            for sight in sights
-            if sight.job.scheduler is scheduler
-            for grade, text in sight.findings
+            for one in jobs
+            if one.job.scheduler is scheduler
+            for grade, text in one.findings
         ]
         text = "its jobs read the settings, key and database that this shell does"
         yield from dict.fromkeys(findings or [Finding(Grade.OK, scheduler.value, text)])
 
 
-def _schedulers(sights: list[Sight]) -> list[Scheduler]:
-    return list(dict.fromkeys(sight.job.scheduler for sight in sights))
+def _schedulers(jobs: list[ExaminedJob]) -> list[Scheduler]:
+    return list(dict.fromkeys(one.job.scheduler for one in jobs))
 
 
-# --- what a job finds --------------------------------------------------------------------------
+# --- what a job starts and reads ---------------------------------------------------------------
 
 
 def _program(job: Job) -> Iterator[tuple[Grade, str]]:
     if "/" not in job.program:
         path = job.environ.get("PATH", "")
         if shutil.which(job.program, path=path) is None:
-            text = f"{job.where} names no path, and no {job.program} is in {job.scheduler}'s PATH"
-            yield Grade.ERROR, f"{text} ({path}): write the whole path"
+            text = f"{job.where} starts {job.program}, which is not in {job.scheduler}'s PATH"
+            yield Grade.ERROR, f"{text} ({path}): write its whole path"
         return
     program = job.directory / job.program
     if not program.is_file():
@@ -108,7 +110,7 @@ def _files(job: Job) -> Iterator[tuple[Grade, str]]:
         named["--config"] = job.config
     for name, file in named.items():
         path = job.directory / file
-        # systemd hands credentials over as root.
+        # For such a job systemd, as root, reads the credentials.
         if job.user is None and name.endswith("_FILE"):
             continue
         if path.exists() and not _may(job.user, path, os.R_OK):
@@ -129,24 +131,25 @@ def _settings(job: Job) -> tuple[Settings | None, list[tuple[Grade, str]]]:
 def _differences(
     job: Job, its: Settings, ours: Settings, environ: Mapping[str, str]
 ) -> Iterator[tuple[Grade, str]]:
+    """Yield how the job's settings differ from this shell's."""
     if its.source.resolve() != ours.source.resolve():
         text = (
-            f"its jobs read {_shown(its)}, this shell reads {_shown(ours)}: what"
-            " `asset-sync assets add` writes here does not reach the jobs; name one file in both"
-            " with ASSET_SYNC_CONFIG"
+            f"its jobs read {_shown(its)}, this shell reads {_shown(ours)}: the jobs do not get"
+            " what `asset-sync assets add` writes here; name one file in both with"
+            " ASSET_SYNC_CONFIG"
         )
         yield Grade.WARNING, text
     if its.provider.api_key is None:
         yield Grade.ERROR, f"{job.where} has no key: give it POLYGON_API_KEY_FILE"
-    # If the shell has no key, the doctor tries that of the jobs.
+    # If the shell has no key, the doctor tries the jobs' key.
     elif ours.provider.api_key not in {None, its.provider.api_key}:
         text = "its jobs have another key than this shell: set POLYGON_API_KEY_FILE to one file"
         yield Grade.WARNING, f"{text} in both"
     its_data, our_data = _database(its, job.environ), _database(ours, environ)
     if its_data != our_data:
         text = (
-            f"its jobs write to {its_data}, this shell looks at {our_data}: what is shown here is"
-            " not what they do; give both the same DATABASE_URL_FILE or XDG_DATA_HOME"
+            f"its jobs write to {its_data}, this shell reads {our_data}: commands here do not show"
+            " what the jobs do; give both the same DATABASE_URL_FILE or XDG_DATA_HOME"
         )
         yield Grade.WARNING, text
 
@@ -164,30 +167,30 @@ def _database(settings: Settings, environ: Mapping[str, str]) -> str:
         return "a database whose address cannot be read"
 
 
-# --- who is told of a failure ------------------------------------------------------------------
+# --- who is notified of a failure --------------------------------------------------------------
 
 
-def examine_monitoring(sights: list[Sight], settings: Settings) -> Iterator[Finding]:
-    """Report who is told of a failed run, without the URL and arguments, which may be secret."""
-    seen = next((sight for sight in sights if sight.settings), None)
+def examine_monitoring(jobs: list[ExaminedJob], settings: Settings) -> Iterator[Finding]:
+    """Report who is notified of a failed run, without URL and arguments: they may be secret."""
+    seen = next((one for one in jobs if one.settings), None)
     monitoring = (seen.settings or settings if seen else settings).monitoring
     reached = [] if monitoring.ping_url is None else ["each run pings its URL"]
     if monitoring.on_failure:
         program = monitoring.on_failure[0]
         if shutil.which(program, path=seen.job.environ.get("PATH") if seen else None) is None:
-            text = f"there is no program {program} to run: correct monitoring.on_failure"
+            text = f"the program {program} does not exist: correct monitoring.on_failure"
             yield Finding(Grade.WARNING, "monitoring", text)
             return
         reached.append(f"one that fails starts {program}")
     why_not = "nothing starts the jobs"
-    for sight in sights:
-        mail, no_mail = _mail(sight.job)
+    for one in jobs:
+        mail, no_mail = _mail(one.job)
         reached += [mail] if mail else []
         why_not = no_mail or why_not
     if reached:
         yield Finding(Grade.OK, "monitoring", "; ".join(dict.fromkeys(reached)))
         return
-    text = f"nobody hears of a failed run ({why_not}): set monitoring.ping_url or on_failure"
+    text = f"a failed run notifies nobody ({why_not}): set monitoring.ping_url or on_failure"
     yield Finding(Grade.WARNING, "monitoring", text)
 
 
@@ -198,10 +201,10 @@ def _mail(job: Job) -> tuple[str, str]:
     if job.environ.get("MAILTO") == "":
         return "", "MAILTO is empty"
     if job.mails_to is None:
-        return "", "what the jobs print does not go to cron"
+        return "", "cron does not get the output of the jobs"
     if shutil.which("sendmail", path=_SENDMAIL_PATH) is None:
         return "", "cron cannot mail: there is no sendmail"
-    return f"cron mails {job.mails_to} what fails", ""
+    return f"cron mails failures to {job.mails_to}", ""
 
 
 # --- rights ------------------------------------------------------------------------------------
@@ -238,7 +241,7 @@ def _may(user: str | None, path: Path, right: int) -> bool:
         return _allowed(path.stat(), uid, groups, right) and all(
             _allowed(directory.stat(), uid, groups, os.X_OK) for directory in path.parents
         )
-    except OSError:  # this user may not look there; `load` reports other problems
+    except OSError:  # this user may not see the file; `load` reports other problems
         return True
 
 

@@ -1,9 +1,11 @@
 """How fresh a plan of the provider keeps these assets, and which plan would be enough.
 
-An asset is due `update_frequency_seconds` after its last success. Its place in line is that time
-plus its level's allowance (`asset_sync.queue`). So all assets wait equally long past their place.
-The forecast finds the wait at which the calls needed equal the calls available. Between two
-successes an asset's age grows from 0 to the time between them.
+An asset becomes due `update_frequency_seconds` after its last success. The queue serves assets in
+the order of the time at which they became due plus the allowance of their level (see
+`asset_sync.queue`). So if calls are short, an asset waits one aging time less than an asset of the
+level below. Longer waits mean fewer refreshes, which need fewer calls. The forecast finds the wait
+at which the calls needed equal the calls available. Between two successes an asset's age grows from
+0 to the time between them.
 
 `tests/test_forecast.py` compares this with the real loop, simulated for a day.
 """
@@ -28,7 +30,7 @@ CALL_SECONDS = 0.5
 
 
 class Staleness(NamedTuple):
-    """How old the data of some assets is: the median, the 95th percentile and the maximum."""
+    """The age of some assets' data: the median, the 95th percentile and the maximum."""
 
     p50_seconds: float
     p95_seconds: float
@@ -40,29 +42,29 @@ class AssetForecast(NamedTuple):
 
     asset: Asset
     asked_seconds: float
-    """The time between refreshes if it never had to wait: its frequency, as cron allows."""
+    """The time between refreshes if it never waits for a call: its frequency, as cron allows."""
     calls_a_day: float
-    """How many calls refreshing it that often takes."""
+    """How many calls a day it takes to refresh it that often."""
     refreshed_every_seconds: float
     staleness: Staleness
 
     @property
     def kept(self) -> bool:
-        """Whether it is refreshed as often as asked, as far as cron's interval allows."""
+        """Whether it is refreshed as often as `asked_seconds` says."""
         return self.refreshed_every_seconds <= self.asked_seconds * _SLACK
 
     @property
     def later(self) -> bool:
-        """Whether a refresh may come later than `refreshed_every_seconds`."""
+        """Whether a refresh may be later than `refreshed_every_seconds`."""
         return self.staleness.worst_seconds > self.refreshed_every_seconds
 
 
-# A refresh that is late by less than this factor still counts as in time: a call takes time.
+# A time between refreshes up to this factor too long still counts as kept: a call takes time.
 _SLACK = 1.02
 
 
 class Forecast(NamedTuple):
-    """What a plan gives all assets together."""
+    """How fresh one plan keeps the assets."""
 
     plan: Plan
     limit: RateLimit
@@ -77,7 +79,7 @@ class Forecast(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Return the needed share of the calls; above 1 they are not enough."""
+        """The share of the calls that is needed; above 1 the calls are not enough."""
         return self.needed_a_day / self.calls_a_day
 
     @property
@@ -91,8 +93,8 @@ class Forecast(NamedTuple):
         return self.share <= 1 and all(asset.kept for asset in self.assets)
 
     @property
-    def crowded_out(self) -> int:
-        """How many priority assets have to wait for a later window of the limit in each cycle."""
+    def beyond_first_window(self) -> int:
+        """How many priority assets wait for a later window of the rate limit in each cycle."""
         return sum(asset.later for asset in self.of_level(Level.CRITICAL))
 
     def of_level(self, level: Level) -> tuple[AssetForecast, ...]:
@@ -101,18 +103,18 @@ class Forecast(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """What would keep every asset as fresh as asked, if the present plan does not."""
+    """What would keep every asset as fresh as asked if the current plan does not."""
 
     frequency_seconds: int | None
-    """The least `update_frequency_seconds` for all assets of the queue that fits the plan."""
+    """The smallest `update_frequency_seconds` that the plan allows for all assets of the queue."""
     below: int
-    """How many assets have a lower one."""
+    """How many assets have a smaller one."""
     plan: Forecast | None
-    """The cheapest plan that is enough for the present frequencies."""
+    """The cheapest plan that is enough for the current frequencies."""
 
 
 def forecast(settings: Settings, call_seconds: float = CALL_SECONDS) -> Forecast:
-    """Return what the settings' own plan and limit give their assets."""
+    """Return how fresh the settings' own plan and limit keep their assets."""
     line = _Line(settings, call_seconds)
     assets = (*line.priority_assets(), *line.queue_assets())
     return Forecast(
@@ -134,7 +136,7 @@ def staleness(assets: Sequence[AssetForecast]) -> Staleness:
 
 
 def with_plan(settings: Settings, plan: Plan) -> Settings:
-    """Return the settings with that plan; the present plan keeps the limit that is set."""
+    """Return the settings with that plan; the current plan keeps the limit that is set."""
     if plan is settings.provider.plan:
         return settings
     limit = RateLimit(plan.calls, plan.period_seconds, settings.rate_limit.hold_for_priority)
@@ -142,7 +144,7 @@ def with_plan(settings: Settings, plan: Plan) -> Settings:
 
 
 def side_by_side(settings: Settings, call_seconds: float = CALL_SECONDS) -> tuple[Forecast, ...]:
-    """Return the forecast of each plan that the provider sells, and of the present one."""
+    """Return the forecast of each plan that the provider sells, and of the current one."""
     plans = [
         plan
         for plan in PLANS.values()
@@ -152,7 +154,7 @@ def side_by_side(settings: Settings, call_seconds: float = CALL_SECONDS) -> tupl
 
 
 def advise(settings: Settings, plans: Sequence[Forecast], call_seconds: float) -> Advice:
-    """Return what helps if the present plan is not enough."""
+    """Return what to change if the current plan is not enough."""
     line = _Line(settings, call_seconds)
     enough = [one for one in plans if one.enough and one.plan.usd_a_month is not None]
     least = line.least_frequency()
@@ -162,7 +164,7 @@ def advise(settings: Settings, plans: Sequence[Forecast], call_seconds: float) -
 
 
 class _Line:
-    """How one plan's calls are divided among the assets; rates are calls a second."""
+    """How the calls of one plan are divided among the assets; rates are in calls a second."""
 
     def __init__(self, settings: Settings, call_seconds: float) -> None:
         priority = Scope(settings, Lane.PRIORITY, _NOTHING_DENIED)
@@ -178,11 +180,11 @@ class _Line:
         self._critical_cost = _calls_each(settings.provider.plan, len(self.critical))
         self._cost = _calls_each(settings.provider.plan, len(self.others))
         self._priority_rate = sum(self._critical_cost / one for one in self._priority_periods)
-        spent = self._priority_rate + (self._held() if self._limit.hold_for_priority else 0)
+        spent = self._priority_rate + (self._reserved() if self._limit.hold_for_priority else 0)
         # A run makes one call at a time.
         busy = queue.runtime_seconds / self._interval / call_seconds
         left = min(self._limit.calls / self._window - spent, busy)
-        self.queue_rate = left if left > _NOTHING else 0.0
+        self.queue_rate = left if left > _SMALLEST_RATE else 0.0
 
     @property
     def calls_a_second(self) -> float:
@@ -191,9 +193,10 @@ class _Line:
 
     @property
     def all_fresh_seconds(self) -> float:
-        """Return how long the first round takes; the first window's slots are free at once.
+        """Return how long it takes until each asset has been fresh once.
 
-        Before the lowest level has its first turn, higher levels have further turns.
+        The slots of the first window are free at once. Higher levels are refreshed several times
+        before the lowest level is refreshed for the first time.
         """
         first = len(self.critical) * self._critical_cost
         calls = len(self.others) * self._cost
@@ -212,7 +215,7 @@ class _Line:
         return max(self._window, in_turns - self._window)
 
     def least_frequency(self) -> int | None:
-        """Return the least frequency, in whole minutes, that all assets of the queue can have."""
+        """Return the smallest frequency, in whole minutes, that all queue assets can have."""
         if not self.queue_rate:
             return None
 
@@ -229,39 +232,42 @@ class _Line:
         """Yield what the priority assets get."""
         periods = self._priority_periods
         for place, (asset, period) in enumerate(zip(self.critical, periods, strict=True), start=1):
-            # An asset that comes in a later window may miss a cycle.
+            # An asset that is served in a later window may miss a cycle.
             later = place * self._critical_cost > self._limit.calls
             pause = self._interval if later else 0
             yield _of(asset, self._in_cycles(asset), period, self._critical_cost, pause)
 
     @cached_property
     def _priority_periods(self) -> Sequence[float]:
-        """Return the time between two refreshes of each; those too many for a cycle take turns."""
+        """Return the time between two refreshes of each asset.
+
+        If a cycle has fewer calls than these assets need, each time is longer by the same factor.
+        """
         calls = len(self.critical) * self._critical_cost
-        crowd = max(1.0, calls * self._window / (self._limit.calls * self._interval))
-        return [crowd * self._in_cycles(asset) for asset in self.critical]
+        factor = max(1.0, calls * self._window / (self._limit.calls * self._interval))
+        return [factor * self._in_cycles(asset) for asset in self.critical]
 
     def _in_cycles(self, asset: Asset) -> float:
-        """Return the asset's frequency in whole intervals of cron, because only runs refresh it.
+        """Return the asset's frequency, rounded down to whole intervals of cron, at least one.
 
         A run refreshes what would no longer be fresh at the start of the next run.
         """
         return max(1, asset.update_frequency_seconds // self._interval) * self._interval
 
-    def _held(self) -> float:
-        """Return the rate of calls lost because slots are reserved for priority runs.
+    def _reserved(self) -> float:
+        """Return the rate of calls that are lost because slots are reserved for priority runs.
 
-        Such a slot is unused in the window before the run; its next window begins with the run.
+        A reserved slot is unused in the window before the run; its next window begins with the run.
         """
-        held, left = 0.0, float(self._limit.calls)
+        lost, left = 0.0, float(self._limit.calls)
         for period in self._priority_periods:
             slots = min(self._critical_cost, left)
             left -= slots
             made = 1 + (period - self._limit.period_seconds) // self._window
-            held += slots * (1 / self._window - made / period)
-        return held
+            lost += slots * (1 / self._window - made / period)
+        return lost
 
-    # --- the queue: who has been due longest, after its level's allowance ------------------------
+    # --- the queue: by the time since which an asset is due, plus its level's allowance ----------
 
     def queue_assets(self) -> Iterator[AssetForecast]:
         """Yield what the other assets get."""
@@ -270,8 +276,9 @@ class _Line:
         load = min(1.0, needed / self.queue_rate) if self.queue_rate else 1.0
         for asset in self.others:
             asked, period = self._asked(asset), self._period(asset, wait)
-            # An asset in line may wait one more window while slots are reserved for a priority
-            # run; one not in line may come due with many others (five windows, as simulated).
+            # An asset that always waits in line may wait one more window while slots are reserved
+            # for a priority run. An asset that usually does not wait may become due together with
+            # many others, and then waits up to five windows (simulated).
             windows = 1 if period > asked else 5 * load
             pause = windows * self._limit.period_seconds
             yield _of(asset, asked, period, self._cost, pause)
@@ -279,8 +286,8 @@ class _Line:
     def _asked(self, asset: Asset) -> float:
         """Return the time between refreshes if the asset never waits for a call.
 
-        A run that had work also waits for assets that become due; a run that finds nothing due at
-        its start ends at once.
+        If the runs always have work, each asset is refreshed when it becomes due, because such a
+        run also waits for assets. Otherwise runs end early, and cron's next run refreshes it.
         """
         return asset.update_frequency_seconds if self._always_busy else self._in_cycles(asset)
 
@@ -291,7 +298,7 @@ class _Line:
         return least <= self._interval or needed > _BUSY * self.queue_rate
 
     def _wait(self) -> float:
-        """Return the wait in line at which the calls needed equal the calls available."""
+        """Return the lowest level's wait at which the calls needed equal the calls available."""
         if not self.queue_rate:
             return math.inf
 
@@ -301,7 +308,10 @@ class _Line:
         return _least(fits, len(self.others) * self._cost / self.queue_rate + 2 * self._aging)
 
     def _period(self, asset: Asset, wait: float) -> float:
-        """Return the time between two refreshes if the lowest level waits so long in line."""
+        """Return the time between two refreshes if the lowest level waits so long in line.
+
+        Each level above it waits less, by one aging time for each level between them.
+        """
         late = max(0.0, wait - _ALLOWANCES_BELOW[asset.level] * self._aging)
         return self._asked(asset) + late
 
@@ -310,8 +320,8 @@ class _Line:
         return sum(count * self._cost / period(one) for one, count in self._kinds)
 
 
-# One call a day is 1e-5 a second; anything below this is a rounding error.
-_NOTHING = 1e-9
+# One call a day is 1e-5 a second, so a rate below this is a rounding error.
+_SMALLEST_RATE = 1e-9
 # If this share of the calls is needed, there is always an asset that waits for a call.
 _BUSY = 0.75
 _ALLOWANCES_BELOW = {Level.HIGH: 2, Level.MEDIUM: 1, Level.LOW: 0}
@@ -324,7 +334,7 @@ def _of(asset: Asset, asked: float, every: float, cost: float, pause: float) -> 
 
 
 def _age(periods: Sequence[float], share: float) -> float:
-    """Return the age that all assets together do not exceed for that share of the time."""
+    """Return the age that the assets' data does not exceed for that share of the time."""
     if math.inf in periods:
         return math.inf
     counts = Counter(periods)
@@ -338,7 +348,10 @@ def _age(periods: Sequence[float], share: float) -> float:
 
 
 def _least(holds: Callable[[float], bool], most: float) -> float:
-    """Return the least number up to `most` for which `holds` is true; above it is always true."""
+    """Return the smallest number from 0 to `most` for which `holds` is true, by halving.
+
+    `holds` must be true for all numbers above that one.
+    """
     low, high = 0.0, most
     if holds(low):
         return low
@@ -363,7 +376,7 @@ def _kinds(assets: Sequence[Asset]) -> Sequence[tuple[Asset, int]]:
 
 
 def _calls_each(plan: Plan, assets: int) -> float:
-    """Return how many calls one refresh of an asset takes; a shared call counts by its share."""
+    """Return the calls that one refresh of an asset takes; a call for n assets counts as 1/n."""
     return sum(math.ceil(assets / feed.bulk) / assets for feed in plan.feeds) if assets else 0
 
 

@@ -9,18 +9,18 @@ from asset_sync import queue
 from asset_sync.budget import clocks, slots
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.model import Asset, Lane, Level
-from asset_sync.queue import WORTH_A_WORD, Failing, Freshness, LevelStatus
+from asset_sync.queue import FAILING_STRIKES, Failing, Freshness, LevelStatus
 from asset_sync.settings import Settings
 from asset_sync.store import runs
 from asset_sync.store.runs import JobRecord
 
-# Cron starts a run once an interval; one missing run can be chance, two cannot.
+# Cron starts a run in each interval. One missing run may be chance; after two the job is overdue.
 OVERDUE_INTERVALS = 2
 JUMP_REPORTED_SECONDS = 3600
 
 
 class Verdict(StrEnum):
-    """The result of a check; members are declared from good to bad."""
+    """The result of a check; the members are in the order from good to bad."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -37,7 +37,7 @@ class Check(NamedTuple):
     """None if the check has no figure."""
     verdict: Verdict
     about: str
-    """What was found, for a person."""
+    """What was found, as text for the user."""
 
 
 class JobStatus(NamedTuple):
@@ -75,7 +75,7 @@ def examine(db: Connection, settings: Settings) -> Health:
     freshness = queue.freshness(db, symbols)
     critical = [freshness.get(asset.symbol) for asset in settings.critical]
     return Health(
-        jobs=tuple(_scope(lane, records[lane], settings) for lane in lanes),
+        jobs=tuple(_job_status(lane, records[lane], settings) for lane in lanes),
         levels=levels,
         checks=(
             *(_overdue(lane, records[lane], settings) for lane in lanes),
@@ -106,7 +106,7 @@ def _has_priority_runs(settings: Settings) -> bool:
     return settings.batch.priority_assets_enabled and bool(settings.critical)
 
 
-def _scope(lane: Lane, record: JobRecord, settings: Settings) -> JobStatus:
+def _job_status(lane: Lane, record: JobRecord, settings: Settings) -> JobStatus:
     interval = timedelta(seconds=settings.batch.interval_seconds)
     last = record.last_run_at
     overdue = _overdue(lane, record, settings).verdict is not Verdict.HEALTHY
@@ -150,7 +150,8 @@ def _of_priority_runs(record: JobRecord, settings: Settings) -> Iterator[Check]:
         record.p95_ms,
         limits.latency_ms,
         Verdict.DEGRADED if slow else Verdict.HEALTHY,
-        "what 95 % of the last hour's priority runs took at most, not counting waits for a slot",
+        "milliseconds that 95 % of the last hour's priority runs took at most, without waits for a"
+        " slot",
     )
     yield Check(
         "api.rate_limit_waits",
@@ -170,12 +171,12 @@ def _size(levels: Sequence[LevelStatus], settings: Settings) -> Check:
 
 def _dead(levels: Sequence[LevelStatus]) -> Check:
     dead = sum(level.dead for level in levels)
-    about = "given up: `asset-sync queue list --state dead` says why"
+    about = "dead items: `asset-sync queue list --state dead` says why"
     return Check("queue.dead", dead, 0, Verdict.DEGRADED if dead else Verdict.HEALTHY, about)
 
 
 def _failing(failing: Sequence[Failing]) -> Check:
-    about = f"assets that failed {WORTH_A_WORD} times in a row or more"
+    about = f"assets that failed {FAILING_STRIKES} times in a row or more"
     if failing:
         worst = failing[0]
         about = f"{about}: {worst.symbol} ({worst.strikes} times): {worst.error}"
@@ -186,9 +187,9 @@ def _failing(failing: Sequence[Failing]) -> Check:
 
 
 def _refused(records: Mapping[Lane, JobRecord]) -> Check:
-    """Report a refused key or plan at once: no later run solves it; data gets stale only later."""
+    """Report a refused key or plan at once, before data is stale: no later run can correct it."""
     refused = [lane for lane, record in records.items() if record.refused]
-    about = "jobs that the API refused the last time, for the key or its plan"
+    about = "jobs whose last run the API refused because of the key or its plan"
     if refused:
         jobs = " and ".join(f"`sync {lane.value}`" for lane in refused)
         about = f"the API refuses {jobs}, for the key or its plan: `asset-sync doctor` says more"
@@ -214,7 +215,7 @@ def _jumped(db: Connection) -> Check:
 
 
 def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: Settings) -> Check:
-    """Count the assets that are stale; a critical one makes the result unhealthy."""
+    """Count the stale assets; the result is unhealthy if one of them is critical."""
     factor = settings.health.stale_after_frequencies
     stale = [
         asset

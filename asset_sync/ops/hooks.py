@@ -1,8 +1,8 @@
-"""Reports how a run of `sync` ended: pings healthchecks.io or the like, and starts a command.
+"""Reports how a run of `sync` ended: pings a URL (healthchecks.io), and starts a command.
 
 The pings follow https://healthchecks.io/docs/http_api/: a POST to the URL with `/start` appended
-to its path, then one to the URL itself or, after a failure, with the exit code appended; the body
-says what happened. A failure here is only a warning and stops no run.
+to its path, then one to the URL itself or, after a failure, with the exit code appended. The body
+holds the last lines of output. If a ping or the command fails, that is only a warning.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from asset_sync.settings import SECRET_VARIABLES, MonitoringSettings
 
-# The start is pinged in a thread beside the run; a run that ends before it waits for it.
+# The start is pinged in another thread; a run that ends earlier waits for that thread.
 START_SECONDS = 2.0
 END_SECONDS = 5.0
 COMMAND_SECONDS = 30.0
@@ -48,7 +48,7 @@ class Monitors:
         self._starting: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Ping the start; the run does not wait for it, and a failure is not reported."""
+        """Ping that the run starts; the run does not wait, and a failed ping is not reported."""
         if self._settings.ping_url is not None:
             self._starting = threading.Thread(
                 target=self._ping, args=("/start", b"", START_SECONDS), daemon=True
@@ -57,10 +57,10 @@ class Monitors:
                 self._starting.start()
 
     def end(self, ending: Ending) -> Iterator[str]:
-        """Report how the run ended; yield a sentence for each failure of that."""
+        """Report how the run ended; yield a sentence for a failed ping and a failed command."""
         text = last_words(ending.said)
         if self._starting is not None and self._starting.ident is not None:
-            self._starting.join()  # a start that comes after the end would look like another run
+            self._starting.join()  # a start pinged after the end would look like another run
         if self._settings.ping_url is not None:
             how = f"/{ending.exit_code}" if ending.exit_code else ""
             head = f"asset-sync sync {self._command} on {socket.gethostname()}: {_outcome(ending)}"
@@ -96,7 +96,7 @@ class Monitors:
 
 
 def last_words(said: Sequence[str]) -> str:
-    """Return the last lines, at most as many as fit into a ping and a variable."""
+    """Return the last lines of output, as many as fit into a ping and an environment variable."""
     lines = "\n".join(said).replace("\0", "").splitlines()[-MOST_LINES:]
     return "\n".join(lines).encode(errors="replace")[-MOST_BYTES:].decode(errors="ignore")
 
@@ -107,8 +107,8 @@ def _outcome(ending: Ending) -> str:
 
 
 def _post(address: str, body: bytes, most_seconds: float) -> str:
-    """Return why the ping did not arrive, "" if it did; never with the address."""
-    # Imported only now: most runs ping nobody, and the import takes longer than most of them.
+    """Return why the ping failed, "" if it did not; the text never holds the address."""
+    # Imported only now: most runs send no ping, and the import takes longer than most runs.
     from asset_sync.provider.deadline import Deadline, Session, reason  # noqa: PLC0415
 
     deadline = Deadline(most_seconds)
@@ -130,7 +130,7 @@ def _refusal(status: int, answer: bytes) -> str:
     """Return why an answer rejects a ping, "" if it accepts it."""
     if not 200 <= status <= 299:  # noqa: PLR2004
         return f"it was answered with HTTP {status}"
-    # Healthchecks answers this, with 200, if it has no such check or is pinged too often.
+    # Healthchecks answers with 200 and this text if it has no such check or is pinged too often.
     known = (b"not found", b"rate limited")
     found = next((word for word in known if answer.startswith(b"OK (" + word)), b"")
     return f'it was answered with "OK ({found.decode()})"' if found else ""

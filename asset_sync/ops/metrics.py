@@ -1,7 +1,7 @@
 """The figures of `health`, in Prometheus' text format.
 
-All are gauges: no process runs all the time to count, and the history is pruned. Instead of
-counters there are the figures of the last hour.
+All metrics are gauges. There are no counters, because no process runs all the time and the history
+is pruned. Instead there are the figures of the last hour.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,8 @@ class Family(NamedTuple):
 def exposition(db: Connection, settings: Settings) -> str:
     """Return all metrics as Prometheus reads them."""
     registry = CollectorRegistry()
-    registry.register(_Families([family for look in _LOOKS for family in look(db, settings)]))
+    families = [family for read in _READERS for family in read(db, settings)]
+    registry.register(_Families(families))
     return generate_latest(registry).decode()
 
 
@@ -58,7 +59,7 @@ def _assets(db: Connection, settings: Settings) -> Iterator[Family]:
     fresh = queue.freshness(db, [asset.symbol for asset in settings.assets])
     yield Family(
         "asset_staleness_seconds",
-        "Since the asset was last fresh; since it was added, if it never was.",
+        "Seconds since the asset's last success, or since it was added if it had none.",
         ("symbol",),
         [((symbol,), freshness.seconds_old) for symbol, freshness in sorted(fresh.items())],
     )
@@ -107,7 +108,7 @@ def _runs(db: Connection, _: Settings) -> Iterator[Family]:
         ("runs_waited_last_hour", "Runs that waited for a slot.", lambda record: record.waits),
         (
             "assets_tried_last_hour",
-            "Assets refreshed, or asked for in vain.",
+            "Assets that the runs refreshed or tried to refresh.",
             lambda record: record.tried,
         ),
         ("assets_updated_last_hour", "Assets refreshed.", lambda record: record.updated),
@@ -156,7 +157,7 @@ def _health(db: Connection, settings: Settings) -> Iterator[Family]:
     )
 
 
-_LOOKS: tuple[Callable[[Connection, Settings], Iterator[Family]], ...] = (
+_READERS: tuple[Callable[[Connection, Settings], Iterator[Family]], ...] = (
     _assets,
     _budget,
     _calls,

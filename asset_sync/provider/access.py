@@ -6,7 +6,7 @@ from asset_sync.secret import Secret
 
 
 class Access(NamedTuple):
-    """Where a provider is asked, with which key, and how long it may take."""
+    """A provider's address, the key for it, and the time limits of a call."""
 
     base_url: str
     key: Secret

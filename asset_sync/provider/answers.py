@@ -38,12 +38,12 @@ class Bar(NamedTuple):
 
 
 class Flaw(StrEnum):
-    """Why a bar cannot be true. It is never compared with earlier bars: crashes are real."""
+    """Why a bar cannot be true. Bars are not compared with earlier bars: real prices do crash."""
 
     UNREADABLE = "a figure that is missing or no number"
     PRICE = "a price outside 1e-12 to 1e12"
     VOLUME = "a volume below 0 or above 1e18"
-    UPSIDE_DOWN = "a high below the low"
+    HIGH_BELOW_LOW = "a high below the low"
     OPEN_OR_CLOSE = "an open or close outside low to high"
     OFF_THE_MARK = "a start that is not on a five-minute mark"
     OUT_OF_RANGE = "a start outside the time asked for"
@@ -71,7 +71,7 @@ class BarsAnswer(NamedTuple):
     """False when the provider has more of the range: the next call starts at the last bar."""
 
     left_out: tuple[LeftOut, ...] = ()
-    """The bars that cannot be true and are therefore not in `bars`; each reason once."""
+    """How many bars of the answer are not in `bars`, because they cannot be true, by reason."""
 
     repeats: bool = False
     """Whether a start came twice: repetitions count against the limit, and may cut off the end."""
@@ -104,7 +104,7 @@ class SnapshotAnswer(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A ticker in the reference. A tuple, since one answer may hold 1000 of them."""
+    """A ticker in the provider's list. A tuple, since one answer may hold 1000 of them."""
 
     ticker: str
     name: str
@@ -112,7 +112,7 @@ class Listed(NamedTuple):
 
 
 class TickersAnswer(NamedTuple):
-    """One page of the reference's list."""
+    """One page of the provider's list of tickers."""
 
     tickers: tuple[Listed, ...]
 

@@ -15,7 +15,7 @@ CODE = "polygon"
 
 
 def connect(access: Access) -> Provider:
-    """Return the client. Importing it takes 150 ms, so this waits for the first call."""
+    """Return the client. Importing it takes 150 ms, so it is imported here and not at the start."""
     from asset_sync.provider.polygon.client import Polygon  # noqa: PLC0415
 
     return Polygon(access)

@@ -1,8 +1,8 @@
-"""HTTP with a deadline, without redirects and retries, and with errors in our own words.
+"""HTTP with a deadline, without redirects and retries, and with errors that hold no secret.
 
 A socket's own time-out starts again with every byte, so a server that sends its headers slowly can
-hold a call for hours. Here a timer ends the call by shutting down its connections: every wait on
-them, including TLS handshake and proxy tunnel, reads the end of the stream at once.
+hold a call for hours. Here a timer ends the call by shutting down its connections. Then every wait
+on them, also in the TLS handshake and in a proxy's tunnel, reads the end of the stream at once.
 """
 
 import http.client
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 Auth: TypeAlias = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
 FAILURES = (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError)
-"""All that a session has been seen to raise. ValueError covers UnicodeError."""
+"""All errors that sessions have raised so far. ValueError covers UnicodeError."""
 
 
 class Session(requests.Session):
     """A session whose calls obey the current `Deadline`.
 
-    Its own auth, even one that adds nothing, keeps a .netrc from setting another. Otherwise the
-    environment is trusted: HTTPS_PROXY and REQUESTS_CA_BUNDLE are the user's.
+    It always has an `auth`, even one that adds nothing: otherwise requests would take one from
+    ~/.netrc. The rest of the environment is used, such as HTTPS_PROXY and REQUESTS_CA_BUNDLE.
     """
 
     def __init__(self, headers: Mapping[str, str], auth: Auth = lambda request: request) -> None:
@@ -71,15 +71,16 @@ class Session(requests.Session):
         return settings
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
-        """Find no redirect: requests would read its whole body, however large, to prepare one.
+        """Return None, so that no redirect is prepared.
 
-        That happens even with `allow_redirects=False`.
+        Even with `allow_redirects=False`, requests would read the whole body, however large, to
+        prepare one.
         """
         return None
 
 
 def _is_loopback(host: str) -> bool:
-    """Return whether this name or address is this host's own, however it is written."""
+    """Return whether this name or address means this host, in any way of writing it."""
     if host.rstrip(".").split(".")[-1] == "localhost":
         return True
     with suppress(OSError):  # 127.1 and 0x7f.0.0.1 are addresses, too
@@ -91,34 +92,34 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
-# The first match counts; a time-out while connecting is both a Timeout and a ConnectionError.
+# The first match counts: a time-out while connecting is both a Timeout and a ConnectionError.
 _REASONS: tuple[tuple[type[requests.RequestException], str], ...] = (
-    (requests.exceptions.InvalidURL, "its address is no URL, check {setting}"),
-    (requests.exceptions.MissingSchema, "its address is no URL, check {setting}"),
-    (requests.exceptions.InvalidSchema, "no way to it, check {setting} and the proxy"),
+    (requests.exceptions.InvalidURL, "its address is not a URL, check {setting}"),
+    (requests.exceptions.MissingSchema, "its address is not a URL, check {setting}"),
+    (requests.exceptions.InvalidSchema, "no way to reach it, check {setting} and the proxy"),
     (requests.exceptions.ProxyError, "the proxy did not connect to it, check HTTPS_PROXY"),
     (requests.exceptions.ConnectTimeout, "it did not accept the connection in time"),
     (requests.exceptions.Timeout, "it stopped sending before the answer was whole"),
-    (requests.exceptions.ContentDecodingError, "its answer is not the gzip that it says it is"),
+    (requests.exceptions.ContentDecodingError, "its answer is marked as gzip, but is not gzip"),
     (requests.exceptions.ChunkedEncodingError, "the connection broke before the answer was whole"),
 )
 
 
 def reason(error: BaseException, *, setting: str) -> str:
-    """Say what went wrong in our own words: theirs quote addresses, and a proxy's password.
+    """Return what went wrong; the text of requests may hold an address or a proxy's password.
 
     `setting` is the name of the setting that holds the address.
     """
-    for kind, words in _REASONS:
+    for kind, text in _REASONS:
         if isinstance(error, kind):
-            return words.format(setting=setting)
+            return text.format(setting=setting)
     if isinstance(error, requests.exceptions.SSLError):
         return f"no TLS connection that can be trusted{_detail(error)}"
     return f"the connection failed{_detail(error)}"
 
 
 def _detail(error: BaseException) -> str:
-    """Return the operating system's word for it: "Connection refused", "Name not known"."""
+    """Return the operating system's message: "Connection refused", "Name not known"."""
     seen: set[int] = set()
     found = ""
     current: BaseException | None = error
@@ -137,28 +138,28 @@ class Deadline:
     """The deadline of one call, which watches every connection that the call uses."""
 
     def __init__(self, seconds: float, may_send: Callable[[], bool] = lambda: True) -> None:
-        """Start the time; `may_send` is called immediately before the request is written."""
+        """Set the deadline; `may_send` is called immediately before the request is written."""
         self._ends = monotonic() + seconds
         self._may_send = may_send
         self._timer = threading.Timer(seconds, self._expire)
         self._timer.daemon = True
         self._lock = threading.Lock()
-        self._lines: list[socket.socket] = []
+        self._sockets: list[socket.socket] = []
         self.expired = False
         self.sent_at: float | None = None
         """When the first byte of the request was about to be written, by `clock.monotonic`."""
 
     def __enter__(self) -> Self:
         self._timer.start()
-        self._outer = _ongoing.set(self)
+        self._outer = _current.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _ongoing.reset(self._outer)
+        _current.reset(self._outer)
         self._timer.cancel()
         self._timer.join()
-        for line in self._lines:
-            line.close()
+        for sock in self._sockets:
+            sock.close()
 
     def watch(self, sock: socket.socket) -> None:
         """Shut `sock` down when the time is over; raises TimeoutError if it is over already.
@@ -169,14 +170,14 @@ class Deadline:
         with self._lock:
             if self.expired:
                 raise TimeoutError
-            self._lines.append(socket.socket(fileno=os.dup(sock.fileno())))
+            self._sockets.append(socket.socket(fileno=os.dup(sock.fileno())))
 
     def connect(self, dial: Callable[[], socket.socket]) -> socket.socket:
         """Return the socket that `dial` opens; raises TimeoutError when that takes too long.
 
-        Resolving a name, or trying many dead addresses, may take any time and cannot be
-        interrupted, not even by Ctrl-C, so a separate thread does it. After a time-out the thread
-        ends when the resolver does, and closes what it opened.
+        A separate thread does it, because resolving a name, or trying many dead addresses, may take
+        any time and cannot be interrupted, not even by Ctrl-C. After a time-out the thread ends
+        when the resolver does, and closes what it opened.
         """
         opened: Future[socket.socket] = Future()
         threading.Thread(target=_dial_into, args=(opened, dial), daemon=True).start()
@@ -195,9 +196,9 @@ class Deadline:
         return sock
 
     def send(self) -> None:
-        """Note that the request will be written now; raises TimeoutError if it is too late.
+        """Note that the request is written now; raises TimeoutError if it is too late for that.
 
-        The host may have been suspended since the call began, which no timer notices in time.
+        The timer alone does not suffice: it is late if the host was suspended since the call began.
         """
         if self.sent_at is not None:
             return
@@ -209,12 +210,13 @@ class Deadline:
     def _expire(self) -> None:
         with self._lock:
             self.expired = True
-            for line in self._lines:
-                with suppress(OSError):  # the server may have hung up a moment before
-                    line.shutdown(socket.SHUT_RDWR)
+            for sock in self._sockets:
+                with suppress(OSError):  # the server may have closed it a moment before
+                    sock.shutdown(socket.SHUT_RDWR)
 
 
 def _dial_into(opened: Future[socket.socket], dial: Callable[[], socket.socket]) -> None:
+    """Put the socket, or the error, into the future; close the socket if nobody waits for it."""
     try:
         sock = dial()
     except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for it
@@ -227,10 +229,12 @@ def _dial_into(opened: Future[socket.socket], dial: Callable[[], socket.socket])
         sock.close()
 
 
-_ongoing: ContextVar[Deadline] = ContextVar("the deadline of the call that is going on")
+_current: ContextVar[Deadline] = ContextVar("the deadline of the current call")
 
 
-class _Watched(HTTPConnection):
+class _WatchedConnection(HTTPConnection):
+    """A connection whose sockets the current `Deadline` watches."""
+
     _connecting = False
 
     def connect(self) -> None:
@@ -246,28 +250,28 @@ class _Watched(HTTPConnection):
         if not self._connecting:
             if self.sock is None:
                 self.connect()
-            _ongoing.get().send()
+            _current.get().send()
         super().send(data)
 
     def _new_conn(self) -> socket.socket:
-        return _ongoing.get().connect(super()._new_conn)
+        return _current.get().connect(super()._new_conn)
 
     def putrequest(self, method: str, url: str, *skip: bool, **skips: bool) -> None:
-        if self.sock is not None:  # kept alive since an earlier call, whose watch is over
-            _ongoing.get().watch(self.sock)
+        if self.sock is not None:  # kept alive since an earlier call, whose deadline is over
+            _current.get().watch(self.sock)
         super().putrequest(method, url, *skip, **skips)
 
 
-class _WatchedTLS(_Watched, HTTPSConnection):
+class _WatchedTLSConnection(_WatchedConnection, HTTPSConnection):
     pass
 
 
 class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Watched
+    ConnectionCls = _WatchedConnection
 
 
 class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _WatchedTLS
+    ConnectionCls = _WatchedTLSConnection
 
 
 _POOLS = {"http": _Pool, "https": _TLSPool}
@@ -284,7 +288,7 @@ class _DeadlineAdapter(HTTPAdapter):
         """Return the manager of this proxy; a SOCKS proxy keeps its own way to connect."""
         manager: ProxyManager = super().proxy_manager_for(proxy, **options)
         if proxy.lower().startswith("socks"):
-            _ongoing.get().send()  # its own connection does not report when it sends
+            _current.get().send()  # its own connection does not report when it sends
         else:
             manager.pool_classes_by_scheme = _POOLS
         return manager

@@ -1,4 +1,4 @@
-"""The one family of provider errors, and who is to blame for each."""
+"""The one family of provider errors, and the cause of each."""
 
 # ruff: noqa: N818 - the names say what the provider did, and all are of one family
 from enum import StrEnum
@@ -7,10 +7,10 @@ from typing import ClassVar
 from asset_sync.errors import AssetSyncError, ExitCode
 
 
-class Fault(StrEnum):
-    """Who has to change something before the call can succeed."""
+class Cause(StrEnum):
+    """What has to change before the call can succeed."""
 
-    NOBODY = "nobody"
+    TEMPORARY = "temporary"
     """It passes by itself: the item goes back in line and no attempt is counted."""
 
     ASSET = "asset"
@@ -28,37 +28,37 @@ class ProviderError(AssetSyncError):
 
     exit_code = ExitCode.SOME_FAILED
 
-    fault: ClassVar[Fault]
+    cause: ClassVar[Cause]
 
     kind: ClassVar[str]
     """A short name for tables and metrics."""
 
     @property
     def reason(self) -> str:
-        """The sentence without the promise that a run tries again."""
+        """The sentence without the note that a run tries again."""
         return str(self)
 
 
 class RateLimited(ProviderError):
     """429: the key's calls are used up."""
 
-    fault = Fault.NOBODY
+    cause = Cause.TEMPORARY
     kind = "rate_limited"
 
     def __init__(self, retry_after_seconds: float | None, asked: str = "this call") -> None:
         wait = "a whole minute" if retry_after_seconds is None else f"{retry_after_seconds:.0f} s"
         super().__init__(
-            f"The API has no call left for this key and refused {asked};"
-            f" wait {wait}, and see that nothing else uses the same key."
+            f"The API has no calls left for this key and refused {asked};"
+            f" wait {wait}, and make sure that nothing else uses the same key."
         )
         self.retry_after_seconds = retry_after_seconds
-        """What the server asked for, at most an hour; usually None, when it did not say."""
+        """How long the server asks to wait, at most an hour; usually None: it did not say."""
 
 
 class Unavailable(ProviderError):
-    """An answer came, but not one of a healthy API: 5xx, a proxy's page."""
+    """There is no answer of a working API: 5xx, a proxy's page, or as the subclasses say."""
 
-    fault = Fault.NOBODY
+    cause = Cause.TEMPORARY
     kind = "unavailable"
 
     def __init__(self, what: str, *, tried_again: bool = True) -> None:
@@ -69,12 +69,12 @@ class Unavailable(ProviderError):
 
     @property
     def reason(self) -> str:
-        """The sentence without the promise."""
+        """The sentence without the note that a run tries again."""
         return f"{self._what}."
 
 
 class NotSent(Unavailable):
-    """The request was never sent: no such name, connection refused, no TLS. This is no call."""
+    """The request was never sent: unknown host, connection refused, no TLS. No call was made."""
 
     kind = "not_sent"
 
@@ -90,22 +90,22 @@ class Unanswered(Unavailable):
     def __init__(self, what: str, sent_seconds_ago: float = 0.0) -> None:
         super().__init__(what)
         self.sent_seconds_ago = sent_seconds_ago
-        """The request was written at least so long before this was raised."""
+        """How many seconds ago, at least, the request was written when this was raised."""
 
 
 class KeyRefused(ProviderError):
-    """401, or any refusal that speaks of the API key: the API does not know the key."""
+    """401, or any refusal whose text names the API key: the API does not know the key."""
 
     exit_code = ExitCode.REFUSED
-    fault = Fault.ACCOUNT
+    cause = Cause.ACCOUNT
     kind = "key_refused"
 
 
-class TodayDenied(ProviderError):
-    """403 or status ERROR: the plan has the data, but not of today, or not of so long ago."""
+class TimeRangeDenied(ProviderError):
+    """403 or status ERROR: the plan has such data, but not of today, or not of so long ago."""
 
     exit_code = ExitCode.REFUSED
-    fault = Fault.ACCOUNT
+    cause = Cause.ACCOUNT
     kind = "today_denied"
 
 
@@ -113,26 +113,26 @@ class FeedDenied(ProviderError):
     """403 or status ERROR, or a NOT_ENTITLED row: the plan does not have this kind of data."""
 
     exit_code = ExitCode.REFUSED
-    fault = Fault.ACCOUNT
+    cause = Cause.ACCOUNT
     kind = "feed_denied"
 
 
 class TickerUnknown(ProviderError):
     """404 in JSON, a NOT_FOUND row, or no row at all: the API has no such ticker."""
 
-    fault = Fault.ASSET
+    cause = Cause.ASSET
     kind = "ticker_unknown"
 
 
 class Unreadable(ProviderError):
     """Valid JSON that does not match the API's documentation, or without any plausible data."""
 
-    fault = Fault.ASSET
+    cause = Cause.ASSET
     kind = "unreadable"
 
 
 class Rejected(ProviderError):
     """400, 405, 414, 422 and other refusals that the same request would get again."""
 
-    fault = Fault.ASSET
+    cause = Cause.ASSET
     kind = "rejected"

@@ -1,4 +1,4 @@
-"""The protocol that every provider fulfils."""
+"""The protocol that every provider implements."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -10,11 +10,11 @@ from asset_sync.provider.answers import BarsAnswer, SnapshotAnswer, TickersAnswe
 class Provider(Protocol):
     """A provider of market data; each method that returns data makes exactly one call.
 
-    The call ends within `call_timeout_seconds`, and raises no exception but a `ProviderError`.
+    The call ends within `call_timeout_seconds`, and raises only a `ProviderError`.
     """
 
     call_timeout_seconds: float
-    """How long the next call may take in all; may be set between two calls."""
+    """The time limit of the next whole call; may be set between two calls."""
 
     def send_only_if(self, may_send: Callable[[], bool]) -> None:
         """Call `may_send` immediately before each request is written; if False, raise `NotSent`."""
@@ -22,7 +22,7 @@ class Provider(Protocol):
     def bars(
         self, ticker: str, start: datetime, end: datetime, *, by_minute: bool = False
     ) -> BarsAnswer:
-        """Return the five-minute bars that start from `start` to `end`, both aware and included.
+        """Return the five-minute bars that start between `start` and `end`, aware and included.
 
         With `by_minute` they are made from the provider's minute bars, in case it has only those.
         """

@@ -1,10 +1,10 @@
 """The queue: one row per asset and feed, from idle to waiting to leased and back.
 
-A row is claimed by one run at a time, under a token that only this run holds, so that a run whose
-item was taken back changes nothing.
+A row is leased by one run at a time, under a token that only this run has. If another run has taken
+the item back, the first run can no longer change it.
 """
 
-from asset_sync.queue.claiming import Item, claim, waiting
+from asset_sync.queue.claiming import Item, can_claim, claim
 from asset_sync.queue.ending import (
     TRY_AGAIN_SECONDS,
     LostLeaseError,
@@ -19,7 +19,7 @@ from asset_sync.queue.ending import (
     verify,
 )
 from asset_sync.queue.entering import LINE_LENGTH, Enqueued, enqueue, reclaim
-from asset_sync.queue.rules import LONGEST_BACK_OFF_SECONDS, WORTH_A_WORD, Wanted, calls_for
+from asset_sync.queue.rules import FAILING_STRIKES, LONGEST_BACK_OFF_SECONDS, Wanted, calls_for
 from asset_sync.queue.view import (
     Dead,
     Failing,
@@ -38,10 +38,10 @@ from asset_sync.queue.view import (
 )
 
 __all__ = [
+    "FAILING_STRIKES",
     "LINE_LENGTH",
     "LONGEST_BACK_OFF_SECONDS",
     "TRY_AGAIN_SECONDS",
-    "WORTH_A_WORD",
     "Dead",
     "Enqueued",
     "Failing",
@@ -53,6 +53,7 @@ __all__ = [
     "Upcoming",
     "Wanted",
     "calls_for",
+    "can_claim",
     "claim",
     "dead",
     "due_within",
@@ -73,5 +74,4 @@ __all__ = [
     "skip",
     "strike",
     "verify",
-    "waiting",
 ]

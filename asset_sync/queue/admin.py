@@ -33,7 +33,7 @@ _ENTRY = """
 
 _LEVELS = [level.value for level in Level]
 
-_LIKE = """
+_FILTER = """
   (%(symbols)s::text[] = '{}' or q.symbol = any(%(symbols)s::text[]))
   and (%(states)s::text[] = '{}' or q.state = any(%(states)s::text[]))
   and (%(levels)s::text[] = '{}' or q.level = any(%(levels)s::text[]))
@@ -52,7 +52,7 @@ def entries(
     rows = query(
         db,
         f"""
-        select {_ENTRY} from asset_sync.queue q where {_LIKE}
+        select {_ENTRY} from asset_sync.queue q where {_FILTER}
         order by array_position(array['dead', 'leased', 'waiting', 'idle'], q.state),
           array_position(%(known)s::text[], q.level), q.sort_at, q.symbol, q.feed
         limit %(most)s
@@ -78,14 +78,14 @@ def count(
     """Return how many rows match the filters; `entries` returns the first of them."""
     [(rows,)] = query(
         db,
-        f"select count(*) from asset_sync.queue q where {_LIKE}",
+        f"select count(*) from asset_sync.queue q where {_FILTER}",
         {"symbols": list(symbols), "states": list(states), "levels": list(levels)},
     )
     return int(rows)
 
 
 def symbols(db: Connection) -> list[str]:
-    """Return the symbols that the queue has, each once."""
+    """Return the symbols of all items of the queue, each once."""
     rows = query(db, "select distinct symbol from asset_sync.queue order by symbol")
     return [symbol for (symbol,) in rows]
 
@@ -95,7 +95,7 @@ def retry(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
 
     Their failures are forgotten. Returns the changed items.
     """
-    return _changed(
+    return _update(
         db,
         symbols,
         """q.state = 'dead' or (q.state = 'waiting' and q.not_before > clock_timestamp())""",
@@ -107,7 +107,7 @@ def retry(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
 
 def add(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
     """Put fresh assets in line before they are due; returns the changed items."""
-    return _changed(
+    return _update(
         db,
         symbols,
         "q.state = 'idle'",
@@ -117,9 +117,9 @@ def add(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
 
 
 def remove(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
-    """Delete items that no run holds; returns them as they were.
+    """Delete items that no run holds, and return them.
 
-    If the settings still ask for an asset, the next run adds it again, as one never synced.
+    If the settings still name an asset, the next run adds it again, as if it were new.
     """
     rows = query(
         db,
@@ -132,7 +132,8 @@ def remove(db: Connection, symbols: Sequence[str]) -> tuple[Entry, ...]:
     return tuple(_entry(*row) for row in rows)
 
 
-def _changed(db: Connection, symbols: Sequence[str], which: str, changes: str) -> tuple[Entry, ...]:
+def _update(db: Connection, symbols: Sequence[str], which: str, changes: str) -> tuple[Entry, ...]:
+    """Update the unlocked items that fulfil the condition `which`, and return them."""
     rows = query(
         db,
         f"""

@@ -19,13 +19,13 @@ class Item(NamedTuple):
     name: str
     level: Level
     attempts: int
-    """Tries since the last success that count as failures, this one included."""
+    """Tries since the last success that count against the asset itself, this one included."""
     strikes: int
     """Counted failures in a row, before this try."""
     verify_ticker: bool
     """Whether the next call only asks if the ticker exists."""
     backfilled_to: datetime | None
-    """How far a catch-up of several calls has come, where it found no bars."""
+    """Up to when earlier calls of a catch-up have asked without finding new bars; else None."""
     token: str
 
 
@@ -34,23 +34,23 @@ def claim(
 ) -> tuple[Item, ...]:
     """Lease the first item of the line and others that the same call can serve.
 
-    `line` comes from `enqueue`, so that only assets of these settings are fetched, by their own
-    tickers. Returns at most as many items as one call of the first item's feed serves, none when
-    there is nothing to do. Counts the attempt and writes a new token.
+    `line` comes from `enqueue`, so that only assets of these settings are fetched, with the tickers
+    of these settings. Returns at most as many items as one call of the first item's feed serves,
+    none if no item can be claimed. Counts the attempt and writes a new token.
     """
     one_each = all(wanted.feed.bulk == 1 for wanted in line)
-    for part in (line[:_HEAD], line[_HEAD:]) if one_each else (line,):
-        items = _claim(db, part, lease_seconds, most) if part else ()
+    for part in (line[:_HEAD_LENGTH], line[_HEAD_LENGTH:]) if one_each else (line,):
+        items = _claim_from(db, part, lease_seconds, most) if part else ()
         if items:
             return items
     return ()
 
 
-# Among so many items from the head there is nearly always one that no other run holds.
-_HEAD = 32
+# Among the first 32 items there is nearly always one that no other run holds.
+_HEAD_LENGTH = 32
 
 
-def _claim(
+def _claim_from(
     db: Connection, line: Sequence[Wanted], lease_seconds: float, most: int
 ) -> tuple[Item, ...]:
     rows = query(
@@ -128,7 +128,7 @@ def _item(
     )
 
 
-def waiting(db: Connection, line: Sequence[Wanted]) -> bool:
+def can_claim(db: Connection, line: Sequence[Wanted]) -> bool:
     """Return whether an item of the line (see `enqueue`) can be claimed now."""
     if not line:
         return False

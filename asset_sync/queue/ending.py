@@ -1,6 +1,6 @@
 """Ending a claim: the item becomes idle, waits again, backs off or is dead.
 
-Every change checks the item's token, so that a run whose item was taken back changes nothing.
+Every change checks the item's token: a run whose item was taken back changes nothing.
 """
 
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ def finish(cursor: Cursor, items: Sequence[Item]) -> None:
 def release(
     cursor: Cursor, items: Sequence[Item], *, after_seconds: float = 0, reason: str | None = None
 ) -> None:
-    """Put items back in line that could not finish through no fault of their own.
+    """Put items back in line, without counting the attempt.
 
-    The attempt is not counted. Raises LostLeaseError.
+    For items whose call was not sent or was interrupted. Raises LostLeaseError.
     """
     _update_held(
         cursor,
@@ -79,14 +79,14 @@ def verify(cursor: Cursor, item: Item) -> None:
 
 
 def skip(cursor: Cursor, items: Sequence[Item], reason: str) -> None:
-    """Make items of a feed that the key may not use idle; another feed serves their assets."""
+    """Set items to idle whose feed the key may not use; another feed serves their assets."""
     _update_held(
         cursor, items, "state = 'idle', attempts = 0, last_error = %(reason)s", {"reason": reason}
     )
 
 
 def move_back(cursor: Cursor, items: Sequence[Item], reason: str, settings: QueueSettings) -> None:
-    """Put items back in line behind those that are due already; nothing is counted.
+    """Put items back in line behind those that are due already, without counting the attempt.
 
     Raises LostLeaseError.
     """
@@ -107,12 +107,14 @@ def move_back(cursor: Cursor, items: Sequence[Item], reason: str, settings: Queu
 def strike(
     cursor: Cursor, items: Sequence[Item], error: str, settings: QueueSettings
 ) -> tuple[Struck, ...]:
-    """Let items back off after a bad answer or none; this alone never makes an item dead.
+    """Let items back off after a bad answer or no answer; strikes alone never make an item dead.
 
     The strike counts if it is the first, or if the provider answered any asset well since the item
-    failed last; then the back-off doubles, up to an hour. Simulated for a day with three of seven
-    assets always failing: p95 between refreshes of the others 275 s (280 s without bad ones); all
-    fresh 95 s after an outage of two hours. Raises LostLeaseError.
+    last failed. Each strike that counts doubles the back-off, up to an hour. Raises LostLeaseError.
+
+    A day was simulated in which three of seven assets always failed. The 95th percentile of the
+    time between refreshes of the other assets was 275 s (280 s if none failed). After an outage of
+    two hours, all assets were fresh within 95 s.
     """
     return _back_off(cursor, items, error, settings, "attempts = greatest(0, q.attempts - 1)")
 
@@ -122,9 +124,9 @@ def fail(
 ) -> Struck:
     """Count a failure of the asset itself; after `max_attempts` of them the item is dead.
 
-    It counts under the same conditions as a strike. A critical asset never dies, but is tried less
-    and less often; others get the level low. With `verify_ticker` the next try, too, asks whether
-    the ticker exists. Raises LostLeaseError.
+    It counts under the same conditions as a strike. A critical asset never becomes dead, but is
+    tried less and less often; another asset moves to the level low. With `verify_ticker` the next
+    call asks again whether the ticker exists. Raises LostLeaseError.
     """
     [struck] = _back_off(
         cursor,
@@ -156,7 +158,7 @@ def _back_off(
 ) -> tuple[Struck, ...]:
     """End leases with a failure; the items are in line again when their back-off ends."""
     back_at = f"clock_timestamp() + {BACK_OFF.format(strikes=STRIKES)}"
-    # Behind the other critical items, whose sort_at lies within the first seconds of 1970.
+    # A critical item goes behind the others: their sort_at lies within the first seconds of 1970.
     sort_at = SORT_AT.format(
         level=f"coalesce(nullif({level}, 'critical'), 'high')", position="0", due_at=back_at
     )
@@ -206,7 +208,7 @@ def _update_held(
     )
     if cursor.rowcount != len(items):
         raise LostLeaseError(
-            f"{items[0].symbol}: its lease ended before its answer was stored, and it was taken "
-            "back; nothing was written twice."
+            f"{items[0].symbol}: the lease ended before the answer was stored, and the item was "
+            "taken back; nothing was written twice."
         )
     return cursor.fetchall()

@@ -1,8 +1,9 @@
-"""Entering the queue: due assets get in line, and items of killed runs return to it."""
+"""Entering the queue: due assets are put in line, and so are the items of killed runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from asset_sync.budget.slots import ANSWERED_WELL_AT
 from asset_sync.database import Connection, query
 from asset_sync.queue.rules import (
     BACK_OFF,
@@ -19,11 +20,11 @@ from asset_sync.queue.rules import (
 from asset_sync.settings import QueueSettings
 
 LINE_LENGTH = 300
-"""How many items of each feed, from the head of its own line, a run tries to claim.
+"""How many items of each feed, from the head of the feed's line, a run tries to claim.
 
-Filtering 16,000 waiting items by the settings' symbols costs 25 ms a claim, a join 44 ms, the keys
-of the first 300 cost 0.4 ms (PostgreSQL 15). `enqueue` runs every few seconds and
-reads the line again.
+With 16,000 waiting items a claim costs 25 ms if it filters them by the settings' symbols, 44 ms if
+it joins them, and 0.4 ms if it gets the keys of the first 300 (PostgreSQL 15). `enqueue` runs every
+few seconds and reads the line again.
 """
 
 
@@ -32,7 +33,7 @@ class Enqueued(NamedTuple):
 
     entered: int
     left_out: int
-    """Assets that are due but over the queue's `max_size`; they stay due for a later run."""
+    """How many due assets did not enter because of `max_size`; they stay due for a later run."""
     line: tuple[Wanted, ...]
     """The first items in line that these settings want, up to `LINE_LENGTH` of each feed."""
 
@@ -47,8 +48,8 @@ def enqueue(
     """Put due assets in line, in the order of service, up to `max_size` items of these settings.
 
     With `cycle_seconds`, cron's interval, an asset is due if it will no longer be fresh when the
-    next run starts; without, once its frequency has passed. Critical assets enter even if the
-    queue is full.
+    next run starts; otherwise it is due once its frequency has passed. Critical assets enter even
+    if the queue is full.
     """
     [(entered, left_out, symbols, feeds)] = query(
         db,
@@ -64,8 +65,8 @@ def enqueue(
 
         with {WANTED},
         known as materialized (
-          select w.*, q.state, q.last_attempt_at, q.not_before, q.sort_at as stands_at,
-            q.level as stands_as, {NEW_TICKER} as new_ticker,
+          select w.*, q.state, q.last_attempt_at, q.not_before, q.sort_at as queued_sort_at,
+            q.level as queued_level, {NEW_TICKER} as new_ticker,
             coalesce(q.last_success_at + make_interval(secs => w.frequency_seconds), q.added_at)
               as due_at,
             {DUE.format(now="now()", due_by=due_by("now()", cycle_seconds))} as ready
@@ -76,7 +77,7 @@ def enqueue(
             as sort_at
           from known k join asset_sync.queue q on q.symbol = k.symbol and q.feed = k.feed
           where k.ready and q.state = k.state
-            -- or another run has served it meanwhile
+            -- unless another run has served it meanwhile
             and q.last_attempt_at is not distinct from k.last_attempt_at
           for update of q skip locked
         ),
@@ -104,14 +105,14 @@ def enqueue(
         line as (
           select symbol, feed, feed_rank, level, sort_at from picked
           union all
-          select k.symbol, k.feed, k.feed_rank, k.stands_as, k.stands_at from known k
+          select k.symbol, k.feed, k.feed_rank, k.queued_level, k.queued_sort_at from known k
           where k.state = 'waiting' and not k.ready
             and k.not_before <= now() + make_interval(secs => %(soon)s)
         ),
         own as materialized (
-          select head.* from (select distinct feed as served from wanted) as kind
+          select head.* from (select distinct feed as name from wanted) as feeds
           cross join lateral (
-            select * from line where feed = kind.served order by {ORDER} limit %(length)s
+            select * from line where feed = feeds.name order by {ORDER} limit %(length)s
           ) as head
         )
         select (select count(*) from picked),
@@ -141,8 +142,9 @@ _SOON_SECONDS = 5
 def reclaim(db: Connection, settings: QueueSettings) -> int:
     """Put the items of killed runs back in line and return their number; the attempt counts.
 
-    From the second killed attempt on the item backs off, and after `max_attempts` it may be dead:
-    an item that kills its runs does not block the others.
+    From the second killed attempt on the item backs off. After `max_attempts` it becomes dead, if
+    it is not critical and the provider answered other assets meanwhile. So an item that kills its
+    runs does not block the others.
     """
     [(count,)] = query(
         db,
@@ -155,7 +157,7 @@ def reclaim(db: Connection, settings: QueueSettings) -> int:
         taken_back as (
           update asset_sync.queue q
           set state = case when level <> 'critical' and attempts >= %(max_attempts)s
-              and (select answered_at from asset_sync.limiter) > failed_at
+              and {ANSWERED_WELL_AT} > failed_at
               then 'dead' else 'waiting' end,
             lease_token = null, lease_until = null, failed_at = now(),
             failed_tickers = array_append(array_remove(failed_tickers, ticker), ticker),

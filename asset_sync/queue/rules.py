@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from asset_sync.budget.slots import ANSWERED_WELL_AT
 from asset_sync.model import Asset, Feed
 
 LONGEST_BACK_OFF_SECONDS = 3600
 
-WORTH_A_WORD = 3
+FAILING_STRIKES = 3
 """`queue status` and `health` name an asset that has at least so many strikes."""
 
 WANTED = """
@@ -24,10 +25,11 @@ WANTED = """
 
 RANK = "array_position(array['critical', 'high', 'medium', 'low'], {level})"
 
-# The provider answered an asset well since this one failed, so this one is to blame. A first
-# failure always counts, so that the item backs off.
-COUNTS = """
-  (q.strikes = 0 or (select answered_at from asset_sync.limiter) > q.failed_at)
+# A failure counts if the provider answered another asset well since this one last failed: then the
+# provider works, and the failure is the asset's own. A first failure always counts, so that the
+# item backs off.
+COUNTS = f"""
+  (q.strikes = 0 or {ANSWERED_WELL_AT} > q.failed_at)
 """
 
 STRIKES = f"(case when {COUNTS} then q.strikes + 1 else greatest(q.strikes, 1) end)"
@@ -38,14 +40,17 @@ BACK_OFF = """
   ))
 """
 
-# Another ticker in the settings clears the failures, unless it is known to fail as well: two hosts
-# with two wrong tickers for one symbol would otherwise reset each other's failures for ever.
+# A new ticker in the settings clears the failures, unless that ticker has failed as well. Otherwise
+# two hosts with two wrong tickers for one symbol would clear each other's failures again and again.
 NEW_TICKER = "(cardinality(q.failed_tickers) > 0 and w.ticker <> all(q.failed_tickers))"
 
-# What `enqueue` puts in line: an item that will not be fresh when the next run starts, unless it
-# was refreshed a moment ago (a tenth of its frequency); one with a new ticker; a dead one that has
-# become critical; and a waiting one to which these settings give a higher level than the host that
-# put it in line, so that the higher level holds.
+# What `enqueue` puts in line:
+# - an idle item that will not be fresh when the next run starts, unless it was refreshed less than
+#   a tenth of its frequency ago;
+# - a waiting or dead item with a new ticker;
+# - a dead item that is critical in these settings;
+# - a waiting item to which these settings give a higher level than the host that put it in line: it
+#   gets the higher level.
 DUE = f"""
   case q.state
     when 'idle' then q.last_success_at is null
@@ -62,8 +67,8 @@ _NEXT_START = """
   to_timestamp((floor(extract(epoch from {now}) / %(cycle)s + {rounding}) + 1) * %(cycle)s)
 """
 
-# High items sort by the time at which they are due, medium ones by one aging time later, low ones
-# by two. Critical items come first, in the order of the file.
+# A high item sorts by the time at which it is due, a medium one by one aging time later, a low one
+# by two aging times later. Critical items come first, in the order of the file.
 SORT_AT = """
   case {level}
     when 'critical' then to_timestamp({position})
@@ -84,14 +89,14 @@ class Wanted(NamedTuple):
 
 
 def due_by(now: str, cycle_seconds: float | None, rounding: float = 0) -> str:
-    """Return SQL for the moment until which an asset must stay fresh; otherwise it is due."""
+    """Return SQL for a time; an asset is due if it does not stay fresh until then."""
     if cycle_seconds is None:
         return now
     return _NEXT_START.format(now=now, rounding=rounding)
 
 
 def calls_for(items: Mapping[Feed, int]) -> int:
-    """Return how many calls it takes to serve so many items of each feed."""
+    """Return how many calls serve these numbers of items of each feed."""
     return sum(-(-count // feed.bulk) for feed, count in items.items())
 
 

@@ -8,10 +8,10 @@ from asset_sync.database import Connection, Row, query
 from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.queue.rules import (
     DUE,
+    FAILING_STRIKES,
     ORDER,
     SORT_AT,
     WANTED,
-    WORTH_A_WORD,
     Wanted,
     arrays,
     calls_for,
@@ -34,7 +34,7 @@ class Upcoming(NamedTuple):
     verify_ticker: bool
     """Whether its call only asks if the ticker exists."""
     backfilled_to: datetime | None
-    """How far a catch-up of several calls has come, where it found no bars."""
+    """Up to when earlier calls of a catch-up have asked without finding new bars; else None."""
 
 
 class LevelStatus(NamedTuple):
@@ -45,7 +45,7 @@ class LevelStatus(NamedTuple):
     leased: int
     dead: int
     oldest_seconds: float | None
-    """For how long the item that waits or is leased longest has been due."""
+    """For how long the oldest waiting or leased item has been due."""
 
 
 class Dead(NamedTuple):
@@ -82,10 +82,10 @@ def next_ready_seconds(
     *,
     states: Sequence[str] = ("idle", "waiting"),
 ) -> float | None:
-    """Return in how many seconds there is something to do, None if not within that time.
+    """Return in how many seconds the next item is ready, None if not within that time.
 
-    It looks at assets that become due (idle), and at items that wait after a failure that was not
-    their own (waiting).
+    An idle item is ready when it becomes due, a waiting one when its delay ends. Waiting items
+    whose attempts count do not matter here: no run waits for them.
     """
     [(seconds,)] = query(
         db,
@@ -109,7 +109,7 @@ def next_ready_seconds(
 def due_within(
     db: Connection, wanted: Sequence[Wanted], seconds: float, *, cycle_seconds: float
 ) -> int:
-    """Return how many calls a run will need that starts in so many seconds.
+    """Return how many calls are needed by the run that starts in so many seconds.
 
     The run is assumed to start at the nearest of cron's times.
     """
@@ -149,7 +149,7 @@ def preview(
             coalesce(q.state is null
               or {DUE.format(now="now()", due_by=due_by("now()", cycle_seconds))}, false)
               as ready,
-            w.level, coalesce(q.level, w.level) as stands_as,
+            w.level, coalesce(q.level, w.level) as queued_level,
             coalesce(q.verify_ticker, false) as verify_ticker, q.backfilled_to,
             coalesce(q.last_success_at + make_interval(secs => w.frequency_seconds), q.added_at,
               now()) as due_at,
@@ -162,7 +162,7 @@ def preview(
             {SORT_AT.format(level="level", position="position", due_at="due_at")} as sort_at
           from known where ready
           union all
-          select symbol, feed, feed_rank, ticker, asset_type, stands_as, due_at, delay,
+          select symbol, feed, feed_rank, ticker, asset_type, queued_level, due_at, delay,
             verify_ticker, backfilled_to, sort_at
           from known where state = 'waiting' and not ready
         )
@@ -182,7 +182,8 @@ def preview(
 def line(db: Connection, assets: Sequence[Asset], most: int) -> tuple[Upcoming, ...]:
     """Return the next items of these assets, in the order of their claims.
 
-    Their types are those of the settings, as in a claim: the row may be of another host's.
+    The asset types come from the settings, as in a claim: another host may have written another
+    type into the row.
     """
     of_level = """
         (select * from asset_sync.queue
@@ -201,9 +202,9 @@ def line(db: Connection, assets: Sequence[Asset], most: int) -> tuple[Upcoming, 
         """,
         {"symbols": [asset.symbol for asset in assets], "most": most},
     )
-    kinds = {asset.symbol: asset.asset_type for asset in assets}
+    types = {asset.symbol: asset.asset_type for asset in assets}
     return tuple(
-        _upcoming((symbol, feed, ticker, kinds[symbol], *rest))
+        _upcoming((symbol, feed, ticker, types[symbol], *rest))
         for symbol, feed, ticker, *rest in rows
     )
 
@@ -228,7 +229,7 @@ def levels(db: Connection, symbols: Sequence[str]) -> tuple[LevelStatus, ...]:
 
 
 def dead(db: Connection, symbols: Sequence[str], most: int) -> tuple[Dead, ...]:
-    """Return items of these assets that failed too often, the latest first."""
+    """Return the dead items of these assets, the latest first."""
     return tuple(
         Dead(symbol, Feed.named(feed), error or "")
         for symbol, feed, error in query(
@@ -255,7 +256,7 @@ def failing(db: Connection, symbols: Sequence[str]) -> tuple[Failing, ...]:
             where strikes >= %s and state in ('waiting', 'leased') and symbol = any(%s)
             order by strikes desc, symbol, feed
             """,
-            (WORTH_A_WORD, list(symbols)),
+            (FAILING_STRIKES, list(symbols)),
         )
     )
 
@@ -282,5 +283,5 @@ def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:
 
 
 def _upcoming(row: Row) -> Upcoming:
-    symbol, feed, ticker, kind, level, *rest = row
-    return Upcoming(symbol, Feed.named(feed), ticker, AssetType(kind), Level(level), *rest)
+    symbol, feed, ticker, asset_type, level, *rest = row
+    return Upcoming(symbol, Feed.named(feed), ticker, AssetType(asset_type), Level(level), *rest)

@@ -38,11 +38,11 @@ def write(table: bytes) -> None:
     installed = _crontab("-", given=table)
     if installed.code != 0:
         raise CrontabError(
-            f"cron does not take the new table: `crontab -` {installed.reason}. The old one stays."
+            f"cron rejects the new table: `crontab -` {installed.reason}. The old one stays."
         )
     if read() != table:
         raise CrontabError(
-            "`crontab -` took the new table, but `crontab -l` shows another: look at it."
+            "`crontab -` accepted the new table, but `crontab -l` prints another one: check it."
         )
 
 

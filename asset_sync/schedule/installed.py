@@ -41,7 +41,7 @@ class Job:
 
     directory: Path = Path("/")
     program: str = ""
-    """What the line starts; empty if that is not asset-sync, but for example a script around it."""
+    """The program that the line starts; empty if it is another one, such as a script."""
 
     config: Path | None = None
     """The file of --config."""
@@ -102,7 +102,7 @@ _JOBS = {
 
 
 def _of_table(table: bytes, name: str, user: str | None) -> Iterator[Job]:
-    """Yield a table's jobs; without a user each of its lines names one, as in /etc/crontab."""
+    """Yield a table's jobs; if `user` is None, each line names its user, as in /etc/crontab."""
     variables: dict[str, str] = {}
     for number, line in enumerate(os.fsdecode(table).splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):

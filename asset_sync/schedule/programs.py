@@ -1,4 +1,4 @@
-"""Runs other programs of this machine (crontab, systemctl), without our secrets."""
+"""Runs other programs (crontab, systemctl), without asset-sync's secrets in the environment."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ class Ended:
 
     @property
     def reason(self) -> str:
-        """Why it failed, to be written after its name."""
+        """Why it failed; the text follows the program's name in a message."""
         line = next((line.strip() for line in self.error.splitlines() if line.strip()), "")
         return f"failed ({line.rstrip('.')})" if line else f"failed (exit code {self.code})"
 

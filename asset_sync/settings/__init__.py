@@ -1,12 +1,12 @@
 """The settings: all that `assets.toml` and the environment say. No other module reads either.
 
 `load` returns one frozen `Settings`, or raises one `SettingsError` with every mistake of the file
-and of the environment, so that they can be corrected in one go. A secret stays a `Secret` from here
-to the one line that sends it.
+and of the environment, so that all can be corrected at once. A secret stays a `Secret` from here to
+the one line that sends it.
 
-Only the standard library is imported, and of that only what every start needs: every command
-imports this package. `sections` declares the settings, `kinds` says what each may be, `reader`
-reads them, and `files` says which file holds them.
+`sections` declares the settings, `kinds` checks values, `reader` reads the settings, and `files`
+finds their file. Every command imports this package, so it imports only the parts of the standard
+library that every start needs.
 """
 
 from asset_sync.settings.files import SHIPPED_FILE, SYSTEM_FILE, search_places

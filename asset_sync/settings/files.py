@@ -1,4 +1,4 @@
-"""Which file holds the settings, who may own it, and how a file is read."""
+"""Finds the settings file, checks who owns it, and reads files."""
 
 import os
 import pwd
@@ -36,17 +36,17 @@ def _user_config(environ: Mapping[str, str]) -> Iterator[Path]:
 def refuse_what_others_write(
     source: Path, variables: Mapping[str, str], *, found_here: bool
 ) -> None:
-    """Raise `WrongError`, with what to do, if somebody else may have written these settings.
+    """Raise `WrongError`, with what to do, if another account may have written these settings.
 
-    Settings name the server that gets the key, and programs to run. Anybody may have put a file
-    into the current directory, where it was only found (`found_here`). A file that is named was
-    chosen, and is refused only if everybody may write it.
+    Settings name the server that gets the key, and programs to run. A file that was only found in
+    the current directory (`found_here`) may come from anybody. A file that the user has named is
+    refused only if every account may write it.
     """
     try:
         # The link itself, too: another account may have made it.
         seen = (source.lstat(), source.stat()) if found_here else (source.stat(),)
     except (OSError, ValueError):
-        return  # reading it says why
+        return  # `read_text` reports the error
     *_, file = seen
     if not stat.S_ISREG(file.st_mode):
         return
@@ -69,7 +69,7 @@ def refuse_what_others_write(
                 f"{choose}; or make it yours: `chown -h {os.geteuid()} {path}`"
             )
     owner_account = _account(file.st_uid)
-    # With umask 002 every new file is writable by its owner's own group, which has nobody else.
+    # With umask 002 the owner's own group, which has no other member, may write every new file.
     own_groups = {0} if owner_account is None else {0, owner_account.pw_gid}
     if file.st_mode & stat.S_IWGRP and file.st_gid not in own_groups:
         raise WrongError(f"can be changed by its group: run `chmod g-w {path}`, or {choose}")

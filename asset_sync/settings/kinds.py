@@ -1,10 +1,10 @@
-"""What a setting may be: each kind checks a value and says in words what is right."""
+"""The kinds of settings: each kind checks a value and describes the values that it accepts."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
-from asset_sync import hours
+from asset_sync import bus, hours
 from asset_sync.model import AssetType, Level
 from asset_sync.provider.current import MARKETS
 from asset_sync.secret import Secret
@@ -15,7 +15,7 @@ _T_co = TypeVar("_T_co", covariant=True)
 
 
 class Kind(Generic[_T_co]):
-    """What a setting may be."""
+    """The values that a setting may have."""
 
     __slots__ = ("_accept", "from_text", "must_be")
 
@@ -25,11 +25,11 @@ class Kind(Generic[_T_co]):
         accept: Callable[[object], _T_co | None],
         from_text: Callable[[str], object] = str,
     ) -> None:
-        """Hold the check.
+        """Keep the description and the functions.
 
-        `accept` returns the value as the settings keep it, or None for a wrong one, or raises
-        `WrongError` if "it must be `must_be`" would not say enough. `from_text` turns an
-        environment variable into what TOML would have made of it, or leaves it as it is.
+        `accept` returns the value as the settings keep it, or None for a wrong value. It raises
+        `WrongError` if "it must be `must_be`" would not explain the mistake. `from_text` converts
+        the text of an environment variable to the TOML type, or returns it unchanged.
         """
         self.must_be = must_be
         self.from_text = from_text
@@ -44,7 +44,7 @@ class Kind(Generic[_T_co]):
 
 
 class SecretKind(Kind[Secret]):
-    """A secret, which no sentence shows; its variable may also name a file, with `_FILE`."""
+    """A secret, which no message shows; the variable with `_FILE` at its end may name its file."""
 
     __slots__ = ()
 
@@ -82,7 +82,8 @@ def number(low: float, high: float) -> Kind[float]:
     """Accept a number from `low` to `high`."""
 
     def accept(value: object) -> float | None:
-        # The range is compared first: nan is in none, and a huge integer fits no float.
+        # The range is checked before the conversion: nan is in no range, and a huge integer cannot
+        # become a float.
         if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
             return float(value)
         return None
@@ -94,7 +95,7 @@ def number(low: float, high: float) -> Kind[float]:
 
 
 def choice(options: Mapping[str, _T], note: str = "") -> Kind[_T]:
-    """Accept one of the names and keep what it stands for; `note` ends the sentence."""
+    """Accept one of the names and return its value; `note` ends the description."""
 
     def accept(value: object) -> _T | None:
         return options.get(value) if isinstance(value, str) else None
@@ -185,7 +186,7 @@ def _ticker_for(kind: AssetType, value: object) -> str:
 ASSET_TYPE = choice({kind.value: kind for kind in AssetType}, " (metals are forex)")
 LEVEL = choice(
     {level.value: level for level in Level if level is not Level.CRITICAL},
-    " (critical assets stand under [[priority_assets]])",
+    " (critical assets are listed under [[priority_assets]])",
 )
 POSITION = whole(1, 1_000_000)
 _NAME_CHARACTERS = 200
@@ -251,7 +252,7 @@ def _any_host(host: str) -> bool:
 
 
 def _loopback(host: str) -> bool:
-    import ipaddress  # noqa: PLC0415  hardly anybody uses http
+    import ipaddress  # noqa: PLC0415  only http:// needs it, which is rare
 
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -286,7 +287,7 @@ _URL_PATTERN = r"""(?x)
 
 
 def _scheme_and_host(value: object) -> tuple[str, str]:
-    # A pattern, because urlsplit accepts too much, and would take more time than all the rest.
+    # A pattern, because urlsplit accepts too much, and takes longer than all other checks together.
     match = re.fullmatch(_URL_PATTERN, value) if isinstance(value, str) else None
     if match is None or int(match[4] or 443) not in _PORT:
         raise WrongError(
@@ -311,11 +312,7 @@ DATABASE_URL = SecretKind(
     "is no address of a PostgreSQL database; it must begin with postgresql:// or be of the form"
     " host=… dbname=…",
 )
-REDIS_URL = SecretKind(
-    "what begins with redis://, rediss:// or unix://",
-    r"\s*((?:rediss?|unix)://\S+)\s*",
-    "is no address of a Redis server; it must begin with redis://, rediss:// or unix://",
-)
+BUS_URL = SecretKind(bus.ADDRESS, bus.ADDRESS_PATTERN, bus.NO_ADDRESS)
 PING_URL = SecretKind(
     "https:// (http:// only for this machine), without user and fragment",
     r"""(?x) \s* (

@@ -1,13 +1,14 @@
-"""What is wrong with the settings, and how a sentence shows what somebody wrote."""
+"""The errors of the settings, and how a message shows a wrong value."""
 
 import re
 from collections.abc import Iterable
 
+from asset_sync import bus
 from asset_sync.errors import AssetSyncError
 
 
 class SettingsError(AssetSyncError):
-    """Everything that is wrong with the file and the environment, a sentence for each mistake."""
+    """All mistakes of the file and the environment, a sentence for each."""
 
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes: tuple[str, ...] = tuple(mistakes)
@@ -15,7 +16,7 @@ class SettingsError(AssetSyncError):
 
 
 class WrongError(Exception):
-    """What is wrong with a value and what would be right; it follows the value's name."""
+    """What is wrong with a value and what would be right; the message follows the value's name."""
 
 
 _SHOWN_CHARACTERS = 40
@@ -45,27 +46,27 @@ def shown_key(key: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` with everything escaped that could move a cursor or break an encoding."""
+    """Return `text` with all unprintable characters escaped."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
 
 
-_KEPT_ELSEWHERE = {
+_ENVIRONMENT_ONLY = {
     "POLYGON_API_KEY": "api_key apikey key token secret polygon_api_key massive_api_key",
     "DATABASE_URL": (
         "database database_url db postgres postgresql conninfo dsn password"
         " db_host db_port db_name db_user db_password"
     ),
-    "REDIS_URL": "redis redis_url",
+    bus.VARIABLE: bus.MISTAKEN_KEYS,
 }
 """Keys that people put into a settings file, by the variable to set instead."""
 
 
 def unknown(key: str, known: list[str]) -> str:
-    """Say what an unknown `key` may have been meant to be."""
-    for variable, keys in _KEPT_ELSEWHERE.items():
+    """Return why `key` is wrong, and which setting was probably meant."""
+    for variable, keys in _ENVIRONMENT_ONLY.items():
         if key.lower() in keys.split():
             file = f"{variable}_FILE to the path of a file that holds it"
             return f"does not belong in the file; set {variable} in the environment, or {file}"

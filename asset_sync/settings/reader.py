@@ -49,14 +49,15 @@ _T = TypeVar("_T")
 
 
 def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = None) -> Settings:
-    """Return the settings of the first file found, with the environment over them.
+    """Return the settings of the first file found; the environment overrides the file.
 
-    `config` is what `--config` names; relative paths start at `cwd`. A file that everybody may
-    write is refused, and one of another account unless it is named. An empty variable counts as
-    unset. `POLYGON_API_KEY` wins over `MASSIVE_API_KEY`, and `DATABASE_URL` over `DB_*`, which win
-    over libpq's own. Places in a list count from 1: `secondary_assets[2]` is the second.
+    `config` is what `--config` names; relative paths start at `cwd`. A file that every account may
+    write is refused. A file of another account is refused unless the user names it. An empty
+    variable counts as unset. `POLYGON_API_KEY` overrides `MASSIVE_API_KEY`; `DATABASE_URL`
+    overrides `DB_*`, and these override libpq's own variables.
 
-    Raises `SettingsError` with all mistakes of the file and of the environment.
+    Raises `SettingsError` with all mistakes of the file and of the environment. In its messages,
+    `secondary_assets[2]` is the second block of its kind.
     """
     mistakes: list[str] = []
     environment = _Environment(environ, cwd or Path(), mistakes)
@@ -87,7 +88,7 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
         health=health,
         monitoring=monitoring,
         conninfo=conninfo,
-        redis_url=addresses.redis,
+        bus_url=addresses.bus,
         assets=assets,
         switched_off=switched_off,
         source=source,
@@ -106,7 +107,7 @@ def _find(config: Path | None, environment: "_Environment") -> tuple[Path, str]:
     if named is not None:
         return environment.cwd / named, f" ({CONFIG_VARIABLE})"
     places = search_places(environment.variables, environment.cwd)
-    # A link that leads nowhere counts: somebody meant a file that is missing.
+    # A link whose target is missing counts as found: its error tells the user about the file.
     return next((place for place in places if os.path.lexists(place)), SHIPPED_FILE), ""
 
 
@@ -152,7 +153,7 @@ class _Table:
         symbol = values.get("symbol")
         known = isinstance(symbol, str) and re.fullmatch(SYMBOL_PATTERN, symbol)
         self.symbol: str | None = str(symbol) if known else None
-        """The symbol of the asset described here; people know it better than a number."""
+        """The symbol of the asset described here; messages name it beside the block's number."""
 
     def section(self, key: str, section: type[_T], **defaults: object) -> _T:
         """Return the section in table `key`; a missing or wrong table counts as empty."""
@@ -180,7 +181,7 @@ class _Table:
         return tables
 
     def read(self, section: type, defaults: Mapping[str, object]) -> dict[str, object]:
-        """Return the values: the environment's win over this table's, these over `defaults`."""
+        """Return the values: the environment overrides this table, and the table `defaults`."""
         values = dict(defaults)
         for key, setting in declared(section).items():
             kind = setting.kind_beside(values)
@@ -238,7 +239,7 @@ def _checked(place: str, kind: Kind[object], value: object, mistakes: list[str])
 
 
 def _put(values: dict[str, object], key: str, value: object) -> None:
-    """Set what is not None."""
+    """Set the value unless it is None."""
     if value is not None:
         values[key] = value
 
@@ -343,7 +344,7 @@ class _Environment:
 
     def _content(self, name: str, path: str) -> str | None:
         right = "it must be a file with nothing but the secret"
-        # People put the secret itself there, which must not be shown; no secret begins like a path.
+        # Some users put the secret itself here: only what looks like a path is shown.
         known = path.startswith("/") or os.path.lexists(self.cwd / path)
         named = f"names {printable(path[:_SHOWN_PATH])}, which" if known else "names a file that"
         try:
@@ -369,7 +370,7 @@ class _Environment:
 
 
 def _conninfo(environment: _Environment) -> Secret | None:
-    """Return the database's address from its parts; an empty one leaves all to libpq's `PG*`."""
+    """Return the database's address from `DB_*`; an empty one if only libpq's `PG*` are set."""
     parts = environment.section(DatabaseParts)
     password = parts.password
     by_keyword = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Generic, TypeVar, cast
 
+from asset_sync import bus
 from asset_sync.model import Asset, AssetType, Level
 from asset_sync.provider.current import PLANS
 from asset_sync.provider.plan import Plan
@@ -38,7 +39,7 @@ class Depending(Generic[_T_co]):
 
     @property
     def must_be(self) -> str:
-        """Say what is right for the different values."""
+        """The descriptions for the different values."""
         return "; ".join(dict.fromkeys(kind.must_be for kind in self.by_value.values()))
 
 
@@ -66,7 +67,7 @@ class Setting:
         self.left_out = left_out
 
     def kind_beside(self, values: Mapping[str, object]) -> Kind[object]:
-        """Return what this setting may be if its section's other settings have these values."""
+        """Return this setting's kind if the section's other settings have these values."""
         if isinstance(self.kind, Kind):
             return self.kind
         return self.kind.by_value.get(values.get(self.kind.on), self.kind.otherwise)
@@ -82,12 +83,12 @@ def setting(
     example: object = None,
     left_out: str = "",
 ) -> _T:
-    """Declare a field of a section: what it may be, its default and its sentence of documentation.
+    """Declare a field of a section: its kind, its default and its documentation.
 
-    Without a `default` a value is needed, or the reader supplies one. `env` names the environment
-    variables that win over the file, separated by spaces; the first that is set wins. `in_file`
-    says whether the file may hold the setting. Where there is no fixed default, `left_out` says
-    what holds instead, and `example` is what the shipped file shows.
+    Without a `default`, the file must have a value or the reader supplies one. `env` names the
+    environment variables that override the file, separated by spaces; the first that is set counts.
+    `in_file` says whether the file may hold the setting. If there is no fixed default, `left_out`
+    describes the value that is used, and `example` is the value that the shipped file shows.
     """
     made = field(
         default=MISSING if default is ... else default,
@@ -113,7 +114,7 @@ _SECONDS = number(0.1, 600)
 
 @dataclass(frozen=True, slots=True)
 class ProviderSettings:
-    """Where and how the provider is asked."""
+    """The provider: its address, the plan of the key, and the time limits of a call."""
 
     plan: Plan = setting(
         kinds.choice(PLANS),
@@ -128,7 +129,7 @@ class ProviderSettings:
         Depending("allow_insecure_http", {True: kinds.INSECURE_BASE_URL}, kinds.BASE_URL),
         "https://api.polygon.io",
         env="POLYGON_BASE_URL",
-        doc="Where the API is.",
+        doc="The API's address.",
     )
     """Without a slash at its end."""
 
@@ -138,7 +139,7 @@ class ProviderSettings:
         env="POLYGON_API_KEY MASSIVE_API_KEY",
         in_file=False,
         left_out="none",
-        doc="The key; without one nothing is fetched.",
+        doc="The API key; without it nothing is fetched.",
     )
     connect_timeout_seconds: float = setting(
         _SECONDS, 5.0, doc="The longest wait for a connection."
@@ -147,13 +148,13 @@ class ProviderSettings:
         _SECONDS, 10.0, doc="The longest silence within an answer."
     )
     call_timeout_seconds: float = setting(
-        _SECONDS, 30.0, doc="The longest whole call, however steadily its answer trickles in."
+        _SECONDS, 30.0, doc="The longest whole call, even if its answer keeps arriving."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """How often the API may be called. What is set here holds, whatever the plan allows."""
+    """How often the API may be called. A value set here is used even if the plan allows less."""
 
     calls: int = setting(
         whole(1, 10_000),
@@ -181,10 +182,10 @@ class QueueSettings:
         whole(1, 1_000_000),
         1000,
         env="QUEUE_MAX_SIZE",
-        doc="The most items in the queue; the rest comes later, priority assets always fit.",
+        doc="The most items in the queue. Other due assets enter later; priority assets always do.",
     )
     max_attempts: int = setting(
-        whole(1, 100), 3, doc="Failures of its own after which an asset is given up."
+        whole(1, 100), 3, doc="After so many failures of its own an asset is dead."
     )
     retry_delay_seconds: int = setting(
         whole(1, 86_400), 60, doc="The delay after the first failure; each further one doubles it."
@@ -192,7 +193,7 @@ class QueueSettings:
     aging_seconds: int = setting(
         whole(0, 604_800),
         600,
-        doc="How many seconds later a level counts as due than the level above it.",
+        doc="An asset counts as due so much later than one of the level above.",
     )
 
 
@@ -216,7 +217,7 @@ class BatchSettings:
 
     @property
     def interval_seconds(self) -> float:
-        """The same interval in seconds."""
+        """The interval in seconds."""
         return self.interval_minutes * 60
 
 
@@ -245,7 +246,7 @@ class HealthSettings:
 
 @dataclass(frozen=True, slots=True)
 class MonitoringSettings:
-    """Who is told how each run of `sync` went: nobody, unless it is set."""
+    """Who is notified how each run of `sync` ended. Default: nobody."""
 
     ping_url: Secret | None = setting(
         kinds.PING_URL,
@@ -254,8 +255,8 @@ class MonitoringSettings:
         example="https://hc-ping.com/your-ping-key/asset-sync-{command}",
         left_out="none",
         doc=(
-            "A check at healthchecks.io or its kind; {command} becomes priority or queue. Whoever"
-            " knows the URL can ping it: run chmod 600 on the file that holds it."
+            "A URL of healthchecks.io or a similar service; {command} becomes priority or queue."
+            " Everybody who knows the URL can ping it: run chmod 600 on the file that holds it."
         ),
     )
     on_failure: tuple[str, ...] = setting(
@@ -263,7 +264,7 @@ class MonitoringSettings:
         (),
         example=("/usr/local/bin/tell-me",),
         left_out="none",
-        doc="What a failed run starts: a program and its arguments, without a shell.",
+        doc="The program that a failed run starts, and its arguments; no shell is used.",
     )
 
 
@@ -272,7 +273,7 @@ class MonitoringSettings:
 
 @dataclass(eq=False, repr=False)
 class Addresses:
-    """Servers of yours. Only the environment names them, since their addresses hold passwords."""
+    """The user's servers. Only the environment names them: their addresses hold passwords."""
 
     database: Secret | None = setting(
         kinds.DATABASE_URL,
@@ -281,12 +282,12 @@ class Addresses:
         left_out="what `DB_*` say, then what libpq's `PG*` say, else the embedded PostgreSQL",
         doc="The database, for libpq; several hosts are tried in turn.",
     )
-    redis: Secret | None = setting(
-        kinds.REDIS_URL,
+    bus: Secret | None = setting(
+        kinds.BUS_URL,
         None,
-        env="REDIS_URL",
+        env=bus.VARIABLE,
         left_out="none",
-        doc="The Redis server to which each new price is published.",
+        doc=f"The {bus.NAME} server to which each new price is published.",
     )
 
 
@@ -360,7 +361,7 @@ class AssetBlock:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that the file and the environment say."""
+    """The values of all settings."""
 
     provider: ProviderSettings
     rate_limit: RateLimit
@@ -374,7 +375,7 @@ class Settings:
     An empty `Secret` leaves everything to libpq's own `PG*` variables.
     """
 
-    redis_url: Secret | None
+    bus_url: Secret | None
     assets: tuple[Asset, ...]
     source: Path
     """The file that was read."""
@@ -398,7 +399,7 @@ class Settings:
 
     @property
     def others(self) -> tuple[Asset, ...]:
-        """The assets that take turns, as the file names them."""
+        """The other assets, in the order of the file."""
         return tuple(asset for asset in self.assets if asset.level is not Level.CRITICAL)
 
 
@@ -422,10 +423,10 @@ _BY_VARIABLE = {
 PLAIN_VARIABLES = tuple(
     name for name, made in _BY_VARIABLE.items() if not isinstance(made.kind, SecretKind)
 )
-"""Those of our settings that hold no secret."""
+"""The variables of asset-sync that hold no secret."""
 
 SECRET_VARIABLES = tuple(name for name in _BY_VARIABLE if name not in PLAIN_VARIABLES)
-"""Those of our settings that hold a secret; with `_FILE` after its name each holds a path."""
+"""The variables of asset-sync that hold a secret; with `_FILE` at its end each holds a path."""
 
 VARIABLES = (
     CONFIG_VARIABLE,
@@ -433,7 +434,7 @@ VARIABLES = (
     *SECRET_VARIABLES,
     *(f"{name}_FILE" for name in SECRET_VARIABLES),
 )
-"""All our variables; `HOME`, `XDG_CONFIG_HOME`, `SUDO_UID` and libpq's `PG*` are read, too."""
+"""All variables of asset-sync; it also reads `HOME`, `XDG_CONFIG_HOME`, `SUDO_UID` and `PG*`."""
 
 LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT", "PGUSER")
 """libpq's own variables that name a database; libpq itself reads them."""

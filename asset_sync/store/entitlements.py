@@ -1,4 +1,4 @@
-"""What the key's plan turned out not to include, so that no more calls are spent on it."""
+"""What the key's plan turned out not to include, so that no call is spent on it for a day."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,12 +10,12 @@ KEPT_HOURS = 24
 
 
 class Missing(NamedTuple):
-    """What the key may not do, as far as is known."""
+    """What the API refused this key during the last day."""
 
     today: bool
     """Whether bars of the running day are refused."""
     past: bool
-    """Whether bars of more than two years ago are refused, whatever the plan in the settings."""
+    """Whether bars of more than two years ago are refused, although the settings' plan has them."""
     snapshot: bool
     """Whether the snapshot feed is refused."""
     snapshot_symbols: frozenset[str]
@@ -37,7 +37,7 @@ def note_missing(
 
 
 def missing(db: Connection, key: str, plan: str) -> Missing:
-    """Return what the API refused this key during the last day."""
+    """Return what the API refused this key on this plan during the last day."""
     rows = query(
         db,
         """

@@ -1,7 +1,7 @@
 """The platform's tables: bars, last prices, sync status.
 
 Everything here runs in the caller's transaction, because each answer is stored in one transaction.
-No table's id is read into Python: an existing platform's ids may be of any type.
+No id is read into Python: in an existing platform's tables it may be of any type.
 """
 
 import json
@@ -13,7 +13,7 @@ from asset_sync.database import Connection, Cursor, DatabaseError, query
 from asset_sync.provider.answers import Bar
 from asset_sync.provider.current import CODE
 
-# Whether a bar's prices are numbers: NaN is greater than infinity.
+# Whether a bar's prices are finite numbers. For PostgreSQL NaN is greater than infinity.
 _HAS_NUMBERS = """(
   least(bar.open, bar.high, bar.low, bar.close)::float8 > '-infinity'
   and greatest(bar.open, bar.high, bar.low, bar.close)::float8 < 'infinity'
@@ -21,7 +21,7 @@ _HAS_NUMBERS = """(
 
 
 class Symbol(NamedTuple):
-    """What a new row of `trading.symbols` gets."""
+    """A new row of `trading.symbols`."""
 
     symbol: str
     name: str
@@ -84,9 +84,9 @@ def newest_bar(db: Connection, symbol: str) -> tuple[datetime | None, datetime]:
 def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datetime], datetime]:
     """Return the start of the newest bar of each asset that has one, and the current time.
 
-    Bars of the future, from before 1970, and with infinite prices or NaN do not count. Somebody
-    else wrote them: they would hide missing bars before them, and Python cannot represent some of
-    the dates, nor JSON the prices.
+    Bars of the future, from before 1970, and with infinite prices or NaN do not count: another
+    program wrote them. A bar of the future would hide that earlier bars are missing. Some of the
+    dates do not exist in Python, and some of the prices do not exist in JSON.
     """
     rows = query(
         db,
@@ -110,8 +110,8 @@ def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datet
 def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar]) -> int:
     """Write the bars of one answer in one statement; return how many were new or changed.
 
-    The provider corrects its history, so a stored bar is updated; an equal one costs no write.
-    Array literals write 189,000 rows/s, single rows 11,000 (measured on 100,000 rows).
+    The provider corrects its history, so a stored bar is updated if it differs. Array literals
+    write 189,000 rows/s, single rows 11,000 (measured on 100,000 rows).
     """
     if not bars:
         return 0
@@ -135,7 +135,7 @@ def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar]) -> int:
           is distinct from (excluded.open, excluded.high, excluded.low, excluded.close,
                excluded.volume, excluded.vwap, excluded.trades)
         """,
-        (*(_array(column) for column in zip(*bars, strict=True)), symbol),
+        (*(_array_literal(column) for column in zip(*bars, strict=True)), symbol),
     )
     return cursor.rowcount
 
@@ -143,7 +143,7 @@ def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar]) -> int:
 def price_of_bar(
     cursor: Cursor, symbol: str, start: datetime, as_of: datetime, running: Bar | None = None
 ) -> LastPrice:
-    """Return a bar's close as a price: no quote, the day's figures up to this bar.
+    """Return the close of a bar as a price, with the day's figures up to this bar.
 
     The bar is stored, or it is `running`, which is not.
     """
@@ -190,19 +190,19 @@ def price_of_bar(
 def save_prices(cursor: Cursor, prices: Sequence[LastPrice]) -> tuple[LastPrice, ...]:
     """Write last prices, skipping any older than the stored one; return those written.
 
-    On a plan with quotes an asset's bars come after its quote, which is newer. A time in the future
-    is set to now, because a price of tomorrow would block all prices of today.
+    On a plan with quotes, an asset's bars are fetched after its quote, whose price is newer. A time
+    in the future is set to now, because a price of tomorrow would block all prices of today.
     """
     cursor.execute(
         """
         select from trading.symbols where symbol = any(%(symbols)s) order by symbol for update;
-        -- read only after the lock, so that nobody else can write them any more
+        -- read only after the lock, so that no other transaction can change them any more
         select symbol, metadata -> 'last_update' ->> 'timestamp', clock_timestamp()
         from trading.symbols where symbol = any(%(symbols)s)
         """,
         {"symbols": [price.symbol for price in prices]},
     )
-    known = {symbol: (_parsed(text), now) for symbol, text, now in cursor.fetchall()}
+    known = {symbol: (_read_timestamp(text), now) for symbol, text, now in cursor.fetchall()}
     newer = tuple(
         price._replace(timestamp=min(price.timestamp, known[price.symbol][1]))
         for price in prices
@@ -224,7 +224,7 @@ def save_prices(cursor: Cursor, prices: Sequence[LastPrice]) -> tuple[LastPrice,
 
 
 def save_status(cursor: Cursor, symbols: Sequence[str], error: str | None = None) -> None:
-    """Write the assets' sync status: fresh as of now, or the error."""
+    """Write the assets' sync status: a success now, or the error."""
     cursor.execute(
         """
         insert into data_sources.data_sync_status as stored
@@ -241,7 +241,7 @@ def save_status(cursor: Cursor, symbols: Sequence[str], error: str | None = None
         """,
         {"symbols": list(symbols), "error": error, "provider": CODE},
     )
-    # An error may find no row in trading.symbols: the asset has never been fresh.
+    # An asset with an error may have no row in trading.symbols yet; a refreshed one has.
     if error is None and cursor.rowcount != len(symbols):
         raise DatabaseError(
             f"data_sources.api_providers has no row with the code {CODE!r}: insert it, or run "
@@ -249,13 +249,13 @@ def save_status(cursor: Cursor, symbols: Sequence[str], error: str | None = None
         )
 
 
-def _array(values: Iterable[float | None]) -> str:
+def _array_literal(values: Iterable[float | None]) -> str:
     """Return numbers as an array literal, which psycopg2 sends as one string."""
     return "{" + ",".join("null" if value is None else repr(value) for value in values) + "}"
 
 
-def _parsed(text: str | None) -> datetime | None:
-    """Read a timestamp that somebody else may have written in any form; UTC by default."""
+def _read_timestamp(text: str | None) -> datetime | None:
+    """Read a timestamp, in UTC by default; None if another program wrote something unreadable."""
     try:
         known = datetime.fromisoformat(text or "")
         return known.astimezone(UTC) if known.tzinfo else known.replace(tzinfo=UTC)

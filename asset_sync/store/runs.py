@@ -66,15 +66,15 @@ class CallsMade(NamedTuple):
 
 
 class JobRecord(NamedTuple):
-    """How the recent runs of one command went; seconds are by the database's clock."""
+    """The result of one command's recent runs; seconds are by the database's clock."""
 
     last_run_at: datetime | None
     seconds_ago: float | None
     """Since the last run began."""
     refused: bool
-    """Whether the API refused the last run that has ended, and has not accepted the key since."""
+    """Whether the API refused the key or plan in the last ended run, and it still does."""
     tried: int
-    """Assets that the last hour's runs refreshed, or tried to."""
+    """Assets that the last hour's runs refreshed or tried to refresh."""
     updated: int
     p95_ms: float | None
     """The 95th percentile of the last hour's run times, without waits for a slot."""
@@ -83,7 +83,7 @@ class JobRecord(NamedTuple):
 
 
 class LastRun(NamedTuple):
-    """The last run of a command that somebody started."""
+    """The last run of a command by one starter."""
 
     started_by: Starter | None
     """None for a run of an older version, which did not record it."""
@@ -144,7 +144,7 @@ def record(cursor: Cursor, run_id: int, call: Call) -> None:
 
 
 def reason_before(db: Connection, run_id: int) -> str | None:
-    """Return why the command's run before this one ended, ignoring runs without work."""
+    """Return why the command's previous run ended; runs without work are ignored."""
     rows = query(
         db,
         """
@@ -159,7 +159,7 @@ def reason_before(db: Connection, run_id: int) -> str | None:
 
 
 def prune(db: Connection) -> None:
-    """Delete calls after 30 days and runs after 90, a bounded batch at a time."""
+    """Delete calls after 30 days and runs after 90, each time a limited number of them."""
     query(
         db,
         """
@@ -217,13 +217,14 @@ def record_of(db: Connection, command: str) -> JobRecord:
         ),
         hour as (
           select *, (
-              -- an asset that was put back, as after a refused key, was tried but did not fail
+              -- assets without any good answer: one that was put back, for example after a refused
+              -- key, was tried but did not fail
               select count(*) from (
                 select from asset_sync.calls, unnest(symbols) as symbol
                 where run_id = r.id and r.ended_at is not null
                 group by symbol having bool_and(outcome <> 'ok')
               ) asked
-            ) as in_vain
+            ) as unserved
           from asset_sync.runs r
           where command = %(command)s and started_at > now() - interval '1 hour'
         )
@@ -244,7 +245,7 @@ def record_of(db: Connection, command: str) -> JobRecord:
             ) last_ended
           ), false),
           coalesce(sum(updated + greatest(
-            failed, in_vain, case reason_ended when 'provider_unavailable' then 1 else 0 end
+            failed, unserved, case reason_ended when 'provider_unavailable' then 1 else 0 end
           )), 0)::int,
           coalesce(sum(updated), 0)::int,
           percentile_disc(0.95) within group (
@@ -305,7 +306,7 @@ def usual_call_seconds(db: Connection) -> float | None:
 
 
 def get(db: Connection, run_id: int) -> Run | None:
-    """Return a run, None if there is none with this id, or no longer."""
+    """Return the run with this id, None if there is none or it was deleted."""
     rows = query(db, f"{_RUN} where r.id = %s", (run_id,))
     return Run(*rows[0]) if rows else None
 

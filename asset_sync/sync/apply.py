@@ -1,7 +1,7 @@
-"""Applies one answer: reads what is known, judges the answer, and writes the result.
+"""Applies one answer: reads what is stored, judges the answer, and writes the result.
 
 Everything happens in the caller's transaction, in this order: the data, the queue items, the
-history of calls, the event. What has to wait for the commit is returned.
+history of calls, the event. The result holds what is left to do after the commit.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from asset_sync import queue
 from asset_sync.database import (
     Connection,
     Cursor,
-    ServerError,
+    DriverError,
     refuses_data,
     savepoint,
     servers_words,
@@ -28,12 +28,12 @@ from asset_sync.store.market import LastPrice
 from asset_sync.store.runs import Call
 from asset_sync.sync import coverage, feeds
 from asset_sync.sync.judge import (
-    End,
     Entry,
     Fail,
     Fetch,
     Finish,
     Idle,
+    ItemEnd,
     Judgement,
     Known,
     MoveBack,
@@ -117,14 +117,14 @@ def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
 
 
 def refused_by_database(
-    cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch, error: ServerError
+    cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch, error: DriverError
 ) -> Result:
     """Record the call, and the failures, after the database refused an answer's data.
 
-    If the call was for one asset, that asset fails. If it was for many, each is stored by itself.
-    Raises LostLeaseError.
+    If the call was for one asset, that asset fails. If it was for many, each asset's part is stored
+    by itself, and only those fail whose data the database refuses. Raises LostLeaseError.
     """
-    words = servers_words(error)
+    reason = servers_words(error)
     if isinstance(fetch.answer, SnapshotAnswer):
         newest, now = market.newest_bars(cursor.connection, fetch.symbols)
         parts = [
@@ -133,10 +133,10 @@ def refused_by_database(
         ]
     else:
         item = fetch.items[0]
-        with suppress(ServerError), savepoint(cursor):  # a new asset needs its row for the status
+        with suppress(DriverError), savepoint(cursor):  # the sync status needs the asset's row
             market.save_symbols(cursor, [_symbol(item)])
-        parts = [_write(cursor, scope, Judgement([([item], Fail(words))]))]
-    runs.record(cursor, run_id, _call(fetch, "refused_by_database", words))
+        parts = [_write(cursor, scope, Judgement([([item], Fail(reason))]))]
+    runs.record(cursor, run_id, _call(fetch, "refused_by_database", reason))
     prices = [price for part in parts for price in part.prices]
     publish.notify(cursor, prices)
     return Result([step for part in parts for step in part.progress], prices)
@@ -145,13 +145,13 @@ def refused_by_database(
 def _write_alone(cursor: Cursor, scope: Scope, fetch: Fetch, item: Item, known: Known) -> _Written:
     """Write one asset's part of an answer, or its failure if the database refuses the data.
 
-    A feed judges of an answer only what concerns the items of the fetch.
+    A feed judges only the parts of an answer that belong to the items of the fetch.
     """
     judgement = feeds.judge_answer(scope, fetch._replace(items=[item]), known)
     try:
         with savepoint(cursor):
             return _write(cursor, scope, judgement)
-    except ServerError as error:
+    except DriverError as error:
         if not refuses_data(error):
             raise
         return _write(cursor, scope, Judgement([([item], Fail(servers_words(error)))]))
@@ -172,7 +172,7 @@ def _write(cursor: Cursor, scope: Scope, judgement: Judgement) -> _Written:
             cursor, *account(scope.settings), missing.capability, missing.symbols
         )
     for items, end in judgement.ends:
-        progress += _end(cursor, scope, items, end, is_news=judgement.not_in_plan is None)
+        progress += _update_items(cursor, scope, items, end, is_news=judgement.not_in_plan is None)
     return _Written(progress, prices, bars_written)
 
 
@@ -224,12 +224,12 @@ def _note(cursor: Cursor, scope: Scope, item: Item, entry: Entry) -> None:
         ledger.note_lag(cursor, plan, item.asset_type, entry.lag_seconds)
 
 
-def _is_served(end: End) -> bool:
+def _is_served(end: ItemEnd) -> bool:
     return isinstance(end, Finish | Idle | Resume)
 
 
-def _end(
-    cursor: Cursor, scope: Scope, items: Sequence[Item], end: End, *, is_news: bool
+def _update_items(
+    cursor: Cursor, scope: Scope, items: Sequence[Item], end: ItemEnd, *, is_news: bool
 ) -> Sequence[Progress]:
     """Update the queue items; return the failures to report."""
     settings = scope.settings.queue
@@ -252,7 +252,8 @@ def _end(
         case Strike(error):
             struck = queue.strike(cursor, items, error, settings)
             if len(items) == 1:
-                return [_failed(cursor, items[0], error, is_news=_third(items[0], struck[0]))]
+                news = _becomes_failing(items[0], struck[0])
+                return [_failed(cursor, items[0], error, is_news=news)]
         case Fail(error, verify_ticker):
             item = items[0]
             became = queue.fail(cursor, item, error, settings, verify_ticker=verify_ticker)
@@ -265,21 +266,21 @@ def _failed(cursor: Cursor, item: Item, error: str, *, is_news: bool) -> Failed:
     try:
         with savepoint(cursor):
             market.save_status(cursor, [item.symbol], error)
-    except ServerError as refusal:
+    except DriverError as refusal:
         if not refuses_data(refusal):
             raise
     return Failed(item.symbol, item.feed, error, is_news)
 
 
-def _third(item: Item, struck: Struck) -> bool:
-    """Whether this strike is the first one that has the asset listed as failing."""
-    return item.strikes < struck.strikes == queue.WORTH_A_WORD
+def _becomes_failing(item: Item, struck: Struck) -> bool:
+    """Whether `queue status` and `health` name the asset as failing from this strike on."""
+    return item.strikes < struck.strikes == queue.FAILING_STRIKES
 
 
 def _is_news(item: Item, struck: Struck) -> bool:
-    """Whether a failure is news: the first, the third and the last are."""
+    """Whether a failure is reported: only the first, the third and the last one are."""
     return struck.strikes > item.strikes and (
-        item.strikes == 0 or struck.dead or struck.strikes == queue.WORTH_A_WORD
+        item.strikes == 0 or struck.dead or struck.strikes == queue.FAILING_STRIKES
     )
 
 

@@ -18,22 +18,22 @@ from asset_sync.sync.scope import key_of, open_provider
 
 _T = TypeVar("_T")
 
-# Each 429 stops every process for a window. After so many, somebody else uses the key, too.
+# Each 429 stops every process for a window. After so many, another program must be using the key.
 _TIMES_REFUSED = 3
 
 
 class NoCallLeftError(AssetSyncError):
-    """No slot came free in the time given."""
+    """No slot became free within the given time."""
 
     exit_code = ExitCode.SOME_FAILED
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"The budget is used up for {seconds:.0f} s; try again then.")
+        super().__init__(f"The budget is used up for {seconds:.0f} s; try again after that.")
         self.seconds = seconds
 
 
 class Questions:
-    """Asks the provider, one call at a time; slots reserved for priority runs stay free."""
+    """Makes calls to the provider one at a time; slots reserved for priority runs stay free."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Questions:
         tell: Listener = lambda _: None,
         clock: Clock | None = None,
     ) -> None:
-        """Prepare to ask, for `within_seconds` in all. Raises SettingsError without a key."""
+        """Prepare for calls within `within_seconds` in all. Raises SettingsError without a key."""
         key = key_of(settings)
         self._db = db
         self._tell = tell
@@ -76,9 +76,9 @@ class Questions:
                 error = refusal
             except BaseException:
                 with suppress(*SERVER_ERRORS), statement_timeout(INTERRUPTED_SECONDS):
-                    self._turns.end(turn)
+                    self._turns.stamp(turn)
                 raise
-            lowered = self._turns.end(turn, error)
+            lowered = self._turns.stamp(turn, error)
             if lowered is not None:
                 self._tell(Warned(str(lowered)))
             if error is None:

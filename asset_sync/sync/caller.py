@@ -1,12 +1,12 @@
-"""One call of a run: asked, accounted for, stored and reported."""
+"""Makes one call of a run, stamps its slot, stores its answer and reports it."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from asset_sync import queue
+from asset_sync import bus, queue
 from asset_sync.budget import slots
 from asset_sync.budget.turn import Turn
-from asset_sync.database import SERVER_ERRORS, ServerError, may_pass, refuses_data
+from asset_sync.database import SERVER_ERRORS, DriverError, is_transient, refuses_data
 from asset_sync.provider.errors import NotSent, ProviderError
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
@@ -19,7 +19,7 @@ from asset_sync.sync.scope import NO_SNAPSHOTS
 from asset_sync.sync.state import Held, State
 
 LEAST_CALL_SECONDS = 2.0
-# An answer has cost a call, so storing it is tried again; but other runs wait meanwhile.
+# An answer has cost a call, so storing it is tried so many times; other runs wait meanwhile.
 STORE_TRIES = 3
 
 
@@ -31,7 +31,8 @@ class Caller:
         self._run = run
         self._open_provider = open_provider
         self._provider: Provider | None = None
-        self._publisher = publish.publisher_of(run.settings)
+        url = run.settings.bus_url
+        self._bus = None if url is None else bus.Client(url)
 
     def serve(self, held: Held) -> None:
         """Make the one call that these items need, and store its answer."""
@@ -45,7 +46,7 @@ class Caller:
         request = feeds.request_of(self._run.scope, items, known)
         if request is None:
             self._run.turns.give_back(held.turn)
-            self._nothing_new(items[0])
+            self._finish_without_call(items[0])
             return
         budget = slots.budget(self._run.db, self._run.scope.rate)
         if not self._run.turns.in_time(held.turn):
@@ -55,13 +56,13 @@ class Caller:
             return
         self._run.tell(Calling([item.symbol for item in items], items[0].feed, budget))
         fetch = self._fetch(held, request, known.now)
-        result = self._applied(held, fetch)
+        result = self._store(held, fetch)
         self._run.connection.report_recovery()
         self._run.streaks.note(fetch, result)
         self._follow(result)
 
-    def _nothing_new(self, item: Item) -> None:
-        """Finish an item whose newer bars this key may see only tomorrow."""
+    def _finish_without_call(self, item: Item) -> None:
+        """Finish an item whose newer bars this key may get only tomorrow."""
         with self._run.connection.transaction() as cursor:
             market.save_status(cursor, [item.symbol])
             queue.finish(cursor, [item])
@@ -90,34 +91,34 @@ class Caller:
             self._run.report.api_calls_used -= 1
         return Fetch(held.items, request, answer, self._run.called_at - started, asked_at)
 
-    def _applied(self, held: Held, fetch: Fetch) -> Result:
+    def _store(self, held: Held, fetch: Fetch) -> Result:
         """Stamp the slot and store the answer, on a new connection if this one is lost."""
         tries = 1
         while True:
             try:
-                self._end_turn(held.turn, fetch.answer)
+                self._stamp(held.turn, fetch.answer)
                 with self._run.connection.transaction() as cursor:
                     result = apply(cursor, self._run.scope, self._run.report.run_id, fetch)
             except SERVER_ERRORS as error:
-                if not may_pass(error) or tries == STORE_TRIES:
+                if not is_transient(error) or tries == STORE_TRIES:
                     raise
                 tries += 1
                 self._run.connection.reconnect(error)
-            except ServerError as error:
+            except DriverError as error:
                 if not refuses_data(error):
                     raise
-                return self._refused_by_database(fetch, error)
+                return self._record_refusal(fetch, error)
             else:
                 self._run.streaks.refused_by_database = None
                 return result
 
-    def _end_turn(self, turn: Turn, answer: Answer) -> None:
-        lowered = self._run.turns.end(turn, answer if isinstance(answer, ProviderError) else None)
+    def _stamp(self, turn: Turn, answer: Answer) -> None:
+        lowered = self._run.turns.stamp(turn, answer if isinstance(answer, ProviderError) else None)
         if lowered is not None:
             self._run.tell(Warned(str(lowered)))
 
-    def _refused_by_database(self, fetch: Fetch, error: ServerError) -> Result:
-        """Record that the database refuses an asset's data; raise if the data is not to blame."""
+    def _record_refusal(self, fetch: Fetch, error: DriverError) -> Result:
+        """Record that the database refuses an asset's data; raise if the data is not the cause."""
         with self._run.connection.transaction() as cursor:
             result = refused_by_database(
                 cursor, self._run.scope, self._run.report.run_id, fetch, error
@@ -128,7 +129,7 @@ class Caller:
         return result
 
     def _follow(self, result: Result) -> None:
-        """Publish and report an answer that is stored, and end the run if it calls for that."""
+        """Publish and report a stored answer; raise Stop if it shows that the run should end."""
         self._publish(result.prices)
         self._run.say(result.progress)
         if result.scope_changed:  # another feed serves its items now
@@ -136,16 +137,16 @@ class Caller:
         self._run.streaks.check(result)
 
     def _publish(self, prices: Sequence[market.LastPrice]) -> None:
-        if self._publisher is None or not prices:
+        if self._bus is None or not prices:
             return
         try:
-            self._publisher.publish(prices)
-        except publish.EventsError as error:
+            publish.send(self._bus, prices)
+        except bus.EventsError as error:
             self._run.tell(Warned(str(error)))
 
     def close(self) -> None:
         """Close what was opened."""
         if self._provider is not None:
             self._provider.close()
-        if self._publisher is not None:
-            self._publisher.close()
+        if self._bus is not None:
+            self._bus.close()

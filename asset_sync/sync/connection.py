@@ -1,4 +1,4 @@
-"""A connection that is opened again where the server ends it, until a run's end."""
+"""A database connection that is opened again if the server ends it, until the run's end."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,9 +8,9 @@ from asset_sync.database import (
     SERVER_ERRORS,
     Connection,
     Cursor,
-    ServerError,
+    DriverError,
     connect,
-    sentence,
+    explanation,
     transaction,
     transaction_number,
     was_committed,
@@ -24,7 +24,7 @@ RECONNECT_SECONDS = 1.0
 
 
 class LastingConnection:
-    """A connection that is opened again if the server ends it, until the run's end."""
+    """Holds a connection, and opens it again if the server ends it, until the run's end."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class LastingConnection:
         self._failing_since: float | None = None
         """Since when the database fails; None while it works."""
 
-    def reconnect(self, error: ServerError) -> None:
+    def reconnect(self, error: DriverError) -> None:
         """Connect again, trying until the run's end; then raise the error."""
         if self._failing_since is None:
             self._failing_since = self._clock.monotonic()
             self._tell(
-                Warned(f"{sentence(error, self._conninfo)} Trying again until the run's end.")
+                Warned(f"{explanation(error, self._conninfo)} Trying again until the run's end.")
             )
         while self._remaining() > RECONNECT_SECONDS:
             self._clock.sleep(RECONNECT_SECONDS)
@@ -68,7 +68,10 @@ class LastingConnection:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Cursor]:
-        """Run a block as one transaction; if the answer to its commit is lost, look it up."""
+        """Run a block as one transaction.
+
+        If the connection is lost during the commit, ask the server whether it was committed.
+        """
         number, whole = "", False
         try:
             with transaction(self.db) as cursor:
@@ -85,7 +88,10 @@ class LastingConnection:
                 raise
 
     def try_twice(self, step: Callable[[], None]) -> None:
-        """Run the step; if the connection is lost, once more on a new one. Failures are ignored."""
+        """Run the step, and once more on a new connection if this one is lost.
+
+        A failure of the server is ignored.
+        """
         for _ in range(2):
             if self.db.closed:
                 self.db = connect(self._conninfo, within_seconds=0)

@@ -1,4 +1,4 @@
-"""The calls that a run would make: `sync … --dry-run`. Nothing is called and nothing written."""
+"""The calls that a run would make: `sync … --dry-run`. It makes no call and writes nothing."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ class PlannedCall(NamedTuple):
     feed: Feed
     endpoint: str
     at_seconds: float | None
-    """In how many seconds its slot comes free; None if not before the run's end."""
+    """In how many seconds its slot becomes free; None if not before the run's end."""
 
 
 def plan(

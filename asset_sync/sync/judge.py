@@ -1,7 +1,7 @@
 """What an answer means: what to store, what becomes of each item, and what to report.
 
-The judgement is pure: `asset_sync.sync.apply` reads what it needs to know first, and writes what
-it decides. Each feed judges its own answers; this module has what all feeds share.
+The functions here are pure: `asset_sync.sync.apply` reads what they need, and writes what they
+return. Each feed judges its own answers; this module has what all feeds share.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from asset_sync.sync.news import Chance
 from asset_sync.sync.progress import Progress, PutBack, Synced, Warned
 
 Answer: TypeAlias = BarsAnswer | SnapshotAnswer | bool | ProviderError
-"""What a call can return; True or False if it asked whether a ticker exists."""
+"""The result of a call; True or False if it asked whether a ticker exists."""
 
 
 class Request(Protocol):
@@ -35,7 +35,7 @@ class Request(Protocol):
 
     @property
     def endpoint(self) -> str:
-        """What is asked, as a dry run shows it."""
+        """Path and query of the call, as a dry run shows them."""
         ...
 
     def call(self, provider: Provider) -> Answer:
@@ -55,12 +55,12 @@ class Fetch(NamedTuple):
 
     @property
     def symbols(self) -> list[str]:
-        """The assets it was made for."""
+        """The symbols of the assets that it was made for."""
         return [item.symbol for item in self.items]
 
 
 class Known(NamedTuple):
-    """What is known of an asset before its answer is judged."""
+    """What the database has of an asset when its answer is judged."""
 
     newest: datetime | None
     """The start of its newest stored bar."""
@@ -89,6 +89,7 @@ class Resume(NamedTuple):
     """A call brought a part of the data; the next call continues from there."""
 
     backfilled_to: datetime | None
+    """The end of the window that was asked for, if it had no new bars; else None."""
 
 
 class Verify(NamedTuple):
@@ -115,27 +116,28 @@ class MoveBack(NamedTuple):
 
 
 class Strike(NamedTuple):
-    """The item was answered badly or not at all: it backs off."""
+    """The item's call got a bad answer or none: it backs off."""
 
     error: str
 
 
 class Fail(NamedTuple):
-    """The asset itself cannot be refreshed: it backs off, and may be given up."""
+    """The asset itself cannot be refreshed: it backs off, and may become dead."""
 
     error: str
     verify_ticker: bool = False
 
 
-End: TypeAlias = Finish | Idle | Resume | Verify | Skip | Release | MoveBack | Strike | Fail
+ItemEnd: TypeAlias = Finish | Idle | Resume | Verify | Skip | Release | MoveBack | Strike | Fail
 
 
 class Price(NamedTuple):
-    """The close of a stored bar is the asset's price."""
+    """The bar whose close becomes the asset's last price."""
 
     start: datetime
-    """Of the bar."""
+    """The start of the bar."""
     as_of: datetime
+    """The time of the price."""
     running: Bar | None = None
     """The bar itself if it is not over, so that it is not stored."""
 
@@ -166,7 +168,7 @@ class Entry(NamedTuple):
 class Judgement(NamedTuple):
     """What to store, how each item ends, and what to report."""
 
-    ends: Sequence[tuple[Sequence[Item], End]]
+    ends: Sequence[tuple[Sequence[Item], ItemEnd]]
     outcome: str = "ok"
     """The kind of error, for the history of calls."""
     error: str | None = None
@@ -191,9 +193,9 @@ class Judgement(NamedTuple):
 
 
 def is_well(answer: Answer) -> bool:
-    """Whether the answer shows that the provider is well: it brought bars or a price.
+    """Whether the answer shows that the provider works: it has bars or a price, or knows a ticker.
 
-    A ticker that exists shows it, too. An empty answer does not: a provider in trouble may send it.
+    An empty answer does not show it: a provider that fails may send one.
     """
     match answer:
         case BarsAnswer():
@@ -203,8 +205,11 @@ def is_well(answer: Answer) -> bool:
     return answer is True
 
 
-def verified(fetch: Fetch, *, exists: bool, silent: Judgement) -> Judgement:
-    """Judge whether a ticker exists; `silent` is the judgement if it exists without data."""
+def verified(fetch: Fetch, *, exists: bool, without_data: Judgement) -> Judgement:
+    """Judge the answer whether a ticker exists.
+
+    `without_data` is the judgement for a ticker that exists but has no data.
+    """
     [item] = fetch.items
     if not exists:
         error = (
@@ -214,14 +219,14 @@ def verified(fetch: Fetch, *, exists: bool, silent: Judgement) -> Judgement:
         return Judgement(
             [(fetch.items, Fail(error, verify_ticker=True))], TickerUnknown.kind, error
         )
-    if item.attempts == 1:
-        return silent
-    # An earlier call found it unknown, or its run was killed; now the provider knows it.
+    if not tried_before(item):
+        return without_data
+    # An earlier call found the ticker unknown, or its run was killed. Now the provider knows it.
     return Judgement([(fetch.items, Resume(backfilled_to=None))])
 
 
 def refused(fetch: Fetch, error: ProviderError) -> Judgement | None:
-    """Judge an error that means the same for every feed; None if the feed decides."""
+    """Judge an error that means the same for every feed; return None for any other error."""
     progress = [PutBack(fetch.symbols, str(error))]
     kind, text = error.kind, str(error)
     match error:
@@ -233,8 +238,8 @@ def refused(fetch: Fetch, error: ProviderError) -> Judgement | None:
             shown = progress if len(fetch.items) > 1 else ()
             return Judgement([(fetch.items, Strike(text))], kind, text, progress=shown)
         case RateLimited():
-            # Usually this concerns the whole account. If it is this asset alone, it must not stay
-            # the first in line.
+            # Usually the whole account is refused. If only this asset is, it must not stay first in
+            # line.
             return Judgement([(fetch.items, MoveBack(text))], kind, text, progress=progress)
         case KeyRefused():
             return Judgement([(fetch.items, MoveBack(text))], kind, text, hopeless=error)
@@ -246,7 +251,7 @@ def failed(fetch: Fetch, error: ProviderError) -> Judgement:
     return Judgement([(fetch.items, Fail(str(error)))], error.kind, str(error))
 
 
-def quiet(fetch: Fetch, chance: Chance) -> Judgement:
+def nothing_new(fetch: Fetch, chance: Chance) -> Judgement:
     """Judge an answer that brings nothing new for an asset whose ticker exists."""
     [item] = fetch.items
     synced = Synced(item.symbol, item.feed, 0, None, None, fetch.seconds)
@@ -261,6 +266,14 @@ def left_out(item: Item, answer: BarsAnswer) -> list[Warned]:
     return [Warned(f"{item.symbol}: bars that cannot be true were left out: {reasons}.")]
 
 
+def tried_before(item: Item) -> bool:
+    """Whether an earlier try counts against the asset: it failed, or its run was killed.
+
+    A call without data, after which the next call verifies the ticker, is the same try.
+    """
+    return item.attempts > 1
+
+
 def had_failed(item: Item) -> bool:
     """Whether the asset was reported as failing, so that its recovery is reported, too."""
-    return item.attempts > 1 or item.strikes >= queue.WORTH_A_WORD
+    return tried_before(item) or item.strikes >= queue.FAILING_STRIKES

@@ -1,4 +1,4 @@
-"""The line of one run: the items waiting in the queue that its settings want."""
+"""The line of one run: the waiting items of the queue that its settings want."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from asset_sync.queue import LINE_LENGTH, Item, Wanted
 from asset_sync.sync.progress import Listener, Waiting, Warned
 from asset_sync.sync.scope import Scope
 
-# An item that failed is back within a minute; a run that finds nothing else waits for it.
-WAIT_FOR_SECOND_TRY = 60
+# An item that failed is tried again within a minute. A run that finds nothing else waits for that.
+SECOND_TRY_SECONDS = 60
 # The lease covers the call and its transaction.
 LEASE_MARGIN_SECONDS = 30
 
@@ -25,7 +25,7 @@ class Patience(NamedTuple):
     remaining_seconds: float
     """Until its end."""
     tried: bool
-    """Whether it has made a call; only then does it wait for assets to become due."""
+    """Whether it has made a call. Only then does it also wait for assets to become due."""
 
 
 class Line:
@@ -42,7 +42,7 @@ class Line:
         """Read nothing yet."""
         self.scope = scope
         self.left_out = 0
-        """How many assets are due but over the queue's size."""
+        """How many due assets did not enter the queue because it is full."""
         self._connection = connection
         self._clock = clock
         self._watch = watch
@@ -64,7 +64,7 @@ class Line:
         """
         db = self._connection()
         self._read_at = self._clock.monotonic()
-        clocks.look(db, self._watch)
+        clocks.correct_after_jump(db, self._watch)
         queue.reclaim(db, self.scope.settings.queue)
         self.enqueue(cycle_seconds)
 
@@ -85,8 +85,8 @@ class Line:
 
     def has_work(self, patience: Callable[[], Patience]) -> bool:
         """Whether an item can be claimed, now or after a wait that the run can afford."""
-        while not queue.waiting(self._connection(), self._head):
-            if self._claimed and len(self._head) >= LINE_LENGTH:  # there may be more behind it
+        while not queue.can_claim(self._connection(), self._head):
+            if self._claimed and len(self._head) >= LINE_LENGTH:  # the queue may hold more items
                 self.read()
                 continue
             seconds = self._next_ready_seconds(patience())
@@ -112,7 +112,7 @@ class Line:
         """Return in how many seconds there is work, None if the run should not wait for it."""
         within = patience.remaining_seconds
         if not patience.tried:
-            within = min(within, WAIT_FOR_SECOND_TRY)
+            within = min(within, SECOND_TRY_SECONDS)
         states = ("idle", "waiting") if patience.tried else ("waiting",)
         db, wanted = self._connection(), self.scope.wanted
         return queue.next_ready_seconds(db, wanted, within, states=states)

@@ -1,6 +1,6 @@
 """One run: take a slot, claim an item, call, store; repeat until nothing is due or time is up.
 
-`sync priority` and `sync queue` are this loop with two filters. A run may be killed at any
+`sync priority` and `sync queue` are this loop with different assets. A run may be killed at any
 instruction: each answer is stored in one transaction, a slot frees itself, and a lease ends.
 `asset_sync.sync.judge` decides what an answer means, `asset_sync.sync.apply` writes it.
 """
@@ -15,8 +15,8 @@ from asset_sync.clock import Clock
 from asset_sync.database import (
     SERVER_ERRORS,
     Connection,
-    ServerError,
-    may_pass,
+    DriverError,
+    is_transient,
     statement_timeout,
     transaction,
 )
@@ -28,12 +28,13 @@ from asset_sync.settings import ProviderSettings, Settings
 from asset_sync.store import existing_tables, runs
 from asset_sync.sync.caller import Caller
 from asset_sync.sync.progress import Listener, Started, Waiting, Warned
-from asset_sync.sync.report import NO_WAY_IN, Ended, Report
+from asset_sync.sync.report import NOT_SERVED, Ended, Report
 from asset_sync.sync.scope import key_of, open_provider
 from asset_sync.sync.state import Held, State
 from asset_sync.sync.streaks import Stop
 
-# A database that accepts connections but fails each time must not cost a call each time.
+# A database may accept connections but fail each time. After so many calls whose answers it did not
+# store, the run ends.
 WASTED_CALLS = 3
 
 
@@ -99,7 +100,7 @@ class _Run:
                 wasted += self._state.report.api_calls_used > calls
                 if self._state.report.progress > progress:
                     wasted = 0
-                if not may_pass(error) or wasted > WASTED_CALLS:
+                if not is_transient(error) or wasted > WASTED_CALLS:
                     raise
                 self._state.connection.reconnect(error)
 
@@ -112,7 +113,7 @@ class _Run:
                 return Ended.LIMIT
             if not self._state.line.has_work(self._state.patience):
                 return self._nothing_left()
-            if self._state.remaining() <= 0 or not self._bad_answers_waited_out():
+            if self._state.remaining() <= 0 or not self._paused_after_bad_answers():
                 return self._unless_unavailable(Ended.TIME)
             if not self._state.report.api_calls_used:
                 existing_tables.require_usable(self._state.db, self._state.settings.assets)
@@ -131,9 +132,9 @@ class _Run:
     def _begin(self) -> None:
         """Enqueue what is due, and reserve this run's calls."""
         runs.prune(self._state.db)
-        # A queue run that has work also waits for assets that become due. Refreshing those early
-        # would take calls from assets that are due already (simulated: 539 s instead of 410 s
-        # between refreshes of a high asset, beside a long queue).
+        # A queue run that has work also waits for assets that become due. If it refreshed these
+        # early, it would take calls from assets that are due already: in a simulation with a long
+        # queue, a high asset was refreshed every 539 s instead of every 410 s.
         ahead = None if self._state.tried else self._state.settings.batch.interval_seconds
         self._state.line.read(ahead if self._state.lane is Lane.PRIORITY else None)
         if ahead is not None and self._state.line.empty:
@@ -149,28 +150,28 @@ class _Run:
         return self._unless_unavailable(Ended.DONE if self._state.tried else Ended.NOTHING_DUE)
 
     def _unless_unavailable(self, reason: Ended) -> Ended:
-        """Return the reason, or UNAVAILABLE if the run refreshed nothing and got no answer last."""
+        """Return the reason; UNAVAILABLE if nothing was refreshed and the last call failed."""
         if self._state.report.updated or not self._state.streaks.unavailable:
             return reason
         self._state.report.message = self._state.streaks.unavailable
         return Ended.UNAVAILABLE
 
     def _compare_with_run_before(self) -> None:
-        """Note whether the run ended differently from the one before: cron mails only changes."""
+        """Note whether the run ended differently from the previous one: cron mails only changes."""
         before = None
         with contextlib.suppress(*SERVER_ERRORS):
             before = runs.reason_before(self._state.db, self._state.report.run_id)
         self._state.report.is_news = before != self._state.report.reason_ended
-        if before in NO_WAY_IN and self._state.report.updated:
+        if before in NOT_SERVED and self._state.report.updated:
             self._state.tell(Warned("The API serves this key again."))
 
     # --- waiting ------------------------------------------------------------------------------
 
-    def _bad_answers_waited_out(self) -> bool:
-        """Wait between two calls while the provider answers badly; False if the run is too short.
+    def _paused_after_bad_answers(self) -> bool:
+        """Wait half a window between two calls while the provider answers badly.
 
-        Meanwhile there are at most two calls a window. Once the provider is well, no run waits
-        longer than half a window.
+        Returns False if the run would end before the next call. Once the provider answers well
+        again, no run waits longer than half a window.
         """
         if not self._state.streaks.is_bad or self._state.called_at is None:
             return True
@@ -179,7 +180,7 @@ class _Run:
             if left > self._state.remaining():
                 return False
             self._state.reserve(left)
-            self._state.tell(Waiting("the provider to be well again", left))
+            self._state.tell(Waiting("the provider to recover", left))
             self._state.clock.sleep(min(left, POLL_SECONDS))
         return True
 
@@ -189,12 +190,13 @@ class _Run:
     def _holding(self, held: Held) -> Iterator[Held]:
         """Remember what the run holds, so that it can be released however the run ends.
 
-        If the items may have caused the crash, their lease is kept so that the attempt counts.
+        After an unexpected error the lease of the items is kept, so that the attempt counts: they
+        may have caused the error.
         """
         self._held = held
         try:
             yield held
-        except (KeyboardInterrupt, SystemExit, ServerError):
+        except (KeyboardInterrupt, SystemExit, DriverError):
             raise  # `_close`, or the loop once it has reconnected, puts the items back
         except queue.LostLeaseError as error:
             self._state.tell(Warned(str(error)))
@@ -206,11 +208,11 @@ class _Run:
         self._held = None
 
     def _release_held(self, *, after_seconds: float = 0) -> None:
-        """Return the slot and the items that the run holds, if they are still ours."""
+        """Return the slot and the items that the run holds, if their tokens are still valid."""
         held = self._held
         if held is None:
             return
-        self._state.turns.end(held.turn)
+        self._state.turns.stamp(held.turn)
         with contextlib.suppress(queue.LostLeaseError), transaction(self._state.db) as cursor:
             wait = after_seconds if held.turn.called else 0
             queue.release(cursor, held.items, after_seconds=wait, reason="The run was interrupted.")

@@ -1,4 +1,4 @@
-"""What a run tells while it works. The command line shows it; the loop prints nothing."""
+"""The events that a run emits. The command line shows them; the loop prints nothing."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -10,7 +10,7 @@ from asset_sync.spans import Span
 
 
 class Started(NamedTuple):
-    """The run has a number in the history; this is told first."""
+    """The run has its number in the history; this is the first event."""
 
     run_id: int
 
@@ -41,9 +41,9 @@ class Synced(NamedTuple):
     as_of: datetime | None
     seconds: float
     more: bool = False
-    """Whether this was a part, and another call continues."""
+    """Whether this was only a part of the data, and another call continues."""
     recovered: bool = False
-    """Whether the asset was reported as failing; a quiet run reports that this is over."""
+    """Whether the asset was reported as failing before; a quiet run reports the recovery."""
 
 
 class Filled(NamedTuple):
@@ -57,7 +57,7 @@ class Filled(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """An asset that was tried and not refreshed."""
+    """An asset could not be refreshed."""
 
     symbol: str
     feed: Feed
@@ -70,7 +70,7 @@ class Failed(NamedTuple):
 
 
 class PutBack(NamedTuple):
-    """A call failed through no fault of its assets; they wait in line again."""
+    """A call failed, but not because of its assets; they wait in line again."""
 
     symbols: Sequence[str]
     reason: str
@@ -83,10 +83,10 @@ class Warned(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """What the last warning named works again."""
+    """Something that a warning named works again."""
 
     what: str
-    """With its article: `the database`."""
+    """Its name with the article: `the database`."""
     seconds: float
     """How long it failed."""
 

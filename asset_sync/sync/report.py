@@ -23,7 +23,7 @@ class Ended(StrEnum):
     BROKEN = "broken"
 
 
-NO_WAY_IN = (Ended.KEY_REFUSED, Ended.PLAN_REFUSED, Ended.UNAVAILABLE)
+NOT_SERVED = (Ended.KEY_REFUSED, Ended.PLAN_REFUSED, Ended.UNAVAILABLE)
 """The reasons that mean that the provider served nothing."""
 
 
@@ -50,7 +50,7 @@ class Report:
     history_calls: int = 0
     """How many of the calls were for history."""
     left_out: int = 0
-    """How many assets were due but over the queue's size."""
+    """How many due assets did not enter the queue because it was full."""
     reason_ended: Ended = Ended.DONE
     message: str = ""
     """The sentence that explains the reason, if there is one."""

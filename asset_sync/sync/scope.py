@@ -1,4 +1,4 @@
-"""The scope of a run: what it has to do by its settings and by what is known of the key."""
+"""The scope of a run: the assets and feeds that its settings want and that its key may use."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from asset_sync.database import Connection
 from asset_sync.hours import Hours
 from asset_sync.model import Asset, AssetType, Feed, Lane, Level
 from asset_sync.provider.access import Access
-from asset_sync.provider.current import connect
+from asset_sync.provider.current import connect, hours_of
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Wanted, calls_for
 from asset_sync.secret import Secret
@@ -35,7 +35,7 @@ class Target(Protocol):
 
     @property
     def symbol(self) -> str:
-        """Ours."""
+        """The user's name for it."""
         ...
 
     @property
@@ -45,7 +45,7 @@ class Target(Protocol):
 
     @property
     def ticker(self) -> str:
-        """The provider's."""
+        """The provider's name for it."""
         ...
 
     @property
@@ -60,13 +60,13 @@ class Target(Protocol):
 
     @property
     def backfilled_to(self) -> datetime | None:
-        """How far a catch-up of several calls has come, where it found no bars."""
+        """Up to when earlier calls of a catch-up have asked without finding new bars; else None."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """One command's part of the work."""
+    """What one run has to do."""
 
     settings: Settings
     lane: Lane
@@ -83,10 +83,10 @@ class Scope:
 
     @property
     def runtime_seconds(self) -> float:
-        """How long a run works unless told otherwise.
+        """How long a run works by default.
 
         A priority run gets one more window for each full budget of calls. Otherwise its last
-        assets would never be served, because each run begins with the first.
+        assets would never be served, because each run begins with the first asset.
         """
         interval = self.settings.batch.interval_seconds
         longest = max(interval - QUEUE_MARGIN_SECONDS, interval / 2)
@@ -134,7 +134,7 @@ class Scope:
         """Return the warning that the key's plan does not include something."""
         return Warned(
             f"The key's plan ({self.settings.provider.plan.name}) does not include {what}; using "
-            f"{instead}. It is asked again after a day."
+            f"{instead}. This is tried again after a day."
         )
 
     def window(
@@ -156,7 +156,7 @@ class Scope:
 
     def hours(self, symbol: str) -> Hours:
         """Return when the asset trades."""
-        return self._asset(symbol).trading_hours
+        return hours_of(self._asset(symbol))
 
     def frequency(self, symbol: str) -> timedelta:
         """Return how old the asset's data may get."""

@@ -29,7 +29,7 @@ class Held:
 
 
 class State:
-    """One run: what it may do, what it has done, and for how long it may go on."""
+    """The state of one run: its scope, connection and time, and what it has done."""
 
     def __init__(
         self,
@@ -80,19 +80,19 @@ class State:
         return Patience(self.remaining(), self.tried)
 
     def say(self, progress: Sequence[Progress]) -> None:
-        """Note everything in the report first, then tell it."""
+        """Note all events in the report, then pass them to the listener."""
         for step in progress:
             self.report.note(step)
         for step in progress:
             self.tell(step)
 
     def read_scope(self) -> None:
-        """Read again what the key may do, after it was refused something."""
+        """Read again what the key may do, after the API refused it something."""
         self.line.scope = scope_of(self.db, self.settings, self.lane)
         self.line.read()
 
     def reserve(self, in_seconds: float) -> None:
-        """Reserve what a priority run needs that starts, or continues, in so many seconds."""
+        """Reserve slots for the priority run that starts, or continues, in so many seconds."""
         if self.lane is not Lane.PRIORITY:
             return
         calls = 0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from asset_sync.database import ServerError
+from asset_sync.database import DriverError
 from asset_sync.provider.errors import NotSent, ProviderError, RateLimited, Unavailable
 from asset_sync.sync.apply import Result
 from asset_sync.sync.judge import Fetch, is_well
@@ -11,7 +11,7 @@ from asset_sync.sync.report import Ended
 # The run ends after so many requests in a row that could not be sent.
 UNSENT_CALLS = 3
 # After bad answers for so many different assets in a row, the run makes one call each half window
-# until the provider is well again.
+# until the provider answers well again.
 BAD_ANSWERS = 3
 # If the plan does not include so many different assets in a row, it includes none.
 NOT_IN_PLAN = 2
@@ -27,7 +27,7 @@ class Stop(Exception):  # noqa: N818  # not an error: how a call ends the loop
 
 @dataclass(slots=True)
 class Streaks:
-    """Failures in a row since the last call that went well."""
+    """Failures in a row since the last good answer."""
 
     unsent: int = 0
     """Requests that could not be sent."""
@@ -58,10 +58,10 @@ class Streaks:
         if result.not_in_plan is not None:
             self.not_in_plan |= dict.fromkeys(fetch.symbols, str(result.not_in_plan))
 
-    def refused(self, symbol: str, error: ServerError) -> bool:
-        """Note that the database refused an asset's data; return whether the database is to blame.
+    def refused(self, symbol: str, error: DriverError) -> bool:
+        """Note that the database refused an asset's data; return whether the database is the cause.
 
-        It is to blame if it refuses two different assets in a row for the same reason.
+        It is the cause if it refuses two different assets in a row for the same reason.
         """
         before = self.refused_by_database
         self.refused_by_database = (symbol, error.pgcode or "")

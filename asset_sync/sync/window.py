@@ -12,7 +12,7 @@ BAR_LENGTH = timedelta(minutes=5)
 OVERLAP = 6 * BAR_LENGTH
 
 SAFE_HISTORY = timedelta(days=720)
-"""How far back every plan goes; the API rejects a range that starts before that (403)."""
+"""The history that every plan has; the API rejects a range that starts earlier (403)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,11 @@ def next_window(
 ) -> Window | None:
     """Return the window of the next call, None when there can be nothing new.
 
-    It begins a few bars before the newest stored one, or at `settled_until` if that is earlier, or
-    at `reread_from`; on the first sync as far back as one call reaches. It ends now.
-    `backfilled_to` is how far earlier calls of the same catch-up came if they found nothing. If the key may not see the running day, the window ends with yesterday
-    (UTC). If the key may see only the smallest plan's past, the window starts within that.
+    The window begins a few bars before the newest stored one, at `settled_until` or `reread_from`
+    if that is earlier, on the first sync as far back as one call reaches; it ends now.
+    `backfilled_to` is up to when earlier calls of the same catch-up have asked without finding new
+    bars: then the window begins there. With `today_denied` it ends with yesterday (UTC). With
+    `past_denied` it begins within the history that every plan has.
     """
     end = now
     if today_denied:
@@ -64,5 +65,5 @@ def next_window(
 
 
 def _start_of_bar(moment: datetime) -> datetime:
-    """Return the start of the bar that contains the moment, so that no bar comes cut off."""
+    """Return the start of the bar that contains the moment, so that the API sends the whole bar."""
     return moment - (moment - datetime(1970, 1, 1, tzinfo=UTC)) % BAR_LENGTH

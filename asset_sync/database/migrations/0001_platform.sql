@@ -1,6 +1,6 @@
--- The platform's own tables: made where they are missing, taken as they are where they exist.
--- Every statement asks first, because `create ... if not exists` wants the right to create even
--- where there is nothing to do, and a role may own its schemas and no more.
+-- The platform's tables. Missing tables are created; existing ones stay as they are. Each statement
+-- first checks whether the object exists: `create ... if not exists` needs the right to create even
+-- if the object exists, and a role may have rights only on its own schemas.
 
 do $platform$
 begin

@@ -1,5 +1,5 @@
--- asset-sync's own tables. Nobody is resident: queue, rate limit and history live here, shared by
--- every process on every host. All times are this database's clock.
+-- asset-sync's own tables. No process runs all the time: queue, rate limit and history are stored
+-- here, and every process on every host shares them. All times are by this database's clock.
 
 do $schema$
 begin
@@ -69,8 +69,8 @@ create index queue_critical_idx on asset_sync.queue (order_at, symbol, feed desc
 create index queue_others_idx on asset_sync.queue (order_at, symbol, feed desc)
   where state = 'waiting' and level <> 'critical';
 create index queue_leases_idx on asset_sync.queue (lease_until) where state = 'leased';
--- What `queue status` counts, and what the queue's size is measured by.
--- Few different keys make it small, so that counting 100,000 items reads some 90 blocks.
+-- For the counts of `queue status` and for the queue's size. The index is small because it has few
+-- different keys: counting 100,000 items reads about 90 blocks.
 create index queue_live_idx on asset_sync.queue (level, state) where state <> 'idle';
 create index queue_oldest_idx on asset_sync.queue (level, due_at)
   where state in ('waiting', 'leased');

@@ -1,5 +1,5 @@
--- One bad thing never stops the rest: strikes by evidence, slots that know how long they stay
--- open, and a clock that may jump. Columns also take the field's usual names.
+-- Adds strikes, the time for which a slot stays open, and what the correction of clock jumps needs.
+-- Renames columns to the usual terms of the field.
 
 -- The queue.
 
@@ -12,11 +12,11 @@ alter table asset_sync.queue
   add column failed_at timestamptz not null default '-infinity',
   add column failed_tickers text[] not null default '{}';
 
--- How the levels stand is counted for the settings' own assets, by their keys.
+-- The items of each level are now counted by the keys of the settings' own assets.
 drop index asset_sync.queue_live_idx;
 drop index asset_sync.queue_oldest_idx;
 
--- A feed's place is a number, not its name's first letter.
+-- The order of feeds is a number, no longer the first letter of the name.
 alter table asset_sync.queue drop constraint queue_feed_check;
 alter table asset_sync.queue add column feed_rank smallint not null default 2;
 update asset_sync.queue set feed_rank = 1 where feed = 'snapshot';
@@ -29,13 +29,13 @@ create index queue_others_idx on asset_sync.queue (sort_at, symbol, feed_rank)
 comment on column asset_sync.queue.feed_rank is
   'Which of the feeds of an asset comes first where they stand in line together.';
 
--- What has failed before goes on as it was.
+-- Items that have failed keep that state.
 update asset_sync.queue
 set strikes = 1, failed_at = coalesce(last_attempt_at, now()), failed_tickers = array[ticker]
 where state = 'dead' or attempts > 0;
 update asset_sync.queue set state = 'waiting', not_before = now()
 where state = 'dead' and level = 'critical';
--- The symbol is no longer a part of the sentence.
+-- The symbol is no longer a part of the error's text.
 update asset_sync.queue set last_error = substr(last_error, length(symbol) + 3)
 where starts_with(last_error, symbol || ': ');
 
@@ -73,7 +73,7 @@ alter table asset_sync.limiter
 comment on column asset_sync.limiter.answered_at is
   'When the provider last answered any asset well: evidence that a failing asset is to blame.';
 
--- The slots, each stamped and open for as long as the provider may still count its call.
+-- The slots. A slot stays open for as long as the provider may still count its call.
 
 alter table asset_sync.slots rename column ended_at to stamped_at;
 alter table asset_sync.slots rename column previous_ended_at to previous_stamped_at;
@@ -81,7 +81,8 @@ alter table asset_sync.slots
   add column open_seconds double precision not null default 0,
   add column previous_open_seconds double precision not null default 0,
   add column last_token uuid;
--- What lay in the future was a call in flight, or, without a token, left by a clock that went back.
+-- A stamp in the future belongs to a call in flight. Without a token it is from before the clock was
+-- set back.
 update asset_sync.slots s
 set stamped_at = m.now,
   open_seconds = case when token is null then 0
@@ -134,7 +135,7 @@ comment on column asset_sync.limiter.jumps is 'How many jumps of the clock were 
 comment on column asset_sync.limiter.jumped_at is 'When the clock last jumped by a second or more.';
 comment on column asset_sync.limiter.jumped_seconds is 'How far: above 0 forward, below 0 back.';
 
--- Platform tables that differ from ours.
+-- Platform tables that differ from those of `db init`.
 
 alter table asset_sync.limiter add column tables_tried bigint;
 comment on column asset_sync.limiter.tables_tried is
@@ -147,9 +148,9 @@ alter table asset_sync.runs add column started_by text;
 comment on column asset_sync.runs.started_by is
   'terminal, cron, systemd or other, as the process itself found; null of a run before version 3.';
 
--- Times that no clock shows, and numbers that are none, would end every command that computes with
--- them. They are taken out, and cannot be written any more. What the queue forgets comes back with
--- the next run.
+-- Impossible times (infinite or far outside of the present) and NaN would end every command that
+-- computes with them. Such rows are deleted, and cannot be written any more. The next run adds
+-- deleted items of the queue again.
 
 delete from asset_sync.queue
 where least(added_at, due_at, sort_at, not_before, last_success_at, last_attempt_at) < 'epoch'

@@ -1,7 +1,8 @@
-"""Faults on demand: what the stand-in does instead of a right answer.
+"""Faults that the stand-in simulates on demand instead of sending the right answer.
 
-`FAULTS` lists them by name; a spec says when one strikes: `NAME` always, `NAME:3` the first three
-requests, `NAME@C:EURUSD` only that ticker, `NAME:3@C:EURUSD` both.
+`FAULTS` lists them by name. A spec says for which requests a fault is used: `NAME` for all,
+`NAME:3` for the first three, `NAME@C:EURUSD` for those of that ticker, `NAME:3@C:EURUSD` for the
+first three of that ticker.
 """
 
 from asset_sync.demo.faults import api, figures, paging, transport  # each registers its faults

@@ -1,4 +1,4 @@
-"""Faults of the API: it refuses, redirects, or answers as it never should."""
+"""Faults of the API: it refuses, redirects, or answers in another way than documented."""
 
 import math
 from dataclasses import replace
@@ -39,13 +39,13 @@ def _rate_limit_retry_after(call: Call, _: Reply) -> Reply:
 
 @fault("key-revoked", counts=False)
 def _key_revoked(_: Call, __: Reply) -> Reply:
-    """Refuse with 401: the key is no longer one."""
+    """Refuse with 401: the key is not valid any more."""
     return unknown_key()
 
 
 @fault("forbidden")
 def _forbidden(_: Call, __: Reply) -> Reply:
-    """Refuse with 403: the plan does not hold this data."""
+    """Refuse with 403: the plan does not include this data."""
     return not_entitled()
 
 
@@ -88,7 +88,7 @@ def _bad_gateway(_: Call, __: Reply) -> Reply:
 
 @fault("html")
 def _html(_: Call, __: Reply) -> Reply:
-    """Answer 200, with an HTML page to log in."""
+    """Answer 200, with an HTML log-in page."""
     return Reply(200, b"<!doctype html><title>Welcome</title><p>Please log in.\n", HTML)
 
 
@@ -104,13 +104,13 @@ def _is_five_minutes(call: Call) -> bool:
 
 @fault("five-minutes-empty", applies=_is_five_minutes)
 def _five_minutes_empty(call: Call, right: Reply) -> Reply:
-    """Answer without rows where five-minute bars are asked for; minute bars come."""
+    """Answer requests for five-minute bars without rows, and requests for minute bars rightly."""
     return _empty(call, right)
 
 
 @fault("end-of-day")
 def _end_of_day(call: Call, right: Reply) -> Reply:
-    """Send bars up to the end of yesterday (UTC) only, as to a key with end-of-day data."""
+    """Send bars only up to the end of yesterday (UTC), as for a key with end-of-day data."""
     midnight_ms = call.now_ms - call.now_ms % DAY_MS
     rows = right.rows()
     kept = [row for row in rows if not _starts_from(row, midnight_ms)]

@@ -1,4 +1,4 @@
-"""Faults of the figures: rows that cannot be true, are out of order, or of another asset."""
+"""Faults of the data: rows with impossible values, in the wrong order, or of another asset."""
 
 import math
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def _high_below_low(_: Call, right: Reply) -> Reply:
 
 @fault("future")
 def _future(call: Call, right: Reply) -> Reply:
-    """Stamp the newest figures with a time of tomorrow."""
+    """Send the newest row with a time of tomorrow."""
     tomorrow_ms = (call.now_ms + DAY_MS) // BAR_MS * BAR_MS
 
     def spoil(row: Document) -> None:
@@ -68,7 +68,7 @@ def _unordered(_: Call, right: Reply) -> Reply:
 
 @fault("duplicate")
 def _duplicate(_: Call, right: Reply) -> Reply:
-    """Send the newest bar twice, first as it was, then as it is."""
+    """Send the newest bar twice: first with an earlier close, then with the right one."""
     rows = right.rows()
     if not rows:
         return right
@@ -84,7 +84,7 @@ OTHER_TICKER = "C:ILSCHF"
 
 @fault("other-ticker")
 def _other_ticker(_: Call, right: Reply) -> Reply:
-    """Answer for another ticker than the requested one."""
+    """Answer with another ticker than the requested one."""
 
     def spoil(row: Document) -> None:
         for key in ("T", "ticker"):
@@ -97,7 +97,7 @@ def _other_ticker(_: Call, right: Reply) -> Reply:
 
 @fault("not-entitled", applies=lambda call: call.path == SNAPSHOT_PATH)
 def _not_entitled(_: Call, right: Reply) -> Reply:
-    """Say in the last row of a snapshot that the plan does not hold this ticker."""
+    """Send NOT_ENTITLED in the last row of a snapshot: the plan does not include its ticker."""
 
     def spoil(row: Document) -> None:
         ticker = row.get("ticker")
@@ -119,7 +119,7 @@ def _wrong_shape(_: Call, right: Reply) -> Reply:
 
 @fault("empty")
 def _empty(_: Call, right: Reply) -> Reply:
-    """Answer 200 without rows, as for a market that has been closed all the time."""
+    """Answer 200 without rows, as for a market that was closed for the whole range."""
     if not isinstance(right.body, dict) or isinstance(right.body.get("results"), dict):
         return right  # details of one ticker are no rows
     kept = {key: value for key, value in right.body.items() if key not in ("results", "next_url")}

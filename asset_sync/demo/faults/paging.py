@@ -1,4 +1,4 @@
-"""Faults of paging: the next page is endless, elsewhere, or short."""
+"""Faults of paging: endless pages, a next page on another host, or short pages."""
 
 from asset_sync.demo import wire
 from asset_sync.demo.faults.registry import fault
@@ -7,14 +7,14 @@ from asset_sync.demo.wire import REFERENCE_PATH, Call, Reply
 
 @fault("endless-next-url")
 def _endless_next_url(call: Call, right: Reply) -> Reply:
-    """Say in every answer that there is one more page."""
+    """Name a next page in every answer, without end."""
     following = int(call.query.get("page", "1")) + 1
     return right.with_keys(next_url=call.page(page=str(following)))
 
 
 @fault("foreign-next-url", applies=lambda call: "page" not in call.query)
 def _foreign_next_url(call: Call, right: Reply) -> Reply:
-    """Say that the next page is on another host; there is one and no more."""
+    """Name a next page on another host, in the first answer only."""
     return right.with_keys(next_url=call.page(address=wire.FOREIGN_HOST, page="2"))
 
 
@@ -23,7 +23,7 @@ _SHORT_PAGE = 2
 
 @fault("short-pages", applies=lambda call: call.path == REFERENCE_PATH)
 def _short_pages(call: Call, right: Reply) -> Reply:
-    """Send the list of tickers two rows a page."""
+    """Send the list of tickers in pages of two rows."""
     rows = right.rows()
     if len(rows) <= _SHORT_PAGE:
         return right

@@ -1,4 +1,4 @@
-"""Which fault strikes which call."""
+"""Decides which fault is used for which call."""
 
 import re
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ class _Rule:
     left: int | None
     ticker: str | None
 
-    def strikes(self, call: Call) -> bool:
+    def matches(self, call: Call) -> bool:
         return (
             self.left != 0
             and (self.ticker is None or self.ticker in call.tickers)
@@ -26,7 +26,7 @@ _SPEC = re.compile(r"(?P<name>[a-z-]+)(?::(?P<left>[1-9]\d{0,8}))?(?:@(?P<ticker
 
 
 class FaultPlan:
-    """The faults in force; the first that fits a call strikes. Not thread-safe."""
+    """The faults in use; a call gets the first one that matches it. Not thread-safe."""
 
     def __init__(self, specs: Iterable[str] = ()) -> None:
         """Raise StandInError for a spec that is not valid."""
@@ -34,9 +34,9 @@ class FaultPlan:
         self._rules = [_rule(spec) for spec in self.specs]
 
     def take(self, call: Call) -> Fault | None:
-        """Return the fault that strikes this call, and count it; None for a right answer."""
+        """Return the fault for this call, and count it; None for a right answer."""
         for rule in self._rules:
-            if rule.strikes(call):
+            if rule.matches(call):
                 if rule.left is not None:
                     rule.left -= 1
                 return rule.fault

@@ -1,4 +1,4 @@
-"""What a fault is, and the list of them by name."""
+"""The type of a fault, and the registry of all faults by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ def _always(_: Call) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way in which the API, or what stands between, lets a client down."""
+    """One way in which the API, or a proxy before it, fails."""
 
     name: str
     about: str
-    """What happens, in a line."""
+    """What happens, in one line."""
 
     answer: Answer
     applies: Callable[[Call], bool]
@@ -34,7 +34,7 @@ FAULTS: dict[str, Fault] = {}
 def fault(
     name: str, *, applies: Callable[[Call], bool] = _always, counts: bool = True
 ) -> Callable[[Answer], Answer]:
-    """Register a function under the name by which users ask for it."""
+    """Register a function as the fault of this name."""
 
     def register(answer: Answer) -> Answer:
         about = (answer.__doc__ or "").strip().rstrip(".")

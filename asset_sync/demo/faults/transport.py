@@ -1,4 +1,4 @@
-"""Faults of the transport: what arrives is cut, slow, huge, or nothing."""
+"""Faults of the connection: the answer is cut off, slow, huge or missing."""
 
 import gzip
 from dataclasses import replace
@@ -32,7 +32,7 @@ _LOOK_EVERY_SECONDS = 0.05
 
 @fault("stall")
 def _stall(_: Call, __: Reply) -> Reply:
-    """Keep silent until the client gives up."""
+    """Send nothing until the client closes the connection."""
 
     def send(wire: Wire, _: Reply) -> None:
         while not wire.give_up(_LOOK_EVERY_SECONDS):
@@ -48,7 +48,7 @@ _DRIP_PADDING = b" " * 100_000
 
 @fault("drip")
 def _drip(_: Call, right: Reply) -> Reply:
-    """Send the right answer, one byte every 20 ms, for more than half an hour."""
+    """Send the right answer slowly: one byte every 20 ms, for more than half an hour."""
 
     def send(wire: Wire, reply: Reply) -> None:
         body = _DRIP_PADDING + reply.payload()
@@ -96,7 +96,7 @@ def _bomb() -> bytes:
 
 @fault("gzip-bomb")
 def _gzip_bomb(_: Call, __: Reply) -> Reply:
-    """Send 1 MB of gzip that unfolds to 1 GiB."""
+    """Send 1 MB of gzip that decompresses to 1 GiB."""
 
     def send(wire: Wire, reply: Reply) -> None:
         wire.head(reply, len(_bomb()), encoding="gzip")

@@ -20,9 +20,9 @@ from asset_sync.provider.polygon.refusals import CallContext
 class Polygon:
     """The API, over one session; each method is exactly one HTTP request, and one slot.
 
-    A call ends within `call_timeout_seconds` whatever the server does. A server's behaviour raises
-    nothing but a `ProviderError`. The key is sent only in the `Authorization` header, and only to
-    the host of `base_url`. For one thread at a time.
+    A call ends within `call_timeout_seconds`, and raises only a `ProviderError`, whatever the
+    server does. The key is sent only in the `Authorization` header, and only to the host of
+    `base_url`. For one thread at a time.
     """
 
     def __init__(self, access: Access) -> None:
@@ -40,7 +40,7 @@ class Polygon:
 
     @property
     def call_timeout_seconds(self) -> float:
-        """How long the next call may take in all; may be set between two calls."""
+        """The time limit of the next whole call; may be set between two calls."""
         return self._http.call_timeout_seconds
 
     @call_timeout_seconds.setter
@@ -58,14 +58,14 @@ class Polygon:
     def bars(
         self, ticker: str, start: datetime, end: datetime, *, by_minute: bool = False
     ) -> BarsAnswer:
-        """Return the five-minute bars that start from `start` to `end`, both aware and included.
+        """Return the five-minute bars that start between `start` and `end`, aware and included.
 
         With `by_minute` they are made of minute bars: for one user a day of C:XAUUSD had no bars of
         an hour while it had 35,424 of a minute. It is the same number of calls.
 
         The answer may have no bars: a quiet market and an unknown ticker look the same (see
         `ticker_exists`). A `next_url` is not followed but returned as `complete=False`. Raises any
-        `ProviderError`; `TodayDenied` when the plan does not include the range.
+        `ProviderError`; `TimeRangeDenied` when the plan does not include the range.
         """
         reply = self._http.get(endpoints.bars(ticker, start, end, by_minute=by_minute), ticker)
         return read_bars(reply, self._call(ticker), ticker, start, end, by_minute=by_minute)
@@ -77,7 +77,7 @@ class Polygon:
         whole call is raised: any `ProviderError`, `FeedDenied` on a free plan.
         """
         endpoint = endpoints.snapshot(tickers)
-        asked = _named(tickers)
+        asked = _shortened(tickers)
         reply = self._http.get(endpoint, asked)
         return read_snapshots(reply, self._call(asked), tickers)
 
@@ -98,6 +98,6 @@ class Polygon:
         return CallContext(asked=asked, host=self._http.host, key=self._key)
 
 
-def _named(tickers: Sequence[str]) -> str:
+def _shortened(tickers: Sequence[str]) -> str:
     others = len(tickers) - 1
     return f"{tickers[0]} and {others} more" if others else tickers[0]

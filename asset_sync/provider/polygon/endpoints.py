@@ -24,8 +24,9 @@ def bars(ticker: str, start: datetime, end: datetime, *, by_minute: bool = False
 
     `limit` is the API's maximum; it counts the minute bars from which the answer is made.
     """
+    length = 1 if by_minute else 5
     return (
-        f"/v2/aggs/ticker/{_quoted(ticker)}/range/{1 if by_minute else 5}/minute/{unix_ms(start)}/{unix_ms(end)}"
+        f"/v2/aggs/ticker/{_quoted(ticker)}/range/{length}/minute/{unix_ms(start)}/{unix_ms(end)}"
         f"?adjusted=true&sort=asc&limit={MAX_BASE_BARS}"
     )
 
@@ -33,7 +34,7 @@ def bars(ticker: str, start: datetime, end: datetime, *, by_minute: bool = False
 def snapshot(tickers: Sequence[str]) -> str:
     """Return path and query for the snapshot; without `limit` the API sends ten rows.
 
-    Raises ValueError for no ticker (the API would send any) and for more than 250.
+    Raises ValueError for no ticker (the API would choose some) and for more than 250.
     """
     if not 1 <= len(tickers) <= MAX_SNAPSHOT_TICKERS:
         raise ValueError(
@@ -49,9 +50,9 @@ def reference(ticker: str) -> str:
 
 
 def tickers(asset_type: AssetType, search: str = "") -> str:
-    """Return path and query for the first page of a market's tickers that trade.
+    """Return path and query for the first page of a market's active tickers.
 
-    The API looks for `search` in tickers and names. A page holds the API's maximum, 1000; without
+    The API searches tickers and names for `search`. A page holds the API's maximum, 1000; without
     `limit` it would hold 100.
     """
     searched = f"&search={quote(search, safe='', errors='replace')}" if search else ""

@@ -17,7 +17,7 @@ from asset_sync.provider.errors import NotSent, Unanswered, Unavailable
 from asset_sync.secret import Secret
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
-"""Decoded. The largest honest answer, 50,000 bars, has about 7 MB."""
+"""Decoded. The largest real answer, 50,000 bars, has about 7 MB."""
 
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
@@ -29,28 +29,28 @@ _SETTING = "POLYGON_BASE_URL"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, whole and decompressed; nothing in it can be trusted."""
+    """An answer, whole and decompressed, but not checked."""
 
     status: int
 
     text: str = field(repr=False)
-    """Empty if an error's body did not arrive whole: the status says enough."""
+    """Empty if the body of an error did not arrive whole: its status is enough."""
 
     retry_after_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Broken:
-    """Why there is no answer to read."""
+class _NoReply:
+    """The reason why there is no usable answer."""
 
     why: str
 
     arrived: bool = False
-    """Whether an unusable answer came, so that the API has counted the call."""
+    """Whether an answer came that cannot be used: then the API has counted the call."""
 
 
 class Http:
-    """The one session: it holds the key, follows no redirects and repeats no request."""
+    """The client's one session: it holds the key, follows no redirect and repeats no request."""
 
     def __init__(self, access: Access) -> None:
         self.base_url = access.base_url.rstrip("/")
@@ -77,35 +77,35 @@ class Http:
         # Raised here, outside of any exception handler: an exception as context would hold the
         # request, whose headers hold the key.
         if deadline.expired:
-            broken = _Broken(f"it took longer than {self.call_timeout_seconds:.3g} s in all")
+            failure = _NoReply(f"it took longer than {self.call_timeout_seconds:.3g} s in all")
         elif isinstance(outcome, Reply):
             return outcome
         else:
-            broken = outcome
-        what = f"No answer from {self.host} for {asked}: {broken.why}"
-        if broken.arrived:
+            failure = outcome
+        what = f"No answer from {self.host} for {asked}: {failure.why}"
+        if failure.arrived:
             raise Unavailable(what)
         if deadline.sent_at is None:
             raise NotSent(what)
         raise Unanswered(what, monotonic() - deadline.sent_at)
 
-    def _exchange(self, endpoint: str) -> Reply | _Broken:
+    def _exchange(self, endpoint: str) -> Reply | _NoReply:
         """Return the reply, or why there is none."""
         try:
             with self._session.get(
                 self.base_url + endpoint,
                 timeout=self._timeouts,
-                allow_redirects=False,  # another host would be sent the key
+                allow_redirects=False,  # another host would get the key
                 stream=True,
             ) as response:
                 text = _read(response)
-                if isinstance(text, _Broken):
+                if isinstance(text, _NoReply):
                     if response.status_code == requests.codes.ok:
                         return text
                     text = ""
                 return Reply(response.status_code, text, _retry_after_seconds(response))
         except FAILURES as error:
-            return _Broken(reason(error, setting=_SETTING))
+            return _NoReply(reason(error, setting=_SETTING))
 
 
 class _Bearer(AuthBase):
@@ -119,44 +119,46 @@ class _Bearer(AuthBase):
         return request
 
 
-def _read(response: requests.Response) -> str | _Broken:
+def _read(response: requests.Response) -> str | _NoReply:
     """Return the whole body, or why it cannot be read."""
-    # Only gzip was offered; a chain of encodings lets a small body grow much further.
+    # The request asks for gzip only. Several encodings, one in another, would let a small body grow
+    # without a limit.
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
-        return _Broken("its answer is compressed in a way that was not asked for", arrived=True)
+        return _NoReply("its answer is compressed in a way that was not asked for", arrived=True)
     body = bytearray()
     try:
         for chunk in response.iter_content(_CHUNK_BYTES):
             body += chunk
             if len(body) > MAX_BODY_BYTES:
-                return _Broken(
+                return _NoReply(
                     f"its answer is larger than {MAX_BODY_BYTES >> 20} MiB", arrived=True
                 )
     except FAILURES as error:
         arrived = isinstance(error, requests.exceptions.ContentDecodingError)
-        return _Broken(reason(error, setting=_SETTING), arrived=arrived)
-    # Text from here on: 7 MB of bytes beside it would count in the memory that a run may take.
+        return _NoReply(reason(error, setting=_SETTING), arrived=arrived)
+    # Only the text is kept: the bytes would take another 7 MB of memory.
     return body.decode("utf-8-sig", errors="replace")
 
 
 def _retry_after_seconds(response: requests.Response) -> float | None:
     """Return how long the server asks to wait, at most an hour (RFC 9110, 10.2.3).
 
-    A date instead of seconds is measured from the server's own `Date`, not from the host's clock.
+    If it is a date, the seconds are counted from the server's own `Date`, not from this host's
+    clock.
     """
     asked = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", asked):
         seconds = float(asked)
     else:
-        until, now = _moment(asked), _moment(response.headers.get("Date", ""))
+        until, now = _read_date(asked), _read_date(response.headers.get("Date", ""))
         if until is None or now is None:
             return None
         seconds = (until - now).total_seconds()
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def _moment(date: str) -> datetime | None:
+def _read_date(date: str) -> datetime | None:
     try:
         moment = parsedate_to_datetime(date)
     except (ValueError, TypeError, OverflowError):
@@ -165,7 +167,7 @@ def _moment(date: str) -> datetime | None:
 
 
 def _host(base_url: str) -> str:
-    """Return the host's name for sentences: a URL may contain a password."""
+    """Return the host's name for messages: the whole URL may contain a password."""
     try:
         return urlsplit(base_url).hostname or "the API"
     except ValueError:

@@ -20,12 +20,12 @@ class Market(NamedTuple):
     window: timedelta
     """How much history one call of bars covers.
 
-    A call returns at most 50,000 base bars, which are always minute bars (API page `aggregates`):
-    about 34 days of crypto, which never closes, or seven weeks of forex.
+    The API makes an answer from at most 50,000 minute bars (API page `aggregates`). That is about
+    34 days of crypto, which never closes, or seven weeks of forex.
     """
 
     pages: int
-    """How many pages of 1000 the list of its tickers has: some 1,200 for forex, 400 for crypto."""
+    """How many pages of 1000 its list of tickers has: about 1,200 for forex, 400 for crypto."""
 
     example: str
     """A symbol of this market."""

@@ -1,4 +1,4 @@
-"""Reads the body of an answer into plain types; implausible data is left out or refused."""
+"""Reads the body of an answer into plain types; implausible data is left out or is an error."""
 
 import json
 import math
@@ -28,8 +28,8 @@ from asset_sync.provider.polygon.refusals import (
     refusal,
     refusal_in_answer,
     refusal_of_row,
+    safe_text,
     unknown,
-    words,
 )
 from asset_sync.secret import Secret
 
@@ -39,16 +39,18 @@ BAR_MS = 5 * MINUTE_MS
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TRADES = 2**31 - 1
 _MAX_TICKER = 64
-# Wider than any pair of currencies: a bitcoin in the weakest one, a token in dollars.
+# Wider than the prices of all pairs: from a token in dollars to a bitcoin in the weakest currency.
 _LEAST_PRICE, _MOST_PRICE = 1e-12, 1e12
 # A thousand times the volume of the most traded token in five minutes.
 _MOST_VOLUME = 1e18
-# The provider rounds each price by itself, so open and close may exceed low..high by this share.
+# The provider rounds each price by itself: open and close may lie outside of low to high by this
+# share.
 _ROUNDING = 1e-6
-# A cursor has some 200 characters; servers reject addresses longer than about this.
+# A cursor has about 200 characters; servers reject addresses longer than about this.
 _MAX_QUERY = 8000
 
-# The least numbers that are ns, us, ms or s (all after 1973), and how to convert them to us.
+# The smallest number that is read as ns, us, ms or s (all are after 1973), and the factor and the
+# divisor that convert it to us.
 _TO_MICROSECONDS = ((10**17, 1, 1000), (10**14, 1, 1), (10**11, 1000, 1), (0, 10**6, 1))
 
 
@@ -65,9 +67,9 @@ def read_bars(
 
     With `by_minute` the answer holds minute bars, of which five-minute bars are made.
 
-    Other bars are left out, counted by `Flaw`. Raises `Unreadable` when no bar is left, when the
-    bars are another ticker's, and when an answer without bars does not say `resultsCount` 0, as
-    every recorded empty answer does.
+    Other bars are left out and counted by `Flaw`. Raises `Unreadable` if no bar is left, if the
+    bars are another ticker's, and if an answer without bars does not say `resultsCount` 0, as all
+    recorded empty answers do.
     """
     body = _answer(reply, call, hook=_minute_or_object if by_minute else _bar_or_object)
     rows = _results(body, call)
@@ -160,8 +162,8 @@ def read_exists(reply: Reply, call: CallContext, ticker: str) -> bool:
 def read_tickers(reply: Reply, call: CallContext) -> TickersAnswer:
     """Return a page of the list, without rows that name no ticker or an inactive one.
 
-    Raises `Unreadable` if no row is left, or if the next page is not one of the list's: the list
-    would look complete when it is not.
+    Raises `Unreadable` if no row is left, or if the next page is not a page of the list: otherwise
+    an incomplete list would look complete.
     """
     try:
         body = _answer(reply, call)
@@ -170,14 +172,14 @@ def read_tickers(reply: Reply, call: CallContext) -> TickersAnswer:
     rows = _results(body, call)
     tickers = tuple(listed for row in rows if (listed := _listed(row, call.key)) is not None)
     if rows and not tickers:
-        raise _wrong_shape(call)
+        raise _unknown_format(call)
     return TickersAnswer(tickers, _next_page(body.get("next_url"), call))
 
 
 def _answer(
     reply: Reply, call: CallContext, hook: Callable[[dict[str, object]], object] | None = None
 ) -> dict[str, object]:
-    """Return the answer's JSON object, or raise the error that it is instead."""
+    """Return the answer's JSON object, or raise the error that the answer stands for."""
     if reply.status != 200:  # noqa: PLR2004
         raise refusal(reply, call)
     body: object = None
@@ -189,11 +191,11 @@ def _answer(
         is_json = True
     if not is_json:
         raise Unavailable(
-            f"What answers for {call.host} does not speak JSON (asked for {call.asked}): a proxy"
-            " or a log-in page of the network, or half an answer"
+            f"{call.host} did not answer in JSON when asked for {call.asked}: a proxy or a log-in"
+            " page of the network answered, or the answer is incomplete"
         )
     if not isinstance(body, dict):
-        raise _wrong_shape(call)
+        raise _unknown_format(call)
     refused = refusal_in_answer(body, call)
     if refused is not None:
         del body  # some tools report locals with a traceback, and the body may contain the key
@@ -205,12 +207,12 @@ def _results(body: dict[str, object], call: CallContext) -> list[object]:
     """Return the rows; none if `results` is missing, null or [] and the status is good."""
     rows = body.get("results")
     status = body.get("status")
-    # DELAYED is what free plans get, with full results; some v3 answers come without a status.
+    # Free plans get DELAYED, with full results; some v3 answers come without a status.
     if isinstance(rows, list) and status in (None, "OK", "DELAYED"):
         return rows
     if rows is None and status in ("OK", "DELAYED"):
         return []
-    raise _wrong_shape(call)
+    raise _unknown_format(call)
 
 
 def _listed(row: object, key: Secret) -> Listed | None:
@@ -223,12 +225,12 @@ def _listed(row: object, key: Secret) -> Listed | None:
         or not 0 < len(ticker) <= _MAX_TICKER
     ):
         return None
-    line = words(name, key) if isinstance(name, str) else ""
+    line = safe_text(name, key) if isinstance(name, str) else ""
     return Listed(ticker, line.rstrip() or ticker)
 
 
 def _next_page(url: object, call: CallContext) -> str | None:
-    """Return path and query of a `next_url`; its host is ignored, only the API's is asked."""
+    """Return path and query of a `next_url`; its host is ignored: only the API's host is asked."""
     if url is None or url == "":
         return None
     path = query = ""
@@ -244,16 +246,15 @@ def _next_page(url: object, call: CallContext) -> str | None:
             )
     if path != REFERENCE_PATH or not re.fullmatch(rf"[!-~]{{1,{_MAX_QUERY}}}", query):
         raise Unreadable(
-            f"The API says that {call.asked} goes on at an address that is none of its pages;"
+            f"The API gives an unknown address for the next page of {call.asked};"
             " a newer asset-sync may read it."
         )
     return f"{path}?{query}"
 
 
-def _wrong_shape(call: CallContext) -> Unreadable:
+def _unknown_format(call: CallContext) -> Unreadable:
     return Unreadable(
-        f"The API answered for {call.asked} in a shape that is not known;"
-        " a newer asset-sync may read it."
+        f"The API answered for {call.asked} in an unknown format; a newer asset-sync may read it."
     )
 
 
@@ -294,13 +295,14 @@ def _bar_or_object(row: dict[str, object], length_ms: int = BAR_MS) -> object:
         flaw = Flaw.OFF_THE_MARK
     if flaw is not None:
         return flaw
-    return Bar(start, open_, high, low, close, volume, _price(row.get("vw")), _count(row.get("n")))
+    vwap, trades = _price(row.get("vw")), _trades(row.get("n"))
+    return Bar(start, open_, high, low, close, volume, vwap, trades)
 
 
 def _flaw(open_: float, high: float, low: float, close: float) -> Flaw | None:
     """Return why the figures of a bar cannot be true, None if they can."""
     if high < low:
-        return Flaw.UPSIDE_DOWN
+        return Flaw.HIGH_BELOW_LOW
     if min(low, open_, close) < _LEAST_PRICE or max(high, open_, close) > _MOST_PRICE:
         return Flaw.PRICE
     if min(open_, close) < low * (1 - _ROUNDING) or max(open_, close) > high * (1 + _ROUNDING):
@@ -341,17 +343,17 @@ def _ascending(bars: list[Bar]) -> tuple[Bar, ...]:
 
 
 def _quote(row: dict[str, object], ticker: str) -> Quote | Unreadable:
-    quote, trade, session = (_part(row, name) for name in ("last_quote", "last_trade", "session"))
+    quote, trade, session = (_child(row, name) for name in ("last_quote", "last_trade", "session"))
     bid, ask = _price(quote.get("bid")), _price(quote.get("ask"))
     middle = _middle(bid, ask) if bid is not None and ask is not None else None
     close = _price(session.get("close"))
     high, low = _price(session.get("high")), _price(session.get("low"))
     if high is not None and low is not None and high < low:
         high = low = None
-    # The first source that has a price, with its time. The most direct source comes first; crypto
+    # Take the first source that has a price and a time. The most direct source comes first. Crypto
     # has trades, forex has quotes, and a quiet market may have neither.
     for price, source in ((_price(trade.get("price")), trade), (middle, quote), (close, row)):
-        at = _made_at(source) or _made_at(row) or _made_at(_part(row, "last_minute"))
+        at = _updated_at(source) or _updated_at(row) or _updated_at(_child(row, "last_minute"))
         if price is not None and at is not None:
             return Quote(
                 ticker=ticker,
@@ -368,7 +370,7 @@ def _quote(row: dict[str, object], ticker: str) -> Quote | Unreadable:
 
 
 def _middle(bid: float, ask: float) -> float:
-    """Return the price halfway between the two, without the digits that halving adds."""
+    """Return the price halfway between the two, without rounding errors of floats."""
     return float(f"{(bid + ask) / 2:.12g}")
 
 
@@ -378,21 +380,21 @@ def _no_price(ticker: str) -> Unreadable:
     )
 
 
-def _part(row: dict[str, object], name: str) -> dict[str, object]:
-    part = row.get(name)
-    return part if isinstance(part, dict) else {}
+def _child(row: dict[str, object], name: str) -> dict[str, object]:
+    child = row.get(name)
+    return child if isinstance(child, dict) else {}
 
 
-def _made_at(part: dict[str, object]) -> datetime | None:
+def _updated_at(source: dict[str, object]) -> datetime | None:
     for name in ("last_updated", "sip_timestamp", "participant_timestamp"):
-        at = _moment(part.get(name))
+        at = _read_time(source.get(name))
         if at is not None:
             return at
     return None
 
 
-def _moment(value: object) -> datetime | None:
-    """Read a Unix time; its size tells its unit."""
+def _read_time(value: object) -> datetime | None:
+    """Read a Unix time; its size shows its unit."""
     number = value if type(value) is int else _number(value)
     if number is None or number <= 0:
         return None
@@ -414,12 +416,12 @@ def _number(value: object) -> float | None:
 
 
 def _price(value: object) -> float | None:
-    """Return a plausible price, or None; the provider's zero means that there is none yet."""
+    """Return a plausible price, else None; the provider sends 0 while there is no price yet."""
     number = _number(value)
     return number if number is not None and _LEAST_PRICE <= number <= _MOST_PRICE else None
 
 
-def _count(value: object) -> int | None:
+def _trades(value: object) -> int | None:
     number = _number(value)
     if number is None or not 0 <= number <= _MAX_TRADES:
         return None

@@ -21,8 +21,9 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
 )
 """The plans by name.
 
-A free key has five calls a minute and two years of history; 720 days, because the API rejects a
-range that starts before that. Paid keys have no limit but "stay under 100 requests a second".
-Their ten years are more than one call covers anyway. Prices are those of `massive.com/pricing` for
-currencies, Basic and Starter, as people quoted them in 2026; the higher two are sold for stocks.
+A free key has five calls a minute and two years of history. 720 days are a little less, because the
+API rejects a range that starts earlier. Paid keys have no limit except "stay under 100 requests a
+second". Their ten years are more than one call covers anyway. The prices of free (Basic) and
+starter are those of `massive.com/pricing` for currencies, as quoted by users in 2026; developer and
+advanced are sold for stocks only.
 """

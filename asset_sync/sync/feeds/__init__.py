@@ -1,7 +1,7 @@
-"""The feeds: what each asks for, and how it judges the answer.
+"""The feeds: which request each makes, and how it judges the answer.
 
-A run and a dry run ask the same objects. A new feed is a module beside these two, a `Feed` in
-`asset_sync.model`, and a line in `WORK`; a plan names it among its feeds.
+A run and a dry run use the same functions. A new feed is a module beside `bars` and `snapshot`, a
+`Feed` in `asset_sync.model`, a line in `WORK`, and its name in the plans that have it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from asset_sync.sync.scope import Scope, Target
 
 
 class FeedWork(NamedTuple):
-    """The two functions that differ from feed to feed."""
+    """The two functions of a feed."""
 
     request: Callable[[Scope, Sequence[Target], Known], Request | None]
     """Return the next call for these assets; None if there can be nothing new."""
@@ -60,7 +60,7 @@ def request_of(scope: Scope, targets: Sequence[Target], known: Known) -> Request
 
 
 def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
-    """Judge an answer: errors that every feed shares by `judge.refused`, the rest by its feed."""
+    """Judge an answer: `judge.refused` judges the errors of all feeds, the feed judges the rest."""
     if isinstance(fetch.answer, ProviderError):
         refused = judge.refused(fetch, fetch.answer)
         if refused is not None:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from asset_sync.provider.answers import Bar, BarsAnswer
 from asset_sync.provider.current import endpoints
-from asset_sync.provider.errors import FeedDenied, ProviderError, TodayDenied
+from asset_sync.provider.errors import FeedDenied, ProviderError, TimeRangeDenied
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.spans import Span
@@ -62,24 +62,24 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
     match fetch.answer:
         case BarsAnswer() as answer:
             return _bars(scope, fetch, answer, known)
-        case TodayDenied() as error:
+        case TimeRangeDenied() as error:
             return _time_denied(scope, fetch, error, known)
         case FeedDenied() as error:
             return _not_in_plan(fetch, error)
         case ProviderError() as error:
             return judge.failed(fetch, error)
         case exists:
-            silent = _silent(scope, fetch, known)
-            return judge.verified(fetch, exists=exists is True, silent=silent)
+            without_data = _without_data(scope, fetch, known)
+            return judge.verified(fetch, exists=exists is True, without_data=without_data)
 
 
 def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judgement:
     """Store bars and last price; finish the item, or let another call continue."""
     [item], newest = fetch.items, known.newest
     window = _window(fetch)
-    # The window begins with bars that are stored already; at least those should have come.
+    # A window that begins with stored bars should bring at least these again.
     if not answer.bars and (newest is None or window.start <= newest):
-        return _no_data(scope, fetch, known)
+        return _empty(scope, fetch, known)
     closed, running = _parted(answer.bars, fetch.asked_at)
     last = max(filter(None, (closed[-1].start if closed else None, newest)), default=None)
     advanced = last is not None and (newest is None or last > newest)
@@ -180,27 +180,28 @@ def _priced(
 
 
 def _as_of(scope: Scope, item: Item, start: datetime, now: datetime) -> datetime:
-    """Return the time of the price that a bar's close gives: the bar's end, but not after now.
+    """Return the time of the price that is a bar's close: the end of the bar, but not after now.
 
-    If the asset has quotes, too, it is the bar's start, so that a quote of the same minutes wins.
+    If the asset also has quotes, it is the start of the bar: a quote of the same five minutes is
+    then newer, and is kept.
     """
     if scope.has_quotes(item.symbol):
         return start
     return min(start + BAR_LENGTH, now)
 
 
-# --- no bars: is it a typo, or just silent? ---------------------------------------------------
+# --- no bars: the ticker is wrong, or the market is closed ------------------------------------
 
 
-def _no_data(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
-    """Verify the ticker, unless an attempt has counted already."""
-    if fetch.items[0].attempts > 1:
-        return _silent(scope, fetch, known)
+def _empty(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
+    """Judge an answer without bars: verify the ticker, unless an earlier attempt has counted."""
+    if judge.tried_before(fetch.items[0]):
+        return _without_data(scope, fetch, known)
     return Judgement([(fetch.items, Verify())], "empty")
 
 
-def _silent(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
-    """Judge an item whose ticker exists but has no new bars; without any bars it has failed."""
+def _without_data(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
+    """Judge an item whose ticker exists but has no new bars; it fails if no bars are stored."""
     [item] = fetch.items
     if known.newest is None:
         error = (
@@ -211,14 +212,14 @@ def _silent(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
     window = scope.window(item, known.newest, known.now, known.ledger)
     if window is not None and not window.last:
         return Judgement([(fetch.items, Resume(backfilled_to=window.end))])
-    return judge.quiet(fetch, _chance(scope, item, known, news=False))
+    return judge.nothing_new(fetch, _chance(scope, item, known, news=False))
 
 
 # --- what the plan does not include -----------------------------------------------------------
 
 
-def _time_denied(scope: Scope, fetch: Fetch, error: TodayDenied, known: Known) -> Judgement:
-    """Ask for a shorter time if the plan may allow that; otherwise it lacks this asset."""
+def _time_denied(scope: Scope, fetch: Fetch, error: TimeRangeDenied, known: Known) -> Judgement:
+    """Ask for a shorter range if the plan may allow it; otherwise the plan lacks this asset."""
     if isinstance(fetch.request, BarsRequest):
         window = fetch.request.window
         if not scope.missing.past and window.start < known.now - SAFE_HISTORY - BAR_LENGTH:

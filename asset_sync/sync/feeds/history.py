@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from asset_sync.provider.answers import BarsAnswer
 from asset_sync.provider.current import endpoints
-from asset_sync.provider.errors import ProviderError, TodayDenied
+from asset_sync.provider.errors import ProviderError, TimeRangeDenied
 from asset_sync.provider.protocol import Provider
 from asset_sync.spans import Span
 from asset_sync.store.ledger import Ledger
@@ -73,7 +73,7 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
     match fetch.answer:
         case BarsAnswer() as answer:
             return _bars(scope, fetch, answer, known)
-        case TodayDenied():
+        case TimeRangeDenied():
             return _past_denied(scope, fetch, known)
         case ProviderError() as error:
             return judge.failed(fetch, error)
@@ -120,7 +120,7 @@ def _past_denied(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
     nothing = Span(span.end, span.end)
     return Judgement(
         [(fetch.items, Idle())],
-        TodayDenied.kind,
+        TimeRangeDenied.kind,
         f"The plan's past begins after {span.start:%-d %B %Y}; it is asked for from"
         f" {begins:%-d %B %Y} on.",
         bars=(),

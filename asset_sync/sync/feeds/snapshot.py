@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from asset_sync.model import Feed
 from asset_sync.provider.answers import Quote, SnapshotAnswer
 from asset_sync.provider.current import endpoints
-from asset_sync.provider.errors import FeedDenied, ProviderError, TodayDenied
+from asset_sync.provider.errors import FeedDenied, ProviderError, TimeRangeDenied
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.sync import judge
-from asset_sync.sync.judge import End, Fail, Fetch, Finish, Judgement, Known, NotIncluded, Skip
+from asset_sync.sync.judge import Fail, Fetch, Finish, ItemEnd, Judgement, Known, NotIncluded, Skip
 from asset_sync.sync.news import Chance
 from asset_sync.sync.progress import Progress, Synced, Warned
 from asset_sync.sync.scope import NO_SNAPSHOTS, Scope, Target
@@ -45,18 +45,19 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:  # noqa
         case FeedDenied() as error:
             return _without_snapshots(scope, fetch, error)
         case ProviderError() as error if len(fetch.items) > 1:
-            return _left_to_bars(fetch, error)
-        case TodayDenied() as error:
+            return _use_bars_for_a_day(fetch, error)
+        case TimeRangeDenied() as error:
             return judge.failed(fetch, error)._replace(not_in_plan=error)
         case ProviderError() as error:
             return judge.failed(fetch, error)
         case exists:
-            return judge.verified(fetch, exists=exists is True, silent=judge.quiet(fetch, Chance()))
+            nothing_new = judge.nothing_new(fetch, Chance())
+            return judge.verified(fetch, exists=exists is True, without_data=nothing_new)
 
 
 def _quotes(fetch: Fetch, answer: SnapshotAnswer) -> Judgement:
     """Store the quotes; judge each row by itself."""
-    ends: list[tuple[Sequence[Item], End]] = []
+    ends: list[tuple[Sequence[Item], ItemEnd]] = []
     progress: list[Progress] = []
     missing: list[NotIncluded] = []
     found = [
@@ -99,8 +100,8 @@ def _without_snapshots(scope: Scope, fetch: Fetch, error: ProviderError) -> Judg
     )
 
 
-def _left_to_bars(fetch: Fetch, error: ProviderError) -> Judgement:
-    """Leave these assets to bars for a day: one of them makes the call fail for all."""
+def _use_bars_for_a_day(fetch: Fetch, error: ProviderError) -> Judgement:
+    """Serve these assets by bars for a day: one of them makes the whole call fail."""
     why = Warned(f"{error} Bars serve these {len(fetch.items)} assets for a day.")
     return Judgement(
         [(fetch.items, Skip(str(error)))],
