@@ -85,6 +85,7 @@ def item(
         AssetType.FOREX,
         symbol,
         Level.MEDIUM,
+        300,
         attempts,
         strikes,
         verify,

@@ -18,6 +18,8 @@ class Item(NamedTuple):
     asset_type: AssetType
     name: str
     level: Level
+    frequency_seconds: int
+    """How often the settings want it refreshed."""
     attempts: int
     """Tries since the last success that count as failures, this one included."""
     strikes: int
@@ -120,6 +122,7 @@ def _item(
         asset.asset_type,
         asset.name,
         asset.level,
+        asset.update_frequency_seconds,
         attempts,
         strikes,
         verify_ticker,
