@@ -105,3 +105,6 @@ class Asset:
 
     `provider.current.hours_of` makes the `Hours` of it.
     """
+
+    history_days: int | None = None
+    """How far back its past is wanted; None means as far as the settings say for all assets."""

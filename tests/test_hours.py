@@ -16,7 +16,7 @@ import pytest
 
 from asset_sync import hours
 from asset_sync.hours import BAR, CRYPTO, FX, METALS, NAMED, US, Hours
-from asset_sync.spans import union
+from asset_sync.spans import Span, union
 
 DAY = timedelta(days=1)
 NOTHING = timedelta()

@@ -47,6 +47,7 @@ from asset_sync.sync.judge import (
     Verify,
     is_well,
 )
+from asset_sync.sync.news import Chance
 from asset_sync.sync.progress import PutBack, Synced, Warned
 from asset_sync.sync.scope import NO_SNAPSHOTS, Scope
 from asset_sync.sync.window import Window
@@ -54,7 +55,9 @@ from asset_sync.sync.window import Window
 NOW = datetime(2026, 11, 18, 12, 3, tzinfo=UTC)
 NEWEST = datetime(2026, 11, 18, 11, 55, tzinfo=UTC)
 NOON = datetime(2026, 11, 18, 12, tzinfo=UTC)
+BEFORE = NEWEST - timedelta(minutes=5)
 KNOWN = Known(NEWEST, NOW)
+QUIET = Finish(Chance(None, silent=1))
 NOTHING = entitlements.Missing(
     today=False, past=False, snapshot=False, snapshot_symbols=frozenset()
 )
@@ -85,6 +88,7 @@ def item(
         AssetType.FOREX,
         symbol,
         Level.MEDIUM,
+        300,
         attempts,
         strikes,
         verify,
@@ -117,7 +121,9 @@ def judged(
         request = BarsRequest(items[0].ticker, window())
         if items[0].feed is Feed.SNAPSHOT:
             request = SnapshotRequest([one.ticker for one in items])
-    return feeds.judge_answer(within or scope(), Fetch(items, request, answer, 0.5), known)
+    return feeds.judge_answer(
+        within or scope(), Fetch(items, request, answer, 0.5, known.now), known
+    )
 
 
 def ends(judgement: Judgement) -> list[tuple[list[str], object]]:
@@ -130,8 +136,8 @@ def ends(judgement: Judgement) -> list[tuple[list[str], object]]:
 def test_bars_to_the_end_of_the_window_finish_the_item() -> None:
     judgement = judged(bars(NEWEST, NOON))
     assert ends(judgement) == [(["EURUSD"], Finish())]
-    assert judgement.bars == (bar(NEWEST), bar(NOON))
-    assert judgement.price == Price(NOON, NOW), "the bar is not over yet"
+    assert judgement.bars == (bar(NEWEST),), "only bars that are over are stored"
+    assert judgement.price == Price(NOON, NOW, bar(NOON)), "the price is of the bar that runs"
     assert judgement.progress == [Synced("EURUSD", Feed.BARS, 0, None, None, 0.5)]
 
 
@@ -145,7 +151,7 @@ def test_on_a_plan_with_quotes_the_price_of_a_bar_has_the_time_of_its_start() ->
 
 def test_a_partial_catch_up_continues_from_the_newest_bar() -> None:
     request = BarsRequest("C:EURUSD", window(last=False))
-    judgement = judged(bars(NOON), request=request)
+    judgement = judged(bars(NEWEST), request=request, known=Known(BEFORE, NOW))
     assert ends(judgement) == [(["EURUSD"], Resume(backfilled_to=None))]
     [told] = judgement.progress
     assert isinstance(told, Synced)
@@ -159,15 +165,15 @@ def test_a_partial_catch_up_without_newer_bars_continues_from_the_windows_end() 
 
 
 def test_an_incomplete_answer_continues_only_if_it_brought_newer_bars() -> None:
-    assert ends(judged(bars(NOON, complete=False))) == [(["EURUSD"], Resume(None))]
-    assert ends(judged(bars(NEWEST, complete=False))) == [(["EURUSD"], Finish())]
+    newer = judged(bars(NEWEST, complete=False), known=Known(BEFORE, NOW))
+    assert ends(newer) == [(["EURUSD"], Resume(None))]
+    assert ends(judged(bars(NEWEST, complete=False))) == [(["EURUSD"], QUIET)]
 
 
-def test_a_bar_with_a_future_time_is_stored_and_gives_no_price() -> None:
+def test_a_bar_with_a_future_time_is_not_stored_and_gives_no_price() -> None:
     judgement = judged(bars(NEWEST, NOW + timedelta(minutes=7)))
     assert judgement.price == Price(NEWEST, NOON)
-    assert judgement.bars is not None
-    assert len(judgement.bars) == 2
+    assert judgement.bars == (bar(NEWEST),)
 
 
 def test_impossible_bars_are_reported_once() -> None:
@@ -198,7 +204,7 @@ def test_an_answer_without_bars_leads_to_one_check_of_the_ticker(newest: datetim
 
 def test_a_second_answer_without_bars_means_a_quiet_market_if_the_asset_has_bars() -> None:
     judgement = judged(bars(), item(attempts=2))
-    assert ends(judgement) == [(["EURUSD"], Finish())]
+    assert ends(judgement) == [(["EURUSD"], QUIET)]
 
 
 def test_a_second_answer_without_bars_is_a_failure_if_the_asset_never_had_any() -> None:
@@ -221,7 +227,7 @@ def test_a_ticker_that_does_not_exist_is_a_failure_until_it_exists() -> None:
 
 
 def test_a_ticker_that_exists_but_has_no_bars_is_quiet() -> None:
-    assert ends(verified(answer=True)) == [(["EURUSD"], Finish())]
+    assert ends(verified(answer=True)) == [(["EURUSD"], QUIET)]
     [(_, never)] = ends(verified(answer=True, newest=None))
     assert isinstance(never, Fail)
 

@@ -100,6 +100,36 @@ def test_after_the_clock_was_set_back_no_future_time_moves_further_away(
     assert ahead[5]
 
 
+def test_after_the_clock_was_set_back_nothing_is_due_later_than_after_its_frequency(
+    db: Connection, clock: ShiftingClock, settings: Settings
+) -> None:
+    loop.run(db, settings, Lane.QUEUE, clock=clock)
+    query(
+        db,
+        """
+        insert into asset_sync.queue
+          (symbol, feed, ticker, asset_type, name, level, last_success_at, next_at)
+        values ('OPENS', 'bars', 'C:OPENS', 'forex', '', 'low', now(), now() + interval '9 h'),
+          ('SKIPPED', 'bars', 'C:SKIPPED', 'forex', '', 'low', null, null)
+        """,
+    )
+    set_back(db, clock)
+    clocks.correct_after_jump(db, Watch(clock.steady))
+    ahead = query(
+        db,
+        """
+        select symbol, extract(epoch from next_at - now())::float8 from asset_sync.queue
+        order by symbol
+        """,
+    )
+    about = pytest.approx
+    assert ahead == [
+        ("BTCUSD", about(300, abs=5)),
+        ("OPENS", about(9 * HOUR, abs=5)),
+        ("SKIPPED", None),
+    ]
+
+
 @pytest.mark.parametrize("looks", [0, 1], ids=["before a run", "after a run noticed it"])
 def test_health_and_doctor_report_a_jump_and_show_no_negative_seconds(
     db: Connection, clock: ShiftingClock, settings: Settings, looks: int

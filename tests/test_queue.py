@@ -862,6 +862,82 @@ def test_no_item_is_ready_if_none_is_due_in_time(db: Connection, clock: Shifting
     assert queue.next_ready_seconds(db, own, 201) == pytest.approx(200, abs=0.5)
 
 
+def finish_later(db: Connection, seconds: float) -> None:
+    """Finish the next item; no news of it can come for so many seconds."""
+    [(then,)] = query(db, "select clock_timestamp() + make_interval(secs => %s)", (seconds,))
+    with transaction(db) as cursor:
+        queue.finish(cursor, [claim_one(db)], not_before=then, silent=2)
+
+
+def next_seconds(db: Connection) -> list[float | None]:
+    """Return in how many seconds each asset is due next, by `next_at`."""
+    rows = query(
+        db,
+        """
+        select extract(epoch from next_at - clock_timestamp())::float8 from asset_sync.queue
+        order by symbol
+        """,
+    )
+    return [seconds for (seconds,) in rows]
+
+
+def test_where_an_item_ends_it_is_noted_when_it_is_due_next(db: Connection) -> None:
+    both = asset("A", every=300), asset("B", every=900)
+    enter(db, *both, feed=Feed.SNAPSHOT)
+    line = wanted(*both, feed=Feed.SNAPSHOT)
+    finish(db, queue.claim(db, line, lease_seconds=60, most=250))
+    assert next_seconds(db) == [pytest.approx(300, abs=1), pytest.approx(900, abs=1)]
+    assert query(db, "select distinct silent from asset_sync.queue") == [(0,)]
+
+
+@pytest.mark.parametrize(("news_in", "due_in"), [(1000, 1000), (100, 300), (-5, 300)])
+def test_an_item_is_due_after_its_frequency_and_not_before_news_can_come(
+    db: Connection, clock: ShiftingClock, news_in: float, due_in: float
+) -> None:
+    one = asset("A", every=300)
+    enter(db, one)
+    finish_later(db, news_in)
+    assert next_seconds(db) == [pytest.approx(due_in, abs=1)]
+    assert query(db, "select silent from asset_sync.queue") == [(2,)]
+    assert queue.next_ready_seconds(db, wanted(one), 2000) == pytest.approx(due_in, abs=1)
+    assert queue.due_within(db, wanted(one), due_in - 5, cycle_seconds=1) == 0
+    assert queue.due_within(db, wanted(one), due_in + 5, cycle_seconds=1) == 1
+    clock.sleep(due_in - 5)
+    assert queue.preview(db, wanted(one), SETTINGS, 9, cycle_seconds=None) == ()
+    assert enter(db, one) == (0, 0)
+    clock.sleep(6)
+    [upcoming] = queue.preview(db, wanted(one), SETTINGS, 9, cycle_seconds=None)
+    assert enter(db, one) == (1, 0)
+    [(late,)] = query(db, "select extract(epoch from now() - due_at)::float8 from asset_sync.queue")
+    assert late == pytest.approx(1, abs=1), "it is late since news can come, not since before"
+    assert upcoming.due_at == query(db, "select due_at from asset_sync.queue")[0][0]
+
+
+def test_a_run_that_comes_before_the_next_one_takes_an_item_whose_news_come_between_them(
+    db: Connection, clock: ShiftingClock
+) -> None:
+    one = asset("A", every=300)
+    enter(db, one)
+    finish_later(db, 1000)
+    clock.sleep(500)
+    assert enter(db, one, cycle_seconds=1) == (0, 0)
+    assert enter(db, one, cycle_seconds=3600 * 24 * 365) == (1, 0)
+
+
+def test_an_asset_that_another_feed_serves_is_not_due_by_this_one(db: Connection) -> None:
+    enter(db, asset("A"))
+    finish(db, claim(db))
+    query(db, "update asset_sync.queue set state = 'waiting'")
+    with transaction(db) as cursor:
+        queue.skip(cursor, claim(db), "no snapshots")
+    assert next_seconds(db) == [None]
+
+
+def test_an_asset_without_room_in_the_queue_is_due_now(db: Connection) -> None:
+    enter(db, asset("A"), asset("B"), settings=replace(SETTINGS, max_size=1))
+    assert query(db, "select max(next_at) <= now() from asset_sync.queue") == [(True,)]
+
+
 def test_an_asset_is_enqueued_when_it_was_predicted_to_be_ready(
     db: Connection, clock: ShiftingClock
 ) -> None:

@@ -58,7 +58,9 @@ class Constant:
         if error is not None:
             raise error
 
-    def bars(self, ticker: str, start: datetime, end: datetime) -> BarsAnswer:
+    def bars(
+        self, ticker: str, start: datetime, end: datetime, *, by_minute: bool = False
+    ) -> BarsAnswer:
         self._call(ticker)
         if ticker in self.unknown:
             return BarsAnswer(ticker, (), complete=True)

@@ -138,6 +138,9 @@ def correct_times(db: Connection, jumps: int, deviation: float) -> None:
             last_success_at = case when last_success_at > now then now else last_success_at end,
             not_before = least(not_before, now
               + greatest(not_before - coalesce(last_attempt_at, not_before), interval '0')),
+            next_at = case when next_at > now then least(next_at, now
+              + greatest(next_at - coalesce(last_success_at, next_at), interval '0'))
+              else next_at end,
             lease_until = case when lease_until > now then least(lease_until, now
               + greatest(lease_until - coalesce(last_attempt_at, lease_until), interval '0'))
               else lease_until end,

@@ -4,13 +4,14 @@ A row is leased by one run at a time, under a token that only this run has. If a
 the item back, the first run can no longer change it.
 """
 
-from asset_sync.queue.claiming import Item, can_claim, claim
+from asset_sync.queue.claiming import Item, can_claim, claim, claim_history
 from asset_sync.queue.ending import (
     TRY_AGAIN_SECONDS,
     LostLeaseError,
     Struck,
     fail,
     finish,
+    idle,
     move_back,
     release,
     resume,
@@ -55,6 +56,7 @@ __all__ = [
     "calls_for",
     "can_claim",
     "claim",
+    "claim_history",
     "dead",
     "due_within",
     "enqueue",
@@ -62,6 +64,7 @@ __all__ = [
     "failing",
     "finish",
     "freshness",
+    "idle",
     "last_success",
     "levels",
     "line",

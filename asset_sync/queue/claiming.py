@@ -18,6 +18,8 @@ class Item(NamedTuple):
     asset_type: AssetType
     name: str
     level: Level
+    frequency_seconds: int
+    """How often the settings want it refreshed."""
     attempts: int
     """Tries since the last success that count against the asset itself, this one included."""
     strikes: int
@@ -27,6 +29,8 @@ class Item(NamedTuple):
     backfilled_to: datetime | None
     """Up to when earlier calls of a catch-up have asked without finding new bars; else None."""
     token: str
+    silent: int = 0
+    """How many answers in a row brought no newer bar although the market was open."""
 
 
 def claim(
@@ -85,7 +89,7 @@ def _claim_from(
         where q.symbol = any(array(select symbol from picked))
           and q.feed = (select feed from head)
         returning q.symbol, q.feed, q.attempts, q.strikes, q.verify_ticker, q.backfilled_to,
-          q.lease_token::text
+          q.lease_token::text, q.silent
         """,
         {
             "symbols": [wanted.asset.symbol for wanted in line],
@@ -104,6 +108,49 @@ def _claim_from(
     )
 
 
+def claim_history(db: Connection, asset: Asset, *, lease_seconds: float) -> Item | None:
+    """Lease the item of an asset's history; None if another run holds it or it backs off.
+
+    Such an item is in no line: it is idle between two calls, and made with the first.
+    """
+    rows = query(
+        db,
+        """
+        insert into asset_sync.queue (symbol, feed, feed_rank, ticker, asset_type, name, level)
+        select %(symbol)s, %(feed)s, %(rank)s, %(ticker)s, %(type)s, %(name)s, %(level)s
+        where not exists (
+          select from asset_sync.queue where symbol = %(symbol)s and feed = %(feed)s
+        )
+        on conflict do nothing;
+
+        with picked as materialized (
+          select symbol, feed from asset_sync.queue
+          where symbol = %(symbol)s and feed = %(feed)s and state in ('idle', 'waiting')
+            and not_before <= clock_timestamp()
+          for update skip locked
+        )
+        update asset_sync.queue q
+        set state = 'leased', attempts = least(attempts, 1000) + 1, ticker = %(ticker)s,
+          last_attempt_at = clock_timestamp(), lease_token = gen_random_uuid(),
+          lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
+        from picked p where q.symbol = p.symbol and q.feed = p.feed
+        returning q.attempts, q.strikes, q.verify_ticker, q.backfilled_to, q.lease_token::text,
+          q.silent
+        """,
+        {
+            "symbol": asset.symbol,
+            "feed": Feed.HISTORY,
+            "rank": Feed.HISTORY.rank,
+            "ticker": asset.ticker,
+            "type": asset.asset_type.value,
+            "name": asset.name,
+            "level": asset.level.value,
+            "lease": lease_seconds,
+        },
+    )
+    return _item(asset, Feed.HISTORY, *rows[0]) if rows else None
+
+
 def _item(
     asset: Asset,
     feed: Feed,
@@ -112,6 +159,7 @@ def _item(
     verify_ticker: bool,  # noqa: FBT001  # a column
     backfilled_to: datetime | None,
     token: str,
+    silent: int,
 ) -> Item:
     return Item(
         asset.symbol,
@@ -120,11 +168,13 @@ def _item(
         asset.asset_type,
         asset.name,
         asset.level,
+        asset.update_frequency_seconds,
         attempts,
         strikes,
         verify_ticker,
         backfilled_to,
         token,
+        silent,
     )
 
 

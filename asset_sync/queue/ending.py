@@ -31,14 +31,39 @@ class Struck(NamedTuple):
     """Whether it is not tried any more."""
 
 
-def finish(cursor: Cursor, items: Sequence[Item]) -> None:
-    """Mark the items as fresh, in the caller's transaction. Raises LostLeaseError."""
+def finish(
+    cursor: Cursor,
+    items: Sequence[Item],
+    *,
+    not_before: datetime | None = None,
+    silent: int = 0,
+) -> None:
+    """Mark the items as fresh, in the caller's transaction. Raises LostLeaseError.
+
+    They are due again after their frequency, but not before `not_before`: until then no news can
+    come. `silent` is how many answers in a row brought no newer bar.
+    """
     _update_held(
         cursor,
         items,
         """state = 'idle', last_success_at = clock_timestamp(), attempts = 0, strikes = 0,
            failed_tickers = '{}', last_error = null, verify_ticker = false,
-           backfilled_to = null""",
+           backfilled_to = null, silent = %(silent)s,
+           not_before = coalesce(%(not_before)s::timestamptz, clock_timestamp()),
+           next_at = greatest(%(not_before)s::timestamptz,
+             clock_timestamp() + make_interval(secs => held.frequency_seconds))""",
+        {"not_before": not_before, "silent": silent},
+    )
+
+
+def idle(cursor: Cursor, items: Sequence[Item]) -> None:
+    """Make items of history idle after an answer. Raises LostLeaseError."""
+    _update_held(
+        cursor,
+        items,
+        """state = 'idle', last_success_at = clock_timestamp(), attempts = 0, strikes = 0,
+           failed_tickers = '{}', last_error = null, backfilled_to = null,
+           not_before = clock_timestamp(), next_at = null""",
     )
 
 
@@ -81,7 +106,10 @@ def verify(cursor: Cursor, item: Item) -> None:
 def skip(cursor: Cursor, items: Sequence[Item], reason: str) -> None:
     """Set items to idle whose feed the key may not use; another feed serves their assets."""
     _update_held(
-        cursor, items, "state = 'idle', attempts = 0, last_error = %(reason)s", {"reason": reason}
+        cursor,
+        items,
+        "state = 'idle', attempts = 0, last_error = %(reason)s, next_at = null",
+        {"reason": reason},
     )
 
 
@@ -194,8 +222,9 @@ def _update_held(
         f"""
         update asset_sync.queue q
         set lease_token = null, lease_until = null, {changes}
-        from unnest(%(symbols)s::text[], %(feeds)s::text[], %(tokens)s::uuid[])
-          as held (symbol, feed, token)
+        from unnest(
+          %(symbols)s::text[], %(feeds)s::text[], %(tokens)s::uuid[], %(frequencies)s::int[]
+        ) as held (symbol, feed, token, frequency_seconds)
         where q.symbol = held.symbol and q.feed = held.feed and q.lease_token = held.token
         returning q.strikes, q.state
         """,
@@ -203,6 +232,7 @@ def _update_held(
             "symbols": [item.symbol for item in items],
             "feeds": [item.feed for item in items],
             "tokens": [item.token for item in items],
+            "frequencies": [item.frequency_seconds for item in items],
             **(parameters or {}),
         },
     )

@@ -8,6 +8,7 @@ from asset_sync.database import Connection, query
 from asset_sync.queue.rules import (
     BACK_OFF,
     DUE,
+    DUE_AT,
     LONGEST_BACK_OFF_SECONDS,
     NEW_TICKER,
     ORDER,
@@ -55,8 +56,10 @@ def enqueue(
         db,
         f"""
         with {WANTED}
-        insert into asset_sync.queue (symbol, feed, feed_rank, ticker, asset_type, name, level)
-        select w.symbol, w.feed, w.feed_rank, w.ticker, w.asset_type, w.name, w.level from wanted w
+        insert into asset_sync.queue
+          (symbol, feed, feed_rank, ticker, asset_type, name, level, next_at)
+        select w.symbol, w.feed, w.feed_rank, w.ticker, w.asset_type, w.name, w.level, now()
+        from wanted w
         where not exists (
           select from asset_sync.queue q where q.symbol = w.symbol and q.feed = w.feed
         )
@@ -67,8 +70,7 @@ def enqueue(
         known as materialized (
           select w.*, q.state, q.last_attempt_at, q.not_before, q.sort_at as queued_sort_at,
             q.level as queued_level, {NEW_TICKER} as new_ticker,
-            coalesce(q.last_success_at + make_interval(secs => w.frequency_seconds), q.added_at)
-              as due_at,
+            {DUE_AT} as due_at,
             {DUE.format(now="now()", due_by=due_by("now()", cycle_seconds))} as ready
           from wanted w join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
         ),

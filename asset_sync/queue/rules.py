@@ -44,6 +44,15 @@ BACK_OFF = """
 # two hosts with two wrong tickers for one symbol would clear each other's failures again and again.
 NEW_TICKER = "(cardinality(q.failed_tickers) > 0 and w.ticker <> all(q.failed_tickers))"
 
+# When an item is due: its frequency after its last success, or when it was added. An idle one is
+# not due before news can come; the `not_before` of a waiting one is its back-off.
+DUE_AT = """
+  greatest(
+    coalesce(q.last_success_at + make_interval(secs => w.frequency_seconds), q.added_at),
+    case when q.state = 'idle' then q.not_before end
+  )
+"""
+
 # What `enqueue` puts in line:
 # - an idle item that will not be fresh when the next run starts, unless it was refreshed less than
 #   a tenth of its frequency ago;
@@ -53,9 +62,8 @@ NEW_TICKER = "(cardinality(q.failed_tickers) > 0 and w.ticker <> all(q.failed_ti
 #   gets the higher level.
 DUE = f"""
   case q.state
-    when 'idle' then q.last_success_at is null
-      or (q.last_success_at + make_interval(secs => w.frequency_seconds) <= {{due_by}}
-        and q.last_success_at + make_interval(secs => w.frequency_seconds * 0.1) <= {{now}})
+    when 'idle' then {DUE_AT} <= {{due_by}} and (q.last_success_at is null
+      or q.last_success_at + make_interval(secs => w.frequency_seconds * 0.1) <= {{now}})
     when 'leased' then false
     when 'waiting' then {NEW_TICKER}
       or (q.strikes = 0 and {RANK.format(level="w.level")} < {RANK.format(level="q.level")})

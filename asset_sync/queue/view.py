@@ -8,6 +8,7 @@ from asset_sync.database import Connection, Row, query
 from asset_sync.model import Asset, AssetType, Feed, Level
 from asset_sync.queue.rules import (
     DUE,
+    DUE_AT,
     FAILING_STRIKES,
     ORDER,
     SORT_AT,
@@ -93,10 +94,13 @@ def next_ready_seconds(
         with {WANTED},
         ready as (
           select case q.state
-            when 'idle' then q.last_success_at + make_interval(secs => w.frequency_seconds)
+            when 'idle' then {DUE_AT}
             when 'waiting' then q.not_before end as at
           from wanted w join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
-          where q.state = any(%(states)s) and (q.state = 'idle' or q.attempts = 0)
+          where q.state = any(%(states)s)
+            -- an idle one that was never refreshed is due already: the queue is full
+            and case q.state when 'idle' then q.last_success_at is not null
+              else q.attempts = 0 end
         )
         select extract(epoch from min(at) - clock_timestamp())::float8 from ready
         where at < clock_timestamp() + make_interval(secs => %(within)s)
@@ -151,8 +155,7 @@ def preview(
               as ready,
             w.level, coalesce(q.level, w.level) as queued_level,
             coalesce(q.verify_ticker, false) as verify_ticker, q.backfilled_to,
-            coalesce(q.last_success_at + make_interval(secs => w.frequency_seconds), q.added_at,
-              now()) as due_at,
+            coalesce({DUE_AT}, now()) as due_at,
             greatest(0, extract(epoch from q.not_before - clock_timestamp()))::float8 as delay
           from wanted w left join asset_sync.queue q on q.symbol = w.symbol and q.feed = w.feed
         ),

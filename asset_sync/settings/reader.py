@@ -32,6 +32,7 @@ from asset_sync.settings.sections import (
     BatchSettings,
     DatabaseParts,
     HealthSettings,
+    HistorySettings,
     MonitoringSettings,
     ProviderSettings,
     QueueSettings,
@@ -74,6 +75,7 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
     batch = document.section("batch", BatchSettings)
     health = document.section("health", HealthSettings)
     monitoring = document.section("monitoring", MonitoringSettings)
+    history = document.section("history", HistorySettings)
     addresses = environment.section(Addresses)
     conninfo = addresses.database or _conninfo(environment)
     assets, switched_off = _assets(document)
@@ -87,6 +89,7 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
         batch=batch,
         health=health,
         monitoring=monitoring,
+        history=history,
         conninfo=conninfo,
         bus_url=addresses.bus,
         assets=assets,
@@ -277,6 +280,7 @@ def _asset(block: AssetBlock) -> Asset:
         position=0 if isinstance(priority, Level) else priority,
         update_frequency_seconds=block.update_frequency_seconds,
         hours=block.hours,
+        history_days=block.history_days,
     )
 
 

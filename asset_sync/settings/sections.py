@@ -268,6 +268,25 @@ class MonitoringSettings:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class HistorySettings:
+    """The past, which calls fetch that nothing else needs."""
+
+    enabled: bool = setting(FLAG, default=True, doc="Whether the past is fetched at all.")
+    days: int | None = setting(
+        whole(1, 36_500),
+        None,
+        example=365,
+        left_out="as far back as the plan goes",
+        doc="How far back.",
+    )
+    keep_revisions_days: int = setting(
+        whole(0, 36_500),
+        90,
+        doc="For how long the earlier values of bars that the provider changed are kept.",
+    )
+
+
 # --- What only the environment says --------------------------------------------------------------
 
 
@@ -353,6 +372,12 @@ class AssetBlock:
         left_out="its market's",
         doc="When it trades; without a time zone in New York's wall time.",
     )
+    history_days: int | None = setting(
+        whole(1, 36_500),
+        None,
+        left_out="as [history] says",
+        doc="How far back its past is fetched.",
+    )
     enabled: bool = setting(FLAG, default=True, doc="Whether the asset is fetched.")
 
 
@@ -369,6 +394,7 @@ class Settings:
     batch: BatchSettings
     health: HealthSettings
     monitoring: MonitoringSettings
+    history: HistorySettings
     conninfo: Secret | None
     """For libpq; None means that none is configured, so the embedded PostgreSQL is used.
 

@@ -237,6 +237,23 @@ def _update_items(
         case Finish(chance):
             market.save_status(cursor, [item.symbol for item in items])
             queue.finish(cursor, items, not_before=chance.not_before, silent=chance.silent)
+        case Strike(error):
+            struck = queue.strike(cursor, items, error, settings)
+            if len(items) == 1:
+                news = _becomes_failing(items[0], struck[0])
+                return [_failed(cursor, items[0], error, is_news=news)]
+        case Fail(error, verify_ticker):
+            item = items[0]
+            became = queue.fail(cursor, item, error, settings, verify_ticker=verify_ticker)
+            return [_failed(cursor, item, error, is_news=is_news and _is_news(item, became))]
+        case _:
+            _update_unfinished(cursor, scope, items, end)
+    return ()
+
+
+def _update_unfinished(cursor: Cursor, scope: Scope, items: Sequence[Item], end: ItemEnd) -> None:
+    """Update queue items that neither are fresh now nor have failed."""
+    match end:
         case Idle():
             queue.idle(cursor, items)
         case Resume(backfilled_to):
@@ -248,17 +265,7 @@ def _update_items(
         case Release(after_seconds, reason):
             queue.release(cursor, items, after_seconds=after_seconds, reason=reason)
         case MoveBack(reason):
-            queue.move_back(cursor, items, reason, settings)
-        case Strike(error):
-            struck = queue.strike(cursor, items, error, settings)
-            if len(items) == 1:
-                news = _becomes_failing(items[0], struck[0])
-                return [_failed(cursor, items[0], error, is_news=news)]
-        case Fail(error, verify_ticker):
-            item = items[0]
-            became = queue.fail(cursor, item, error, settings, verify_ticker=verify_ticker)
-            return [_failed(cursor, item, error, is_news=is_news and _is_news(item, became))]
-    return ()
+            queue.move_back(cursor, items, reason, scope.settings.queue)
 
 
 def _failed(cursor: Cursor, item: Item, error: str, *, is_news: bool) -> Failed:

@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import Protocol
 
 from asset_sync.budget.slots import Rate, effective_rate, rate_of
@@ -71,10 +70,10 @@ class Scope:
     settings: Settings
     lane: Lane
     missing: Missing
-    lags: Mapping[str, Lag] = MappingProxyType({})
-    """How late bars are, by asset type."""
     rate_now: Rate | None = None
     """The rate that holds now, which may be lowered; None for the settings' rate."""
+    lags: Mapping[str, Lag] = field(default_factory=dict)
+    """How late bars are, by asset type."""
 
     @property
     def switched_off(self) -> bool:
@@ -215,7 +214,7 @@ def scope_of(db: Connection, settings: Settings, lane: Lane) -> Scope:
     """Return the scope of a run, with what the database knows of the key."""
     rate = effective_rate(db, rate_of(settings))
     known_lags = ledger.lags(db, settings.provider.plan.name)
-    return Scope(settings, lane, entitlements.missing(db, *account(settings)), known_lags, rate)
+    return Scope(settings, lane, entitlements.missing(db, *account(settings)), rate, known_lags)
 
 
 def open_provider(settings: ProviderSettings, key: Secret) -> Provider:

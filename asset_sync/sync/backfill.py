@@ -1,0 +1,62 @@
+"""History, from the calls that nothing else needs."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from asset_sync import queue
+from asset_sync.budget.slots import Spare
+from asset_sync.budget.turn import Turn
+from asset_sync.model import Asset, Feed, Lane, Level
+from asset_sync.store import existing_tables, ledger, runs
+from asset_sync.store.ledger import Wish
+from asset_sync.sync.caller import LEAST_CALL_SECONDS, Caller
+from asset_sync.sync.line import LEASE_MARGIN_SECONDS
+from asset_sync.sync.scope import history_days
+from asset_sync.sync.state import Held, State
+
+# Among so many assets there is nearly always one that no other run holds.
+_CANDIDATES = 8
+
+
+class Backfill:
+    """Makes the calls for history of one run, each only if it delays no asset."""
+
+    def __init__(self, run: State, caller: Caller, assets: Sequence[Asset]) -> None:
+        """Ask nothing yet."""
+        self._run = run
+        self._caller = caller
+        self._assets = {asset.symbol: asset for asset in assets}
+        settings = run.settings
+        self._wishes = [
+            Wish(asset.symbol, asset.ticker, list(Level).index(asset.level), days)
+            for asset in assets
+            if (days := history_days(settings, asset))
+        ]
+        self._spare: Spare | None = None
+
+    def next_turn(self) -> Turn | float | None:
+        """Take a slot for history; return the seconds to wait for one, None without any history."""
+        run = self._run
+        if run.remaining() < LEAST_CALL_SECONDS or run.streaks.is_bad:
+            return None
+        if not ledger.next_symbols(run.db, self._wishes, 1):
+            return None
+        if not run.report.api_calls_used:
+            existing_tables.require_usable(run.db, run.settings.assets)
+        if self._spare is None:
+            seconds = runs.usual_seconds(run.db, Feed.HISTORY)
+            self._spare = Spare(seconds, {feed: feed.bulk for feed in run.live_feeds})
+        turn = run.turns.take(0, spare=self._spare)
+        return turn if isinstance(turn, Turn) else turn.seconds
+
+    def serve(self, held: Held) -> None:
+        """Make one call with the slot that is held, for the asset whose turn it is."""
+        run = self._run
+        lease = run.settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
+        for symbol in ledger.next_symbols(run.db, self._wishes, _CANDIDATES):
+            item = queue.claim_history(run.db, self._assets[symbol], lease_seconds=lease)
+            if item is not None:
+                held.items = (item,)
+                self._caller.serve(held)
+                return
+        run.turns.give_back(held.turn)
