@@ -55,6 +55,13 @@ MUTANTS = (
         "test_the_window_of_a_call_begins_when_it_ends",
     ),
     Mutant(
+        "history leaves a slot for each item that falls due before its own is free again",
+        "budget",
+        "where place >= (select count(*) from slots where not live",
+        "where place / 2 >= (select count(*) from slots where not live",
+        "test_each_item_that_falls_due_before_the_slot_is_free_again_keeps_a_slot",
+    ),
+    Mutant(
         "a call without an answer holds its slot for two and a half windows",
         "budget",
         "FREEZE_WINDOWS = 1.5",

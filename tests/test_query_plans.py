@@ -4,6 +4,7 @@ The plans are those of the SQL that the program sends.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 from conftest import asset, in_line
 
 from asset_sync import queue
+from asset_sync.budget import slots
+from asset_sync.budget.slots import Rate, Spare
 from asset_sync.database import Connection, query
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.queue import Wanted
 from asset_sync.queue.claiming import _HEAD_LENGTH
 from asset_sync.settings import QueueSettings
@@ -120,7 +123,8 @@ def plans(db: Connection, act: Callable[[], object]) -> list[Plan]:
     RecordingCursor.sent.clear()
     act()
     [sent] = RecordingCursor.sent
-    statements = [one.strip() for one in sent.split(";") if not one.startswith(("set ", " set "))]
+    parts = [one.strip() for one in re.sub(r"--.*", "", sent).split(";")]
+    statements = [one for one in parts if not one.startswith("set ")]
     found = []
     with db.cursor() as cursor:
         cursor.execute("begin")
@@ -197,3 +201,48 @@ def test_viewing_seven_assets_reads_only_their_rows(crowded: Connection) -> None
 def test_dead_items_are_found_by_their_index(crowded: Connection) -> None:
     [plan] = plans(crowded, lambda: queue.dead(crowded, ["S1", "S2"], 5))
     assert plan.indexes == {"queue_dead_idx"}
+
+
+# --- history ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def idle_crowd(maintenance_url: str, template: str) -> Iterator[Connection]:
+    """A queue in which 100,000 items are idle, 56 of them due in each second of half an hour."""
+    for url in conftest._fresh_database(maintenance_url, template):
+        db = psycopg2.connect(url, cursor_factory=RecordingCursor)
+        db.autocommit = True
+        RecordingCursor.sent = []
+        fill(db, waiting_percent=0)
+        query(
+            db,
+            """
+            update asset_sync.queue
+            set next_at = now() + make_interval(secs => random() * 1800)
+            """,
+        )
+        vacuum(db)
+        slots.prepare(db, RATE)
+        yield db
+        db.close()
+
+
+RATE = Rate(calls=5, period_seconds=60, call_timeout_seconds=30)
+
+
+# Where a call serves many, the planner may read all that falls due within a window.
+@pytest.mark.parametrize(
+    ("bulks", "rows"), [({}, RATE.calls + 1), ({Feed.SNAPSHOT: 250}, 5000)], ids=["bars", "both"]
+)
+def test_a_slot_for_history_reads_what_falls_due_first_by_its_indexes(
+    idle_crowd: Connection, bulks: dict[str, int], rows: int
+) -> None:
+    spare = Spare(0.3, bulks)
+    plan = plans(idle_crowd, lambda: slots.take(idle_crowd, Lane.QUEUE, RATE, spare=spare))[-1]
+    assert {"queue_next_idx", "queue_retry_idx"} <= plan.indexes
+    assert plan.most_rows_read <= rows
+
+
+def test_a_slot_for_anything_else_reads_nothing_of_the_queue(idle_crowd: Connection) -> None:
+    plan = plans(idle_crowd, lambda: slots.take(idle_crowd, Lane.QUEUE, RATE))[-1]
+    assert not any(node.get("Relation Name") == "queue" for node in plan.nodes)

@@ -10,7 +10,7 @@ from pyrate_limiter.abstracts.algorithm import Decision
 
 from asset_sync.budget import slots
 from asset_sync.budget.clocks import Watch
-from asset_sync.budget.slots import Rate, Slot, Wait
+from asset_sync.budget.slots import Rate, Slot, Spare, Wait
 from asset_sync.database import Connection
 from asset_sync.model import Lane
 
@@ -18,8 +18,8 @@ from asset_sync.model import Lane
 class SlotBucket(AbstractBucket):
     """A bucket whose content is the table `asset_sync.slots`: `put` takes a slot.
 
-    The name of a `RateItem` is the lane. pyrate-limiter returns only a bool, so `answer` holds the
-    slot, or how long to wait.
+    The name of a `RateItem` is the lane, and `spare` is set first if the slot is for history.
+    pyrate-limiter returns only a bool, so `answer` holds the slot, or how long to wait.
     """
 
     is_async = False
@@ -30,11 +30,14 @@ class SlotBucket(AbstractBucket):
         self._rate = rate
         self._watch = watch or Watch()
         self.rates = [PyrateRate(rate.calls, round(rate.period_seconds * 1000))]
+        self.spare: Spare | None = None
         self.answer: Slot | Wait = Wait(0)
 
     def put(self, item: RateItem) -> bool:
         """Take a slot in one round trip."""
-        self.answer = slots.take(self._db, Lane(item.name), self._rate, self._watch)
+        self.answer = slots.take(
+            self._db, Lane(item.name), self._rate, self._watch, spare=self.spare
+        )
         if isinstance(self.answer, Slot):
             return self._record(item, Decision())
         wait_ms = round(self.answer.seconds * 1000)
@@ -65,10 +68,11 @@ class Limiter:
         # A leak schedule would start a thread that uses the same connection.
         self._limiter = PyrateLimiter(SingleBucketFactory(self._bucket, schedule_leak=False))
 
-    def take(self, lane: Lane) -> Slot | Wait:
-        """Take a slot, or return how long to wait for one.
+    def take(self, lane: Lane, *, spare: Spare | None = None) -> Slot | Wait:
+        """Take a slot, or return how long to wait for one; with `spare` one that nobody needs.
 
         It never waits: a run that would end before a slot is free should stop at once.
         """
+        self._bucket.spare = spare
         self._limiter.try_acquire(lane.value, blocking=False)
         return self._bucket.answer

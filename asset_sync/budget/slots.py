@@ -18,7 +18,7 @@ The types here, in `queue` and in `runs` are named tuples because a dataclass co
 start and a named tuple 0.04 ms, and `queue status` needs about twenty of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -139,6 +139,15 @@ class Wait(NamedTuple):
     seconds: float
 
 
+class Spare(NamedTuple):
+    """The slot is for history, which must delay nobody."""
+
+    call_seconds: float
+    """How long a call for history lasts (p95)."""
+    bulks: Mapping[str, int]
+    """How many assets one call of each feed serves; of a feed that is not named it is one."""
+
+
 class Reservation(NamedTuple):
     """The slots that are reserved for the next priority run; seconds count from now."""
 
@@ -252,6 +261,71 @@ _STOPPED_UNTIL = f"""
 """
 
 
+# What falls due before a slot that is taken for history is free again, in the order of time, and
+# whether each finds a slot without that one. No slot serves two of them: its first call ends too
+# late for that. Of the priority lane the reservation counts if its run is expected by then. Only
+# the first dues decide, because there are no more slots than calls.
+_SPARE = """,
+  horizon as materialized (
+    select now, until, greatest(now, reserved_at) as expected_at,
+      case when now < reserved_until and reserved_at <= until then reserved_calls else 0 end
+        as expected_calls
+    from moment join rules using (now) cross join lateral (
+      select now + period + make_interval(secs => %(call_seconds)s) as until
+    ) as free_again
+  ),
+  items as materialized (
+    (
+      select next_at as at, feed from asset_sync.queue
+      where state = 'idle' and next_at > (select now from horizon)
+        and next_at <= (select until from horizon)
+        and (level <> 'critical' or (select expected_calls from horizon) = 0)
+      order by next_at limit %(most_dues)s
+    )
+    union all
+    (
+      select not_before, feed from asset_sync.queue
+      where state = 'waiting' and not_before > (select now from horizon)
+        and not_before <= (select until from horizon)
+        and (level <> 'critical' or (select expected_calls from horizon) = 0)
+      order by not_before limit %(most_dues)s
+    )
+  ),
+  dues as materialized (
+    select at, row_number() over (order by at) as place from (
+      select at from (
+        select at, bulk, row_number() over (partition by feed order by at) as place
+        from items left join unnest(%(feeds)s::text[], %(bulks)s::int[]) as f (feed, bulk)
+          using (feed)
+      ) items where (place - 1) %% coalesce(bulk, 1) = 0
+      union all
+      select expected_at from horizon, generate_series(1, expected_calls)
+    ) calls
+  ),
+  spare as materialized (
+    select not exists (
+      select from dues
+      -- with the slot to be taken, without calls in flight, which may last as long as this one
+      where place >= (select count(*) from slots where not live and slots.free_at <= dues.at)
+    ) as found
+  )
+"""
+
+# Until when the free slots are kept: for the priority run; and for what falls due, so that history
+# asks again when the next of it is due or the next slot comes free.
+_RESERVED_UNTIL = "least(reserved_until, (select min(free_at) from slots where not free))"
+_KEPT_UNTIL = """
+  least(
+    now + make_interval(secs => period_seconds),
+    greatest(now + interval '0.1 s', least(
+      case when reserved_until > now then reserved_until end,
+      (select min(free_at) from slots where not free),
+      (select min(at) from dues where at > now)
+    ))
+  )
+"""
+
+
 def _parameters(rate: Rate, key: str) -> dict[str, object]:
     return {
         "calls": rate.calls,
@@ -263,11 +337,31 @@ def _parameters(rate: Rate, key: str) -> dict[str, object]:
     }
 
 
+def _spare_parameters(rate: Rate, spare: Spare | None) -> dict[str, object]:
+    if spare is None:
+        return {}
+    # Among so many items there is one call more than there are slots.
+    most = (max(rate.calls, _FREE.calls) + 1) * max(spare.bulks.values(), default=1)
+    return {
+        "call_seconds": spare.call_seconds,
+        "feeds": list(spare.bulks),
+        "bulks": list(spare.bulks.values()),
+        "most_dues": most,
+    }
+
+
 def _fingerprint(rate: Rate) -> str:
     return rate.key.fingerprint() if rate.key is not None and rate.above_free else ""
 
 
-def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> Slot | Wait:
+def take(
+    db: Connection,
+    lane: Lane,
+    rate: Rate,
+    watch: Watch | None = None,
+    *,
+    spare: Spare | None = None,
+) -> Slot | Wait:
     """Take a slot, or return how long to wait for one: one round trip.
 
     The first statement locks the limiter's row; only the second reads the clock and the slots, so
@@ -276,6 +370,9 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
 
     The queue takes no slot that the next priority run needs: from one window before that run is
     expected until it counts as missed, as many slots stay free as it has calls to make.
+
+    With `spare` a slot is taken only if afterwards every item that falls due within a window and
+    such a call still finds one when it does.
 
     If the database or `watch` proves that the database's clock has jumped, the slot is given back,
     every slot is stamped again, and another slot is taken.
@@ -302,7 +399,7 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
                 (select count(*) from slots where free_at <= greatest(now, reserved_at))
                   as free_for_priority
               from moment
-            ),
+            ){_SPARE if spare else ""},
             taken as (
               update asset_sync.slots s
               set previous_stamped_at = s.stamped_at, previous_open_seconds = s.open_seconds,
@@ -312,6 +409,7 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
               where s.slot = (select slot from slots where free order by held_until, slot limit 1)
                 and stopped_until <= now and not jumped
                 and (reserved = 0 or free_for_priority > reserved)
+                {"and (select found from spare)" if spare else ""}
               returning s.slot, s.token
             ),
             seen as (
@@ -328,7 +426,7 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
               -- not before now: a stamp may be -infinity, which PostgreSQL 16 cannot subtract
               extract(epoch from greatest(now, stopped_until, case
                 when exists (select from slots where free) and stopped_until <= now
-                then least(reserved_until, (select min(free_at) from slots where not free))
+                then {_KEPT_UNTIL if spare else _RESERVED_UNTIL}
                 else (select min(free_at) from slots)
               end) - now)::float8,
               extract(epoch from now)::float8, (select jumps from moment), jumped
@@ -339,6 +437,7 @@ def take(db: Connection, lane: Lane, rate: Rate, watch: Watch | None = None) -> 
                 "lane": lane,
                 "grace": PRIORITY_GRACE_SECONDS,
                 "freeze": FREEZE_WINDOWS,
+                **_spare_parameters(rate, spare),
             },
         )
         deviation = watch.deviation(now, jumps, sent)

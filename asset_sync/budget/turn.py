@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from asset_sync.budget import slots
 from asset_sync.budget.clocks import Watch
-from asset_sync.budget.slots import CallEnd, Lowered, Rate, Slot, Wait
+from asset_sync.budget.slots import CallEnd, Lowered, Rate, Slot, Spare, Wait
 from asset_sync.clock import Clock
 from asset_sync.database import Connection
 from asset_sync.model import Lane
@@ -71,12 +71,15 @@ class Turns:
         self._limiter: Limiter | None = None
         self._limiter_on: Connection | None = None
 
-    def take(self, within_seconds: float) -> Turn | Wait:
-        """Take a slot, and wait for it if necessary; return the wait if it is too long."""
+    def take(self, within_seconds: float, *, spare: Spare | None = None) -> Turn | Wait:
+        """Take a slot, and wait for it if necessary; return the wait if it is too long.
+
+        With `spare` the slot is for history: one that nobody else needs.
+        """
         deadline = self._clock.monotonic() + within_seconds
         while True:
             asked = self._clock.monotonic()
-            answer = self._current_limiter().take(self._lane)
+            answer = self._current_limiter().take(self._lane, spare=spare)
             if isinstance(answer, Slot):
                 return Turn(answer, asked + self._rate.call_timeout_seconds)
             if answer.seconds > deadline - self._clock.monotonic():
