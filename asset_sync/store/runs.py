@@ -143,6 +143,21 @@ def record(cursor: Cursor, run_id: int, call: Call) -> None:
     )
 
 
+def usual_seconds(db: Connection, feed: str) -> float:
+    """Return how long 95 of 100 calls of a feed take, by the last fifty; 5 s if there were none."""
+    [(seconds,)] = query(
+        db,
+        """
+        select percentile_cont(0.95) within group (order by duration_ms) / 1000
+        from (
+          select duration_ms from asset_sync.calls where feed = %s order by id desc limit 50
+        ) as latest
+        """,
+        (feed,),
+    )
+    return 5.0 if seconds is None else float(seconds)
+
+
 def reason_before(db: Connection, run_id: int) -> str | None:
     """Return why the command's previous run ended; runs without work are ignored."""
     rows = query(

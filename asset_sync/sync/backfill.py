@@ -1,12 +1,11 @@
 """History, from the calls that nothing else needs."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from asset_sync import queue
 from asset_sync.budget.slots import Spare
 from asset_sync.budget.turn import Turn
-from asset_sync.model import Asset, Feed, Lane, Level
+from asset_sync.model import Asset, Feed, Level
 from asset_sync.store import existing_tables, ledger, runs
 from asset_sync.store.ledger import Wish
 from asset_sync.sync.caller import LEAST_CALL_SECONDS, Caller

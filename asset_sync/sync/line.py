@@ -83,16 +83,31 @@ class Line:
         self.left_out = entered.left_out
         self._head, self._claimed = entered.line, 0
 
-    def has_work(self, patience: Callable[[], Patience]) -> bool:
-        """Whether an item can be claimed, now or after a wait that the run can afford."""
+    def has_work(
+        self, patience: Callable[[], Patience], meanwhile: Callable[[], float | None]
+    ) -> bool:
+        """Whether an item can be claimed, now or after a wait that the run can afford.
+
+        While there is none, `meanwhile` is called: it returns 0 if it made a call, else in how many
+        seconds it can make one, or None if it has nothing to do.
+        """
         while not queue.can_claim(self._connection(), self._head):
             if self._claimed and len(self._head) >= LINE_LENGTH:  # the queue may hold more items
                 self.read()
                 continue
-            seconds = self._next_ready_seconds(patience())
-            if seconds is None:
+            pause = meanwhile()
+            if pause == 0:
+                if self._clock.monotonic() - self._read_at >= POLL_SECONDS:
+                    self.read()
+                continue
+            due = self._next_ready_seconds(patience())
+            if pause is not None and pause >= patience().remaining_seconds:
+                pause = None
+            if due is None and pause is None:
                 return False
-            self._tell(Waiting("the next asset to be due", seconds))
+            seconds = min(wait for wait in (due, pause) if wait is not None)
+            what = "the next asset to be due" if seconds == due else "a call for history"
+            self._tell(Waiting(what, seconds))
             self._clock.sleep(min(max(seconds, 0.05), POLL_SECONDS))
             self.read()
         return True

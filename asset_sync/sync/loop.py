@@ -26,6 +26,7 @@ from asset_sync.queue import TRY_AGAIN_SECONDS
 from asset_sync.secret import Secret
 from asset_sync.settings import ProviderSettings, Settings
 from asset_sync.store import existing_tables, runs
+from asset_sync.sync.backfill import Backfill
 from asset_sync.sync.caller import Caller
 from asset_sync.sync.progress import Listener, Started, Waiting, Warned
 from asset_sync.sync.report import NOT_SERVED, Ended, Report
@@ -67,6 +68,9 @@ class _Run:
         self._caller = caller
         self._limit = limit
         self._held: Held | None = None
+        history = state.settings.history.enabled and state.lane is Lane.QUEUE and limit is None
+        assets = state.settings.assets
+        self._backfill = Backfill(state, caller, assets) if history else None
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -111,7 +115,7 @@ class _Run:
         while True:
             if self._limit is not None and self._state.report.served >= self._limit:
                 return Ended.LIMIT
-            if not self._state.line.has_work(self._state.patience):
+            if not self._state.line.has_work(self._state.patience, self._serve_history):
                 return self._nothing_left()
             if self._state.remaining() <= 0 or not self._paused_after_bad_answers():
                 return self._unless_unavailable(Ended.TIME)
@@ -141,6 +145,20 @@ class _Run:
             self._state.line.enqueue(ahead)
         self._state.reserve(in_seconds=0)
         self._state.connection.report_recovery()
+
+    def _serve_history(self) -> float | None:
+        """Make a call for history if it delays nobody: return 0, else how long to wait for one.
+
+        None means that there is no history to ask for.
+        """
+        if self._backfill is None:
+            return None
+        turn = self._backfill.next_turn()
+        if isinstance(turn, Turn):
+            with self._holding(Held(turn)) as held:
+                self._backfill.serve(held)
+            return 0
+        return turn
 
     def _nothing_left(self) -> Ended:
         """Return how the run ends when it has nothing left to do."""

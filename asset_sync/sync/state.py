@@ -8,7 +8,7 @@ from asset_sync.budget import slots
 from asset_sync.budget.turn import Turn, Turns
 from asset_sync.clock import Clock
 from asset_sync.database import Connection
-from asset_sync.model import Lane
+from asset_sync.model import Feed, Lane
 from asset_sync.queue import Item
 from asset_sync.settings import Settings
 from asset_sync.store import runs
@@ -65,6 +65,11 @@ class State:
     def scope(self) -> Scope:
         """What the run has to do; it changes when the key turns out to allow less."""
         return self.line.scope
+
+    @property
+    def live_feeds(self) -> Sequence[Feed]:
+        """The feeds that keep assets fresh."""
+        return self.settings.provider.plan.feeds
 
     @property
     def tried(self) -> bool:
