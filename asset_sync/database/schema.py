@@ -266,13 +266,16 @@ _RIGHTS = (
         for tables, rights in (
             (("data_sources.data_sync_status", "market_data.ohlcv_5m"), "select insert update"),
             (("asset_sync.migrations",), "select"),
-            (("asset_sync.limiter",), "select update"),
+            (("asset_sync.limiter", "asset_sync.ledger"), "select update"),
             (
                 ("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
                 "select insert update",
             ),
             (("asset_sync.runs",), "select insert update delete"),
-            (("asset_sync.calls",), "select insert delete"),
+            (
+                ("asset_sync.calls", "asset_sync.revisions", "asset_sync.arrivals"),
+                "select insert delete",
+            ),
         )
         for table in tables
         for right in rights.split()
@@ -294,7 +297,7 @@ def _version(db: Connection) -> int:
 
 # The first table that each migration makes. It shows the version if the rows of
 # asset_sync.migrations are lost. (The platform's part, 1, may be run at any time.)
-_MADE_BY = {2: "asset_sync.queue", 3: "asset_sync.entitlements"}
+_MADE_BY = {2: "asset_sync.queue", 3: "asset_sync.entitlements", 4: "asset_sync.ledger"}
 
 
 def _version_by_tables(db: Connection) -> int:

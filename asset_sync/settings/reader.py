@@ -32,6 +32,7 @@ from asset_sync.settings.sections import (
     BatchSettings,
     DatabaseParts,
     HealthSettings,
+    HistorySettings,
     MonitoringSettings,
     ProviderSettings,
     QueueSettings,
@@ -71,6 +72,7 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
     )
     queue = document.section("queue", QueueSettings)
     batch = document.section("batch", BatchSettings)
+    history = document.section("history", HistorySettings)
     health = document.section("health", HealthSettings)
     monitoring = document.section("monitoring", MonitoringSettings)
     addresses = environment.section(Addresses)
@@ -84,6 +86,7 @@ def load(config: Path | None, environ: Mapping[str, str], *, cwd: Path | None = 
         rate_limit=rate_limit,
         queue=queue,
         batch=batch,
+        history=history,
         health=health,
         monitoring=monitoring,
         conninfo=conninfo,

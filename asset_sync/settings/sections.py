@@ -221,6 +221,32 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HistorySettings:
+    """How much of the past is fetched, and how long its changes are kept."""
+
+    enabled: bool = setting(
+        FLAG,
+        default=True,
+        doc="Whether history is fetched, with the calls that fresh data leaves over.",
+    )
+    days: int | None = setting(
+        whole(1, 36_500),
+        None,
+        example=730,
+        left_out="as many as the plan gives",
+        doc="How many days back history is fetched.",
+    )
+    keep_revisions_days: int = setting(
+        whole(0, 36_500),
+        90,
+        doc=(
+            "How many days the values are kept that the provider changed, and when each bar came; 0"
+            " keeps neither."
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class HealthSettings:
     """Thresholds beyond which `health` reports a problem."""
 
@@ -360,6 +386,7 @@ class Settings:
     rate_limit: RateLimit
     queue: QueueSettings
     batch: BatchSettings
+    history: HistorySettings
     health: HealthSettings
     monitoring: MonitoringSettings
     conninfo: Secret | None

@@ -123,7 +123,7 @@ def _call(fetch: Fetch, outcome: str, error: str | None) -> Call:
 
 def _write(cursor: Cursor, scope: Scope, judgement: Judgement) -> _Written:
     """Write a judgement, and return what was written and what to report."""
-    bars_written, prices, progress = _store(cursor, judgement)
+    bars_written, prices, progress = _store(cursor, scope, judgement)
     for missing in judgement.missing:
         entitlements.note_missing(
             cursor, *account(scope.settings), missing.capability, missing.symbols
@@ -133,7 +133,9 @@ def _write(cursor: Cursor, scope: Scope, judgement: Judgement) -> _Written:
     return _Written(progress, prices, bars_written)
 
 
-def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPrice], list[Progress]]:
+def _store(
+    cursor: Cursor, scope: Scope, judgement: Judgement
+) -> tuple[int, Sequence[LastPrice], list[Progress]]:
     """Store symbols, bars and prices; return the bars' number, the new prices, the report."""
     bars_written = 0
     prices: Sequence[LastPrice] = ()
@@ -143,7 +145,8 @@ def _store(cursor: Cursor, judgement: Judgement) -> tuple[int, Sequence[LastPric
         market.save_symbols(cursor, [_symbol(item) for item in served])
     if judgement.bars is not None:
         item = served[0]
-        bars_written = market.save_bars(cursor, item.symbol, judgement.bars)
+        kept = scope.settings.history.keep_revisions_days > 0
+        bars_written = market.save_bars(cursor, item.symbol, judgement.bars, kept=kept)
         close = None
         if judgement.price is not None:
             price = market.price_of_bar(cursor, item.symbol, *judgement.price)

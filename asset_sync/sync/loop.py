@@ -130,7 +130,7 @@ class _Run:
 
     def _begin(self) -> None:
         """Enqueue what is due, and reserve this run's calls."""
-        runs.prune(self._state.db)
+        runs.prune(self._state.db, self._state.settings.history)
         # A queue run that has work also waits for assets that become due. Refreshing those early
         # would take calls from assets that are due already (simulated: 539 s instead of 410 s
         # between refreshes of a high asset, beside a long queue).
