@@ -351,6 +351,13 @@ MUTANTS = (
         "test_every_statement_has_a_time_limit",
     ),
     Mutant(
+        "the values that a bar had before it was repaired are kept",
+        "store/market.py",
+        "asset.now, old.* from asset, changed join old using (ts) where %(kept)s",
+        "asset.now, old.* from asset, changed join old using (ts) where false",
+        "test_the_old_values_of_a_changed_bar_are_kept_each_time",
+    ),
+    Mutant(
         "a bar that the provider repaired is updated",
         "store",
         "is distinct from (excluded.open",

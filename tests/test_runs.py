@@ -11,7 +11,7 @@ from asset_sync import queue
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Feed, Lane
-from asset_sync.settings import QueueSettings
+from asset_sync.settings import HistorySettings, QueueSettings
 from asset_sync.store import entitlements, runs
 from asset_sync.store.entitlements import Missing
 from asset_sync.store.runs import Call, Run
@@ -180,7 +180,7 @@ def test_runs_are_kept_90_days_and_calls_30(db: Connection) -> None:
         """,
     )
 
-    runs.prune(db)
+    runs.prune(db, HistorySettings())
 
     assert query(db, "select pid from asset_sync.runs") == [(89,)]
     assert query(db, "select duration_ms from asset_sync.calls") == [(29,)]
@@ -197,9 +197,85 @@ def test_the_calls_of_a_deleted_run_are_deleted_too(db: Connection) -> None:
         """,
     )
 
-    runs.prune(db)
+    runs.prune(db, HistorySettings())
 
     assert query(db, "select from asset_sync.calls") == []
+
+
+def test_changes_are_kept_as_long_as_the_settings_say(db: Connection) -> None:
+    fill_changes(db, "days => n", of="'{9, 11}'::int[]")
+    query(db, "update asset_sync.limiter set changes_from = now() - interval '20 days'")
+
+    runs.prune(db, HistorySettings(keep_revisions_days=10))
+
+    assert kept_changes(db) == [(9, 9)]
+    assert query(
+        db, "select extract(epoch from now() - changes_from)::int / 60 from asset_sync.limiter"
+    ) == [(10 * 24 * 60,)]
+
+
+def test_the_start_of_the_kept_changes_moves_once_an_hour(db: Connection) -> None:
+    fill_changes(db, "mins => n", of="'{1445}'::int[]")
+    query(db, "update asset_sync.limiter set changes_from = now() - interval '1470 minutes'")
+    before = query(db, "select changes_from, ctid::text from asset_sync.limiter")
+
+    runs.prune(db, HistorySettings(keep_revisions_days=1))
+
+    assert query(db, "select changes_from, ctid::text from asset_sync.limiter") == before
+    assert kept_changes(db) == [(1445, 1445)]
+
+
+def test_whoever_keeps_no_changes_has_none_and_keeps_them_again_from_then_on(
+    db: Connection,
+) -> None:
+    fill_changes(db, "mins => n", of="'{1}'::int[]")
+
+    runs.prune(db, HistorySettings(keep_revisions_days=0))
+    assert kept_changes(db) == []
+    assert query(db, "select changes_from = 'infinity' from asset_sync.limiter") == [(True,)]
+
+    runs.prune(db, HistorySettings())
+    assert query(
+        db, "select changes_from between now() - interval '1 min' and now() from asset_sync.limiter"
+    ) == [(True,)]
+
+
+def test_long_neglected_changes_are_pruned_in_batches_the_oldest_first(db: Connection) -> None:
+    fill_changes(
+        db, "days => 100, mins => -n", of="(select array_agg(n) from generate_series(1, 5003) n)"
+    )
+    query(db, "update asset_sync.limiter set changes_from = 'epoch'")
+
+    runs.prune(db, HistorySettings())
+    assert kept_changes(db) == [(n, n) for n in (5001, 5002, 5003)]
+
+    runs.prune(db, HistorySettings())
+    assert kept_changes(db) == []
+
+
+def fill_changes(db: Connection, ago: str, *, of: str) -> None:
+    """Add a revision and an arrival for each of the numbers, with the number as trades and date."""
+    query(
+        db,
+        f"""
+        insert into asset_sync.revisions (symbol, ts, at, trades)
+        select 'A', 'epoch', now() - make_interval({ago}), n from unnest({of}) n;
+        insert into asset_sync.arrivals (symbol, at, first_ts, last_ts)
+        select 'A', now() - make_interval({ago}), to_timestamp(n), to_timestamp(n)
+        from unnest({of}) n
+        """,
+    )
+
+
+def kept_changes(db: Connection) -> list[tuple[object, ...]]:
+    return query(
+        db,
+        """
+        select r.trades, a.n from asset_sync.revisions r full join (
+          select extract(epoch from first_ts)::int as n from asset_sync.arrivals
+        ) a on a.n = r.trades order by 1
+        """,
+    )
 
 
 def test_a_long_history_is_pruned_in_batches_from_the_oldest_on(db: Connection) -> None:
@@ -215,11 +291,11 @@ def test_a_long_history_is_pruned_in_batches_from_the_oldest_on(db: Connection) 
         """,
     )
 
-    runs.prune(db)
+    runs.prune(db, HistorySettings())
     assert query(db, "select min(duration_ms), count(*) from asset_sync.calls") == [(5001, 3)]
     assert query(db, "select min(pid), count(*) from asset_sync.runs") == [(1001, 2)]
 
-    runs.prune(db)
+    runs.prune(db, HistorySettings())
     assert query(db, "select from asset_sync.calls union all select from asset_sync.runs") == []
 
 

@@ -86,9 +86,9 @@ def test_an_empty_file_gives_the_defaults_of_the_free_plan_and_no_assets(cwd: Pa
         rate_limit=RateLimit(calls=5, period_seconds=60, hold_for_priority=True),
         queue=QueueSettings(),
         batch=BatchSettings(),
+        history=HistorySettings(),
         health=HealthSettings(),
         monitoring=MonitoringSettings(),
-        history=HistorySettings(),
         conninfo=None,
         bus_url=None,
         assets=(),
@@ -120,6 +120,10 @@ def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
         [batch]
         interval_minutes = 1.5
         priority_assets_enabled = false
+        [history]
+        enabled = false
+        days = 12
+        keep_revisions_days = 0
         [health]
         success_rate_percent = 99.5
         latency_ms = 1000
@@ -145,6 +149,7 @@ def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
     assert read.queue == QueueSettings(8, 9, 10, 0)
     assert read.batch == BatchSettings(1.5, priority_assets_enabled=False)
     assert read.batch.interval_seconds == 90
+    assert read.history == HistorySettings(enabled=False, days=12, keep_revisions_days=0)
     assert read.health == HealthSettings(99.5, 1000, 11, 0, 1.5)
     assert read.monitoring == MonitoringSettings(
         Secret("https://hc.example/a-{command}"), ("mail-me", "-s", "it failed")

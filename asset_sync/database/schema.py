@@ -266,13 +266,16 @@ _RIGHTS = (
         for tables, rights in (
             (("data_sources.data_sync_status", "market_data.ohlcv_5m"), "select insert update"),
             (("asset_sync.migrations",), "select"),
-            (("asset_sync.limiter",), "select update"),
+            (("asset_sync.limiter", "asset_sync.ledger"), "select update"),
             (
                 ("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
                 "select insert update",
             ),
             (("asset_sync.runs",), "select insert update delete"),
-            (("asset_sync.calls",), "select insert delete"),
+            (
+                ("asset_sync.calls", "asset_sync.revisions", "asset_sync.arrivals"),
+                "select insert delete",
+            ),
         )
         for table in tables
         for right in rights.split()
@@ -294,7 +297,7 @@ def _recorded_version(db: Connection) -> int:
 
 # A table that each migration makes. It shows the version if the rows of asset_sync.migrations are
 # lost. Migration 1 is not here: it can be run again at any time.
-_TABLE_OF_MIGRATION = {2: "asset_sync.queue", 3: "asset_sync.entitlements"}
+_TABLE_OF_MIGRATION = {2: "asset_sync.queue", 3: "asset_sync.entitlements", 4: "asset_sync.ledger"}
 
 
 def _version_by_tables(db: Connection) -> int:

@@ -222,6 +222,32 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HistorySettings:
+    """How much of the past is fetched, and how long its changes are kept."""
+
+    enabled: bool = setting(
+        FLAG,
+        default=True,
+        doc="Whether history is fetched, with the calls that fresh data leaves over.",
+    )
+    days: int | None = setting(
+        whole(1, 36_500),
+        None,
+        example=730,
+        left_out="as many as the plan gives",
+        doc="How many days back history is fetched.",
+    )
+    keep_revisions_days: int = setting(
+        whole(0, 36_500),
+        90,
+        doc=(
+            "How many days the values are kept that the provider changed, and when each bar came; 0"
+            " keeps neither."
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class HealthSettings:
     """Thresholds beyond which `health` reports a problem."""
 
@@ -265,25 +291,6 @@ class MonitoringSettings:
         example=("/usr/local/bin/tell-me",),
         left_out="none",
         doc="The program that a failed run starts, and its arguments; no shell is used.",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class HistorySettings:
-    """The past, which calls fetch that nothing else needs."""
-
-    enabled: bool = setting(FLAG, default=True, doc="Whether the past is fetched at all.")
-    days: int | None = setting(
-        whole(1, 36_500),
-        None,
-        example=365,
-        left_out="as far back as the plan goes",
-        doc="How far back.",
-    )
-    keep_revisions_days: int = setting(
-        whole(0, 36_500),
-        90,
-        doc="For how long the earlier values of bars that the provider changed are kept.",
     )
 
 
@@ -392,9 +399,9 @@ class Settings:
     rate_limit: RateLimit
     queue: QueueSettings
     batch: BatchSettings
+    history: HistorySettings
     health: HealthSettings
     monitoring: MonitoringSettings
-    history: HistorySettings
     conninfo: Secret | None
     """For libpq; None means that none is configured, so the embedded PostgreSQL is used.
 

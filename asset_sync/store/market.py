@@ -5,11 +5,13 @@ No id is read into Python: in an existing platform's tables it may be of any typ
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from asset_sync.database import Connection, Cursor, DatabaseError, query
+from psycopg2.errors import UniqueViolation
+
+from asset_sync.database import Connection, Cursor, DatabaseError, query, savepoint
 from asset_sync.provider.answers import Bar
 from asset_sync.provider.current import CODE
 
@@ -107,37 +109,127 @@ def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datet
     return {symbol: ts for symbol, ts, _ in rows if ts is not None}, rows[0][2]
 
 
-def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar]) -> int:
-    """Write the bars of one answer in one statement; return how many were new or changed.
+def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar], *, kept: bool = True) -> int:
+    """Write the bars of one answer; return how many were new or changed.
 
-    The provider corrects its history, so a stored bar is updated if it differs. Array literals
-    write 189,000 rows/s, single rows 11,000 (measured on 100,000 rows).
+    The provider corrects its history, so a stored bar is updated; an equal one costs no write. If
+    `kept`, the values that are overwritten go to `asset_sync.revisions`, and each unbroken run of
+    new bars leaves a row in `asset_sync.arrivals`.
     """
     if not bars:
         return 0
+    values = {
+        "symbol": symbol,
+        "kept": kept,
+        "first": min(bar.start_ms for bar in bars) / 1000,
+        "last": max(bar.start_ms for bar in bars) / 1000,
+        **dict(zip(Bar._fields, map(_array_literal, zip(*bars, strict=True)), strict=True)),
+    }
+    try:
+        with savepoint(cursor):
+            return _write_bars(cursor, values)
+    except UniqueViolation:
+        # A program that does not lock the ledger wrote one of the bars in this moment. Now its bar
+        # is seen as stored.
+        return _write_bars(cursor, values)
+
+
+# Bars that are not stored are inserted without `on conflict`, which writes 10,000 of them in 70 %
+# of the time.
+_SENT = """
+  unnest(
+    %(start_ms)s::bigint[], %(open)s::float8[], %(high)s::float8[], %(low)s::float8[],
+    %(close)s::float8[], %(volume)s::float8[], %(vwap)s::float8[], %(trades)s::bigint[]
+  ) as sent (start_ms, open, high, low, close, volume, vwap, trades)
+"""
+_INTO_EMPTY_RANGE = f"""
+with arrived as (
+  insert into asset_sync.arrivals (symbol, first_ts, last_ts)
+  select symbol, to_timestamp(%(first)s), to_timestamp(%(last)s)
+  from trading.symbols where symbol = %(symbol)s and %(kept)s
+)
+insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close, volume, vwap, trades)
+select s.id, to_timestamp(start_ms / 1000.0::float8), open, high, low, close, volume, vwap, trades
+from trading.symbols s cross join {_SENT} where s.symbol = %(symbol)s
+"""
+# All parts see the rows as they were before. What differs is decided by the upsert, whose values
+# have the columns' own types, as numeric(18, 8).
+_AMONG_STORED = f"""
+with asset as materialized (
+  select id, symbol, clock_timestamp() as now from trading.symbols where symbol = %(symbol)s
+),
+sent as materialized (
+  select to_timestamp(start_ms / 1000.0::float8) as ts, open, high, low, close, volume, vwap, trades
+  from {_SENT}
+),
+old as materialized (
+  select bar.ts, bar.open::float8, bar.high::float8, bar.low::float8, bar.close::float8,
+    bar.volume::float8, bar.vwap::float8, bar.trades::bigint
+  from asset join market_data.ohlcv_5m bar on bar.ticker_id = asset.id
+  where bar.ts between to_timestamp(%(first)s) and to_timestamp(%(last)s)
+),
+new as materialized (
+  select * from sent where not exists (select from old where old.ts = sent.ts)
+),
+inserted as (
+  insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close, volume, vwap, trades)
+  select asset.id, new.* from asset, new
+),
+arrived as (
+  insert into asset_sync.arrivals (symbol, at, first_ts, last_ts)
+  select asset.symbol, asset.now, min(ts), max(ts)
+  from asset, (
+    select ts, is_new, count(*) filter (where not is_new) over (order by ts) as stored_before
+    from (select ts, true as is_new from new union all select ts, false from old) both_kinds
+  ) in_order
+  where is_new and %(kept)s
+  group by asset.symbol, asset.now, stored_before
+),
+changed as (
+  insert into market_data.ohlcv_5m as stored
+    (ticker_id, ts, open, high, low, close, volume, vwap, trades)
+  select asset.id, sent.* from asset, sent join old using (ts)
+  where (sent.open, sent.high, sent.low, sent.close, sent.volume, sent.vwap, sent.trades)
+    is distinct from (old.open, old.high, old.low, old.close, old.volume, old.vwap, old.trades)
+  on conflict (ticker_id, ts) do update set
+    open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+    volume = excluded.volume, vwap = excluded.vwap, trades = excluded.trades
+  where (stored.open, stored.high, stored.low, stored.close,
+         stored.volume, stored.vwap, stored.trades)
+    is distinct from (excluded.open, excluded.high, excluded.low, excluded.close,
+         excluded.volume, excluded.vwap, excluded.trades)
+  returning ts
+),
+revised as (
+  insert into asset_sync.revisions
+    (symbol, at, ts, open, high, low, close, volume, vwap, trades)
+  select asset.symbol, asset.now, old.* from asset, changed join old using (ts) where %(kept)s
+)
+select (select count(*) from new) + (select count(*) from changed)
+"""
+
+
+def _write_bars(cursor: Cursor, values: Mapping[str, object]) -> int:
+    # The lock is a statement of its own, so that the statements after it see what was committed
+    # while this one waited.
     cursor.execute(
         """
-        insert into market_data.ohlcv_5m as stored
-          (ticker_id, ts, open, high, low, close, volume, vwap, trades)
-        select s.id, to_timestamp(bar.start_ms / 1000.0),
-          bar.open, bar.high, bar.low, bar.close, bar.volume, bar.vwap, bar.trades
-        from trading.symbols s
-        cross join unnest(
-          %s::bigint[], %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::float8[],
-          %s::float8[], %s::bigint[]
-        ) as bar (start_ms, open, high, low, close, volume, vwap, trades)
-        where s.symbol = %s
-        on conflict (ticker_id, ts) do update set
-          open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
-          volume = excluded.volume, vwap = excluded.vwap, trades = excluded.trades
-        where (stored.open, stored.high, stored.low, stored.close,
-               stored.volume, stored.vwap, stored.trades)
-          is distinct from (excluded.open, excluded.high, excluded.low, excluded.close,
-               excluded.volume, excluded.vwap, excluded.trades)
+        select from asset_sync.ledger where symbol = %(symbol)s for update;
+        select exists (
+          select from trading.symbols s join market_data.ohlcv_5m bar on bar.ticker_id = s.id
+          where s.symbol = %(symbol)s
+            and bar.ts between to_timestamp(%(first)s) and to_timestamp(%(last)s)
+        )
         """,
-        (*(_array_literal(column) for column in zip(*bars, strict=True)), symbol),
+        values,
     )
-    return cursor.rowcount
+    [(any_stored,)] = cursor.fetchall()
+    if not any_stored:
+        cursor.execute(_INTO_EMPTY_RANGE, values)
+        return cursor.rowcount
+    cursor.execute(_AMONG_STORED, values)
+    [(written,)] = cursor.fetchall()
+    return int(written)
 
 
 def price_of_bar(
@@ -251,7 +343,7 @@ def save_status(cursor: Cursor, symbols: Sequence[str], error: str | None = None
 
 def _array_literal(values: Iterable[float | None]) -> str:
     """Return numbers as an array literal, which psycopg2 sends as one string."""
-    return "{" + ",".join("null" if value is None else repr(value) for value in values) + "}"
+    return "{" + str(list(values))[1:-1].replace("None", "null") + "}"
 
 
 def _read_timestamp(text: str | None) -> datetime | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from asset_sync.database import Connection, Cursor, query
 from asset_sync.model import Feed
+from asset_sync.settings import HistorySettings
 from asset_sync.starter import Starter, starter
 
 CALLS_KEPT_DAYS = 30
@@ -173,19 +174,36 @@ def reason_before(db: Connection, run_id: int) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
-def prune(db: Connection) -> None:
-    """Delete calls after 30 days and runs after 90, each time a limited number of them."""
+def prune(db: Connection, history: HistorySettings) -> None:
+    """Delete what is no longer kept, a bounded batch of each table at a time.
+
+    Calls are kept 30 days, runs 90, and revisions and arrivals as the settings say: they reach back
+    to `limiter.changes_from`. That moves before any row is deleted, so no read of the past misses
+    one; once an hour, because whoever takes a slot waits for it.
+    """
     query(
         db,
         """
+        update asset_sync.limiter set changes_from = case
+          when %(days)s = 0 then 'infinity'
+          when changes_from = 'infinity' then now()
+          else now() - make_interval(days => %(days)s) end
+        where case when %(days)s = 0 then changes_from < 'infinity' else changes_from = 'infinity'
+          or changes_from < now() - make_interval(days => %(days)s, hours => 1) end;
+        delete from asset_sync.revisions where ctid = any(array(
+          select ctid from asset_sync.revisions
+          where at < (select changes_from from asset_sync.limiter) order by at limit 5000));
+        delete from asset_sync.arrivals where ctid = any(array(
+          select ctid from asset_sync.arrivals
+          where at < (select changes_from from asset_sync.limiter) order by at limit 5000));
         delete from asset_sync.calls where id in (
-          select id from asset_sync.calls where at < now() - make_interval(days => %s)
+          select id from asset_sync.calls where at < now() - make_interval(days => %(calls)s)
           order by at limit 5000);
         delete from asset_sync.runs where id in (
-          select id from asset_sync.runs where started_at < now() - make_interval(days => %s)
+          select id from asset_sync.runs where started_at < now() - make_interval(days => %(runs)s)
           order by started_at limit 1000)
         """,
-        (CALLS_KEPT_DAYS, RUNS_KEPT_DAYS),
+        {"days": history.keep_revisions_days, "calls": CALLS_KEPT_DAYS, "runs": RUNS_KEPT_DAYS},
     )
 
 

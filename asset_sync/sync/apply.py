@@ -188,7 +188,8 @@ def _store(
         market.save_symbols(cursor, [_symbol(item) for item in served])
     if judgement.bars is not None:
         item = served[0]
-        bars_written = market.save_bars(cursor, item.symbol, judgement.bars)
+        kept = scope.settings.history.keep_revisions_days > 0
+        bars_written = market.save_bars(cursor, item.symbol, judgement.bars, kept=kept)
         if judgement.entry is not None:
             _note(cursor, scope, item, judgement.entry)
         close = None

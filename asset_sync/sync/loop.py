@@ -135,7 +135,7 @@ class _Run:
 
     def _begin(self) -> None:
         """Enqueue what is due, and reserve this run's calls."""
-        runs.prune(self._state.db)
+        runs.prune(self._state.db, self._state.settings.history)
         # A queue run that has work also waits for assets that become due. If it refreshed these
         # early, it would take calls from assets that are due already: in a simulation with a long
         # queue, a high asset was refreshed every 539 s instead of every 410 s.

@@ -133,7 +133,12 @@ create table asset_sync.arrivals (
 create index arrivals_symbol_idx on asset_sync.arrivals (symbol, at);
 create index arrivals_at_idx on asset_sync.arrivals (at);
 comment on table asset_sync.arrivals is
-  'When bars were first stored: one row for each unbroken run of new bars; kept as revisions are.';
+  'When bars were first stored: one row for each unbroken run of new bars; kept as revisions are. A '
+  'bar was first stored at the latest arrival that covers it.';
+
+alter table asset_sync.limiter add column changes_from timestamptz not null default now();
+comment on column asset_sync.limiter.changes_from is
+  'Since when revisions and arrivals are complete.';
 
 -- What the key shows: a key that never shows a bar of the running day.
 
