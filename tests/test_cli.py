@@ -290,7 +290,7 @@ def test_the_assets_are_listed_even_while_the_database_is_down(run: Run) -> None
 
     assert answer.returncode == 0
     assert len(json.loads(answer.stdout)["assets"]) == 7
-    assert "not known" in answer.stderr
+    assert "could not be read" in answer.stderr
 
 
 # --- cron -------------------------------------------------------------------------------------

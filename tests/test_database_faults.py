@@ -209,7 +209,7 @@ def hook(
 STEPS = (
     "store.runs:prune",
     "queue:enqueue",
-    "queue:waiting",
+    "queue:can_claim",
     "budget.slots:prepare",
     "budget.slots:take",
     "queue:claim",
@@ -254,7 +254,7 @@ def test_a_connection_ended_at_each_call_loses_no_data_and_no_call(job: Job) -> 
 def test_a_run_ends_in_time_if_each_of_its_connections_is_ended(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook(monkeypatch, "queue:waiting", before=job.terminate)
+    hook(monkeypatch, "queue:can_claim", before=job.terminate)
 
     began = job.clock.monotonic()
     with pytest.raises(DatabaseError, match="it closed the connection"):
