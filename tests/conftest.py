@@ -288,6 +288,7 @@ def make_settings(url: str, tmp_path: Path) -> MakeSettings:
             "POLYGON_BASE_URL": api.base_url,
             "POLYGON_TIER": plan,
             "DATABASE_URL": url,
+            "HISTORY_ENABLED": "false",  # its calls would fill every simulated minute
         }
         return load(path, environ)
 

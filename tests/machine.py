@@ -30,6 +30,7 @@ def environment(home: Path, url: str = "", api: StandIn | None = None) -> dict[s
     """
     environ = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
     environ |= {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(SOURCE)}
+    environ["HISTORY_ENABLED"] = "false"  # its calls would not end before the run does
     if url:
         environ["DATABASE_URL"] = url
     if api is not None:

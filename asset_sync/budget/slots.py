@@ -267,7 +267,9 @@ _STOPPED_UNTIL = f"""
 # the first dues decide, because there are no more slots than calls.
 _SPARE = """,
   horizon as materialized (
-    select now, until, greatest(now, reserved_at) as expected_at,
+    -- runs look every few seconds for what has become due, so it may not be taken yet
+    select now - make_interval(secs => %(just_due)s) as since, now, until,
+      greatest(now, reserved_at) as expected_at,
       case when now < reserved_until and reserved_at <= until then reserved_calls else 0 end
         as expected_calls
     from moment join rules using (now) cross join lateral (
@@ -277,7 +279,7 @@ _SPARE = """,
   items as materialized (
     (
       select next_at as at, feed from asset_sync.queue
-      where state = 'idle' and next_at > (select now from horizon)
+      where state = 'idle' and next_at > (select since from horizon)
         and next_at <= (select until from horizon)
         and (level <> 'critical' or (select expected_calls from horizon) = 0)
       order by next_at limit %(most_dues)s
@@ -285,7 +287,7 @@ _SPARE = """,
     union all
     (
       select not_before, feed from asset_sync.queue
-      where state = 'waiting' and not_before > (select now from horizon)
+      where state = 'waiting' and not_before > (select since from horizon)
         and not_before <= (select until from horizon)
         and (level <> 'critical' or (select expected_calls from horizon) = 0)
       order by not_before limit %(most_dues)s
@@ -293,7 +295,7 @@ _SPARE = """,
   ),
   dues as materialized (
     select at, row_number() over (order by at) as place from (
-      select at from (
+      select greatest(at, (select now from horizon)) as at from (
         select at, bulk, row_number() over (partition by feed order by at) as place
         from items left join unnest(%(feeds)s::text[], %(bulks)s::int[]) as f (feed, bulk)
           using (feed)
@@ -317,7 +319,7 @@ _RESERVED_UNTIL = "least(reserved_until, (select min(free_at) from slots where n
 _KEPT_UNTIL = """
   least(
     now + make_interval(secs => period_seconds),
-    greatest(now + interval '0.1 s', least(
+    greatest(now + interval '1 s', least(
       case when reserved_until > now then reserved_until end,
       (select min(free_at) from slots where not free),
       (select min(at) from dues where at > now)
@@ -337,6 +339,10 @@ def _parameters(rate: Rate, key: str) -> dict[str, object]:
     }
 
 
+# Runs look for what has become due as often as this (`turn.POLL_SECONDS`).
+_JUST_DUE_SECONDS = 5.0
+
+
 def _spare_parameters(rate: Rate, spare: Spare | None) -> dict[str, object]:
     if spare is None:
         return {}
@@ -347,6 +353,7 @@ def _spare_parameters(rate: Rate, spare: Spare | None) -> dict[str, object]:
         "feeds": list(spare.bulks),
         "bulks": list(spare.bulks.values()),
         "most_dues": most,
+        "just_due": _JUST_DUE_SECONDS,
     }
 
 

@@ -228,6 +228,7 @@ class HistorySettings:
     enabled: bool = setting(
         FLAG,
         default=True,
+        env="HISTORY_ENABLED",
         doc="Whether history is fetched, with the calls that fresh data leaves over.",
     )
     days: int | None = setting(
