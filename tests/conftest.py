@@ -312,7 +312,7 @@ def asset(
 ) -> Asset:
     """An asset as the settings file gives it."""
     ticker = f"{MARKETS[asset_type].prefix}{symbol}"
-    return Asset(symbol, ticker, asset_type, symbol, level, position, every)
+    return Asset(symbol, ticker, asset_type, symbol, level, position, every, hours="crypto")
 
 
 def in_line(db: Connection, lane: Lane | None = None) -> list[Wanted]:

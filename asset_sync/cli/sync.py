@@ -9,7 +9,7 @@ import typer
 
 from asset_sync import database
 from asset_sync.cli.exits import explain
-from asset_sync.cli.format import duration
+from asset_sync.cli.format import duration, moment
 from asset_sync.cli.log import Log, LogFormat
 from asset_sync.cli.options import (
     Common,
@@ -185,11 +185,19 @@ def summary(report: Report) -> str:
     failed = f", {len(report.failed)} failed" if report.failed else ""
     waited = f", waited {duration(report.waited_seconds)}" if report.waited_seconds else ""
     calls = "1 call" if report.api_calls_used == 1 else f"{report.api_calls_used} calls"
+    if report.history_calls:
+        calls += f" ({report.history_calls} for history)"
     bars = "1 bar" if report.bars_written == 1 else f"{report.bars_written:,} bars"
     return (
         f"{report.lane.value}: {len(report.updated)} refreshed{failed}, {calls}, "
-        f"{bars} written{waited}. {_WHY[report.reason_ended.value]}"
+        f"{bars} written{waited}. {_why(report)}"
     )
+
+
+def _why(report: Report) -> str:
+    if report.closed_until is not None:
+        return f"Nothing was due: the markets are closed until {moment(report.closed_until)} UTC."
+    return _WHY[report.reason_ended.value]
 
 
 _WHY = {
@@ -235,4 +243,6 @@ def _as_json(report: Report) -> dict[str, object]:
         "bars_written": report.bars_written,
         "waited_seconds": round(report.waited_seconds, 3),
         "left_out": report.left_out,
+        "history_calls": report.history_calls,
+        "closed_until": report.closed_until.isoformat() if report.closed_until else None,
     }

@@ -74,6 +74,8 @@ class Freshness(NamedTuple):
     last_success_at: datetime | None
     seconds_old: float
     """Since its last success, or since it was added if it has had none."""
+    news_seconds_ago: float | None
+    """Since when a call could bring news again: below 0 in a closed market; None in no line."""
 
 
 def next_ready_seconds(
@@ -271,12 +273,14 @@ def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
         """
         select symbol, max(last_success_at),
           greatest(0, extract(epoch from clock_timestamp()
-            - coalesce(max(last_success_at), min(added_at))))::float8
-        from asset_sync.queue where symbol = any(%s) group by symbol
+            - coalesce(max(last_success_at), min(added_at))))::float8,
+          extract(epoch from clock_timestamp()
+            - max(not_before) filter (where state = 'idle' and next_at is not null))::float8
+        from asset_sync.queue where symbol = any(%s) and feed <> %s group by symbol
         """,
-        (list(symbols),),
+        (list(symbols), Feed.HISTORY),
     )
-    return {symbol: Freshness(last, seconds) for symbol, last, seconds in rows}
+    return {symbol: Freshness(*rest) for symbol, *rest in rows}
 
 
 def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:

@@ -7,6 +7,7 @@ outage: a claim was wrong after the outage only (66 bars), and the daily reread 
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 from asset_sync.hours import Hours
@@ -96,6 +97,7 @@ def calls_for(hours: Hours, ledger: Ledger, since: datetime) -> int:
     return calls
 
 
+@lru_cache(maxsize=32)
 def reread_from(hours: Hours, now: datetime) -> datetime:
     """Return where a call begins that reads the last days again: two open days before today."""
     days = hours.days(now - timedelta(days=14), now)

@@ -165,7 +165,10 @@ class _Run:
         if self._state.streaks.not_in_plan and not self._state.report.updated:
             self._state.report.message = next(iter(self._state.streaks.not_in_plan.values()))
             return Ended.PLAN_REFUSED
-        return self._unless_unavailable(Ended.DONE if self._state.tried else Ended.NOTHING_DUE)
+        if self._state.tried:
+            return self._unless_unavailable(Ended.DONE)
+        self._state.report.closed_until = self._state.scope.closed_until(self._state.db)
+        return self._unless_unavailable(Ended.NOTHING_DUE)
 
     def _unless_unavailable(self, reason: Ended) -> Ended:
         """Return the reason; UNAVAILABLE if nothing was refreshed and the last call failed."""

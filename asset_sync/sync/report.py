@@ -1,6 +1,7 @@
 """What a run did, and why it ended."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 from asset_sync.model import Lane
@@ -49,6 +50,8 @@ class Report:
     """Spent waiting for a slot."""
     history_calls: int = 0
     """How many of the calls were for history."""
+    closed_until: datetime | None = None
+    """When the next market opens, if nothing was due because all are closed."""
     left_out: int = 0
     """How many due assets did not enter the queue because it was full."""
     reason_ended: Ended = Ended.DONE

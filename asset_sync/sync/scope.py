@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from asset_sync.budget.slots import Rate, effective_rate, rate_of
-from asset_sync.database import Connection
+from asset_sync.database import Connection, query
 from asset_sync.hours import Hours
 from asset_sync.model import Asset, AssetType, Feed, Lane, Level
 from asset_sync.provider.access import Access
@@ -74,6 +74,11 @@ class Scope:
     """The rate that holds now, which may be lowered; None for the settings' rate."""
     lags: Mapping[str, Lag] = field(default_factory=dict)
     """How late bars are, by asset type."""
+    _by_symbol: dict[str, Asset] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_symbol = {asset.symbol: asset for asset in self.settings.assets}
+        object.__setattr__(self, "_by_symbol", by_symbol)
 
     @property
     def switched_off(self) -> bool:
@@ -140,7 +145,9 @@ class Scope:
         self, target: Target, newest: datetime | None, now: datetime, ledger: Ledger
     ) -> Window | None:
         """Return the window of the next call for bars, None if there can be nothing new."""
-        reread = ledger.reread_at is None or now - ledger.reread_at >= REREAD_EVERY
+        reread = newest is not None and (
+            ledger.reread_at is None or now - ledger.reread_at >= REREAD_EVERY
+        )
         return next_window(
             now,
             newest,
@@ -156,6 +163,13 @@ class Scope:
     def hours(self, symbol: str) -> Hours:
         """Return when the asset trades."""
         return hours_of(self._asset(symbol))
+
+    def closed_until(self, db: Connection) -> datetime | None:
+        """Return when the first market of the lane opens; None if one is open, or without any."""
+        [(now,)] = query(db, "select clock_timestamp()")
+        markets = {hours_of(wanted.asset) for wanted in self.wanted}
+        openings = [hours.next_open(now) for hours in markets]
+        return min(openings) if openings and min(openings) > now else None
 
     def frequency(self, symbol: str) -> timedelta:
         """Return how old the asset's data may get."""
@@ -174,7 +188,7 @@ class Scope:
         return begins if ledger.past_begins is None else max(begins, ledger.past_begins)
 
     def _asset(self, symbol: str) -> Asset:
-        return next(asset for asset in self.settings.assets if asset.symbol == symbol)
+        return self._by_symbol[symbol]
 
 
 def history_days(settings: Settings, asset: Asset) -> int:
