@@ -266,14 +266,20 @@ _RIGHTS = (
         for tables, rights in (
             (("data_sources.data_sync_status", "market_data.ohlcv_5m"), "select insert update"),
             (("asset_sync.migrations",), "select"),
-            (("asset_sync.limiter", "asset_sync.ledger"), "select update"),
+            (("asset_sync.limiter",), "select update"),
             (
-                ("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
+                (
+                    *("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
+                    *("asset_sync.ledger", "asset_sync.weeks"),
+                ),
                 "select insert update",
             ),
             (("asset_sync.runs",), "select insert update delete"),
             (
-                ("asset_sync.calls", "asset_sync.revisions", "asset_sync.arrivals"),
+                (
+                    *("asset_sync.calls", "asset_sync.revisions", "asset_sync.arrivals"),
+                    "asset_sync.lags",
+                ),
                 "select insert delete",
             ),
         )
