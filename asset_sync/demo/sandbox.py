@@ -38,6 +38,7 @@ def trial(api: StandIn) -> Iterator[tuple[Connection, Settings]]:
         provider=replace(shipped.provider, base_url=api.base_url, api_key=Secret(api.key)),
         rate_limit=RateLimit(CALLS, WINDOW_SECONDS),
         conninfo=address,
+        history=replace(shipped.history, enabled=False),  # the demo ends when all is fresh
     )
     with raw_session(address) as db:
         migrate(db)
