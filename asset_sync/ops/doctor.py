@@ -189,7 +189,8 @@ def _plan(db: Connection, settings: Settings) -> Finding:
     if missing.snapshot:
         text = f"has no snapshots, though the plan is set to {plan}: set POLYGON_TIER to free"
         return Finding(Grade.WARNING, "plan", text)
-    if missing.today:
+    symbols = [asset.symbol for asset in settings.assets]
+    if missing.today or missing.is_end_of_day(symbols):
         return Finding(Grade.OK, "plan", f"{plan}; this key gets bars up to yesterday only")
     return Finding(Grade.OK, "plan", f"{plan}; nothing was refused in the last day")
 

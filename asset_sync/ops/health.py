@@ -228,7 +228,8 @@ def _old(db: Connection, settings: Settings) -> Check:
     """Count the assets whose data is older than expected while their market is open."""
     known, _ = age.ages(db, settings.assets)
     factor = settings.health.stale_after_frequencies
-    end_of_day = entitlements.missing(db, *account(settings)).today
+    missing = entitlements.missing(db, *account(settings))
+    end_of_day = missing.today or missing.is_end_of_day([one.symbol for one in settings.assets])
     old = [
         asset.symbol
         for asset in settings.assets
@@ -237,6 +238,8 @@ def _old(db: Connection, settings: Settings) -> Check:
     ]
     named = f": {', '.join(old[:5])}{' …' if len(old) > 5 else ''}" if old else ""  # noqa: PLR2004
     about = f"the newest bar is older than expected in an open market{named}"
+    if end_of_day:
+        about = "this key's bars end yesterday; each asset is asked four times a day"
     verdict = Verdict.DEGRADED if old else Verdict.HEALTHY
     return Check("data.old", len(old), 0, verdict, about)
 

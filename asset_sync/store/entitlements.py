@@ -1,12 +1,17 @@
 """What the key's plan turned out not to include, so that no call is spent on it for a day."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from asset_sync.database import Connection, Cursor, query
 
 # A plan may be upgraded at any time, so what it did not include is tried again after a day.
 KEPT_HOURS = 24
+
+RUNNING_DAY = "running_day"
+"""The capability to see bars of the running day; missing by what came, not by a refusal."""
+
+_LATE_ASSETS = 3
 
 
 class Missing(NamedTuple):
@@ -20,6 +25,16 @@ class Missing(NamedTuple):
     """Whether the snapshot feed is refused."""
     snapshot_symbols: frozenset[str]
     """Assets whose snapshots are refused."""
+    late_symbols: frozenset[str] = frozenset()
+    """Assets whose bars ended with yesterday although their market has been open today."""
+
+    def is_end_of_day(self, symbols: Collection[str]) -> bool:
+        """Whether the key shows nothing of the running day, as far as these assets prove it.
+
+        One silent asset proves nothing, so it takes three, or all if there are fewer.
+        """
+        late = sum(symbol in self.late_symbols for symbol in symbols)
+        return late >= max(1, min(_LATE_ASSETS, len(symbols)))
 
 
 def note_missing(
@@ -53,4 +68,16 @@ def missing(db: Connection, key: str, plan: str) -> Missing:
         snapshot_symbols=frozenset(
             symbol for what, symbol in rows if what == "snapshot" and symbol
         ),
+        late_symbols=frozenset(symbol for what, symbol in rows if what == RUNNING_DAY),
+    )
+
+
+def note_running_day_shown(cursor: Cursor, key: str, plan: str) -> None:
+    """Remember that the key has shown a bar of the running day."""
+    cursor.execute(
+        """
+        delete from asset_sync.entitlements
+        where key_fingerprint = %s and plan = %s and capability = %s
+        """,
+        (key, plan, RUNNING_DAY),
     )

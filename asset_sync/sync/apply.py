@@ -171,6 +171,8 @@ def _write(cursor: Cursor, scope: Scope, judgement: Judgement) -> _Written:
         entitlements.note_missing(
             cursor, *account(scope.settings), missing.capability, missing.symbols
         )
+    if judgement.shows_running_day:
+        entitlements.note_running_day_shown(cursor, *account(scope.settings))
     for items, end in judgement.ends:
         progress += _update_items(cursor, scope, items, end, is_news=judgement.not_in_plan is None)
     return _Written(progress, prices, bars_written)

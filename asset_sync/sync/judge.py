@@ -180,6 +180,8 @@ class Judgement(NamedTuple):
     quotes: Sequence[tuple[Item, Quote]] = ()
     """Quotes to store as last prices."""
     missing: Sequence[NotIncluded] = ()
+    shows_running_day: bool = False
+    """Whether the answer proves that the key sees the running day, against earlier answers."""
     scope_changed: bool = False
     """Whether the key turned out to allow less, so that the run's scope has changed."""
     progress: Sequence[Progress] = ()

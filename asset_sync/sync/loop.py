@@ -38,6 +38,11 @@ from asset_sync.sync.streaks import Stop
 # store, the run ends.
 WASTED_CALLS = 3
 
+END_OF_DAY = (
+    "This key's bars end with yesterday: it has shown none of the running day. Each asset is asked"
+    " four times a day, and the other calls go to history."
+)
+
 
 def run(
     db: Connection,
@@ -143,6 +148,8 @@ class _Run:
         self._state.line.read(ahead if self._state.lane is Lane.PRIORITY else None)
         if ahead is not None and self._state.line.empty:
             self._state.line.enqueue(ahead)
+        if self._state.scope.is_end_of_day:
+            self._state.tell(Warned(END_OF_DAY))
         self._state.reserve(in_seconds=0)
         self._state.connection.report_recovery()
 

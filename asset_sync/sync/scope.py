@@ -164,6 +164,11 @@ class Scope:
         """Return when the asset trades."""
         return hours_of(self._asset(symbol))
 
+    @property
+    def is_end_of_day(self) -> bool:
+        """Whether the key shows nothing of the running day, by what it showed."""
+        return self.missing.is_end_of_day(self._by_symbol)
+
     def closed_until(self, db: Connection) -> datetime | None:
         """Return when the first market of the lane opens; None if one is open, or without any."""
         [(now,)] = query(db, "select clock_timestamp()")

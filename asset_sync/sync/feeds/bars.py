@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from asset_sync.provider.answers import Bar, BarsAnswer
 from asset_sync.provider.current import endpoints
@@ -11,6 +11,7 @@ from asset_sync.provider.errors import FeedDenied, ProviderError, TimeRangeDenie
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.spans import Span
+from asset_sync.store.entitlements import RUNNING_DAY
 from asset_sync.sync import coverage, judge
 from asset_sync.sync.judge import (
     Entry,
@@ -29,6 +30,9 @@ from asset_sync.sync.news import Chance, next_chance
 from asset_sync.sync.progress import Synced
 from asset_sync.sync.scope import Scope, Target
 from asset_sync.sync.window import BAR_LENGTH, SAFE_HISTORY, Window
+
+# A key that sees the running day has shown some of it after so much open time.
+_SURE_AFTER = timedelta(hours=3)
 
 BAR_MS = BAR_LENGTH // timedelta(milliseconds=1)
 
@@ -84,6 +88,10 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
     last = max(filter(None, (closed[-1].start if closed else None, newest)), default=None)
     advanced = last is not None and (newest is None or last > newest)
     done = window.last and (answer.complete or not advanced)
+    today = known.now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    shows_today = running is not None or (last is not None and last >= today)
+    opened = scope.hours(item.symbol).open_time(today, known.now)
+    late = done and last is not None and not shows_today and opened >= _SURE_AFTER
     chance = _chance(scope, item, known, news=advanced or running is not None)
     end = Finish(chance) if done else Resume(backfilled_to=None if advanced else window.end)
     synced = Synced(
@@ -98,6 +106,8 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
     )
     return Judgement(
         [(fetch.items, end)],
+        missing=[NotIncluded(RUNNING_DAY, [item.symbol])] if late else (),
+        shows_running_day=shows_today and bool(scope.missing.late_symbols),
         bars=closed,
         entry=_entry(scope, fetch, known, closed, cut=not answer.complete or answer.repeats),
         price=_priced(scope, item, running, last, known.now),
@@ -135,6 +145,7 @@ def _chance(scope: Scope, item: Item, known: Known, *, news: bool) -> Chance:
         news=news,
         silent=item.silent,
         lag=scope.lag(item.asset_type),
+        end_of_day=scope.is_end_of_day,
     )
 
 
