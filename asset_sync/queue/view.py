@@ -272,9 +272,10 @@ def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
         select symbol, max(last_success_at),
           greatest(0, extract(epoch from clock_timestamp()
             - coalesce(max(last_success_at), min(added_at))))::float8
-        from asset_sync.queue where symbol = any(%s) group by symbol
+        -- history makes no asset fresh
+        from asset_sync.queue where symbol = any(%s) and feed <> %s group by symbol
         """,
-        (list(symbols),),
+        (list(symbols), Feed.HISTORY),
     )
     return {symbol: Freshness(last, seconds) for symbol, last, seconds in rows}
 

@@ -277,6 +277,17 @@ def due_weeks(db: Connection, symbols: Sequence[str]) -> dict[str, list[date]]:
     return dict(rows)
 
 
+def forget_due_weeks(cursor: Cursor, symbol: str) -> None:
+    """Ask an asset's weeks that are due again no more: they lie before the past that is wanted."""
+    cursor.execute(
+        """
+        update asset_sync.weeks set next_try_at = null
+        where symbol = %s and next_try_at <= clock_timestamp()
+        """,
+        (symbol,),
+    )
+
+
 class Wish(NamedTuple):
     """An asset whose history is wanted."""
 

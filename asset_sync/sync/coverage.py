@@ -13,7 +13,7 @@ from asset_sync.hours import Hours
 from asset_sync.provider.answers import Bar
 from asset_sync.spans import Span, difference, intersection, union
 from asset_sync.store.ledger import LEAST_LAGS, Lag, Ledger, Week, monday
-from asset_sync.sync.window import BAR_LENGTH, OVERLAP
+from asset_sync.sync.window import BAR_LENGTH, OVERLAP, start_of_bar
 
 # How late a bar can be: twice the lag that 99 of 100 bars stay below, within these bounds.
 _LEAST_HORIZON = timedelta(hours=1)
@@ -44,7 +44,7 @@ def settled(asked: Span, asked_at: datetime, bars: Sequence[Bar], lag: Lag, *, c
     if cut:
         end = asked.start if newest is None else newest
     else:
-        end = asked_at - horizon(lag)
+        end = start_of_bar(asked_at - horizon(lag))
         if newest is not None:
             end = max(end, newest + BAR_LENGTH - OVERLAP)
     return Span(asked.start, max(asked.start, min(end, asked.end)))
@@ -77,9 +77,10 @@ def next_unasked(hours: Hours, ledger: Ledger, since: datetime) -> Span | None:
 def reach(hours: Hours, end: datetime) -> datetime:
     """Return the earliest start of a call that ends then: it reaches so many OPEN minutes.
 
+    It is one bar less than the limit: an answer that reaches the limit may be cut off.
     Counting calendar days instead, two years of forex would take 18 calls and not 15.
     """
-    return hours.back(end, timedelta(minutes=BASE_BARS))
+    return hours.back(end, timedelta(minutes=BASE_BARS) - BAR_LENGTH)
 
 
 def missing(hours: Hours, ledger: Ledger, since: datetime, until: datetime) -> list[Span]:
