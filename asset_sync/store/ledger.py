@@ -235,6 +235,8 @@ def save_weeks(
                 "new.week", "excluded.week"
             )
         }
+            -- after the last try there is none, whatever else asks for the week
+            when known.tries > cardinality(%(days)s::int[]) then known.next_try_at
             else coalesce(known.next_try_at, excluded.next_try_at) end
         """,
         {

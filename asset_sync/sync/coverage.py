@@ -114,7 +114,10 @@ class AskedDay(NamedTuple):
     day: date
     asked: Sequence[Span]
     whole: bool
-    """Whether all of the day's open time was asked."""
+    """Whether all of the day's open time in its own week was asked.
+
+    A Monday of forex begins with two hours of Sunday, which say little about it.
+    """
 
 
 def asked_days(hours: Hours, ledger: Ledger, around: Span) -> list[AskedDay]:
@@ -128,9 +131,12 @@ def asked_days(hours: Hours, ledger: Ledger, around: Span) -> list[AskedDay]:
         asked = intersection(opened, answered)
         for week in sorted({monday(span.start) for span in asked}):
             begin = datetime.combine(week, time(), UTC)
-            within = intersection(asked, [Span(begin, begin + timedelta(days=7))])
+            own = [Span(begin, begin + timedelta(days=7))]
+            within = intersection(asked, own)
             if within:
-                found.append(AskedDay(week, day, within, asked == opened))
+                whole = week == day - timedelta(days=day.weekday())
+                whole = whole and within == intersection(opened, own)
+                found.append(AskedDay(week, day, within, whole))
     return found
 
 
