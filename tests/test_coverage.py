@@ -22,7 +22,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def bar(start: datetime) -> Bar:
-    return Bar(int(start.timestamp() * 1000), 1.0, 1.0, 1.0, 1.0, None, None, None)
+    return Bar(int(start.timestamp() * 1000), 1.0, 1.0, 1.0, 1.0, 1.0, None, None)
 
 
 def hours_from_now(*pairs: tuple[float, float]) -> list[Span]:

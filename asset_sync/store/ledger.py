@@ -252,7 +252,7 @@ def save_weeks(
     )
 
 
-_IS_TRY = "(%(tried)s and known.next_try_at <= now())"
+_IS_TRY = "(%(tried)s and coalesce(known.next_try_at <= now(), false))"
 
 _NEXT_TRY = """
   case when {empty} = 0 then null
