@@ -252,6 +252,10 @@ def _shift_of_every_time(db: Connection) -> str:
         from pg_attribute join pg_class on pg_class.oid = attrelid
         where relnamespace = 'asset_sync'::regnamespace and relkind = 'r' and attnum > 0
           and atttypid = 'timestamptz'::regtype and not attisdropped
+          -- these say which bars were asked for, and the bars do not move
+          and (attrelid <> 'asset_sync.ledger'::regclass
+            or attname not in ('tail_from', 'tail_until', 'unasked_until', 'past_begins'))
+          and attname not in ('ts', 'first_ts', 'last_ts')
         group by attrelid
         """,
     )

@@ -276,6 +276,7 @@ def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
             - coalesce(max(last_success_at), min(added_at))))::float8,
           extract(epoch from clock_timestamp()
             - max(not_before) filter (where state = 'idle' and next_at is not null))::float8
+        -- history makes no asset fresh
         from asset_sync.queue where symbol = any(%s) and feed <> %s group by symbol
         """,
         (list(symbols), Feed.HISTORY),

@@ -235,6 +235,8 @@ def save_weeks(
                 "new.week", "excluded.week"
             )
         }
+            -- after the last try there is none, whatever else asks for the week
+            when known.tries > cardinality(%(days)s::int[]) then known.next_try_at
             else coalesce(known.next_try_at, excluded.next_try_at) end
         """,
         {
@@ -250,7 +252,7 @@ def save_weeks(
     )
 
 
-_IS_TRY = "(%(tried)s and known.next_try_at <= now())"
+_IS_TRY = "(%(tried)s and coalesce(known.next_try_at <= now(), false))"
 
 _NEXT_TRY = """
   case when {empty} = 0 then null
@@ -275,6 +277,17 @@ def due_weeks(db: Connection, symbols: Sequence[str]) -> dict[str, list[date]]:
         (list(symbols),),
     )
     return dict(rows)
+
+
+def forget_due_weeks(cursor: Cursor, symbol: str) -> None:
+    """Ask an asset's weeks that are due again no more: they lie before the past that is wanted."""
+    cursor.execute(
+        """
+        update asset_sync.weeks set next_try_at = null
+        where symbol = %s and next_try_at <= clock_timestamp()
+        """,
+        (symbol,),
+    )
 
 
 class Wish(NamedTuple):

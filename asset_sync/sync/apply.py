@@ -116,6 +116,20 @@ def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
     )
 
 
+def no_history_left(cursor: Cursor, scope: Scope, item: Item) -> None:
+    """Note that nothing of an asset's past is to be asked now. Raises LostLeaseError.
+
+    The settings or the plan reach less far back than when the ledger was written.
+    """
+    ledger.lock(cursor, item.symbol, Feed.BARS, item.ticker)
+    known = known_of(cursor.connection, item)
+    since = scope.past_begins(item.symbol, known.now, known.ledger)
+    ledger.forget_due_weeks(cursor, item.symbol)
+    left = coverage.unasked_until(scope.hours(item.symbol), known.ledger, since)
+    ledger.save(cursor, item.symbol, Feed.BARS, known.ledger, left)
+    queue.idle(cursor, [item])
+
+
 def refused_by_database(
     cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch, error: DriverError
 ) -> Result:
@@ -272,7 +286,12 @@ def _update_unfinished(cursor: Cursor, scope: Scope, items: Sequence[Item], end:
 
 
 def _failed(cursor: Cursor, item: Item, error: str, *, is_news: bool) -> Failed:
-    """Write an asset's error to its sync status, unless the database refuses that row, too."""
+    """Write an asset's error to its sync status, unless the database refuses that row, too.
+
+    History does not change it: the asset may be fresh.
+    """
+    if item.feed is Feed.HISTORY:
+        return Failed(item.symbol, item.feed, error, is_news)
     try:
         with savepoint(cursor):
             market.save_status(cursor, [item.symbol], error)

@@ -15,6 +15,8 @@ from asset_sync.sync.state import Held, State
 
 # Among so many assets there is nearly always one that no other run holds.
 _CANDIDATES = 8
+# 0 would mean that a call was made.
+_LEAST_WAIT_SECONDS = 0.02
 
 
 class Backfill:
@@ -46,7 +48,7 @@ class Backfill:
             seconds = runs.usual_seconds(run.db, Feed.HISTORY)
             self._spare = Spare(seconds, {feed: feed.bulk for feed in run.live_feeds})
         turn = run.turns.take(0, spare=self._spare)
-        return turn if isinstance(turn, Turn) else turn.seconds
+        return turn if isinstance(turn, Turn) else max(turn.seconds, _LEAST_WAIT_SECONDS)
 
     def serve(self, held: Held) -> None:
         """Make one call with the slot that is held, for the asset whose turn it is."""

@@ -7,12 +7,13 @@ from asset_sync import bus, queue
 from asset_sync.budget import slots
 from asset_sync.budget.turn import Turn
 from asset_sync.database import SERVER_ERRORS, DriverError, is_transient, refuses_data
+from asset_sync.model import Feed
 from asset_sync.provider.errors import NotSent, ProviderError
 from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Item
 from asset_sync.store import market, publish
 from asset_sync.sync import feeds
-from asset_sync.sync.apply import Result, apply, known_of, refused_by_database
+from asset_sync.sync.apply import Result, apply, known_of, no_history_left, refused_by_database
 from asset_sync.sync.judge import Answer, Fetch, Request, is_well
 from asset_sync.sync.progress import Calling, Synced, Warned
 from asset_sync.sync.scope import NO_SNAPSHOTS
@@ -62,7 +63,11 @@ class Caller:
         self._follow(result)
 
     def _finish_without_call(self, item: Item) -> None:
-        """Finish an item whose newer bars this key may get only tomorrow."""
+        """Finish an item whose newer bars this key may get only tomorrow, or without history."""
+        if item.feed is Feed.HISTORY:
+            with self._run.connection.transaction() as cursor:
+                no_history_left(cursor, self._run.scope, item)
+            return
         with self._run.connection.transaction() as cursor:
             market.save_status(cursor, [item.symbol])
             queue.finish(cursor, [item])

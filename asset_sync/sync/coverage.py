@@ -14,7 +14,7 @@ from asset_sync.hours import Hours
 from asset_sync.provider.answers import Bar
 from asset_sync.spans import Span, difference, intersection, union
 from asset_sync.store.ledger import LEAST_LAGS, Lag, Ledger, Week, monday
-from asset_sync.sync.window import BAR_LENGTH, OVERLAP
+from asset_sync.sync.window import BAR_LENGTH, OVERLAP, start_of_bar
 
 # How late a bar can be: twice the lag that 99 of 100 bars stay below, within these bounds.
 _LEAST_HORIZON = timedelta(hours=1)
@@ -45,7 +45,7 @@ def settled(asked: Span, asked_at: datetime, bars: Sequence[Bar], lag: Lag, *, c
     if cut:
         end = asked.start if newest is None else newest
     else:
-        end = asked_at - horizon(lag)
+        end = start_of_bar(asked_at - horizon(lag))
         if newest is not None:
             end = max(end, newest + BAR_LENGTH - OVERLAP)
     return Span(asked.start, max(asked.start, min(end, asked.end)))
@@ -78,9 +78,10 @@ def next_unasked(hours: Hours, ledger: Ledger, since: datetime) -> Span | None:
 def reach(hours: Hours, end: datetime) -> datetime:
     """Return the earliest start of a call that ends then: it reaches so many OPEN minutes.
 
+    It is one bar less than the limit: an answer that reaches the limit may be cut off.
     Counting calendar days instead, two years of forex would take 18 calls and not 15.
     """
-    return hours.back(end, timedelta(minutes=BASE_BARS))
+    return hours.back(end, timedelta(minutes=BASE_BARS) - BAR_LENGTH)
 
 
 def missing(hours: Hours, ledger: Ledger, since: datetime, until: datetime) -> list[Span]:
@@ -115,7 +116,10 @@ class AskedDay(NamedTuple):
     day: date
     asked: Sequence[Span]
     whole: bool
-    """Whether all of the day's open time was asked."""
+    """Whether all of the day's open time in its own week was asked.
+
+    A Monday of forex begins with two hours of Sunday, which say little about it.
+    """
 
 
 def asked_days(hours: Hours, ledger: Ledger, around: Span) -> list[AskedDay]:
@@ -129,9 +133,12 @@ def asked_days(hours: Hours, ledger: Ledger, around: Span) -> list[AskedDay]:
         asked = intersection(opened, answered)
         for week in sorted({monday(span.start) for span in asked}):
             begin = datetime.combine(week, time(), UTC)
-            within = intersection(asked, [Span(begin, begin + timedelta(days=7))])
+            own = [Span(begin, begin + timedelta(days=7))]
+            within = intersection(asked, own)
             if within:
-                found.append(AskedDay(week, day, within, asked == opened))
+                whole = week == day - timedelta(days=day.weekday())
+                whole = whole and within == intersection(opened, own)
+                found.append(AskedDay(week, day, within, whole))
     return found
 
 

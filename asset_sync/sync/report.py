@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from asset_sync.model import Lane
+from asset_sync.model import Feed, Lane
 from asset_sync.sync.progress import Failed, Filled, Progress, Synced
 
 
@@ -81,7 +81,7 @@ class Report:
         elif isinstance(progress, Filled):
             self.bars_written += progress.bars_written
             self.history_calls += 1
-        elif isinstance(progress, Failed):
+        elif isinstance(progress, Failed) and progress.feed is not Feed.HISTORY:
             self._forget_failure(progress.symbol)
             self.failed.append(Failure(progress.symbol, progress.error))
 

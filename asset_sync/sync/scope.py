@@ -21,7 +21,7 @@ from asset_sync.store.entitlements import Missing
 from asset_sync.store.ledger import UNKNOWN_LAG, Lag, Ledger
 from asset_sync.sync.coverage import REREAD_EVERY, reread_from
 from asset_sync.sync.progress import Warned
-from asset_sync.sync.window import SAFE_HISTORY, Window, next_window
+from asset_sync.sync.window import SAFE_HISTORY, Window, next_window, start_of_bar
 
 PRIORITY_SECONDS = 60
 # Cron starts the next run on the minute; this one should have ended by then.
@@ -124,7 +124,7 @@ class Scope:
 
     def may_use(self, feed: Feed, symbol: str) -> bool:
         """Whether the plan has the feed, and the API did not refuse it for this asset."""
-        if feed not in self.settings.provider.plan.feeds:
+        if feed not in (*self.settings.provider.plan.feeds, Feed.HISTORY):
             return False
         return feed is not Feed.SNAPSHOT or not (
             self.missing.snapshot or symbol in self.missing.snapshot_symbols
@@ -189,7 +189,7 @@ class Scope:
         days = history_days(self.settings, self._asset(symbol))
         if self.missing.past:
             days = min(days, SAFE_HISTORY.days)
-        begins = now - timedelta(days=days)
+        begins = start_of_bar(now - timedelta(days=days))
         return begins if ledger.past_begins is None else max(begins, ledger.past_begins)
 
     def _asset(self, symbol: str) -> Asset:

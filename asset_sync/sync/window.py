@@ -58,12 +58,12 @@ def next_window(
     history = timedelta(days=history_days)
     earliest = now - (min(history, SAFE_HISTORY) if past_denied else history)
     start = max(start, backfilled_to or start, earliest)
-    start = _start_of_bar(min(start, end))
+    start = start_of_bar(min(start, end))
     if end - start <= longest + BAR_LENGTH:
         return Window(start, end, last=True)
     return Window(start, start + longest, last=False)
 
 
-def _start_of_bar(moment: datetime) -> datetime:
+def start_of_bar(moment: datetime) -> datetime:
     """Return the start of the bar that contains the moment, so that the API sends the whole bar."""
     return moment - (moment - datetime(1970, 1, 1, tzinfo=UTC)) % BAR_LENGTH

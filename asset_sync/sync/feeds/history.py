@@ -14,7 +14,7 @@ from asset_sync.sync import coverage, judge
 from asset_sync.sync.judge import Entry, Fetch, Idle, Judgement, Known, Resume, Strike
 from asset_sync.sync.progress import Filled
 from asset_sync.sync.scope import Scope, Target
-from asset_sync.sync.window import SAFE_HISTORY
+from asset_sync.sync.window import SAFE_HISTORY, start_of_bar
 
 _MILLISECOND = timedelta(milliseconds=1)
 # Where the plan's past begins is not searched any closer.
@@ -54,7 +54,9 @@ def request(scope: Scope, targets: Sequence[Target], known: Known) -> HistoryReq
         span = _due_again(scope, item.symbol, known, since)
     if span is None:
         return None
-    return HistoryRequest(item.ticker, span, item.backfilled_to == span.start, again)
+    # Not compared with the range: its bounds move with time, and five minutes would be asked for
+    # again and again. By the minute any range is answered as well.
+    return HistoryRequest(item.ticker, span, item.backfilled_to is not None, again)
 
 
 def _due_again(scope: Scope, symbol: str, known: Known, since: datetime) -> Span | None:
@@ -95,7 +97,7 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
     )
     if not settled.length:
         error = "The provider cuts its answer off at the first bar, so nothing is settled."
-        return Judgement([(fetch.items, Strike(error))], "empty", error, bars=answer.bars)
+        return Judgement([(fetch.items, Strike(error))], "empty", error)
     ledger = known.ledger.with_settled(settled)
     filled = Filled(item.symbol, settled, 0, fetch.seconds)
     return Judgement(
@@ -109,11 +111,12 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
 def _past_denied(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
     """Ask for a shorter past: the plan's begins later than the range that was asked."""
     [item], span = fetch.items, _request(fetch).span
-    safe = known.now - SAFE_HISTORY
-    if span.start < safe < span.end:
+    safe = start_of_bar(known.now - SAFE_HISTORY)
+    # Time has passed since the call: a start within the safe past lies a little before it now.
+    if span.start < safe - _CLOSE_ENOUGH and safe < span.end:
         begins = safe
     elif span.length > _CLOSE_ENOUGH:
-        begins = span.start + span.length / 2
+        begins = start_of_bar(span.start + span.length / 2)
     else:
         begins = span.end
     ledger = known.ledger._replace(past_begins=begins)
