@@ -25,6 +25,8 @@ _REREAD_OPEN_DAYS = 2
 
 BASE_BARS = 50_000
 """How many minute bars one call covers (API page `aggregates`)."""
+# One bar less than the limit: an answer that reaches the limit may be cut off.
+_ONE_CALL = timedelta(minutes=BASE_BARS) - BAR_LENGTH
 
 
 def horizon(lag: Lag) -> timedelta:
@@ -82,9 +84,10 @@ def next_unasked(
 def reach(hours: Hours, end: datetime) -> datetime:
     """Return the earliest start of a call that ends then: it reaches so many OPEN minutes.
 
+    It is one bar less than the limit: an answer that reaches the limit may be cut off.
     Counting calendar days instead, two years of forex would take 18 calls and not 15.
     """
-    return hours.back(end, timedelta(minutes=BASE_BARS))
+    return hours.back(end, _ONE_CALL)
 
 
 def missing(hours: Hours, ledger: Ledger, since: datetime, until: datetime) -> list[Span]:
@@ -94,7 +97,7 @@ def missing(hours: Hours, ledger: Ledger, since: datetime, until: datetime) -> l
 
 def calls_for(open_time: Callable[[Span], timedelta], unasked: Iterable[Span]) -> int:
     """Return how many calls it takes to ask for these ranges; `open_time` returns that of one."""
-    return sum(-(-open_time(span) // timedelta(minutes=BASE_BARS)) for span in unasked)
+    return sum(-(-open_time(span) // _ONE_CALL) for span in unasked)
 
 
 def reread_from(hours: Hours, now: datetime) -> datetime:

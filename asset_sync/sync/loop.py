@@ -360,13 +360,8 @@ class _Fill(_Run):
 
     def _nothing_left(self) -> Ended:
         """Return how the run ends; report the assets that it could not ask for."""
-        held = queue.held_history(self._state.db, self._symbols)
-        self._state.say(
-            [
-                Failed(one.symbol, Feed.HISTORY, one.error or "Another run asks for it.")
-                for one in held
-            ]
-        )
+        held = [one for one in queue.held_history(self._state.db, self._symbols) if one.error]
+        self._state.say([Failed(one.symbol, Feed.HISTORY, one.error or "") for one in held])
         if held and self._state.streaks.unavailable:
             self._state.report.message = self._state.streaks.unavailable
             return Ended.UNAVAILABLE

@@ -122,7 +122,7 @@ class Scope:
 
     def may_use(self, feed: Feed, symbol: str) -> bool:
         """Whether the plan has the feed, and the API did not refuse it for this asset."""
-        if feed not in self.settings.provider.plan.feeds:
+        if feed not in (*self.settings.provider.plan.feeds, Feed.HISTORY):
             return False
         return feed is not Feed.SNAPSHOT or not (
             self.missing.snapshot or symbol in self.missing.snapshot_symbols
