@@ -286,7 +286,9 @@ def test_each_fault_leaves_the_expected_item_slot_data_and_exit_code(
     assert set(host.statuses().values()) == {"success"}
     for symbol, ticker in TICKERS.items():  # the newest bar still runs, so it is not stored
         now_ms = host.today.now_ms
-        assert host.price(symbol)["last_price"] == replay.newest(ticker, 0, now_ms, now_ms).close
+        newest = replay.newest(ticker, 0, now_ms, now_ms)
+        assert newest is not None
+        assert host.price(symbol)["last_price"] == newest.close
     host.assert_in_order()
 
 

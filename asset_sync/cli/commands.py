@@ -67,6 +67,15 @@ COMMANDS = Commands(
             },
         ),
         "runs": "runs:app",
+        "history": _group(
+            "history",
+            "Show how complete the past is, and fetch what is missing.",
+            {
+                "status": "history:history_status",
+                "holes": "history:history_holes",
+                "fill": "history:history_fill",
+            },
+        ),
         "assets": _group(
             "assets",
             "Show and change the assets of the settings file.",

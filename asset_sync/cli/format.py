@@ -121,6 +121,11 @@ def short_moment(at: datetime) -> str:
     return f"{at.astimezone(UTC):%m-%d %H:%M:%S}"
 
 
+def short_date(at: datetime) -> str:
+    """Return the day of a time of the database's, UTC."""
+    return f"{at.astimezone(UTC):%Y-%m-%d}"
+
+
 def price(value: float | None) -> str:
     """Return a price with six digits, which is what a quote of any size needs."""
     if value is None:

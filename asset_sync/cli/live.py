@@ -16,6 +16,7 @@ from asset_sync.cli.log import failure, names, sentence
 from asset_sync.sync.progress import (
     Calling,
     Failed,
+    Filled,
     Listener,
     Progress,
     Recovered,
@@ -50,7 +51,7 @@ def live() -> Iterator[Listener]:
 def _marked(progress: Progress) -> Text:
     text = failure(progress) if isinstance(progress, Failed) else sentence(progress)
     match progress:
-        case Synced():
+        case Synced() | Filled():
             mark, style = "✓", "green"
         case Failed():
             mark, style = "✗", "red"

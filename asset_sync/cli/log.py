@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeAlias
 
-from asset_sync.cli.format import duration, kept_slots, price
+from asset_sync.cli.format import duration, kept_slots, price, short_date
 from asset_sync.cli.options import Common
 from asset_sync.cli.output import err, err_raw
 from asset_sync.errors import ExitCode
+from asset_sync.spans import Span
 from asset_sync.sync.progress import (
     Calling,
     Failed,
+    Filled,
     Progress,
     PutBack,
     Recovered,
@@ -46,6 +48,7 @@ _EVENTS: Mapping[type[Progress], tuple[str, _Severity]] = {
     Waiting: ("waiting", _Severity.INFO),
     Calling: ("calling", _Severity.INFO),
     Synced: ("synced", _Severity.INFO),
+    Filled: ("filled", _Severity.INFO),
     PutBack: ("put_back", _Severity.INFO),
     Warned: ("warned", _Severity.WARNING),
     Recovered: ("recovered", _Severity.WARNING),
@@ -171,6 +174,8 @@ def _fields(progress: Progress) -> dict[str, object]:
     for name, value in progress._asdict().items():
         if name == "seconds":
             fields[name] = round(value, 3)
+        elif isinstance(value, Span):
+            fields["from"], fields["until"] = value.start.isoformat(), value.end.isoformat()
         elif name not in {"text", "budget"}:
             fields[name] = value.isoformat() if isinstance(value, datetime) else value
     return fields
@@ -181,8 +186,8 @@ def sentence(progress: Progress) -> str:
     match progress:
         case Started():
             text = "the run begins"
-        case Synced():
-            text = _synced(progress)
+        case Synced() | Filled():
+            text = _synced(progress) if isinstance(progress, Synced) else _filled(progress)
         case Failed():
             text = f"failed: {failure(progress)}"
         case PutBack():
@@ -213,6 +218,14 @@ def _synced(synced: Synced) -> str:
     parts.append("more to come" if synced.more else duration(synced.seconds))
     recovered = "works again: " if synced.recovered else ""
     return f"{synced.symbol}: {recovered}{', '.join(parts)}"
+
+
+def _filled(filled: Filled) -> str:
+    if not filled.settled.length:
+        return f"{filled.symbol}: the plan does not include so early a past"
+    bars = f"{filled.bars_written:,} new bar{'' if filled.bars_written == 1 else 's'}"
+    start, end = (short_date(moment) for moment in filled.settled)
+    return f"{filled.symbol}: history {start} to {end}, {bars}, {duration(filled.seconds)}"
 
 
 def names(symbols: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from asset_sync import database
-from asset_sync.budget import slots
 from asset_sync.cli.format import duration, table
 from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import out, out_raw
@@ -20,7 +19,6 @@ from asset_sync.model import Asset, AssetType, Level
 from asset_sync.ops import forecast
 from asset_sync.ops.forecast import Advice, AssetForecast, Forecast, Staleness, staleness
 from asset_sync.settings import Settings
-from asset_sync.store import runs
 
 _USUAL_SECONDS = 300
 
@@ -96,15 +94,10 @@ def _as_known(settings: Settings) -> tuple[Settings, float, bool]:
     if settings.conninfo is not None or embedded.data_directory().exists():
         unusable = suppress(database.DatabaseError)
         with unusable, database.session(settings.conninfo) as db:
-            seconds = runs.usual_call_seconds(db)
-            rate = slots.effective_rate(db, slots.rate_of(settings))
-            limit = replace(
-                settings.rate_limit, calls=rate.calls, period_seconds=rate.period_seconds
-            )
-            settings = replace(settings, rate_limit=limit)
+            settings, seconds = forecast.as_known(db, settings)
     if seconds is None:
         return settings, forecast.CALL_SECONDS, False
-    return settings, max(seconds, 0.01), True
+    return settings, seconds, True
 
 
 # --- on a screen ------------------------------------------------------------------------------

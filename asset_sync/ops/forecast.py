@@ -17,10 +17,13 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
+from asset_sync.budget import slots
+from asset_sync.database import Connection
 from asset_sync.model import Asset, Lane, Level
 from asset_sync.provider.current import MARKETS, PLANS
 from asset_sync.provider.plan import Plan
 from asset_sync.settings import RateLimit, Settings
+from asset_sync.store import runs
 from asset_sync.store.entitlements import Missing
 from asset_sync.sync.scope import Scope
 
@@ -126,6 +129,14 @@ def forecast(settings: Settings, call_seconds: float = CALL_SECONDS) -> Forecast
         all_fresh_seconds=line.all_fresh_seconds,
         history_calls=sum(_history_calls(settings.provider.plan, one.asset) for one in assets),
     )
+
+
+def as_known(db: Connection, settings: Settings) -> tuple[Settings, float | None]:
+    """Return the settings with the rate that holds now, and how long a call takes if known."""
+    seconds = runs.usual_call_seconds(db)
+    rate = slots.effective_rate(db, slots.rate_of(settings))
+    limit = replace(settings.rate_limit, calls=rate.calls, period_seconds=rate.period_seconds)
+    return replace(settings, rate_limit=limit), None if seconds is None else max(seconds, 0.01)
 
 
 def staleness(assets: Sequence[AssetForecast]) -> Staleness:

@@ -214,6 +214,33 @@ def line(db: Connection, assets: Sequence[Asset], most: int) -> tuple[Upcoming, 
     )
 
 
+class HeldHistory(NamedTuple):
+    """An asset whose history no run can ask for now."""
+
+    symbol: str
+    wait_seconds: float | None
+    """Until a run can; None if the item is dead."""
+    error: str | None
+
+
+def held_history(db: Connection, symbols: Sequence[str]) -> list[HeldHistory]:
+    """Return those of the assets whose history is leased, backs off or is dead."""
+    rows = query(
+        db,
+        """
+        select symbol, case state when 'dead' then null else extract(epoch from
+            case state when 'leased' then lease_until else not_before end - clock_timestamp()
+          )::float8 end, last_error
+        from asset_sync.queue
+        where feed = %s and symbol = any(%s)
+          and (state in ('leased', 'dead') or not_before > clock_timestamp())
+        order by symbol
+        """,
+        (Feed.HISTORY, list(symbols)),
+    )
+    return [HeldHistory(*row) for row in rows]
+
+
 def levels(db: Connection, symbols: Sequence[str]) -> tuple[LevelStatus, ...]:
     """Return the number and age of these assets' items by level, from critical to low."""
     found = {

@@ -59,11 +59,12 @@ class Ledger(NamedTuple):
             asked, tail = tuple(merged[:-1]), merged[-1]
         return self._replace(asked=asked, tail=tail)
 
-    def gaps(self, since: datetime) -> list[Span]:
-        """Return the ranges from `since` to the settled end that were never asked."""
+    def gaps(self, since: datetime, until: datetime | None = None) -> list[Span]:
+        """Return the ranges from `since` to the settled end, or `until`, that were never asked."""
         if self.tail is None:
             return []
-        return difference([Span(since, max(since, self.tail.end))], self.settled)
+        end = self.tail.end if until is None else min(until, self.tail.end)
+        return difference([Span(since, max(since, end))], self.settled)
 
 
 class Lag(NamedTuple):
@@ -288,6 +289,83 @@ def forget_due_weeks(cursor: Cursor, symbol: str) -> None:
         """,
         (symbol,),
     )
+
+
+class Came(NamedTuple):
+    """What is stored of an asset's past."""
+
+    oldest: datetime | None
+    """The start of its oldest bar."""
+    newest: datetime | None
+    bars: int
+    """Bars of the weeks that were asked."""
+    empty_slots: int
+    silent_days: Sequence[date]
+
+
+def came(db: Connection, since: Mapping[str, datetime]) -> dict[str, Came]:
+    """Return what came of each asset from that moment on, by symbol."""
+    rows = query(
+        db,
+        """
+        select own.symbol, span.oldest, span.newest, coalesce(weeks.bars, 0)::int,
+          coalesce(weeks.empty_slots, 0)::int, array(
+            select day from asset_sync.weeks w, unnest(w.silent_days) as day
+            where w.symbol = own.symbol and w.week >= own.week and w.silent_days <> '{}'
+          )
+        from unnest(%s::text[], %s::date[]) as own (symbol, week)
+        left join trading.symbols s on s.symbol = own.symbol
+        left join lateral (
+          select min(ts) as oldest, max(ts) as newest from market_data.ohlcv_5m
+          where ticker_id = s.id and ts between timestamptz 'epoch' and now()
+        ) as span on true
+        left join lateral (
+          select sum(bars) as bars, sum(empty_slots) as empty_slots from asset_sync.weeks w
+          where w.symbol = own.symbol and w.week >= own.week
+        ) as weeks on true
+        """,
+        (list(since), [monday(moment) for moment in since.values()]),
+    )
+    return {symbol: Came(*rest) for symbol, *rest in rows}
+
+
+def without_bars(db: Connection, symbol: str, span: Span) -> list[Span]:
+    """Return the ranges between the stored bars of an asset, longer than a bar, within a span."""
+    rows = query(
+        db,
+        """
+        with bars as (
+          select ts from market_data.ohlcv_5m
+          where ticker_id = (select id from trading.symbols where symbol = %(symbol)s)
+            and ts >= %(start)s and ts < %(end)s
+          union all select %(start)s - interval '5 min' union all select %(end)s
+        )
+        select ts + interval '5 min', next from (
+          select ts, lead(ts) over (order by ts) as next from bars
+        ) as bar where next > ts + interval '5 min' order by ts
+        """,
+        {"symbol": symbol, "start": span.start, "end": span.end},
+    )
+    return [Span(*row) for row in rows]
+
+
+def next_tries(db: Connection, symbol: str) -> dict[date, datetime]:
+    """Return when the empty ranges of each week are asked again, by the week's Monday."""
+    rows = query(
+        db,
+        """
+        select week, next_try_at from asset_sync.weeks
+        where symbol = %s and next_try_at is not null
+        """,
+        (symbol,),
+    )
+    return dict(rows)
+
+
+def count_revisions(db: Connection) -> int:
+    """Return how many values are kept that the provider changed."""
+    [(count,)] = query(db, "select count(*) from asset_sync.revisions")
+    return int(count)
 
 
 class Wish(NamedTuple):

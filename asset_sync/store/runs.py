@@ -240,6 +240,19 @@ def last(db: Connection, most: int) -> tuple[Run, ...]:
     return tuple(Run(*row) for row in rows)
 
 
+def seconds_since_start(db: Connection, commands: Sequence[str]) -> float | None:
+    """Return how long ago the last run of these commands began; None if there was none."""
+    [(seconds,)] = query(
+        db,
+        """
+        select extract(epoch from clock_timestamp() - max(started_at))::float8
+        from asset_sync.runs where command = any(%s)
+        """,
+        (list(commands),),
+    )
+    return None if seconds is None else float(seconds)
+
+
 def record_of(db: Connection, command: str) -> JobRecord:
     """Return how the recent runs of `priority` or `queue` went."""
     [row] = query(

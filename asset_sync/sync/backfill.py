@@ -6,8 +6,9 @@ from asset_sync import queue
 from asset_sync.budget.slots import Spare
 from asset_sync.budget.turn import Turn
 from asset_sync.model import Asset, Feed, Level
-from asset_sync.store import existing_tables, ledger, runs
+from asset_sync.store import existing_tables, ledger, market, runs
 from asset_sync.store.ledger import Wish
+from asset_sync.sync import coverage
 from asset_sync.sync.caller import LEAST_CALL_SECONDS, Caller
 from asset_sync.sync.line import LEASE_MARGIN_SECONDS
 from asset_sync.sync.scope import history_days
@@ -40,7 +41,7 @@ class Backfill:
         run = self._run
         if run.remaining() < LEAST_CALL_SECONDS or run.streaks.is_bad:
             return None
-        if not ledger.next_symbols(run.db, self._wishes, 1):
+        if not self._next_symbols(1):
             return None
         if not run.report.api_calls_used:
             existing_tables.require_usable(run.db, run.settings.assets)
@@ -54,10 +55,32 @@ class Backfill:
         """Make one call with the slot that is held, for the asset whose turn it is."""
         run = self._run
         lease = run.settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
-        for symbol in ledger.next_symbols(run.db, self._wishes, _CANDIDATES):
+        for symbol in self._next_symbols(_CANDIDATES):
             item = queue.claim_history(run.db, self._assets[symbol], lease_seconds=lease)
             if item is not None:
                 held.items = (item,)
                 self._caller.serve(held)
                 return
         run.turns.give_back(held.turn)
+
+    def _next_symbols(self, most: int) -> list[str]:
+        """Return the assets whose past is to be asked next, in the order of the calls."""
+        db, scope = self._run.db, self._run.scope
+        if scope.only is None:
+            return ledger.next_symbols(db, self._wishes, most)
+        # The ledger's table has the end of the newest unasked range, which may be out of bounds.
+        held = {one.symbol for one in queue.held_history(db, list(self._assets))}
+        tickers = {
+            one.symbol: one.ticker for one in self._assets.values() if one.symbol not in held
+        }
+        _, now = market.newest_bars(db, ())
+        ends = [
+            (end, symbol)
+            for symbol, known in ledger.read(db, Feed.BARS, tickers).items()
+            if (
+                end := coverage.unasked_until(
+                    scope.hours(symbol), known, *scope.past(symbol, now, known)
+                )
+            )
+        ]
+        return [symbol for _, symbol in sorted(ends, reverse=True)][:most]

@@ -5,7 +5,7 @@ tried on a model of 21 days with dense, thin and late bars, a holiday, an end-of
 outage: a claim was wrong after the outage only (66 bars), and the daily reread corrected it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,6 +26,8 @@ _REREAD_OPEN_DAYS = 2
 
 BASE_BARS = 50_000
 """How many minute bars one call covers (API page `aggregates`)."""
+# One bar less than the limit: an answer that reaches the limit may be cut off.
+_ONE_CALL = timedelta(minutes=BASE_BARS) - BAR_LENGTH
 
 
 def horizon(lag: Lag) -> timedelta:
@@ -54,24 +56,29 @@ def settled(asked: Span, asked_at: datetime, bars: Sequence[Bar], lag: Lag, *, c
 # --- What is still to be asked -------------------------------------------------------------------
 
 
-def unasked_until(hours: Hours, ledger: Ledger, since: datetime) -> datetime | None:
-    """Return the end of the newest range since then that was never asked though bars are expected.
+def unasked_until(
+    hours: Hours, ledger: Ledger, since: datetime, until: datetime | None = None
+) -> datetime | None:
+    """Return the end of the newest range that was never asked though bars are expected.
 
-    None if there is none, or if no call has settled anything yet.
+    Only ranges from `since` on, and before `until`, count. None if there is none, or if no call has
+    settled anything yet.
     """
-    for gap in reversed(ledger.gaps(since)):
+    for gap in reversed(ledger.gaps(since, until)):
         opened = hours.spans(*gap)
         if opened:
             return opened[-1].end
     return None
 
 
-def next_unasked(hours: Hours, ledger: Ledger, since: datetime) -> Span | None:
+def next_unasked(
+    hours: Hours, ledger: Ledger, since: datetime, until: datetime | None = None
+) -> Span | None:
     """Return the newest range that was never asked, at most as long as one call reaches."""
-    end = unasked_until(hours, ledger, since)
+    end = unasked_until(hours, ledger, since, until)
     if end is None:
         return None
-    gap = next(gap for gap in ledger.gaps(since) if gap.start < end <= gap.end)
+    gap = next(gap for gap in ledger.gaps(since, until) if gap.start < end <= gap.end)
     return Span(max(gap.start, reach(hours, end)), end)
 
 
@@ -81,7 +88,7 @@ def reach(hours: Hours, end: datetime) -> datetime:
     It is one bar less than the limit: an answer that reaches the limit may be cut off.
     Counting calendar days instead, two years of forex would take 18 calls and not 15.
     """
-    return hours.back(end, timedelta(minutes=BASE_BARS) - BAR_LENGTH)
+    return hours.back(end, _ONE_CALL)
 
 
 def missing(hours: Hours, ledger: Ledger, since: datetime, until: datetime) -> list[Span]:
@@ -89,13 +96,9 @@ def missing(hours: Hours, ledger: Ledger, since: datetime, until: datetime) -> l
     return difference(hours.spans(since, until), ledger.settled)
 
 
-def calls_for(hours: Hours, ledger: Ledger, since: datetime) -> int:
-    """Return how many calls it takes to ask for all that was never asked since then."""
-    calls = 0
-    while (span := next_unasked(hours, ledger, since)) is not None:
-        calls += 1
-        ledger = ledger.with_settled(span)
-    return calls
+def calls_for(open_time: Callable[[Span], timedelta], unasked: Iterable[Span]) -> int:
+    """Return how many calls it takes to ask for these ranges; `open_time` returns that of one."""
+    return sum(-(-open_time(span) // _ONE_CALL) for span in unasked)
 
 
 @lru_cache(maxsize=32)

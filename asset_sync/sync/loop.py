@@ -6,10 +6,11 @@ instruction: each answer is stored in one transaction, a slot frees itself, and 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from asset_sync import queue
+from asset_sync.budget import slots
 from asset_sync.budget.turn import INTERRUPTED_SECONDS, POLL_SECONDS, Turn
 from asset_sync.clock import Clock
 from asset_sync.database import (
@@ -20,15 +21,17 @@ from asset_sync.database import (
     statement_timeout,
     transaction,
 )
-from asset_sync.model import Lane
+from asset_sync.model import Asset, Feed, Lane
 from asset_sync.provider.protocol import Provider
-from asset_sync.queue import TRY_AGAIN_SECONDS
+from asset_sync.queue import LINE_LENGTH, TRY_AGAIN_SECONDS
 from asset_sync.secret import Secret
 from asset_sync.settings import ProviderSettings, Settings
+from asset_sync.spans import Span
 from asset_sync.store import existing_tables, runs
 from asset_sync.sync.backfill import Backfill
 from asset_sync.sync.caller import Caller
-from asset_sync.sync.progress import Listener, Started, Waiting, Warned
+from asset_sync.sync.line import LEASE_MARGIN_SECONDS, SECOND_TRY_SECONDS
+from asset_sync.sync.progress import Failed, Listener, Started, Waiting, Warned
 from asset_sync.sync.report import NOT_SERVED, Ended, Report
 from asset_sync.sync.scope import key_of, open_provider
 from asset_sync.sync.state import Held, State
@@ -42,6 +45,8 @@ END_OF_DAY = (
     "This key's bars end with yesterday: it has shown none of the running day. Each asset is asked"
     " four times a day, and the other calls go to history."
 )
+# A run for history ends when nothing is left; this only bounds how long it waits for a database.
+_FILL_SECONDS = 7 * 86_400
 
 
 def run(
@@ -62,20 +67,50 @@ def run(
     """
     provider = partial(connect_to, settings.provider, key_of(settings))
     state = State(db, settings, lane, max_runtime_seconds, tell, clock or Clock())
-    return _Run(state, Caller(state, provider), limit).work()
+    return _Refresh(state, Caller(state, provider), limit).work()
+
+
+def fill(
+    db: Connection,
+    settings: Settings,
+    symbols: Sequence[str],
+    *,
+    only: Span | None = None,
+    tell: Listener = lambda _: None,
+    clock: Clock | None = None,
+    connect_to: Callable[[ProviderSettings, Secret], Provider] = open_provider,
+) -> Report:
+    """Ask for the history of these assets until nothing is left, with calls that delay no asset.
+
+    `only` bounds the past that is asked for. Raises as `run` does.
+    """
+    provider = partial(connect_to, settings.provider, key_of(settings))
+    state = State(
+        db,
+        settings,
+        Lane.QUEUE,
+        _FILL_SECONDS,
+        tell,
+        clock or Clock(),
+        command="history",
+        only=only,
+    )
+    assets = [asset for asset in settings.assets if asset.symbol in set(symbols)]
+    return _Fill(state, Caller(state, provider), assets).work()
 
 
 class _Run:
-    """The loop of one run."""
+    """The loop of one run; a subclass says what it serves."""
 
-    def __init__(self, state: State, caller: Caller, limit: int | None) -> None:
+    def __init__(self, state: State, caller: Caller, backfill: Backfill | None) -> None:
         self._state = state
         self._caller = caller
-        self._limit = limit
+        self._backfill = backfill
         self._held: Held | None = None
-        history = state.settings.history.enabled and state.lane is Lane.QUEUE and limit is None
-        assets = state.settings.assets
-        self._backfill = Backfill(state, caller, assets) if history else None
+
+    def _loop(self) -> Ended:
+        """Serve until the run ends; return why it does."""
+        raise NotImplementedError
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -113,46 +148,6 @@ class _Run:
                     raise
                 self._state.connection.reconnect(error)
 
-    def _loop(self) -> Ended:
-        if self._state.scope.switched_off:
-            return Ended.DISABLED
-        self._begin()
-        while True:
-            if self._limit is not None and self._state.report.served >= self._limit:
-                return Ended.LIMIT
-            if not self._state.line.has_work(self._state.patience, self._serve_history):
-                return self._nothing_left()
-            if self._state.remaining() <= 0 or not self._paused_after_bad_answers():
-                return self._unless_unavailable(Ended.TIME)
-            if not self._state.report.api_calls_used:
-                existing_tables.require_usable(self._state.db, self._state.settings.assets)
-            turn = self._state.turns.take(self._state.remaining())
-            if not isinstance(turn, Turn):
-                return self._unless_unavailable(Ended.BUDGET)
-            with self._holding(Held(turn)) as held:
-                held.items = self._state.line.claim(
-                    None if self._limit is None else self._limit - self._state.report.served
-                )
-                if held.items:
-                    self._caller.serve(held)
-                else:  # another run was quicker
-                    self._state.turns.give_back(turn)
-
-    def _begin(self) -> None:
-        """Enqueue what is due, and reserve this run's calls."""
-        runs.prune(self._state.db, self._state.settings.history)
-        # A queue run that has work also waits for assets that become due. If it refreshed these
-        # early, it would take calls from assets that are due already: in a simulation with a long
-        # queue, a high asset was refreshed every 539 s instead of every 410 s.
-        ahead = None if self._state.tried else self._state.settings.batch.interval_seconds
-        self._state.line.read(ahead if self._state.lane is Lane.PRIORITY else None)
-        if ahead is not None and self._state.line.empty:
-            self._state.line.enqueue(ahead)
-        if self._state.scope.is_end_of_day:
-            self._state.tell(Warned(END_OF_DAY))
-        self._state.reserve(in_seconds=0)
-        self._state.connection.report_recovery()
-
     def _serve_history(self) -> float | None:
         """Make a call for history if it delays nobody: return 0, else how long to wait for one.
 
@@ -166,16 +161,6 @@ class _Run:
                 self._backfill.serve(held)
             return 0
         return turn
-
-    def _nothing_left(self) -> Ended:
-        """Return how the run ends when it has nothing left to do."""
-        if self._state.streaks.not_in_plan and not self._state.report.updated:
-            self._state.report.message = next(iter(self._state.streaks.not_in_plan.values()))
-            return Ended.PLAN_REFUSED
-        if self._state.tried:
-            return self._unless_unavailable(Ended.DONE)
-        self._state.report.closed_until = self._state.scope.closed_until(self._state.db)
-        return self._unless_unavailable(Ended.NOTHING_DUE)
 
     def _unless_unavailable(self, reason: Ended) -> Ended:
         """Return the reason; UNAVAILABLE if nothing was refreshed and the last call failed."""
@@ -274,3 +259,120 @@ class _Run:
             failed=len(report.failed),
             waited_seconds=report.waited_seconds,
         )
+
+
+class _Refresh(_Run):
+    """Refreshes the due assets of a lane; a queue run also asks for history meanwhile."""
+
+    def __init__(self, state: State, caller: Caller, limit: int | None) -> None:
+        history = state.settings.history.enabled and state.lane is Lane.QUEUE and limit is None
+        assets = state.settings.assets
+        super().__init__(state, caller, Backfill(state, caller, assets) if history else None)
+        self._limit = limit
+
+    def _loop(self) -> Ended:
+        if self._state.scope.switched_off:
+            return Ended.DISABLED
+        self._begin()
+        while True:
+            if self._limit is not None and self._state.report.served >= self._limit:
+                return Ended.LIMIT
+            if not self._state.line.has_work(self._state.patience, self._serve_history):
+                return self._nothing_left()
+            if self._state.remaining() <= 0 or not self._paused_after_bad_answers():
+                return self._unless_unavailable(Ended.TIME)
+            if not self._state.report.api_calls_used:
+                existing_tables.require_usable(self._state.db, self._state.settings.assets)
+            turn = self._state.turns.take(self._state.remaining())
+            if not isinstance(turn, Turn):
+                return self._unless_unavailable(Ended.BUDGET)
+            with self._holding(Held(turn)) as held:
+                held.items = self._state.line.claim(
+                    None if self._limit is None else self._limit - self._state.report.served
+                )
+                if held.items:
+                    self._caller.serve(held)
+                else:  # another run was quicker
+                    self._state.turns.give_back(turn)
+
+    def _begin(self) -> None:
+        """Enqueue what is due, and reserve this run's calls."""
+        runs.prune(self._state.db, self._state.settings.history)
+        # A queue run that has work also waits for assets that become due. If it refreshed these
+        # early, it would take calls from assets that are due already: in a simulation with a long
+        # queue, a high asset was refreshed every 539 s instead of every 410 s.
+        ahead = None if self._state.tried else self._state.settings.batch.interval_seconds
+        self._state.line.read(ahead if self._state.lane is Lane.PRIORITY else None)
+        if ahead is not None and self._state.line.empty:
+            self._state.line.enqueue(ahead)
+        if self._state.scope.is_end_of_day:
+            self._state.tell(Warned(END_OF_DAY))
+        self._state.reserve(in_seconds=0)
+        self._state.connection.report_recovery()
+
+    def _nothing_left(self) -> Ended:
+        """Return how the run ends when it has nothing left to do."""
+        if self._state.streaks.not_in_plan and not self._state.report.updated:
+            self._state.report.message = next(iter(self._state.streaks.not_in_plan.values()))
+            return Ended.PLAN_REFUSED
+        if self._state.tried:
+            return self._unless_unavailable(Ended.DONE)
+        self._state.report.closed_until = self._state.scope.closed_until(self._state.db)
+        return self._unless_unavailable(Ended.NOTHING_DUE)
+
+
+class _Fill(_Run):
+    """Asks for history only."""
+
+    def __init__(self, state: State, caller: Caller, assets: Sequence[Asset]) -> None:
+        super().__init__(state, caller, Backfill(state, caller, assets))
+        self._symbols = [asset.symbol for asset in assets]
+
+    def _loop(self) -> Ended:
+        self._state.connection.report_recovery()
+        while True:
+            queue.reclaim(self._state.db, self._state.settings.queue)
+            if not self._paused_after_bad_answers():
+                return Ended.TIME
+            if self._assets_wait_for_calls():
+                self._wait("assets that are due", POLL_SECONDS)
+                continue
+            seconds = self._serve_history()
+            if seconds is None:
+                seconds = self._until_next_try()
+                if seconds is None:
+                    return self._nothing_left()
+                self._wait("the next try", seconds)
+            elif seconds:
+                self._wait("a call for history", seconds)
+
+    def _assets_wait_for_calls(self) -> bool:
+        """Return whether assets are due that the jobs of cron will refresh: they go first."""
+        db, settings = self._state.db, self._state.settings
+        ago = runs.seconds_since_start(db, [lane.value for lane in Lane])
+        if ago is None or ago > 2 * settings.batch.interval_seconds:
+            return False
+        return any(not one.wait_seconds for one in queue.line(db, settings.assets, LINE_LENGTH))
+
+    def _until_next_try(self) -> float | None:
+        """Return in how many seconds a held asset can be asked, None if that takes too long."""
+        held = queue.held_history(self._state.db, self._symbols)
+        waits = [one.wait_seconds for one in held if one.wait_seconds is not None]
+        longest = LEASE_MARGIN_SECONDS + self._state.settings.provider.call_timeout_seconds
+        return min(
+            (wait for wait in waits if wait <= max(longest, SECOND_TRY_SECONDS)), default=None
+        )
+
+    def _wait(self, reason: str, seconds: float) -> None:
+        budget = slots.budget(self._state.db, self._state.scope.rate)
+        self._state.tell(Waiting(reason, seconds, budget))
+        self._state.clock.sleep(min(max(seconds, 0.05), POLL_SECONDS))
+
+    def _nothing_left(self) -> Ended:
+        """Return how the run ends; report the assets that it could not ask for."""
+        held = [one for one in queue.held_history(self._state.db, self._symbols) if one.error]
+        self._state.say([Failed(one.symbol, Feed.HISTORY, one.error or "") for one in held])
+        if held and self._state.streaks.unavailable:
+            self._state.report.message = self._state.streaks.unavailable
+            return Ended.UNAVAILABLE
+        return Ended.DONE if self._state.report.api_calls_used else Ended.NOTHING_DUE

@@ -16,6 +16,7 @@ from asset_sync.provider.protocol import Provider
 from asset_sync.queue import Wanted, calls_for
 from asset_sync.secret import Secret
 from asset_sync.settings import ProviderSettings, Settings, SettingsError
+from asset_sync.spans import Span
 from asset_sync.store import entitlements, ledger
 from asset_sync.store.entitlements import Missing
 from asset_sync.store.ledger import UNKNOWN_LAG, Lag, Ledger
@@ -74,6 +75,8 @@ class Scope:
     """The rate that holds now, which may be lowered; None for the settings' rate."""
     lags: Mapping[str, Lag] = field(default_factory=dict)
     """How late bars are, by asset type."""
+    only: Span | None = None
+    """The part of the past that the run asks for; None for all that is wanted."""
     _by_symbol: dict[str, Asset] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -192,6 +195,16 @@ class Scope:
         begins = start_of_bar(now - timedelta(days=days))
         return begins if ledger.past_begins is None else max(begins, ledger.past_begins)
 
+    def past(self, symbol: str, now: datetime, ledger: Ledger) -> Span:
+        """Return the part of an asset's past that the run asks for, as far as the plan has it."""
+        if self.only is None:
+            begins = self.past_begins(symbol, now, ledger)
+            return Span(begins, max(begins, now))
+        included = SAFE_HISTORY.days if self.missing.past else included_days(self.settings)
+        floor = now - timedelta(days=included)
+        begins = max(self.only.start, floor, ledger.past_begins or floor)
+        return Span(begins, max(begins, self.only.end))
+
     def _asset(self, symbol: str) -> Asset:
         return self._by_symbol[symbol]
 
@@ -202,10 +215,15 @@ def history_days(settings: Settings, asset: Asset) -> int:
     Every plan includes at least two years; a call that begins a few hours too early is refused.
     """
     wanted = asset.history_days or settings.history.days
-    included = max(settings.provider.plan.history_days - 1, SAFE_HISTORY.days)
-    if settings.provider.plan.history_days <= 731:  # noqa: PLR2004
-        included = SAFE_HISTORY.days
+    included = included_days(settings)
     return included if wanted is None else min(wanted, included)
+
+
+def included_days(settings: Settings) -> int:
+    """Return how many days of the past the plan surely includes."""
+    if settings.provider.plan.history_days <= 731:  # noqa: PLR2004
+        return SAFE_HISTORY.days
+    return max(settings.provider.plan.history_days - 1, SAFE_HISTORY.days)
 
 
 def key_of(settings: Settings) -> Secret:
@@ -229,11 +247,12 @@ def account(settings: Settings) -> tuple[str, str]:
     return (key.fingerprint() if key else ""), settings.provider.plan.name
 
 
-def scope_of(db: Connection, settings: Settings, lane: Lane) -> Scope:
+def scope_of(db: Connection, settings: Settings, lane: Lane, only: Span | None = None) -> Scope:
     """Return the scope of a run, with what the database knows of the key."""
     rate = effective_rate(db, rate_of(settings))
     known_lags = ledger.lags(db, settings.provider.plan.name)
-    return Scope(settings, lane, entitlements.missing(db, *account(settings)), rate, known_lags)
+    missing = entitlements.missing(db, *account(settings))
+    return Scope(settings, lane, missing, rate, known_lags, only)
 
 
 def open_provider(settings: ProviderSettings, key: Secret) -> Provider:

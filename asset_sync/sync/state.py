@@ -11,6 +11,7 @@ from asset_sync.database import Connection
 from asset_sync.model import Feed, Lane
 from asset_sync.queue import Item
 from asset_sync.settings import Settings
+from asset_sync.spans import Span
 from asset_sync.store import runs
 from asset_sync.sync.connection import LastingConnection
 from asset_sync.sync.line import Line, Patience
@@ -39,15 +40,22 @@ class State:
         most_seconds: float | None,
         tell: Listener,
         clock: Clock,
+        *,
+        command: str | None = None,
+        only: Span | None = None,
     ) -> None:
-        """Begin the run: it has a row in the history from now on."""
+        """Begin the run: it has a row in the history from now on.
+
+        Its `command` there is the lane's name unless another is given; `only` bounds the past that
+        it asks for.
+        """
         self.settings = settings
         self.lane = lane
         self.tell = tell
         self.clock = clock
-        scope = scope_of(db, settings, lane)
+        scope = scope_of(db, settings, lane, only)
         self.started = clock.monotonic()
-        self.report = Report(runs.start(db, lane.value), lane)
+        self.report = Report(runs.start(db, command or lane.value), lane)
         self.streaks = Streaks()
         self.connection = LastingConnection(db, settings.conninfo, clock, self.remaining, tell)
         self.turns = Turns(lambda: self.db, scope.rate, lane, clock, self._wait_for_a_slot)
@@ -93,7 +101,7 @@ class State:
 
     def read_scope(self) -> None:
         """Read again what the key may do, after the API refused it something."""
-        self.line.scope = scope_of(self.db, self.settings, self.lane)
+        self.line.scope = scope_of(self.db, self.settings, self.lane, self.scope.only)
         self.line.read()
 
     def reserve(self, in_seconds: float) -> None:

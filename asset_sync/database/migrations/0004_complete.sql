@@ -23,6 +23,8 @@ comment on column asset_sync.queue.silent is
 comment on column asset_sync.queue.not_before is
   'Not to be tried before this; for an idle item, because no news can come before.';
 
+comment on column asset_sync.runs.command is 'priority, queue or history.';
+
 -- The ledger: which range of each asset was asked, and settled by an answer.
 
 create table asset_sync.ledger (

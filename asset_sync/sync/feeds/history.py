@@ -47,11 +47,11 @@ def request(scope: Scope, targets: Sequence[Target], known: Known) -> HistoryReq
     """Return the next call; None if nothing of the past is left to ask."""
     [item] = targets
     hours = scope.hours(item.symbol)
-    since = scope.past_begins(item.symbol, known.now, known.ledger)
-    span = coverage.next_unasked(hours, known.ledger, since)
+    past = scope.past(item.symbol, known.now, known.ledger)
+    span = coverage.next_unasked(hours, known.ledger, *past)
     again = span is None
-    if span is None:
-        span = _due_again(scope, item.symbol, known, since)
+    if span is None and scope.only is None:
+        span = _due_again(scope, item.symbol, known, past.start)
     if span is None:
         return None
     # Not compared with the range: its bounds move with time, and five minutes would be asked for

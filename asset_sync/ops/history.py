@@ -1,0 +1,319 @@
+"""How complete the history is: what was asked of each asset, what is there, and which holes remain.
+
+A hole is a range that was never asked, or one that was asked and is empty although the market was
+open. A day of which no asset with the same hours has a bar is none: the market was closed.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import accumulate
+from typing import NamedTuple
+
+from asset_sync.database import Connection
+from asset_sync.hours import BAR, Hours
+from asset_sync.model import Asset, Feed, Lane
+from asset_sync.ops import forecast
+from asset_sync.provider.current import hours_of
+from asset_sync.settings import Settings
+from asset_sync.spans import Span, difference, intersection
+from asset_sync.store import ledger, market
+from asset_sync.store.ledger import Came, Ledger
+from asset_sync.sync import coverage
+from asset_sync.sync.scope import Scope, scope_of
+
+NEVER_ASKED = "never_asked"
+ASKED_EMPTY = "asked_empty"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+# Fewer assets without a bar do not show that their market was closed.
+_LEAST_SILENT = 3
+
+
+class AssetHistory(NamedTuple):
+    """How complete the history of one asset is."""
+
+    symbol: str
+    oldest_bar: datetime | None
+    newest_bar: datetime | None
+    expected_bars: int
+    """Bars expected in the range that is wanted."""
+    asked_bars: int
+    """Those of them whose range was asked."""
+    bars: int
+    """Bars that are there in the weeks that were asked."""
+    unasked_ranges: int
+    asked_empty: int
+    """Bars that were asked and are not there, without the days on which the market was closed."""
+    calls_left: int
+
+    @property
+    def never_asked(self) -> int:
+        """Bars expected in the ranges that were never asked."""
+        return self.expected_bars - self.asked_bars
+
+    @property
+    def asked_percent(self) -> float:
+        """How much of what is expected was asked."""
+        return _percent(self.asked_bars, self.expected_bars)
+
+    @property
+    def there_percent(self) -> float:
+        """How much of what is expected is there."""
+        return _percent(self.bars, self.expected_bars)
+
+
+class History(NamedTuple):
+    """How complete the history is, and when it will be."""
+
+    assets: tuple[AssetHistory, ...]
+    spare_calls_per_day: int
+    """Calls of a day that fresh data leaves over."""
+    done_at: datetime | None
+    """When all was asked; None if nothing is left, or if there are no spare calls."""
+    revisions: int
+    """Values kept that the provider has changed."""
+
+    @property
+    def asked_percent(self) -> float:
+        """How much of what is expected of all assets was asked."""
+        return _percent(
+            sum(one.asked_bars for one in self.assets),
+            sum(one.expected_bars for one in self.assets),
+        )
+
+    @property
+    def calls_left(self) -> int:
+        """How many calls it takes to ask for all that was never asked."""
+        return sum(one.calls_left for one in self.assets)
+
+
+class Hole(NamedTuple):
+    """A range that is missing."""
+
+    symbol: str
+    start: datetime
+    end: datetime
+    kind: str
+    """NEVER_ASKED or ASKED_EMPTY."""
+    next_try_at: datetime | None
+    """None for one that was never asked (it is with the next spare call), or never again."""
+
+
+def history_of(db: Connection, settings: Settings) -> History:
+    """Return how complete the history of every asset is."""
+    known = _Known(db, settings)
+    came = ledger.came(db, {asset.symbol: known.past(asset).start for asset in settings.assets})
+    closed = known.closed_days({symbol: one.silent_days for symbol, one in came.items()})
+    assets = tuple(
+        _asset(asset, known, came[asset.symbol], closed.get(asset.symbol, {}))
+        for asset in settings.assets
+    )
+    now_settings, call_seconds = forecast.as_known(db, settings)
+    spare = forecast.forecast(now_settings, call_seconds or forecast.CALL_SECONDS).left_a_day
+    calls = sum(one.calls_left for one in assets)
+    done_at = None
+    if calls and spare >= 1:
+        done_at = known.now + calls / spare * timedelta(days=1)
+    return History(assets, int(spare), done_at, ledger.count_revisions(db))
+
+
+def calls_left(
+    db: Connection, settings: Settings, symbols: Sequence[str], only: Span | None = None
+) -> int:
+    """Return how many calls it takes to ask for what was never asked of these assets.
+
+    `only` bounds the past that counts. An asset that was never refreshed counts as 0.
+    """
+    known = _Known(db, settings, only)
+    return sum(
+        known.calls(asset)
+        for asset in settings.assets
+        if asset.symbol in symbols and known.ledger(asset).tail is not None
+    )
+
+
+def never_refreshed(db: Connection, settings: Settings, symbols: Sequence[str]) -> list[str]:
+    """Return those of the assets of which nothing was asked: fresh bars come before history."""
+    known = _Known(db, settings)
+    return [
+        asset.symbol
+        for asset in settings.assets
+        if asset.symbol in symbols and known.ledger(asset).tail is None
+    ]
+
+
+def holes_of(db: Connection, settings: Settings, symbol: str) -> list[Hole]:
+    """Return the holes of one asset, the newest first."""
+    known = _Known(db, settings)
+    [asset] = [one for one in settings.assets if one.symbol == symbol]
+    hours, past, asked = hours_of(asset), known.past(asset), known.ledger(asset)
+    never = [
+        Hole(symbol, opened[0].start, opened[-1].end, NEVER_ASKED, None)
+        for gap in known.unasked(asset)
+        if (opened := hours.spans(*gap))
+    ]
+    fellows = [one for one in settings.assets if hours_of(one) is hours]
+    came = ledger.came(db, {one.symbol: past.start for one in fellows})
+    silent = known.closed_days({one: came[one].silent_days for one in came}).get(symbol, {})
+    closed = sorted(span for spans in silent.values() for span in spans)
+    tries = ledger.next_tries(db, symbol)
+    empty = []
+    for stretch in intersection(ledger.without_bars(db, symbol, past), asked.settled):
+        missing = difference(hours.spans(*stretch), closed)
+        if coverage.expected_bars(missing):
+            hole = Span(missing[0].start, missing[-1].end)
+            empty.append(Hole(symbol, *hole, ASKED_EMPTY, _next_try(hole, tries)))
+    return sorted([*never, *empty], key=lambda hole: hole.start, reverse=True)
+
+
+def _next_try(hole: Span, tries: Mapping[date, datetime]) -> datetime | None:
+    weeks = []
+    week = ledger.monday(hole.start)
+    while week <= ledger.monday(hole.end):
+        weeks.append(week)
+        week += timedelta(days=7)
+    return min((tries[week] for week in weeks if week in tries), default=None)
+
+
+def _asset(
+    asset: Asset, known: "_Known", came: Came, closed: Mapping[date, Sequence[Span]]
+) -> AssetHistory:
+    times = known.times(asset)
+    expected = times.bars(known.past(asset))
+    unasked = [bars for gap in known.unasked(asset) if (bars := times.bars(gap))]
+    not_traded = sum(coverage.expected_bars(spans) for spans in closed.values())
+    return AssetHistory(
+        asset.symbol,
+        came.oldest,
+        came.newest,
+        expected,
+        expected - sum(unasked),
+        came.bars,
+        len(unasked),
+        max(0, came.empty_slots - not_traded),
+        known.calls(asset),
+    )
+
+
+class _Known:
+    """What the database knows of the history of all assets."""
+
+    def __init__(self, db: Connection, settings: Settings, only: Span | None = None) -> None:
+        self._scope: Scope = scope_of(db, settings, Lane.QUEUE, only)
+        self._assets = settings.assets
+        _, self.now = market.newest_bars(db, ())
+        tickers = {asset.symbol: asset.ticker for asset in settings.assets}
+        self._ledgers = ledger.read(db, Feed.BARS, tickers)
+        self._pasts = {asset.symbol: self._past(asset) for asset in settings.assets}
+        since = min((past.start for past in self._pasts.values()), default=self.now)
+        self._whole = Span(since - (since - _EPOCH) % BAR, self.now)
+        self._times: dict[Hours, _OpenTimes] = {}
+
+    def ledger(self, asset: Asset) -> Ledger:
+        """Return what was asked of an asset."""
+        return self._ledgers.get(asset.symbol, Ledger())
+
+    def past(self, asset: Asset) -> Span:
+        """Return the range that is wanted, up to where the ordinary calls continue."""
+        return self._pasts[asset.symbol]
+
+    def _past(self, asset: Asset) -> Span:
+        known = self.ledger(asset)
+        start, end = self._scope.past(asset.symbol, self.now, known)
+        return Span(start, max(start, min(end, known.tail.end if known.tail else self.now)))
+
+    def unasked(self, asset: Asset) -> list[Span]:
+        """Return the ranges of the past that were never asked, closed times included."""
+        return difference([self.past(asset)], self.ledger(asset).settled)
+
+    def calls(self, asset: Asset) -> int:
+        """Return how many calls these ranges take."""
+        return coverage.calls_for(self.times(asset).open_time, self.unasked(asset))
+
+    def times(self, asset: Asset) -> "_OpenTimes":
+        """Return when the asset trades, computed once for all with the same hours."""
+        hours = hours_of(asset)
+        if hours not in self._times:
+            self._times[hours] = _OpenTimes(hours.spans(*self._whole))
+        return self._times[hours]
+
+    def closed_days(
+        self, silent: Mapping[str, Sequence[date]]
+    ) -> dict[str, dict[date, list[Span]]]:
+        """Return on which of their silent days the markets were closed, with their open spans.
+
+        A market was closed on a day of which no asset with its hours has a bar, if that day was
+        asked of at least three of them. `silent` has the silent days of each asset.
+        """
+        found: dict[str, dict[date, list[Span]]] = defaultdict(dict)
+        groups: dict[Hours, list[Asset]] = defaultdict(list)
+        for asset in self._assets:
+            groups[hours_of(asset)].append(asset)
+        for hours, assets in groups.items():
+            symbols_of: dict[date, set[str]] = defaultdict(set)
+            for asset in assets:
+                for day in silent.get(asset.symbol, ()):
+                    symbols_of[day].add(asset.symbol)
+            for day, symbols in symbols_of.items():
+                if len(symbols) < _LEAST_SILENT:
+                    continue
+                spans = _open_on(hours, day)
+                asked = {one.symbol for one in assets if self._has_asked(one, spans)}
+                if asked <= symbols:
+                    for symbol in symbols:
+                        found[symbol][day] = spans
+        return found
+
+    def _has_asked(self, asset: Asset, spans: Iterable[Span]) -> bool:
+        settled = self.ledger(asset).settled
+        return all(
+            any(one.start <= span.start and span.end <= one.end for one in settled)
+            for span in spans
+        )
+
+
+def _open_on(hours: Hours, day: date) -> list[Span]:
+    """Return the open spans of a trading day."""
+    noon = datetime.combine(day, time(12), tzinfo=UTC)
+    around = hours.days(noon - timedelta(days=3), noon + timedelta(days=3))
+    return next((spans for found, spans in around if found == day), [])
+
+
+class _OpenTimes:
+    """Open spans, with sums that make each question cheap: 1,000 assets ask about the same ones."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._spans = spans
+        self._starts = [span.start for span in spans]
+        self._bars = [0, *accumulate(coverage.expected_bars([span]) for span in spans)]
+        self._lengths = list(accumulate((span.length for span in spans), initial=timedelta()))
+
+    def bars(self, span: Span) -> int:
+        """Return how many bars are expected to start within a span."""
+        return self._bars_before(span.end) - self._bars_before(span.start)
+
+    def open_time(self, span: Span) -> timedelta:
+        """Return how much of a span is open."""
+        return self._open_before(span.end) - self._open_before(span.start)
+
+    def _bars_before(self, moment: datetime) -> int:
+        place = bisect_right(self._starts, moment) - 1
+        if place < 0:
+            return 0
+        start, end = self._spans[place]
+        return self._bars[place] + coverage.expected_bars([Span(start, min(end, moment))])
+
+    def _open_before(self, moment: datetime) -> timedelta:
+        place = bisect_right(self._starts, moment) - 1
+        if place < 0:
+            return timedelta()
+        start, end = self._spans[place]
+        return self._lengths[place] + min(end, moment) - start
+
+
+def _percent(part: int, whole: int) -> float:
+    """Return a share, rounded down to a tenth: 100 % only if nothing is missing."""
+    return min(1000 * part // whole, 1000) / 10 if whole else 100.0
