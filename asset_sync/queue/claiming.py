@@ -125,8 +125,10 @@ def claim_history(db: Connection, asset: Asset, *, lease_seconds: float) -> Item
 
         with picked as materialized (
           select symbol, feed from asset_sync.queue
-          where symbol = %(symbol)s and feed = %(feed)s and state in ('idle', 'waiting')
-            and not_before <= clock_timestamp()
+          where symbol = %(symbol)s and feed = %(feed)s and (
+            (state in ('idle', 'waiting') and not_before <= clock_timestamp())
+            or (state = 'dead' and ticker <> %(ticker)s)
+          )
           for update skip locked
         )
         update asset_sync.queue q

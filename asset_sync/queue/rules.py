@@ -55,14 +55,15 @@ DUE_AT = """
 
 # What `enqueue` puts in line:
 # - an idle item that will not be fresh when the next run starts, unless it was refreshed less than
-#   a tenth of its frequency ago;
+#   a tenth of its frequency ago, or no news can have come yet;
 # - a waiting or dead item with a new ticker;
 # - a dead item that is critical in these settings;
 # - a waiting item to which these settings give a higher level than the host that put it in line: it
 #   gets the higher level.
 DUE = f"""
   case q.state
-    when 'idle' then {DUE_AT} <= {{due_by}} and (q.last_success_at is null
+    when 'idle' then {DUE_AT} <= {{due_by}} and q.not_before <= {{now}}
+      and (q.last_success_at is null
       or q.last_success_at + make_interval(secs => w.frequency_seconds * 0.1) <= {{now}})
     when 'leased' then false
     when 'waiting' then {NEW_TICKER}

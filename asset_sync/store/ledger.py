@@ -394,7 +394,8 @@ def next_symbols(db: Connection, wishes: Sequence[Wish], most: int) -> list[str]
         join asset_sync.ledger l on l.symbol = own.symbol and l.ticker = own.ticker
           and l.feed = %(bars)s
         left join asset_sync.queue q on q.symbol = own.symbol and q.feed = %(history)s
-        where (q.state is null or (q.state in ('idle', 'waiting') and q.not_before <= now()))
+        where (q.state is null or (q.state in ('idle', 'waiting') and q.not_before <= now())
+            or (q.state = 'dead' and q.ticker <> own.ticker))
           and (l.unasked_until > greatest(now() - make_interval(days => own.days), l.past_begins)
             or l.retry_at <= now())
         order by l.unasked_until is null,
@@ -416,8 +417,8 @@ def next_symbols(db: Connection, wishes: Sequence[Wish], most: int) -> list[str]
     return [symbol for (symbol,) in rows]
 
 
-# What one call reaches of crypto, rounded.
-_ROUND = timedelta(days=35)
+# A little more than the first call of any market brings.
+_ROUND = timedelta(days=41)
 
 
 # --- How late bars are ---------------------------------------------------------------------------

@@ -134,7 +134,8 @@ def asked_days(hours: Hours, ledger: Ledger, around: Span) -> list[AskedDay]:
     found = []
     for day, opened in hours.days(start - timedelta(days=1), end + timedelta(days=1)):
         asked = intersection(opened, answered)
-        for week in sorted({monday(span.start) for span in asked}):
+        edges = [edge for span in asked for edge in (span.start, span.end - datetime.resolution)]
+        for week in sorted({monday(edge) for edge in edges}):
             begin = datetime.combine(week, time(), UTC)
             own = [Span(begin, begin + timedelta(days=7))]
             within = intersection(asked, own)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from asset_sync.hours import Hours
 from asset_sync.provider.answers import Bar, BarsAnswer
 from asset_sync.provider.current import endpoints
 from asset_sync.provider.errors import FeedDenied, ProviderError, TimeRangeDenied
@@ -171,15 +172,24 @@ def _entry(
         ),
         None,
     )
+    since = scope.past_begins(item.symbol, fetch.asked_at, after)
     return Entry(
         after,
         settled,
         hours,
-        coverage.unasked_until(hours, after, scope.past_begins(item.symbol, fetch.asked_at, after)),
-        lag_seconds=None
-        if late is None
-        else (fetch.asked_at - late.start - BAR_LENGTH).total_seconds(),
+        coverage.unasked_until(hours, after, since),
+        lag_seconds=None if late is None else _lag_seconds(hours, late, fetch.asked_at),
     )
+
+
+def _lag_seconds(hours: Hours, bar: Bar, seen_at: datetime) -> float | None:
+    """Return how late a bar was seen; None if its market was closed meanwhile.
+
+    Nobody asks a closed market, so Friday's last bar may be seen on Sunday for the first time.
+    """
+    ended_at = bar.start + BAR_LENGTH
+    lag = seen_at - ended_at
+    return lag.total_seconds() if hours.open_time(ended_at, seen_at) == lag else None
 
 
 def _priced(
