@@ -299,18 +299,20 @@ def test_ctrl_c_during_a_call_ends_a_fill_with_130(tmp_path: Path, url: str) -> 
     def latency(_: object) -> float:
         return 30.0 if slow["on"] else 0.0
 
-    with StandIn("free", calls=40, period_seconds=1.0, latency=latency) as api:
-        with Machine(tmp_path, url, api) as machine:
-            machine.file(TWO)
-            first_sync(machine)
-            calls = len(api.log)
-            slow["on"] = True
-            process = machine.start("history", "fill")
-            until(lambda: len(api.log) > calls)
-            process.send_signal(signal.SIGINT)
-            told = machine.end(process)
-            assert told.code == 130, told.err
-            assert "interrupted" in told.err
+    with (
+        StandIn("free", calls=40, period_seconds=1.0, latency=latency) as api,
+        Machine(tmp_path, url, api) as machine,
+    ):
+        machine.file(TWO)
+        first_sync(machine)
+        calls = len(api.log)
+        slow["on"] = True
+        process = machine.start("history", "fill")
+        until(lambda: len(api.log) > calls)
+        process.send_signal(signal.SIGINT)
+        told = machine.end(process)
+        assert told.code == 130, told.err
+        assert "interrupted" in told.err
 
 
 # --- holes ---------------------------------------------------------------------------------------
