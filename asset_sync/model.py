@@ -96,3 +96,8 @@ class Asset:
     """The order among critical assets, 1 first; 0 for the others, whose order comes from aging."""
 
     update_frequency_seconds: int
+    hours: str | tuple[str, ...] | None = None
+    """When it trades, as the settings say it: a name or lines; None means as its market does.
+
+    `provider.current.hours_of` makes the `Hours` of it.
+    """

@@ -159,7 +159,7 @@ def test_the_page_of_settings_lists_exactly_the_settings_of_the_file() -> None:
         table: list(values) for table, values in shipped.items() if isinstance(values, dict)
     }
     asset_keys = {key for asset in shipped["priority_assets"] for key in asset}
-    assert set(first_column(section("Per asset", SETTINGS))) == asset_keys | {"enabled"}
+    assert set(first_column(section("Per asset", SETTINGS))) == asset_keys | {"enabled", "hours"}
 
 
 def test_every_setting_that_a_page_names_exists(

@@ -18,7 +18,7 @@ LAYERS = (
     {"database"},
     {"settings"},
     {"bus", "provider"},
-    {"model", "secret", "starter"},
+    {"hours", "model", "secret", "starter"},
     {"clock", "errors"},
     {"__init__"},
 )

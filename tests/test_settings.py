@@ -11,14 +11,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from psycopg2.extensions import parse_dsn
 
 from asset_sync import settings
+from asset_sync.hours import CRYPTO, FX, METALS, US, Hours
 from asset_sync.model import Asset, AssetType, Feed, Level
-from asset_sync.provider.current import PLANS
+from asset_sync.provider.current import PLANS, hours_of
 from asset_sync.secret import Secret
 from asset_sync.settings import (
     SHIPPED_FILE,
@@ -174,6 +176,62 @@ def test_an_asset_may_leave_out_name_priority_and_frequency(cwd: Path) -> None:
         Asset("EURUSD", "C:EURUSD", AssetType.FOREX, "EURUSD", Level.CRITICAL, 1, 300),
         Asset("GBPUSD", "C:GBPUSD", AssetType.FOREX, "GBPUSD", Level.MEDIUM, 0, 300),
     )
+
+
+def test_an_asset_may_have_hours_of_a_name_or_of_its_own(cwd: Path) -> None:
+    lines = ("Mon-Fri 08:00-22:00 Europe/Berlin", "Sun 18:00 - Fri 17:00")
+    text = (
+        asset_toml(hours='"us"')
+        + asset_toml(symbol='"A"', hours=str(list(lines)))
+        + asset_toml(symbol='"B"')
+    )
+
+    named, own, left_out = settings_of(cwd, text).assets
+
+    assert (named.hours, own.hours, left_out.hours) == ("us", lines, None)
+    assert hours_of(named) is US
+    assert hours_of(own) is hours_of(own)  # made once
+    assert not hours_of(own).is_open(datetime(2026, 7, 12, 21, 55, tzinfo=UTC))
+    assert hours_of(own).is_open(datetime(2026, 7, 12, 22, 0, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("kind", "ticker", "usual"),
+    [
+        (AssetType.FOREX, "C:EURUSD", FX),
+        (AssetType.FOREX, "C:XAUUSD", METALS),
+        (AssetType.FOREX, "C:XAGEUR", METALS),
+        (AssetType.FOREX, "C:XPTUSD", METALS),
+        (AssetType.FOREX, "C:XPDUSD", METALS),
+        (AssetType.FOREX, "C:USDXAU", FX),
+        (AssetType.CRYPTO, "X:BTCUSD", CRYPTO),
+        (AssetType.CRYPTO, "X:XAUUSD", CRYPTO),
+    ],
+)
+def test_hours_that_are_left_out_are_those_of_the_market(
+    kind: AssetType, ticker: str, usual: Hours
+) -> None:
+    assert hours_of(Asset("A", ticker, kind, "A", Level.LOW, 0, 300)) is usual
+
+
+def test_every_wrong_line_of_hours_is_named(cwd: Path) -> None:
+    own = '["Mon 25:00-26:00", "Tue 08:00-12:00", "Wed 08:00-08:00"]'
+    [mistake] = mistakes_of(cwd, asset_toml(hours=own))
+
+    assert mistake == (
+        'FILE: secondary_assets[1].hours (EURUSD) is wrong: "Mon 25:00-26:00" has 25:00; times are'
+        " 00:00 to 23:55 by steps of five minutes, and 24:00 as an end;"
+        ' "Wed 08:00-08:00" begins and ends at the same time; a whole day is 00:00-24:00.'
+    )
+
+
+def test_no_time_zone_is_read_with_settings_whose_hours_name_none(cwd: Path) -> None:
+    (cwd / "assets.toml").write_text(asset_toml(hours='["Mon-Fri 08:00-22:00"]'))
+    program = (
+        "import sys; from pathlib import Path; from asset_sync.settings import load;"
+        "load(Path('assets.toml'), {}, cwd=Path()); sys.exit('zoneinfo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=cwd, check=True)
 
 
 def test_a_switched_off_asset_is_known_but_not_kept_fresh(cwd: Path) -> None:
@@ -754,6 +812,15 @@ def test_an_invalid_setting_is_named_with_its_valid_values(
         ("polygon_ticker", (None,), "is missing"),
         ("polygon_ticker", ('"X:EURUSD"', '"C:"', "7"), 'begins with "C:", such as "C:EURUSD"'),
         ("name", ('" "', '"a\\u0000"', f'"{"é" * 201}"'), "1 to 200 characters"),
+        ("hours", ('"FX"', '"stocks"', '""', "[]", "[1]", "24", "{}"), 'one of "fx", "metals", '),
+        ("hours", ('["Mon 08:00-12:00", 7]', '"Mon 08:00-12:00"'), "or an array of strings such"),
+        ("hours", ('["fx"]', '["Mon-Fri 8-12"]'), '" must be days and times, such as "Mon-Fri '),
+        ("hours", ('["Mon-Fri 08:03-12:00"]',), 'is wrong: "Mon-Fri 08:03-12:00" has 08:03; times'),
+        (
+            "hours",
+            ('["Mon-Fri 08:00-12:00 Mars"]',),
+            "cannot be used: Mars is no time zone that this machine knows.",
+        ),
     ],
 )
 def test_an_invalid_key_of_an_asset_is_named_with_the_asset_and_its_valid_values(

@@ -1,12 +1,14 @@
 """The provider in use; only this module imports its markets, plans, endpoints and client."""
 
+from asset_sync.hours import Hours, hours_from
+from asset_sync.model import Asset
 from asset_sync.provider.access import Access
 from asset_sync.provider.polygon import endpoints
 from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.provider.polygon.plans import PLANS
 from asset_sync.provider.protocol import Provider
 
-__all__ = ["CODE", "MARKETS", "PLANS", "connect", "endpoints"]
+__all__ = ["CODE", "MARKETS", "PLANS", "connect", "endpoints", "hours_of"]
 
 CODE = "polygon"
 """The provider's row in `data_sources.api_providers`, and the source of its prices."""
@@ -17,3 +19,8 @@ def connect(access: Access) -> Provider:
     from asset_sync.provider.polygon.client import Polygon  # noqa: PLC0415
 
     return Polygon(access)
+
+
+def hours_of(asset: Asset) -> Hours:
+    """Return when an asset trades: as the settings say, or else as its market does."""
+    return hours_from(asset.hours or MARKETS[asset.asset_type].hours_of(asset.ticker))

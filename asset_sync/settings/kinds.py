@@ -1,10 +1,10 @@
 """The kinds of settings: each kind checks a value and describes the values that it accepts."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
-from asset_sync import bus
+from asset_sync import bus, hours
 from asset_sync.model import AssetType, Level
 from asset_sync.provider.current import MARKETS
 from asset_sync.secret import Secret
@@ -100,8 +100,11 @@ def choice(options: Mapping[str, _T], note: str = "") -> Kind[_T]:
     def accept(value: object) -> _T | None:
         return options.get(value) if isinstance(value, str) else None
 
-    listed = ", ".join(f'"{option}"' for option in options)
-    return Kind(f"one of {listed}{note}", accept, str.lower)
+    return Kind(f"one of {_quoted(options)}{note}", accept, str.lower)
+
+
+def _quoted(options: Iterable[str]) -> str:
+    return ", ".join(f'"{option}"' for option in options)
 
 
 def _flag(value: object) -> bool | None:
@@ -202,6 +205,30 @@ def _name(value: object) -> str | None:
 NAME = Kind(
     f"1 to {_NAME_CHARACTERS} characters, none of them a line end or another control character",
     _name,
+)
+
+
+def _hours(value: object) -> str | tuple[str, ...] | None:
+    if isinstance(value, str):
+        return value if value in hours.NAMED else None
+    if not isinstance(value, list) or not value:
+        return None
+    lines = [line for line in value if isinstance(line, str)]
+    wrong = []
+    for line in lines:
+        try:
+            hours.check(line)
+        except hours.HoursError as error:
+            wrong.append(f"{shown(line)} {error}")
+    if wrong:
+        raise WrongError(f"is wrong: {'; '.join(wrong)}")
+    return tuple(lines) if len(lines) == len(value) else None
+
+
+HOURS: Kind[str | tuple[str, ...]] = Kind(
+    f"one of {_quoted(hours.NAMED)}, or an array of strings such as"
+    ' ["Mon-Fri 08:00-22:00 Europe/Berlin"] or ["Sun 18:00 - Fri 17:00"]',
+    _hours,
 )
 
 # --- Addresses -----------------------------------------------------------------------------------

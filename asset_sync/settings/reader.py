@@ -276,6 +276,7 @@ def _asset(block: AssetBlock) -> Asset:
         level=priority if isinstance(priority, Level) else Level.CRITICAL,
         position=0 if isinstance(priority, Level) else priority,
         update_frequency_seconds=block.update_frequency_seconds,
+        hours=block.hours,
     )
 
 

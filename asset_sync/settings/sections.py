@@ -347,6 +347,12 @@ class AssetBlock:
     update_frequency_seconds: int = setting(
         whole(1, 2_592_000), 300, doc="How old the data may get."
     )
+    hours: str | tuple[str, ...] | None = setting(
+        kinds.HOURS,
+        None,
+        left_out="its market's",
+        doc="When it trades; without a time zone in New York's wall time.",
+    )
     enabled: bool = setting(FLAG, default=True, doc="Whether the asset is fetched.")
 
 

@@ -30,10 +30,23 @@ class Market(NamedTuple):
     example: str
     """A symbol of this market."""
 
+    hours: str
+    """The name of its hours, see `asset_sync/hours.py`."""
+
+    hours_by_base: Mapping[str, str] = MappingProxyType({})
+    """The hours of the pairs that have others, by the first three letters of the pair."""
+
+    def hours_of(self, ticker: str) -> str:
+        """Return the name of a ticker's hours."""
+        return self.hours_by_base.get(ticker.removeprefix(self.prefix)[:3], self.hours)
+
+
+_METALS = MappingProxyType(dict.fromkeys(("XAU", "XAG", "XPT", "XPD"), "metals"))
+
 
 MARKETS: Mapping[AssetType, Market] = MappingProxyType(
     {
-        AssetType.FOREX: Market("C:", "fx", timedelta(days=40), 2, "EURUSD"),
-        AssetType.CRYPTO: Market("X:", "crypto", timedelta(days=34), 1, "BTCUSD"),
+        AssetType.FOREX: Market("C:", "fx", timedelta(days=40), 2, "EURUSD", "fx", _METALS),
+        AssetType.CRYPTO: Market("X:", "crypto", timedelta(days=34), 1, "BTCUSD", "crypto"),
     }
 )
