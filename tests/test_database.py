@@ -1,10 +1,12 @@
 """The connection and the schema, and the sentence for each error of either."""
 
+import io
 import os
 import re
 import socket
 import struct
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import psycopg2
 import pytest
 from machine import until
 from psycopg2.extensions import make_dsn, parse_dsn
+from psycopg2.extras import wait_select
 
 from asset_sync import database
 from asset_sync.budget import slots
@@ -619,6 +622,76 @@ def test_every_statement_has_a_time_limit(db: Connection) -> None:
         cursor.execute("select 1")
         cursor.execute(_SETTINGS)
         assert cursor.fetchall() == [BOUNDED]
+
+
+def test_a_program_that_imports_us_copies_on_its_own_connection_and_on_ours(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    query(db, "select 1")
+    own = connect()
+    own.cursor().execute("create temporary table numbers (n int)")
+    own.cursor().copy_expert("copy numbers from stdin", io.StringIO("1\n2\n"))
+    copied = io.StringIO()
+    own.cursor().copy_expert("copy numbers to stdout", copied)
+    assert copied.getvalue() == "1\n2\n"
+
+    rows = io.BytesIO()
+    with transaction(db) as cursor:
+        cursor.execute("create temporary table numbers (n int) on commit drop")
+        cursor.execute("insert into numbers values (3), (4)")
+        cursor.copy_expert("copy numbers to stdout (format binary)", rows)
+        rows.seek(0)
+        cursor.copy_expert("copy numbers from stdin (format binary)", rows)
+        cursor.execute("select array_agg(n) from numbers")
+        assert cursor.fetchall() == [([3, 4, 3, 4],)]
+
+
+def test_the_wait_callback_of_a_program_that_imports_us_is_left_as_it_is(url: str) -> None:
+    """Ours works with it, and without any; psycopg2 has one for the whole process."""
+
+    def own_one(connection: Connection) -> None:
+        waited.append(connection)
+        wait_select(connection)
+
+    for callback in (None, own_one):
+        waited: list[Connection] = []
+        psycopg2.extensions.set_wait_callback(callback)
+        try:
+            with database.session(Secret(url)) as db:
+                assert query(db, "select 1") == [(1,)]
+                assert (db in waited) is (callback is own_one)
+                with pytest.raises(psycopg2.OperationalError), database.statement_timeout(0.3):
+                    query(db, "select pg_sleep(10)")
+                assert db.closed
+            assert psycopg2.extensions.get_wait_callback() is callback
+        finally:
+            psycopg2.extensions.set_wait_callback(None)
+
+
+@pytest.mark.parametrize("how", ["execute", "copy_expert"])
+def test_in_each_thread_a_statement_is_given_up_in_its_own_time(url: str, how: str) -> None:
+    def sleep_in_the_database(patience_seconds: float) -> tuple[float, str]:
+        with (
+            database.session(Secret(url)) as db,
+            database.statement_timeout(patience_seconds),
+            db.cursor() as cursor,
+        ):
+            began = time.monotonic()
+            try:
+                if how == "copy_expert":
+                    cursor.copy_expert("copy (select pg_sleep(2)) to stdout", io.BytesIO())
+                else:
+                    cursor.execute("select pg_sleep(2)")
+            except psycopg2.OperationalError as error:
+                return time.monotonic() - began, f"{error} {bool(db.closed)}"
+            return time.monotonic() - began, f"done {bool(db.closed)}"
+
+    with ThreadPoolExecutor() as threads:
+        short, long = threads.map(sleep_in_the_database, (0.5, 20))
+
+    assert 0.5 <= short[0] < 1.9
+    assert 2 <= long[0] < 20
+    assert (short[1], long[1]) == ("timeout expired True", "done False")
 
 
 def test_no_session_setting_outlives_its_transaction(

@@ -1,11 +1,13 @@
 """The connection and its statements, each with a time limit."""
 
-import select
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import _thread
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from functools import partial
+from typing import IO, Any, TypeAlias
 
 import psycopg2
 import psycopg2.errors
@@ -44,50 +46,92 @@ CONNECT_SECONDS = 10
 _answer_seconds = ContextVar[float]("answer_seconds", default=STATEMENT_SECONDS + 5)
 
 
+# What psycopg2 raises, without an SQLSTATE, where libpq has lost the connection.
+_LOST = (psycopg2.OperationalError, psycopg2.DatabaseError)
+
+
+class _Cursor(psycopg2.extensions.cursor):
+    """A cursor that waits for an answer as long as a statement may take, and that a signal ends.
+
+    A proxy that stops forwarding keeps its end of the connection alive, so that neither the
+    server's time-outs nor TCP's would end the wait. libpq's own wait has no time limit, and Ctrl-C
+    does not end it. So a thread waits in libpq, and to end that wait the connection's socket is
+    shut down. psycopg2's wait callback would do the same in one thread, but it applies to every
+    connection of the process and forbids COPY.
+    """
+
+    def execute(self, sql: str | bytes, parameters: Parameters | None = None) -> None:  # type: ignore[override]  # no Composable
+        self._in_time(partial(super().execute, sql, parameters))
+
+    def copy_expert(self, sql: str | bytes, file: IO[Any], size: int = 8192) -> None:  # type: ignore[override]
+        self._in_time(partial(super().copy_expert, sql, file, size))
+
+    def _in_time(self, act: Callable[[], None]) -> None:
+        """Call `act` in a thread; on a time-out or an interrupt this closes the connection."""
+        outcome: list[BaseException | None] = []
+        over = _thread.allocate_lock()
+        over.acquire()
+
+        def run() -> None:
+            try:
+                act()
+                outcome.append(None)
+            except BaseException as error:  # noqa: BLE001  # raised in the other thread
+                outcome.append(error)
+            finally:
+                over.release()
+
+        # A second descriptor: libpq may close the first one, and its number may soon belong to
+        # another file.
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as line:
+            try:
+                _thread.start_new_thread(run, ())
+                over.acquire(timeout=_answer_seconds.get())
+            finally:
+                in_time = bool(outcome)
+                if not in_time:
+                    with suppress(OSError):  # the server has just closed it
+                        line.shutdown(socket.SHUT_RDWR)
+                    # psycopg2 must not close a connection that the thread still uses.
+                    if over.acquire(timeout=1):
+                        self.connection.close()
+        if not in_time:
+            raise psycopg2.OperationalError("timeout expired")
+        error = outcome.pop()
+        if isinstance(error, psycopg2.DatabaseError) and type(error) in _LOST and not error.pgcode:
+            # psycopg2 passes on libpq's last message; why the server hung up stands before it. And
+            # it may take a connection that was lost while a statement was sent for an open one.
+            message = self.connection.info.error_message or str(error)
+            self.connection.close()
+            error = psycopg2.OperationalError(message)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
+
+
 def connect(conninfo: Secret | None, *, within_seconds: float = CONNECT_SECONDS) -> Connection:
     """Return a new connection; the caller closes it. Raises what psycopg2 raises.
 
     Each host of the address is tried for `within_seconds`; libpq takes whole seconds, at least two.
     """
     address = _address(conninfo)
-    # Without a wait callback libpq itself connects: it tries one host after the other, each with
-    # its own time limit.
-    psycopg2.extensions.set_wait_callback(None)
-    try:
-        db = psycopg2.connect(
-            address,
-            connect_timeout=max(2, int(min(within_seconds, CONNECT_SECONDS))),
-            application_name="asset-sync",
-            client_encoding="utf8",
-            # A peer that has vanished is noticed in about 25 s, not in the kernel's two hours.
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            tcp_user_timeout=25_000,
-        )
-    finally:
-        psycopg2.extensions.set_wait_callback(_wait_for_answer)
+    db = psycopg2.connect(
+        address,
+        cursor_factory=_Cursor,
+        connect_timeout=max(2, int(min(within_seconds, CONNECT_SECONDS))),
+        application_name="asset-sync",
+        client_encoding="utf8",
+        # A peer that has vanished is noticed in about 25 s, not in the kernel's two hours.
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=3,
+        tcp_user_timeout=25_000,
+    )
     db.autocommit = True
     clamp_timestamps(db)
     return db
-
-
-def _wait_for_answer(db: Connection) -> None:
-    """Wait for the answer to a statement, at most as long as a statement may take.
-
-    psycopg2 calls this for each statement. Its own wait has two faults: Ctrl-C does not end it, and
-    behind a proxy that stops forwarding, neither the server's time-outs nor TCP's would end it.
-    """
-    give_up = time.monotonic() + _answer_seconds.get()
-    while (state := db.poll()) != psycopg2.extensions.POLL_OK:
-        left = give_up - time.monotonic()
-        if left <= 0:
-            raise psycopg2.OperationalError("timeout expired")
-        sockets = [db.fileno()]
-        if state == psycopg2.extensions.POLL_READ:
-            select.select(sockets, [], [], left)
-        else:
-            select.select([], sockets, [], left)
 
 
 @contextmanager
