@@ -13,9 +13,11 @@ from asset_sync.cli.options import (
     with_common_options,
 )
 from asset_sync.cli.output import err, out_raw
+from asset_sync.cli.queue_status import age_as_json
 from asset_sync.cli.settings import settings_for
 from asset_sync.database import Connection
 from asset_sync.model import Asset
+from asset_sync.ops.age import DataAge, ages
 from asset_sync.queue import admin
 from asset_sync.settings import Settings
 
@@ -31,19 +33,21 @@ def assets_list(
     """
     settings = settings_for(options)
     left: list[str] | None = None
+    known: dict[str, DataAge] = {}
     try:
         with database.session(settings.conninfo) as db:
             fresh = _last_success(db, settings)
+            known = ages(db, settings.named)
             left = left_the_file(db, settings)
     except database.DatabaseError as error:
         # The assets of the file can be listed without a database.
         err(f"The times of the last refresh could not be read: {error}")
         fresh = {}
     if as_json:
-        document = {"assets": _as_json(settings, fresh), "left_the_file": left}
+        document = {"assets": _as_json(settings, fresh, known), "left_the_file": left}
         out_raw(json.dumps(document, indent=2))
     else:
-        _show(settings, fresh)
+        _show(settings, fresh, known)
         tell_left(options, left or ())
 
 
@@ -65,7 +69,7 @@ def tell_left(options: Common, left: Sequence[str]) -> None:
 def show_assets(db: Connection, settings: Settings) -> int:
     """Print the assets and return how many have ever been refreshed."""
     fresh = _last_success(db, settings)
-    _show(settings, fresh)
+    _show(settings, fresh, ages(db, settings.named))
     return len(fresh)
 
 
@@ -73,7 +77,7 @@ def _last_success(db: Connection, settings: Settings) -> dict[str, datetime]:
     return queue.last_success(db, [asset.symbol for asset in settings.named])
 
 
-def _show(settings: Settings, fresh: dict[str, datetime]) -> None:
+def _show(settings: Settings, fresh: dict[str, datetime], known: dict[str, DataAge]) -> None:
     rows = [
         [
             asset.symbol,
@@ -82,20 +86,33 @@ def _show(settings: Settings, fresh: dict[str, datetime]) -> None:
             "off" if asset in settings.switched_off else asset.level.value,
             duration(asset.update_frequency_seconds),
             moment(fresh.get(asset.symbol)),
+            _data_age(known.get(asset.symbol)),
         ]
         for asset in settings.named
     ]
-    columns = ["symbol", "ticker", "type", "level", ">every", "last refreshed (UTC)"]
+    columns = ["symbol", "ticker", "type", "level", ">every", "last refreshed (UTC)", ">data age"]
     out_raw(table(columns, rows, spare=["type", ">every", "ticker"]))
 
 
-def _as_json(settings: Settings, fresh: dict[str, datetime]) -> list[dict[str, object]]:
+def _data_age(known: DataAge | None) -> str:
+    """Return how old the newest bar is, and whether its market is closed."""
+    if known is None or known.age is None:
+        return "no bars"
+    return duration(known.age.total_seconds()) + (" closed" if known.opens_at else "")
+
+
+def _as_json(
+    settings: Settings, fresh: dict[str, datetime], known: dict[str, DataAge]
+) -> list[dict[str, object]]:
     return [
         {
             **asset_as_json(asset),
             "enabled": asset not in settings.switched_off,
             "last_success_at": fresh[asset.symbol].astimezone(UTC).isoformat()
             if asset.symbol in fresh
+            else None,
+            "data": age_as_json(asset.symbol, known[asset.symbol])
+            if asset.symbol in known
             else None,
         }
         for asset in settings.named

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, NamedTuple
 
 import typer
@@ -26,6 +26,8 @@ from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import out_raw, plain, wrapped
 from asset_sync.cli.settings import settings_for
 from asset_sync.database import Connection
+from asset_sync.ops import age
+from asset_sync.ops.age import DataAge
 from asset_sync.queue import Dead, Failing, LevelStatus, Upcoming
 from asset_sync.settings import Settings
 from asset_sync.store import runs
@@ -72,6 +74,8 @@ class Status(NamedTuple):
     budget: Budget
     runs: tuple[Run, ...]
     last_priority_update: datetime | None
+    ages: Mapping[str, DataAge]
+    """How old the data of each asset is."""
     waiting_for_first_run: int
     """Assets of the settings that no run has seen yet."""
 
@@ -90,6 +94,7 @@ def look(db: Connection, settings: Settings) -> Status:
         slots.budget(db, rate),
         runs.last(db, _RUNS),
         max((one.last_success_at for one in priority if one.last_success_at), default=None),
+        age.ages(db, settings.assets),
         len(symbols) - len(known),
     )
 
@@ -136,7 +141,39 @@ def _budget(status: Status) -> str:
     elif not budget.free:
         line += f", the next in {duration(budget.next_free_seconds)}"
     last = moment(status.last_priority_update)
-    return f"{line}\n{bold('priority')}  last refreshed {last}{'' if last == 'never' else ' UTC'}"
+    line += f"\n{bold('priority')}  last refreshed {last}{'' if last == 'never' else ' UTC'}"
+    return f"{line}\n{bold('data')}      {_data(status.ages)}"
+
+
+def _data(ages: Mapping[str, DataAge]) -> str:
+    """Say how old the newest bars are, and how many markets are closed."""
+    known = {symbol: one.age for symbol, one in ages.items() if one.age is not None}
+    if not known:
+        return "no bars yet"
+    newest, oldest = (choose(known, key=lambda symbol: known[symbol]) for choose in (min, max))
+    said = f"newest bar {_ago(known[newest])} old ({newest})"
+    if oldest != newest:
+        said += f", oldest {_ago(known[oldest])} ({oldest})"
+    opening = [one.opens_at for one in ages.values() if one.opens_at is not None]
+    if opening:
+        markets = "1 asset's market is" if len(opening) == 1 else f"{len(opening)} markets are"
+        said += f"\n          {markets} closed until {moment(min(opening))} UTC"
+    return said
+
+
+def _ago(age: timedelta) -> str:
+    return duration(age.total_seconds())
+
+
+def age_as_json(symbol: str, one: DataAge) -> dict[str, object]:
+    """Return the age of an asset's data as programs get it."""
+    return {
+        "symbol": symbol,
+        "newest_bar_end": one.newest_end.astimezone(UTC).isoformat() if one.newest_end else None,
+        "age_seconds": one.age.total_seconds() if one.age is not None else None,
+        "open_seconds": one.open_time.total_seconds() if one.open_time is not None else None,
+        "opens_at": one.opens_at.isoformat() if one.opens_at else None,
+    }
 
 
 def _next(status: Status) -> str:
@@ -212,6 +249,7 @@ def _as_json(status: Status) -> dict[str, object]:
         "blocked_seconds": status.budget.blocked_seconds,
         "last_priority_update": last.astimezone(UTC).isoformat() if last else None,
         "waiting_for_first_run": status.waiting_for_first_run,
+        "data": [age_as_json(symbol, one) for symbol, one in status.ages.items()],
         "next": [plain(one) for one in status.next],
         "dead_items": [plain(one) for one in status.dead],
         "failing_items": [plain(one) for one in status.failing],

@@ -9,10 +9,12 @@ from asset_sync import queue
 from asset_sync.budget import clocks, slots
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.model import Asset, Lane, Level
+from asset_sync.ops import age
 from asset_sync.queue import FAILING_STRIKES, Failing, Freshness, LevelStatus
 from asset_sync.settings import Settings
-from asset_sync.store import runs
+from asset_sync.store import entitlements, runs
 from asset_sync.store.runs import JobRecord
+from asset_sync.sync.scope import account
 
 # Cron starts a run in each interval. One missing run may be chance; after two the job is overdue.
 OVERDUE_INTERVALS = 2
@@ -87,6 +89,7 @@ def examine(db: Connection, settings: Settings) -> Health:
             _lowered(db, settings),
             _jumped(db),
             _stale(settings.assets, freshness, settings),
+            _old(db, settings),
         ),
         last_priority_update=max(
             (fresh.last_success_at for fresh in critical if fresh and fresh.last_success_at),
@@ -212,6 +215,23 @@ def _jumped(db: Connection) -> Check:
         return Check("clock.jumped", 0, 0, Verdict.HEALTHY, "the database's clock has not jumped")
     about = f"{jump}, noticed {jump.seconds_ago:.0f} s ago: check the time service of its host"
     return Check("clock.jumped", 1, 0, Verdict.DEGRADED, about)
+
+
+def _old(db: Connection, settings: Settings) -> Check:
+    """Count the assets whose data is older than expected while their market is open."""
+    known = age.ages(db, settings.assets)
+    factor = settings.health.stale_after_frequencies
+    ends_yesterday = entitlements.missing(db, *account(settings)).today
+    old = [
+        asset.symbol
+        for asset in settings.assets
+        if not ends_yesterday
+        and known[asset.symbol].is_old(timedelta(seconds=factor * asset.update_frequency_seconds))
+    ]
+    named = f": {', '.join(old[:5])}{' …' if len(old) > 5 else ''}" if old else ""  # noqa: PLR2004
+    about = f"the newest bar is older than expected in an open market{named}"
+    verdict = Verdict.DEGRADED if old else Verdict.HEALTHY
+    return Check("data.old", len(old), 0, verdict, about)
 
 
 def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: Settings) -> Check:
