@@ -109,6 +109,8 @@ def test_the_status_names_the_newest_and_the_oldest_data_and_the_closed_markets(
     newest, closed = _data(ages).splitlines()
     assert newest == "newest bar 3 min old (BTCUSD), oldest 14 h (EURUSD)"
     assert closed.strip() == "1 asset's market is closed until 2026-11-22 22:00:00 UTC"
+    running = DataAge(now, timedelta(0), timedelta(0), None)
+    assert _data({"BTCUSD": running}) == "newest bar still running (BTCUSD)"
     assert _data({"NEWONE": ages["NEWONE"]}) == "no bars yet"
     assert [_data_age(one) for one in ages.values()] == ["3 min", "14 h closed", "no bars"]
     assert json.loads(json.dumps(age_as_json("EURUSD", ages["EURUSD"]))) == {
