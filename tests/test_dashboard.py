@@ -128,7 +128,7 @@ def test_the_alerts_name_every_check_of_health(db: Connection) -> None:
     checks = {check.name for check in health.examine(db, load(SHIPPED_FILE, {})).checks}
 
     assert checks == set(
-        re.findall(r"\b(?:api|assets|batch|clock|queue)\.[a-z_.]+[a-z]", comment)
+        re.findall(r"\b(?:api|assets|batch|clock|data|queue)\.[a-z_.]+[a-z]", comment)
     ) - {"assets.toml"}
 
 

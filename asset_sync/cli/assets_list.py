@@ -37,7 +37,7 @@ def assets_list(
     try:
         with database.session(settings.conninfo) as db:
             fresh = _last_success(db, settings)
-            known, _ = ages(db, settings.named)
+            known = ages(db, settings.named)
             left = left_the_file(db, settings)
     except database.DatabaseError as error:
         # The assets of the file can be listed without a database.
@@ -69,7 +69,7 @@ def tell_left(options: Common, left: Sequence[str]) -> None:
 def show_assets(db: Connection, settings: Settings) -> int:
     """Print the assets and return how many have ever been refreshed."""
     fresh = _last_success(db, settings)
-    _show(settings, fresh, ages(db, settings.named)[0])
+    _show(settings, fresh, ages(db, settings.named))
     return len(fresh)
 
 

@@ -94,7 +94,7 @@ def look(db: Connection, settings: Settings) -> Status:
         slots.budget(db, rate),
         runs.last(db, _RUNS),
         max((one.last_success_at for one in priority if one.last_success_at), default=None),
-        age.ages(db, settings.assets)[0],
+        age.ages(db, settings.assets),
         len(symbols) - len(known),
     )
 
@@ -151,12 +151,15 @@ def _data(ages: Mapping[str, DataAge]) -> str:
     if not known:
         return "no bars yet"
     newest, oldest = (choose(known, key=lambda symbol: known[symbol]) for choose in (min, max))
-    said = f"newest bar {_ago(known[newest])} old ({newest})"
+    age = f"{_ago(known[newest])} old" if known[newest] else "still running"
+    said = f"newest bar {age} ({newest})"
     if oldest != newest:
         said += f", oldest {_ago(known[oldest])} ({oldest})"
     opening = [one.opens_at for one in ages.values() if one.opens_at is not None]
     if opening:
-        markets = "1 asset's market is" if len(opening) == 1 else f"{len(opening)} markets are"
+        markets = (
+            "1 asset's market is" if len(opening) == 1 else f"{len(opening)} assets' markets are"
+        )
         said += f"\n          {markets} closed until {moment(min(opening))} UTC"
     return said
 

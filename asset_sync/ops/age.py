@@ -36,10 +36,10 @@ class DataAge(NamedTuple):
         return self.open_time is not None and self.open_time > max(allowed, _LEAST_SILENCE)
 
 
-def ages(db: Connection, assets: Sequence[Asset]) -> tuple[dict[str, DataAge], datetime]:
-    """Return the age of each asset's data, by symbol, and the database's time."""
+def ages(db: Connection, assets: Sequence[Asset]) -> dict[str, DataAge]:
+    """Return the age of each asset's data, by symbol."""
     newest, now = market.newest_bars(db, [asset.symbol for asset in assets])
-    return {asset.symbol: _age(asset, newest.get(asset.symbol), now) for asset in assets}, now
+    return {asset.symbol: _age(asset, newest.get(asset.symbol), now) for asset in assets}
 
 
 def _age(asset: Asset, newest: datetime | None, now: datetime) -> DataAge:

@@ -226,7 +226,7 @@ def _is_stale(fresh: Freshness, frequency: float, factor: float) -> bool:
 
 def _old(db: Connection, settings: Settings) -> Check:
     """Count the assets whose data is older than expected while their market is open."""
-    known, _ = age.ages(db, settings.assets)
+    known = age.ages(db, settings.assets)
     factor = settings.health.stale_after_frequencies
     missing = entitlements.missing(db, *account(settings))
     end_of_day = missing.today or missing.is_end_of_day([one.symbol for one in settings.assets])
