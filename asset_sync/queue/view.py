@@ -193,6 +193,7 @@ def line(db: Connection, assets: Sequence[Asset], most: int) -> tuple[Upcoming, 
     of_level = """
         (select * from asset_sync.queue
          where state = 'waiting' and level {which} 'critical' and symbol = any(%(symbols)s)
+           and feed <> %(history)s
          order by sort_at, symbol, feed_rank limit %(most)s)
         """
     rows = query(
@@ -205,7 +206,11 @@ def line(db: Connection, assets: Sequence[Asset], most: int) -> tuple[Upcoming, 
         from ({of_level.format(which="=")} union all {of_level.format(which="<>")}) as next
         order by {ORDER} limit %(most)s
         """,
-        {"symbols": [asset.symbol for asset in assets], "most": most},
+        {
+            "symbols": [asset.symbol for asset in assets],
+            "most": most,
+            "history": Feed.HISTORY,  # is in no line
+        },
     )
     types = {asset.symbol: asset.asset_type for asset in assets}
     return tuple(
@@ -252,9 +257,11 @@ def levels(db: Connection, symbols: Sequence[str]) -> tuple[LevelStatus, ...]:
               count(*) filter (where state = 'leased'), count(*) filter (where state = 'dead'),
               extract(epoch from greatest(interval '0', clock_timestamp()
                 - min(due_at) filter (where state in ('waiting', 'leased'))))::float8
-            from asset_sync.queue where state <> 'idle' and symbol = any(%s) group by level
+            from asset_sync.queue
+            where state <> 'idle' and symbol = any(%s) and (feed <> %s or state = 'dead')
+            group by level
             """,
-            (list(symbols),),
+            (list(symbols), Feed.HISTORY),
         )
     }
     return tuple(LevelStatus(level, *found.get(level.value, [0, 0, 0, None])) for level in Level)
