@@ -16,8 +16,8 @@ PROCESSES = 16
 CALLS, PERIOD_SECONDS = 40, 2.0
 SECONDS = 20.0
 CRITICAL, OTHERS = 3, 64
-# The target is p95 under 3 s with a window of a minute; this is its share for two seconds.
-PRIORITY_WAIT_SECONDS = 3.0 * PERIOD_SECONDS / 60
+# Behind the queue it would wait for nearly a whole window. `make soak` measures the target (p95).
+PRIORITY_WAIT_SECONDS = PERIOD_SECONDS / 4
 
 SETTINGS = f"""
 [provider]
