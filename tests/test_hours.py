@@ -5,6 +5,8 @@ Random cases come from seeds, so that a failure happens again.
 
 import csv
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from importlib.resources import files
@@ -306,6 +308,17 @@ def test_where_the_machine_has_no_time_zones_a_sentence_says_what_to_install(
     with pytest.raises(hours.HoursError, match="pip install tzdata"):
         hours.check("Mon 08:00-12:00 Europe/Paris")
     assert CRYPTO.is_open(utc("2026-07-15"))
+
+
+def test_a_machine_without_time_zones_uses_those_that_are_installed_with_the_program() -> None:
+    program = (
+        "import zoneinfo; from datetime import UTC, datetime; from asset_sync.hours import FX;"
+        "assert not zoneinfo.TZPATH; print(FX.next_open(datetime(2026, 7, 18, tzinfo=UTC)))"
+    )
+    environ = {"PYTHONTZPATH": "", "PYTHONPATH": ":".join(sys.path)}
+    asked = [sys.executable, "-c", program]
+    answer = subprocess.run(asked, env=environ, capture_output=True, text=True, check=True)
+    assert answer.stdout == "2026-07-19 21:00:00+00:00\n"
 
 
 # --- Every kind, at random -----------------------------------------------------------------------
