@@ -96,9 +96,9 @@ def _show(settings: Settings, fresh: dict[str, datetime], known: dict[str, DataA
 
 def _data_age(known: DataAge | None) -> str:
     """Return how old the newest bar is, and whether its market is closed."""
-    if known is None or known.age is None:
+    if known is None or known.age_seconds is None:
         return "no bars"
-    return duration(known.age.total_seconds()) + (" closed" if known.opens_at else "")
+    return duration(known.age_seconds) + (" closed" if known.opens_at else "")
 
 
 def _as_json(

@@ -226,7 +226,7 @@ def _old(db: Connection, settings: Settings) -> Check:
         asset.symbol
         for asset in settings.assets
         if not ends_yesterday
-        and known[asset.symbol].is_old(timedelta(seconds=factor * asset.update_frequency_seconds))
+        and known[asset.symbol].is_old(factor * asset.update_frequency_seconds)
     ]
     named = f": {', '.join(old[:5])}{' …' if len(old) > 5 else ''}" if old else ""  # noqa: PLR2004
     about = f"the newest bar is older than expected in an open market{named}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from asset_sync.hours import BAR_LENGTH
 from asset_sync.provider.answers import BarsAnswer
 from asset_sync.provider.current import endpoints
 from asset_sync.provider.errors import FeedDenied, ProviderError, TimeRangeDenied
@@ -24,7 +25,7 @@ from asset_sync.sync.judge import (
 )
 from asset_sync.sync.progress import Synced, Warned
 from asset_sync.sync.scope import Scope, Target
-from asset_sync.sync.window import BAR_LENGTH, SAFE_HISTORY, Window
+from asset_sync.sync.window import SAFE_HISTORY, Window
 
 
 @dataclass(frozen=True, slots=True)
