@@ -109,6 +109,9 @@ def test_the_status_names_the_newest_and_the_oldest_data_and_the_closed_markets(
     assert closed.strip() == "1 asset's market is closed until 2026-11-22 22:00:00 UTC"
     running = DataAge(now, 0, 0, None)
     assert _data({"BTCUSD": running}) == "newest bar still running (BTCUSD)"
+    assert _data_age(running) == "running"
+    both = _data({**ages, "XAUUSD": ages["EURUSD"]._replace(opens_at=now + timedelta(hours=35))})
+    assert both.endswith(" 2 assets' markets are closed, the first until 2026-11-22 22:00:00 UTC")
     assert _data({"NEWONE": ages["NEWONE"]}) == "no bars yet"
     assert [_data_age(one) for one in ages.values()] == ["3 min", "14 h closed", "no bars"]
     assert json.loads(json.dumps(age_as_json("EURUSD", ages["EURUSD"]))) == {

@@ -95,10 +95,11 @@ def _show(settings: Settings, fresh: dict[str, datetime], known: dict[str, DataA
 
 
 def _data_age(known: DataAge | None) -> str:
-    """Return how old the newest bar is, and whether its market is closed."""
+    """Return how old the newest bar is, if it is over, and whether its market is closed."""
     if known is None or known.age_seconds is None:
         return "no bars"
-    return duration(known.age_seconds) + (" closed" if known.opens_at else "")
+    how_old = duration(known.age_seconds) if known.age_seconds else "running"
+    return how_old + (" closed" if known.opens_at else "")
 
 
 def _as_json(

@@ -157,10 +157,10 @@ def _data(ages: Mapping[str, DataAge]) -> str:
         said += f", oldest {duration(known[oldest])} ({oldest})"
     opening = [one.opens_at for one in ages.values() if one.opens_at is not None]
     if opening:
-        markets = (
-            "1 asset's market is" if len(opening) == 1 else f"{len(opening)} assets' markets are"
-        )
-        said += f"\n          {markets} closed until {moment(min(opening))} UTC"
+        closed = f"{len(opening)} assets' markets are closed, the first until"
+        if len(opening) == 1:
+            closed = "1 asset's market is closed until"
+        said += f"\n          {closed} {moment(min(opening))} UTC"
     return said
 
 
