@@ -110,6 +110,7 @@ def test_the_status_names_the_newest_and_the_oldest_data_and_the_closed_markets(
     running = DataAge(now, 0, 0, None)
     assert _data({"BTCUSD": running}) == "newest bar still running (BTCUSD)"
     assert _data_age(running) == "running"
+    assert _data_age(None) == "-"
     both = _data({**ages, "XAUUSD": ages["EURUSD"]._replace(opens_at=now + timedelta(hours=35))})
     assert both.endswith(" 2 assets' markets are closed, the first until 2026-11-22 22:00:00 UTC")
     assert _data({"NEWONE": ages["NEWONE"]}) == "no bars yet"
