@@ -13,7 +13,9 @@ from typing import TypeAlias
 from asset_sync.errors import AssetSyncError
 from asset_sync.spans import Span, difference, intersection, union
 
-BAR = timedelta(minutes=5)
+BAR_LENGTH = timedelta(minutes=5)
+"""Of every bar that is stored."""
+
 _DAY = timedelta(days=1)
 _WEEK = timedelta(weeks=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -281,8 +283,8 @@ def _day(name: str) -> timedelta:
 def _time(text: str, *, end: bool = False) -> timedelta:
     hour, minute = map(int, text.split(":"))
     since_midnight = timedelta(hours=hour, minutes=minute)
-    last = _DAY if end else _DAY - BAR
-    if minute >= 60 or since_midnight > last or since_midnight % BAR:  # noqa: PLR2004
+    last = _DAY if end else _DAY - BAR_LENGTH
+    if minute >= 60 or since_midnight > last or since_midnight % BAR_LENGTH:  # noqa: PLR2004
         raise HoursError(
             f"has {text}; times are 00:00 to 23:55 by steps of five minutes, and 24:00 as an end"
         )
@@ -336,4 +338,4 @@ def _weekly_spans(lines: tuple[str, ...], first: datetime, last: datetime) -> It
 
 def _marks(moment: datetime) -> int:
     """Return how many five-minute marks there are before a moment, since 1970."""
-    return -((_EPOCH - moment) // BAR)
+    return -((_EPOCH - moment) // BAR_LENGTH)

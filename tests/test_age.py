@@ -16,8 +16,8 @@ from asset_sync.ops.age import DataAge
 from asset_sync.provider.current import hours_of
 from asset_sync.settings import SHIPPED_FILE, load
 
-ALWAYS, NEVER_NOW = "crypto", "us"
-EURO = replace(asset("EURUSD"), hours=ALWAYS)
+HOUR = 3600.0
+EURO = replace(asset("EURUSD"), hours="crypto")
 
 
 def give_bar(db: Connection, one: Asset, ago: timedelta) -> datetime:
@@ -44,31 +44,31 @@ def closed_now() -> str:
 
 def test_an_asset_without_bars_has_no_age(db: Connection) -> None:
     known = age.ages(db, [EURO])["EURUSD"]
-    assert (known.newest_end, known.age, known.open_time) == (None, None, None)
-    assert not known.is_old(timedelta(0))
+    assert (known.newest_bar_end, known.age_seconds, known.open_seconds) == (None, None, None)
+    assert not known.is_old(0)
 
 
 def test_the_age_counts_from_the_end_of_the_newest_bar(db: Connection) -> None:
     end = give_bar(db, EURO, timedelta(hours=3))
     known = age.ages(db, [EURO])["EURUSD"]
-    assert known.newest_end == end
-    assert known.age is not None
-    assert timedelta(0) <= known.age - timedelta(hours=3) < timedelta(minutes=1)
-    assert known.open_time == known.age
+    assert known.newest_bar_end == end
+    assert known.age_seconds is not None
+    assert 0 <= known.age_seconds - 3 * HOUR < 60
+    assert known.open_seconds == known.age_seconds
     assert known.opens_at is None
 
 
 def test_a_bar_that_still_runs_is_no_minute_old(db: Connection) -> None:
     give_bar(db, EURO, timedelta(minutes=-3))
-    assert age.ages(db, [EURO])["EURUSD"].age == timedelta(0)
+    assert age.ages(db, [EURO])["EURUSD"].age_seconds == 0
 
 
 def test_a_closed_market_makes_no_data_old(db: Connection) -> None:
     one = replace(EURO, hours=(closed_now(),))
     give_bar(db, one, timedelta(hours=4))
     known = age.ages(db, [one])["EURUSD"]
-    assert known.open_time is not None
-    assert timedelta(hours=2) <= known.open_time < timedelta(hours=4)
+    assert known.open_seconds is not None
+    assert 2 * HOUR <= known.open_seconds < 4 * HOUR
     assert known.opens_at == hours_of(one).next_open(datetime.now(UTC))
 
 
@@ -80,10 +80,8 @@ def test_data_is_old_beyond_what_is_allowed_and_two_open_hours(
     allowed_hours: float,
     old: bool,  # noqa: FBT001  # from parametrize
 ) -> None:
-    known = DataAge(
-        datetime.now(UTC), timedelta(days=9), timedelta(hours=hours_open), opens_at=None
-    )
-    assert known.is_old(timedelta(hours=allowed_hours)) is old
+    known = DataAge(datetime.now(UTC), 9 * 24 * HOUR, hours_open * HOUR, opens_at=None)
+    assert known.is_old(allowed_hours * HOUR) is old
 
 
 def test_health_names_the_assets_whose_data_is_old_while_their_market_is_open(
@@ -102,15 +100,19 @@ def test_health_names_the_assets_whose_data_is_old_while_their_market_is_open(
 def test_the_status_names_the_newest_and_the_oldest_data_and_the_closed_markets() -> None:
     now = datetime(2026, 11, 21, 12, tzinfo=UTC)
     ages = {
-        "BTCUSD": DataAge(now, timedelta(minutes=3), timedelta(minutes=3), None),
-        "EURUSD": DataAge(now, timedelta(hours=14), timedelta(0), now + timedelta(hours=34)),
+        "BTCUSD": DataAge(now, 180, 180, None),
+        "EURUSD": DataAge(now, 14 * HOUR, 0.0, now + timedelta(hours=34)),
         "NEWONE": DataAge(None, None, None, None),
     }
     newest, closed = _data(ages).splitlines()
     assert newest == "newest bar 3 min old (BTCUSD), oldest 14 h (EURUSD)"
     assert closed.strip() == "1 asset's market is closed until 2026-11-22 22:00:00 UTC"
-    running = DataAge(now, timedelta(0), timedelta(0), None)
+    running = DataAge(now, 0, 0, None)
     assert _data({"BTCUSD": running}) == "newest bar still running (BTCUSD)"
+    assert _data_age(running) == "running"
+    assert _data_age(None) == "-"
+    both = _data({**ages, "XAUUSD": ages["EURUSD"]._replace(opens_at=now + timedelta(hours=35))})
+    assert both.endswith(" 2 assets' markets are closed, the first until 2026-11-22 22:00:00 UTC")
     assert _data({"NEWONE": ages["NEWONE"]}) == "no bars yet"
     assert [_data_age(one) for one in ages.values()] == ["3 min", "14 h closed", "no bars"]
     assert json.loads(json.dumps(age_as_json("EURUSD", ages["EURUSD"]))) == {

@@ -291,6 +291,8 @@ def test_the_assets_are_listed_even_while_the_database_is_down(run: Run) -> None
     assert answer.returncode == 0
     assert len(json.loads(answer.stdout)["assets"]) == 7
     assert "could not be read" in answer.stderr
+    table = run("assets", "list", DATABASE_URL="postgresql://me@127.0.0.1:1/x").stdout
+    assert [line.split()[-2:] for line in table.splitlines()[1:]] == [["-", "-"]] * 7
 
 
 # --- cron -------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asset_sync.hours import CRYPTO, FX, METALS, US, Hours
+from asset_sync.hours import BAR_LENGTH, CRYPTO, FX, METALS, US, Hours
 from asset_sync.model import AssetType
 from asset_sync.provider.answers import Bar
 from asset_sync.spans import Span, difference, intersection, length
 from asset_sync.store.ledger import UNKNOWN_LAG, Lag, Ledger
 from asset_sync.sync import coverage
 from asset_sync.sync.coverage import horizon, reread_from
-from asset_sync.sync.window import BAR_LENGTH, OVERLAP, next_window
+from asset_sync.sync.window import OVERLAP, next_window
 
 NOW = datetime(2026, 11, 18, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -770,11 +770,17 @@ def nobodys_home() -> Iterator[Path]:
         shutil.rmtree(home)
 
 
+def _without_coverage(home: Path) -> dict[str, str]:
+    """Return the environment of an account that cannot write the tests' coverage files."""
+    environ = environment(home)
+    return {name: value for name, value in environ.items() if not name.startswith("COVERAGE")}
+
+
 def test_an_ordinary_user_needs_only_a_home_directory(nobodys_home: Path) -> None:
     def as_nobody(program: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-B", "-c", program],
-            env=environment(nobodys_home),
+            env=_without_coverage(nobodys_home),
             cwd=nobodys_home,
             user=NOBODY,
             group=NOBODY,
@@ -806,7 +812,7 @@ def test_an_ordinary_users_server_gets_no_secret(nobodys_home: Path) -> None:
     try:
         finished = subprocess.run(
             [sys.executable, "-B", "-c", _SHOW_ENVIRONMENTS, str(directory)],
-            env={**environment(nobodys_home), **SECRETS},
+            env={**_without_coverage(nobodys_home), **SECRETS},
             cwd=nobodys_home,
             user=NOBODY,
             group=NOBODY,

@@ -5,6 +5,8 @@ Random cases come from seeds, so that a failure happens again.
 
 import csv
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from importlib.resources import files
@@ -15,7 +17,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from asset_sync import hours
-from asset_sync.hours import BAR, CRYPTO, FX, METALS, NAMED, US, Hours
+from asset_sync.hours import BAR_LENGTH, CRYPTO, FX, METALS, NAMED, US, Hours
 from asset_sync.spans import Span, union
 
 DAY = timedelta(days=1)
@@ -53,7 +55,7 @@ def moments(seed: int, number: int = 8) -> Iterator[datetime]:
     """Give moments of the years 2019 to 2027, many of them on the edge of a span."""
     chance = random.Random(seed)
     for _ in range(number):
-        moment = utc("2019-01-01") + chance.randrange(9 * 365 * 288) * BAR
+        moment = utc("2019-01-01") + chance.randrange(9 * 365 * 288) * BAR_LENGTH
         yield moment + chance.choice([NOTHING, NOTHING, timedelta(seconds=1), -datetime.resolution])
 
 
@@ -123,7 +125,7 @@ def test_the_recorded_bars_of_the_euro_are_exactly_the_expected_ones() -> None:
 
     assert len(bars) == FX.expected_bars(start, end) == 3168
     assert all(FX.is_open(bar) for bar in bars)
-    slots = (start + number * BAR for number in range((end - start) // BAR))
+    slots = (start + number * BAR_LENGTH for number in range((end - start) // BAR_LENGTH))
     assert bars == [slot for slot in slots if FX.is_open(slot)]
 
 
@@ -151,9 +153,9 @@ def test_recorded_gold_is_within_the_hours_but_for_the_quarter_of_an_hour_of_201
     """In 2014 the break began at 17:15; today it begins at 17:00."""
     bars = set(recorded("XAUUSD_5m_2014-05.csv"))
     expected = {
-        since + number * BAR
+        since + number * BAR_LENGTH
         for since, until in METALS.spans(utc("2014-05-01"), utc("2014-05-16"))
-        for number in range((until - since) // BAR)
+        for number in range((until - since) // BAR_LENGTH)
     }
 
     assert expected < bars
@@ -309,6 +311,17 @@ def test_where_the_machine_has_no_time_zones_a_sentence_says_what_to_install(
     assert CRYPTO.is_open(utc("2026-07-15"))
 
 
+def test_a_machine_without_time_zones_uses_those_that_are_installed_with_the_program() -> None:
+    program = (
+        "import zoneinfo; from datetime import UTC, datetime; from asset_sync.hours import FX;"
+        "assert not zoneinfo.TZPATH; print(FX.next_open(datetime(2026, 7, 18, tzinfo=UTC)))"
+    )
+    environ = {"PYTHONTZPATH": "", "PYTHONPATH": ":".join(sys.path)}
+    asked = [sys.executable, "-c", program]
+    answer = subprocess.run(asked, env=environ, capture_output=True, text=True, check=True)
+    assert answer.stdout == "2026-07-19 21:00:00+00:00\n"
+
+
 # --- Every kind, at random -----------------------------------------------------------------------
 
 
@@ -373,11 +386,11 @@ def test_back_leads_to_where_so_much_open_time_begins(kind: Hours, seed: int) ->
 def test_the_expected_bars_are_the_five_minute_marks_that_are_open(kind: Hours, seed: int) -> None:
     for start in moments(seed, 2):
         end = start + timedelta(days=2, seconds=random.Random(seed).randrange(86_400))
-        first = start + (utc("2000-01-01") - start) % BAR
-        marks = range(-((first - end) // BAR))
+        first = start + (utc("2000-01-01") - start) % BAR_LENGTH
+        marks = range(-((first - end) // BAR_LENGTH))
 
         assert kind.expected_bars(start, end) == sum(
-            kind.is_open(first + mark * BAR) for mark in marks
+            kind.is_open(first + mark * BAR_LENGTH) for mark in marks
         )
 
 

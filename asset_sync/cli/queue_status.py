@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
 
 import typer
@@ -147,36 +147,26 @@ def _budget(status: Status) -> str:
 
 def _data(ages: Mapping[str, DataAge]) -> str:
     """Say how old the newest bars are, and how many markets are closed."""
-    known = {symbol: one.age for symbol, one in ages.items() if one.age is not None}
+    known = {symbol: one.age_seconds for symbol, one in ages.items() if one.age_seconds is not None}
     if not known:
         return "no bars yet"
-    newest, oldest = (choose(known, key=lambda symbol: known[symbol]) for choose in (min, max))
-    age = f"{_ago(known[newest])} old" if known[newest] else "still running"
-    said = f"newest bar {age} ({newest})"
+    newest, oldest = (choose(known, key=known.__getitem__) for choose in (min, max))
+    how_old = f"{duration(known[newest])} old" if known[newest] else "still running"
+    said = f"newest bar {how_old} ({newest})"
     if oldest != newest:
-        said += f", oldest {_ago(known[oldest])} ({oldest})"
+        said += f", oldest {duration(known[oldest])} ({oldest})"
     opening = [one.opens_at for one in ages.values() if one.opens_at is not None]
     if opening:
-        markets = (
-            "1 asset's market is" if len(opening) == 1 else f"{len(opening)} assets' markets are"
-        )
-        said += f"\n          {markets} closed until {moment(min(opening))} UTC"
+        closed = f"{len(opening)} assets' markets are closed, the first until"
+        if len(opening) == 1:
+            closed = "1 asset's market is closed until"
+        said += f"\n          {closed} {moment(min(opening))} UTC"
     return said
-
-
-def _ago(age: timedelta) -> str:
-    return duration(age.total_seconds())
 
 
 def age_as_json(symbol: str, one: DataAge) -> dict[str, object]:
     """Return the age of an asset's data as programs get it."""
-    return {
-        "symbol": symbol,
-        "newest_bar_end": one.newest_end.astimezone(UTC).isoformat() if one.newest_end else None,
-        "age_seconds": one.age.total_seconds() if one.age is not None else None,
-        "open_seconds": one.open_time.total_seconds() if one.open_time is not None else None,
-        "opens_at": one.opens_at.isoformat() if one.opens_at else None,
-    }
+    return {"symbol": symbol, **plain(one)}
 
 
 def _next(status: Status) -> str:

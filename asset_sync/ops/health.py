@@ -233,8 +233,7 @@ def _old(db: Connection, settings: Settings) -> Check:
     old = [
         asset.symbol
         for asset in settings.assets
-        if not end_of_day
-        and known[asset.symbol].is_old(timedelta(seconds=factor * asset.update_frequency_seconds))
+        if not end_of_day and known[asset.symbol].is_old(factor * asset.update_frequency_seconds)
     ]
     named = f": {', '.join(old[:5])}{' …' if len(old) > 5 else ''}" if old else ""  # noqa: PLR2004
     about = f"the newest bar is older than expected in an open market{named}"

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from asset_sync.database import Connection
-from asset_sync.hours import BAR, Hours
+from asset_sync.hours import BAR_LENGTH, Hours
 from asset_sync.model import Asset, Feed, Lane
 from asset_sync.ops import forecast
 from asset_sync.provider.current import hours_of
@@ -209,7 +209,7 @@ class _Known:
         self._ledgers = ledger.read(db, Feed.BARS, tickers)
         self._pasts = {asset.symbol: self._past(asset) for asset in settings.assets}
         since = min((past.start for past in self._pasts.values()), default=self.now)
-        self._whole = Span(since - (since - _EPOCH) % BAR, self.now)
+        self._whole = Span(since - (since - _EPOCH) % BAR_LENGTH, self.now)
         self._times: dict[Hours, _OpenTimes] = {}
 
     def ledger(self, asset: Asset) -> Ledger:

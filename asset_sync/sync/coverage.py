@@ -10,11 +10,11 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
-from asset_sync.hours import Hours
+from asset_sync.hours import BAR_LENGTH, Hours
 from asset_sync.provider.answers import Bar
 from asset_sync.spans import Span, difference, intersection, union
 from asset_sync.store.ledger import LEAST_LAGS, Lag, Ledger, Week, monday
-from asset_sync.sync.window import BAR_LENGTH, OVERLAP, start_of_bar
+from asset_sync.sync.window import OVERLAP, start_of_bar
 
 # How late a bar can be: twice the lag that 99 of 100 bars stay below, within these bounds.
 _LEAST_HORIZON = timedelta(hours=1)

@@ -8,9 +8,8 @@ says with the first new bar.
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from asset_sync.hours import Hours
+from asset_sync.hours import BAR_LENGTH, Hours
 from asset_sync.store.ledger import Lag
-from asset_sync.sync.window import BAR_LENGTH
 
 LONGEST_SILENCE = timedelta(hours=1)
 # A key that shows nothing of the running day gets new bars once a day, nobody knows when.

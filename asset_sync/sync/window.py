@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from asset_sync.hours import BAR_LENGTH
 from asset_sync.model import AssetType
 from asset_sync.provider.current import MARKETS
-
-BAR_LENGTH = timedelta(minutes=5)
 
 # The provider corrects its history, so the last few bars are read again.
 OVERLAP = 6 * BAR_LENGTH

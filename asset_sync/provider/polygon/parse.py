@@ -10,6 +10,7 @@ from itertools import groupby, pairwise
 from operator import itemgetter
 from urllib.parse import urlsplit
 
+from asset_sync.hours import BAR_LENGTH
 from asset_sync.provider.answers import (
     Bar,
     BarsAnswer,
@@ -34,7 +35,7 @@ from asset_sync.provider.polygon.refusals import (
 from asset_sync.secret import Secret
 
 MINUTE_MS = 60 * 1000
-BAR_MS = 5 * MINUTE_MS
+BAR_MS = BAR_LENGTH // timedelta(milliseconds=1)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TRADES = 2**31 - 1

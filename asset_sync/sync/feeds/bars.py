@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from asset_sync.hours import Hours
+from asset_sync.hours import BAR_LENGTH, Hours
 from asset_sync.provider.answers import Bar, BarsAnswer
 from asset_sync.provider.current import endpoints
 from asset_sync.provider.errors import FeedDenied, ProviderError, TimeRangeDenied
@@ -30,7 +30,7 @@ from asset_sync.sync.judge import (
 from asset_sync.sync.news import Chance, next_chance
 from asset_sync.sync.progress import Synced
 from asset_sync.sync.scope import Scope, Target
-from asset_sync.sync.window import BAR_LENGTH, SAFE_HISTORY, Window
+from asset_sync.sync.window import SAFE_HISTORY, Window
 
 # A key that sees the running day has shown some of it after so much open time.
 _SURE_AFTER = timedelta(hours=3)
