@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import commandline
 from commandline import Told
@@ -152,3 +153,11 @@ def one_bar(
         (symbol, *bar),
     )
     return bar.start_ms
+
+
+def close_at(ticker: str, price: Mapping[str, Any]) -> float:
+    """Return the close of the newest bar, over or not, at the time of a stored price."""
+    at_ms = int(datetime.fromisoformat(price["timestamp"]).timestamp() * 1000)
+    bar = replay.newest(ticker, 0, at_ms - 1, at_ms)
+    assert bar is not None
+    return bar.close

@@ -17,7 +17,7 @@ from typing import Any
 import commandline
 import pytest
 from anytime import DAYS, Today
-from machine import Machine, one_bar
+from machine import Machine, close_at, one_bar
 
 from asset_sync.database import Connection, Row, query
 from asset_sync.demo import replay, wire
@@ -45,6 +45,7 @@ ASSET = """
 symbol = "{}"
 polygon_ticker = "{}"
 asset_type = "{}"
+hours = "crypto"
 """
 
 
@@ -163,7 +164,16 @@ class Host(Machine):
             assert stored == replay.bars(TICKERS[symbol], first, last, self.today.now_ms)
             price = self.price(symbol)
             if price and price["bid"] is None and self.items("snapshot") == {}:
-                assert price["last_price"] == price["daily_close"] == stored[-1][4]
+                assert price["last_price"] == price["daily_close"] == self.close_at_price(symbol)
+
+    def closed_bars(self, symbol: str) -> list[replay.Bar]:
+        """Return the bars since the seeded one that are over: those that should be stored."""
+        now_ms = self.today.now_ms
+        over_ms = now_ms - replay.BAR_MS
+        return replay.bars(TICKERS[symbol], self.seeded[symbol], over_ms, now_ms)
+
+    def close_at_price(self, symbol: str) -> float:
+        return close_at(TICKERS[symbol], self.price(symbol))
 
 
 @pytest.fixture
@@ -284,11 +294,9 @@ def test_each_fault_leaves_the_expected_item_slot_data_and_exit_code(
     assert host.report()[0] == 0
     assert set(host.items().values()) == {FRESH} or expected.item == COUNTED
     assert set(host.statuses().values()) == {"success"}
-    for symbol, ticker in TICKERS.items():  # the newest bar still runs, so it is not stored
-        now_ms = host.today.now_ms
-        newest = replay.newest(ticker, 0, now_ms, now_ms)
-        assert newest is not None
-        assert host.price(symbol)["last_price"] == newest.close
+    assert all(
+        host.price(symbol)["last_price"] == host.close_at_price(symbol) for symbol in SYMBOLS
+    )
     host.assert_in_order()
 
 
@@ -327,16 +335,15 @@ def test_a_stored_bar_with_an_impossible_time_hides_no_other_and_ends_no_run(
         """,
         (ts,),
     )
-    now_ms = host.today.now_ms
 
     code, told = host.report()
 
     assert (code, told["updated"], told["failed"]) == (0, SYMBOLS, [])
     query(host.db, "delete from market_data.ohlcv_5m where close = 7")
-    for symbol, ticker in TICKERS.items():
-        expected = replay.bars(ticker, host.seeded[symbol], now_ms, now_ms)
+    for symbol in SYMBOLS:
+        expected = host.closed_bars(symbol)
         assert host.bars(symbol)[-len(expected) :] == expected
-        assert host.price(symbol)["last_price"] == expected[-1].close
+        assert host.price(symbol)["last_price"] == host.close_at_price(symbol)
 
 
 def test_if_the_newest_bar_of_an_answer_is_broken_the_price_is_that_of_the_newest_stored_bar(
@@ -389,8 +396,7 @@ def test_on_any_day_answers_with_many_pages_or_no_bars_leave_every_asset_fresh(
     host.an_hour_later()
     assert host.report()[0] == 0
     for symbol in SYMBOLS:
-        now_ms = host.today.now_ms
-        expected = replay.bars(TICKERS[symbol], host.seeded[symbol], now_ms, now_ms)
+        expected = host.closed_bars(symbol)
         assert host.bars(symbol)[-len(expected) :] == expected
     host.assert_in_order()
 
@@ -601,7 +607,10 @@ def test_after_any_fault_of_a_snapshot_each_asset_has_a_price_at_the_end_of_the_
         others,
     )
     assert host.outcomes()[0] == outcome
-    denials = query(host.db, "select symbol from asset_sync.entitlements order by symbol")
+    denials = query(
+        host.db,
+        "select symbol from asset_sync.entitlements where capability = 'snapshot' order by symbol",
+    )
     assert [symbol for (symbol,) in denials] == denied
     for symbol in SYMBOLS:
         price = host.price(symbol)

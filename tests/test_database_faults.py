@@ -155,7 +155,12 @@ def settings_for(url: str, api: StandIn) -> Settings:
     """Settings with two assets and two days of history."""
     shipped = load(
         TWO_ASSETS,
-        {"POLYGON_API_KEY": api.key, "POLYGON_BASE_URL": api.base_url, "DATABASE_URL": url},
+        {
+            "POLYGON_API_KEY": api.key,
+            "POLYGON_BASE_URL": api.base_url,
+            "DATABASE_URL": url,
+            "HISTORY_ENABLED": "false",
+        },
     )
     plan = replace(shipped.provider.plan, history_days=2)
     return replace(shipped, provider=replace(shipped.provider, plan=plan))
@@ -213,7 +218,7 @@ STEPS = (
     "budget.slots:prepare",
     "budget.slots:take",
     "queue:claim",
-    "store.market:newest_bar",
+    "store.market:newest_bars",
     "provider.polygon.client:Polygon.bars",
     "budget.slots:release",
     "store.market:save_bars",
@@ -269,7 +274,7 @@ def test_a_run_that_gives_up_returns_its_item_and_slot(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run does this at its end, on another connection."""
-    hook(monkeypatch, "store.market:newest_bar", before=job.terminate)
+    hook(monkeypatch, "store.market:newest_bars", before=job.terminate)
 
     with pytest.raises(DatabaseError):
         job.run(seconds=5)
@@ -322,7 +327,7 @@ def test_a_run_leaves_items_that_another_run_took_over_and_continues(
         )
         job.clock.sleep(40)
 
-    hook(monkeypatch, "store.market:newest_bar", after=once(sleep_long))
+    hook(monkeypatch, "store.market:newest_bars", after=once(sleep_long))
     report = job.run()
 
     assert (report.updated, job.asked()) == (["ETHUSDT"], ["X:ETHUSDT"])
@@ -571,6 +576,7 @@ def start(
             "POLYGON_API_KEY": api.key,
             "POLYGON_BASE_URL": api.base_url,
             "DATABASE_URL": url,
+            "HISTORY_ENABLED": "false",
         },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -42,7 +42,12 @@ CYCLE_SECONDS = 300
 
 def settings_for(*assets: Asset, url: str = "postgresql:///", **environ: str) -> Settings:
     """Return the shipped settings with other assets."""
-    usual = {"POLYGON_API_KEY": "k", "POLYGON_BASE_URL": "http://127.0.0.1:9", "DATABASE_URL": url}
+    usual = {
+        "POLYGON_API_KEY": "k",
+        "POLYGON_BASE_URL": "http://127.0.0.1:9",
+        "DATABASE_URL": url,
+        "HISTORY_ENABLED": "false",
+    }
     return replace(load(SHIPPED_FILE, usual | environ), assets=assets)
 
 

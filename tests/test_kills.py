@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ShiftingClock
-from machine import Machine, one_bar, until
+from machine import Machine, close_at, one_bar, until
 
 from asset_sync import queue
 from asset_sync.budget import slots
@@ -255,20 +255,19 @@ def _stored_unlike_replayed(db: Connection) -> int:
 
 
 def _all_is_fresh(db: Connection, began_ms: int) -> bool:
-    """Return whether each asset has the newest bar of the start of the test, and a bar's price."""
+    """Return whether each asset has the last bar before the start of the test, and a price."""
     fresh = query(
         db,
         """
-        select count(*) from trading.symbols s cross join lateral (
-          select ts, close from market_data.ohlcv_5m b where b.ticker_id = s.id
-          order by ts desc limit 1
-        ) as newest
-        where (metadata -> 'last_update' ->> 'last_price')::float8 = close
-          and ts >= to_timestamp(%s / 1000.0)
+        select symbol, metadata -> 'last_update' from trading.symbols s
+        where (select max(ts) from market_data.ohlcv_5m b where b.ticker_id = s.id)
+          >= to_timestamp(%s / 1000.0)
         """,
-        (began_ms - began_ms % replay.BAR_MS,),
+        (began_ms - began_ms % replay.BAR_MS - replay.BAR_MS,),
     )
-    return fresh == [(len(SYMBOLS),)]
+    tickers = dict(_tickers())
+    priced = [price["last_price"] == close_at(tickers[symbol], price) for symbol, price in fresh]
+    return priced == [True] * len(SYMBOLS)
 
 
 def _tickers() -> list[tuple[str, str]]:

@@ -100,6 +100,7 @@ def test_the_block_names_this_installation_and_does_not_depend_on_the_jobs_envir
             f"POLYGON_API_KEY_FILE={machine.home / 'polygon.key'}",
             f"XDG_DATA_HOME={machine.home / '.local/share'}",
             "POLYGON_TIER=starter",
+            "HISTORY_ENABLED=false",
             "PGSSLMODE=require",
         }
         assert words[-4:] == [str(Path(sys.executable).parent / "asset-sync"), "sync", lane, "-q"]

@@ -118,10 +118,10 @@ def history_fill(
     try:
         settings = settings_for(options, log.info)
         chosen = _known(settings, symbols or [asset.symbol for asset in settings.assets])
-        only = _bounds(settings, since, until)
         from asset_sync.cli.filling import fill_and_watch  # noqa: PLC0415  # status needs no loop
 
         with database.session(settings.conninfo) as db:
+            only = _bounds(db, settings, since, until)
             _name_never_refreshed(options, db, settings, chosen)
             code, summary, trouble = fill_and_watch(log, db, settings, chosen, only)
         log.end(code, trouble, summary)
@@ -153,14 +153,16 @@ def _known(settings: Settings, symbols: Sequence[str]) -> list[str]:
     return known_symbols(symbols, known, "The settings have no asset", "assets list")
 
 
-def _bounds(settings: Settings, since: datetime | None, until: datetime | None) -> Span | None:
+def _bounds(
+    db: Connection, settings: Settings, since: datetime | None, until: datetime | None
+) -> Span | None:
     """Return the bounds that the options name, None for none."""
     if since is None and until is None:
         return None
-    today = datetime.now(UTC)
+    [(now,)] = database.query(db, "select clock_timestamp()")
     days = timedelta(days=settings.history.days or settings.provider.plan.history_days)
-    begin = since.replace(tzinfo=UTC) if since else max(_EPOCH, today - days)
-    end = until.replace(tzinfo=UTC) + timedelta(days=1) if until else today
+    begin = since.replace(tzinfo=UTC) if since else max(_EPOCH, now - days)
+    end = until.replace(tzinfo=UTC) + timedelta(days=1) if until else now
     if begin >= end:
         raise typer.BadParameter("--since is after --until, or in the future.")
     return Span(max(begin, _EPOCH), end)
@@ -215,7 +217,7 @@ def _totals(found: History, settings: Settings) -> list[str]:
 def _done(found: History) -> str:
     if found.done_at is None:
         return ", so it never ends: see `asset-sync plan`"
-    left = (found.done_at - datetime.now(UTC)).total_seconds()
+    left = (found.done_at - found.now).total_seconds()
     return f": done by {moment(found.done_at)[:16]} UTC (in {duration(max(left, 0))})"
 
 

@@ -22,6 +22,7 @@ from asset_sync.store import ledger, market
 from asset_sync.store.ledger import Came, Ledger
 from asset_sync.sync import coverage
 from asset_sync.sync.scope import Scope, scope_of
+from asset_sync.sync.window import start_of_bar
 
 NEVER_ASKED = "never_asked"
 ASKED_EMPTY = "asked_empty"
@@ -68,6 +69,8 @@ class AssetHistory(NamedTuple):
 class History(NamedTuple):
     """How complete the history is, and when it will be."""
 
+    now: datetime
+    """The database's time for which all of this holds."""
     assets: tuple[AssetHistory, ...]
     spare_calls_per_day: int
     """Calls of a day that fresh data leaves over."""
@@ -117,7 +120,7 @@ def history_of(db: Connection, settings: Settings) -> History:
     done_at = None
     if calls and spare >= 1:
         done_at = known.now + calls / spare * timedelta(days=1)
-    return History(assets, int(spare), done_at, ledger.count_revisions(db))
+    return History(known.now, assets, int(spare), done_at, ledger.count_revisions(db))
 
 
 def calls_left(
@@ -223,7 +226,8 @@ class _Known:
     def _past(self, asset: Asset) -> Span:
         known = self.ledger(asset)
         start, end = self._scope.past(asset.symbol, self.now, known)
-        return Span(start, max(start, min(end, known.tail.end if known.tail else self.now)))
+        newest = known.tail.end if known.tail else start_of_bar(self.now)
+        return Span(start, max(start, min(end, newest)))
 
     def unasked(self, asset: Asset) -> list[Span]:
         """Return the ranges of the past that were never asked, closed times included."""

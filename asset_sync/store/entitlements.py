@@ -10,6 +10,9 @@ KEPT_HOURS = 24
 
 RUNNING_DAY = "running_day"
 """The capability to see bars of the running day; missing by what came, not by a refusal."""
+# The opposite, noted beside what is missing: one asset that shows the running day outweighs others
+# of which nothing came.
+_SHOWN = "running_day_shown"
 
 _LATE_ASSETS = 3
 
@@ -26,7 +29,12 @@ class Missing(NamedTuple):
     snapshot_symbols: frozenset[str]
     """Assets whose snapshots are refused."""
     late_symbols: frozenset[str] = frozenset()
-    """Assets whose bars ended with yesterday although their market has been open today."""
+    """Assets whose bars ended with yesterday although their market has been open today.
+
+    Empty if the key has shown a bar of the running day: then only these assets were silent.
+    """
+    shows_running_day: bool = False
+    """Whether the key has shown a bar of the running day."""
 
     def is_end_of_day(self, symbols: Collection[str]) -> bool:
         """Whether the key shows nothing of the running day, as far as these assets prove it.
@@ -61,6 +69,8 @@ def missing(db: Connection, key: str, plan: str) -> Missing:
         """,
         (key, plan, KEPT_HOURS),
     )
+    shown = (_SHOWN, "") in rows
+    late = frozenset(symbol for what, symbol in rows if what == RUNNING_DAY)
     return Missing(
         today=("today", "") in rows,
         past=("past", "") in rows,
@@ -68,16 +78,11 @@ def missing(db: Connection, key: str, plan: str) -> Missing:
         snapshot_symbols=frozenset(
             symbol for what, symbol in rows if what == "snapshot" and symbol
         ),
-        late_symbols=frozenset(symbol for what, symbol in rows if what == RUNNING_DAY),
+        late_symbols=frozenset() if shown else late,
+        shows_running_day=shown,
     )
 
 
 def note_running_day_shown(cursor: Cursor, key: str, plan: str) -> None:
     """Remember that the key has shown a bar of the running day."""
-    cursor.execute(
-        """
-        delete from asset_sync.entitlements
-        where key_fingerprint = %s and plan = %s and capability = %s
-        """,
-        (key, plan, RUNNING_DAY),
-    )
+    note_missing(cursor, key, plan, _SHOWN, ())

@@ -146,7 +146,8 @@ comment on column asset_sync.limiter.changes_from is
 
 alter table asset_sync.entitlements drop constraint entitlements_capability_check;
 alter table asset_sync.entitlements add constraint entitlements_capability_check
-  check (capability in ('snapshot', 'today', 'past', 'running_day'));
+  check (capability in ('snapshot', 'today', 'past', 'running_day', 'running_day_shown'));
 comment on column asset_sync.entitlements.capability is
   'snapshot: quotes in bulk; today: bars of the running day; past: bars older than two years; '
-  'running_day: bars of the running day never came, although nothing was refused.';
+  'running_day: bars of the running day did not come, although nothing was refused; '
+  'running_day_shown: they came, which outweighs assets of which none came.';

@@ -108,7 +108,7 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
     return Judgement(
         [(fetch.items, end)],
         missing=[NotIncluded(RUNNING_DAY, [item.symbol])] if late else (),
-        shows_running_day=shows_today and bool(scope.missing.late_symbols),
+        shows_running_day=shows_today and not scope.missing.shows_running_day,
         bars=closed,
         entry=_entry(scope, fetch, known, closed, cut=not answer.complete or answer.repeats),
         price=_priced(scope, item, running, last, known.now),
