@@ -144,6 +144,26 @@ def test_newest_first_breadth_first_and_the_higher_level_first(job: Past) -> Non
         assert starts == sorted(starts, reverse=True)
 
 
+def test_after_a_long_outage_one_call_brings_the_newest_bars_and_history_the_rest(
+    job: Past,
+) -> None:
+    query(
+        job.db,
+        """
+        insert into trading.symbols (symbol) values ('BTCUSD'), ('EURUSD');
+        insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close)
+        select id, date_bin('5 min', now(), 'epoch') - interval '90 days', 1, 1, 1, 1
+        from trading.symbols
+        """,
+    )
+    report = job.run(seconds=600)
+    assert len(report.updated) == 2
+    for _, span in job.spans()[:2]:
+        assert datetime.now(UTC) - span.end < timedelta(minutes=10)
+    assert_complete(job, COIN, EURO)
+    assert_asked_once(job)
+
+
 def test_switched_off_there_is_no_call_for_history(job: Past) -> None:
     job.wish(COIN, EURO, enabled=False)
     job.run(seconds=600)

@@ -398,7 +398,7 @@ def test_many_runs_that_claim_at_once_serve_each_item_once(
 _CHANGES: dict[str, Callable[[Cursor, Item], object]] = {
     "finish": lambda cursor, item: queue.finish(cursor, [item]),
     "release": lambda cursor, item: queue.release(cursor, [item], reason="502"),
-    "resume": lambda cursor, item: queue.resume(cursor, item, backfilled_to=None),
+    "resume": lambda cursor, item: queue.resume(cursor, item, SETTINGS, backfilled_to=None),
     "verify": queue.verify,
     "skip": lambda cursor, item: queue.skip(cursor, [item], "no snapshots"),
     "fail": lambda cursor, item: queue.fail(cursor, item, "404", SETTINGS),
@@ -773,11 +773,22 @@ def test_resume_remembers_how_far_a_catch_up_came_until_it_ends(db: Connection) 
     backfilled_to = datetime(2025, 3, 1, 12, tzinfo=UTC)
     enter(db, asset("A"))
     with transaction(db) as cursor:
-        queue.resume(cursor, claim_one(db), backfilled_to=backfilled_to)
+        queue.resume(cursor, claim_one(db), SETTINGS, backfilled_to=backfilled_to)
     item = claim_one(db)
     assert (item.backfilled_to, item.attempts) == (backfilled_to, 1)
     finish(db, [item])
     assert row(db, "backfilled_to") == (None,)
+
+
+@pytest.mark.parametrize("level", [Level.CRITICAL, Level.MEDIUM])
+def test_an_asset_that_catches_up_lets_those_that_are_due_go_first(
+    db: Connection, level: Level
+) -> None:
+    lane = Lane.PRIORITY if level is Level.CRITICAL else Lane.QUEUE
+    enter(db, asset("A", level), asset("B", level, position=1))
+    with transaction(db) as cursor:
+        queue.resume(cursor, claim_one(db, lane), SETTINGS, backfilled_to=None)
+    assert [claim_one(db, lane).symbol, claim_one(db, lane).symbol] == ["B", "A"]
 
 
 def test_verify_makes_only_the_next_call_look_up_the_ticker(
@@ -789,7 +800,7 @@ def test_verify_makes_only_the_next_call_look_up_the_ticker(
     item = claim_one(db)
     assert (item.verify_ticker, item.attempts) == (True, 1)
     with transaction(db) as cursor:
-        queue.resume(cursor, item, backfilled_to=None)
+        queue.resume(cursor, item, SETTINGS, backfilled_to=None)
     assert claim_one(db).verify_ticker is False
 
 

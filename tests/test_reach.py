@@ -24,6 +24,7 @@ def ask(
     history_days: int = TWO_YEARS,
     backfilled_to: datetime | None = None,
     today_denied: bool = False,
+    newest_first: bool = False,
 ) -> Window | None:
     return next_window(
         now,
@@ -32,6 +33,7 @@ def ask(
         history_days=history_days,
         backfilled_to=backfilled_to,
         today_denied=today_denied,
+        newest_first=newest_first,
     )
 
 
@@ -71,6 +73,16 @@ def test_a_gap_longer_than_one_call_is_split_and_the_next_call_continues() -> No
     )
     second = some(ask(first.end))
     assert second.start < first.end < second.end
+
+
+@pytest.mark.parametrize("asset_type", AssetType)
+def test_newest_first_the_call_after_a_long_gap_asks_as_far_back_as_one_call_reaches(
+    asset_type: AssetType,
+) -> None:
+    span = some(ask(datetime(2025, 1, 1, tzinfo=UTC), asset_type=asset_type, newest_first=True))
+    assert span == some(ask(None, asset_type=asset_type))
+    short = NOW - timedelta(days=1)
+    assert ask(short, newest_first=True) == ask(short)
 
 
 def test_a_catch_up_that_found_nothing_continues_from_the_end_of_the_asked_range() -> None:

@@ -83,14 +83,26 @@ def release(
     )
 
 
-def resume(cursor: Cursor, item: Item, *, backfilled_to: datetime | None) -> None:
-    """Put an item back in line after a part of its data; the next call continues from there."""
+_BEHIND_THOSE_DUE = SORT_AT.format(
+    level="coalesce(nullif(q.level, 'critical'), 'high')",  # critical items sort at 1970
+    position="0",
+    due_at="clock_timestamp()",
+)
+
+
+def resume(
+    cursor: Cursor, item: Item, settings: QueueSettings, *, backfilled_to: datetime | None
+) -> None:
+    """Put an item back in line after a part of its data; the next call continues from there.
+
+    It goes behind those that are due already: two years take 22 calls.
+    """
     _update_held(
         cursor,
         [item],
-        """state = 'waiting', attempts = greatest(0, attempts - 1), verify_ticker = false,
-           backfilled_to = %(backfilled_to)s""",
-        {"backfilled_to": backfilled_to},
+        f"""state = 'waiting', attempts = greatest(0, attempts - 1), verify_ticker = false,
+           backfilled_to = %(backfilled_to)s, sort_at = {_BEHIND_THOSE_DUE}""",
+        {"backfilled_to": backfilled_to, "aging": settings.aging_seconds},
     )
 
 
@@ -118,16 +130,11 @@ def move_back(cursor: Cursor, items: Sequence[Item], reason: str, settings: Queu
 
     Raises LostLeaseError.
     """
-    sort_at = SORT_AT.format(
-        level="coalesce(nullif(q.level, 'critical'), 'high')",  # critical items sort at 1970
-        position="0",
-        due_at="clock_timestamp()",
-    )
     _update_held(
         cursor,
         items,
         f"""state = 'waiting', attempts = greatest(0, attempts - 1), last_error = %(reason)s,
-           not_before = clock_timestamp(), sort_at = {sort_at}""",
+           not_before = clock_timestamp(), sort_at = {_BEHIND_THOSE_DUE}""",
         {"reason": reason[:500], "aging": settings.aging_seconds},
     )
 

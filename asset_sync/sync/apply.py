@@ -274,7 +274,7 @@ def _update_unfinished(cursor: Cursor, scope: Scope, items: Sequence[Item], end:
         case Idle():
             queue.idle(cursor, items)
         case Resume(backfilled_to):
-            queue.resume(cursor, items[0], backfilled_to=backfilled_to)
+            queue.resume(cursor, items[0], scope.settings.queue, backfilled_to=backfilled_to)
         case Verify():
             queue.verify(cursor, items[0])
         case Skip(reason):

@@ -161,6 +161,7 @@ class Scope:
             backfilled_to=target.backfilled_to,
             today_denied=self.missing.today,
             past_denied=self.missing.past,
+            newest_first=self.settings.history.enabled,
         )
 
     def hours(self, symbol: str) -> Hours:

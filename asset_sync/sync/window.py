@@ -35,6 +35,7 @@ def next_window(
     backfilled_to: datetime | None = None,
     today_denied: bool = False,
     past_denied: bool = False,
+    newest_first: bool = False,
 ) -> Window | None:
     """Return the window of the next call, None when there can be nothing new.
 
@@ -42,7 +43,8 @@ def next_window(
     if that is earlier, on the first sync as far back as one call reaches; it ends now.
     `backfilled_to` is up to when earlier calls of the same catch-up have asked without finding new
     bars: then the window begins there. With `today_denied` it ends with yesterday (UTC). With
-    `past_denied` it begins within the history that every plan has.
+    `past_denied` it begins within the history that every plan has. With `newest_first` a gap that
+    is longer than one call reaches is left to the calls for history.
     """
     end = now
     if today_denied:
@@ -60,6 +62,8 @@ def next_window(
     start = start_of_bar(min(start, end))
     if end - start <= longest + BAR_LENGTH:
         return Window(start, end, last=True)
+    if newest_first:
+        return Window(start_of_bar(end - longest), end, last=True)
     return Window(start, start + longest, last=False)
 
 
