@@ -18,7 +18,7 @@ from asset_sync.model import Asset, AssetType, Feed, Lane, Level
 from asset_sync.spans import Span
 from asset_sync.store import ledger, market, runs
 from asset_sync.sync import caller
-from asset_sync.sync.progress import Synced
+from asset_sync.sync.progress import Synced, Warned
 from asset_sync.sync.report import Ended, Report
 
 DAYS = 100
@@ -271,6 +271,39 @@ def test_a_start_before_the_plans_past_narrows_the_range_and_the_rest_is_fetched
     calls = len(job.api.log)
     job.run(seconds=600)
     assert len(job.api.log) == calls
+
+
+def test_a_key_with_less_than_the_settings_say_costs_one_refused_call_a_day_until_its_upgrade(
+    job: Past,
+) -> None:
+    job.wish(COIN, ETHER, days=790)
+    plan = replace(job.settings.provider.plan, history_days=3650)
+    job.settings = replace(job.settings, provider=replace(job.settings.provider, plan=plan))
+    job.first_sync()
+    query(
+        job.db,
+        """
+        update asset_sync.ledger set tail_from = date_trunc('day', now()) - interval '715 days',
+          unasked_until = date_trunc('day', now()) - interval '715 days'
+        """,
+    )
+
+    report = job.run(seconds=3000)
+
+    assert report.reason_ended is Ended.DONE
+    [warning] = [step for step in job.heard if isinstance(step, Warned)]
+    assert "does not include bars of so long ago" in warning.text
+    for one in (COIN, ETHER):
+        oldest = datetime.fromtimestamp(job.bars(one.symbol)[0][0] / 1000, UTC)
+        assert timedelta(719) < datetime.now(UTC) - oldest < timedelta(721)
+    assert len(job.calls()) == 3
+
+    job.clock.sleep(ONE_DAY + 60)
+    job.api._plan = replace(job.api._plan, history_days=3650)
+    job.run(seconds=3000)
+    for one in (COIN, ETHER):
+        oldest = datetime.fromtimestamp(job.bars(one.symbol)[0][0] / 1000, UTC)
+        assert datetime.now(UTC) - oldest > timedelta(788)
 
 
 # --- the settings change ------------------------------------------------------------------------

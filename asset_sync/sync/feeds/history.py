@@ -11,7 +11,16 @@ from asset_sync.provider.protocol import Provider
 from asset_sync.spans import Span
 from asset_sync.store.ledger import Ledger
 from asset_sync.sync import coverage, judge
-from asset_sync.sync.judge import Entry, Fetch, Idle, Judgement, Known, Resume, Strike
+from asset_sync.sync.judge import (
+    Entry,
+    Fetch,
+    Idle,
+    Judgement,
+    Known,
+    NotIncluded,
+    Resume,
+    Strike,
+)
 from asset_sync.sync.progress import Filled
 from asset_sync.sync.scope import Scope, Target
 from asset_sync.sync.window import SAFE_HISTORY, start_of_bar
@@ -75,8 +84,8 @@ def judge_answer(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
     match fetch.answer:
         case BarsAnswer() as answer:
             return _bars(scope, fetch, answer, known)
-        case TimeRangeDenied():
-            return _past_denied(scope, fetch, known)
+        case TimeRangeDenied() as error:
+            return _past_denied(scope, fetch, error, known)
         case ProviderError() as error:
             return judge.failed(fetch, error)
         case exists:
@@ -108,17 +117,15 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
     )
 
 
-def _past_denied(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
+def _past_denied(scope: Scope, fetch: Fetch, error: TimeRangeDenied, known: Known) -> Judgement:
     """Ask for a shorter past: the plan's begins later than the range that was asked."""
     [item], span = fetch.items, _request(fetch).span
-    safe = start_of_bar(known.now - SAFE_HISTORY)
     # Time has passed since the call: a start within the safe past lies a little before it now.
-    if span.start < safe - _CLOSE_ENOUGH and safe < span.end:
-        begins = safe
-    elif span.length > _CLOSE_ENOUGH:
+    if span.start < known.now - SAFE_HISTORY - _CLOSE_ENOUGH and not scope.missing.past:
+        return _not_so_far_back(scope, fetch, error)
+    begins = span.end
+    if span.length > _CLOSE_ENOUGH:
         begins = start_of_bar(span.start + span.length / 2)
-    else:
-        begins = span.end
     ledger = known.ledger._replace(past_begins=begins)
     nothing = Span(span.end, span.end)
     return Judgement(
@@ -129,6 +136,22 @@ def _past_denied(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
         bars=(),
         entry=_entry(scope, fetch, ledger, nothing, tried=False),
         progress=[Filled(item.symbol, nothing, 0, fetch.seconds)],
+    )
+
+
+def _not_so_far_back(scope: Scope, fetch: Fetch, error: TimeRangeDenied) -> Judgement:
+    """Ask for the past that every plan has, of all assets: the key has less than the settings say.
+
+    After a day one call tries again, since a plan may be upgraded at any time.
+    """
+    instead = f"those of the last {SAFE_HISTORY.days} days"
+    return Judgement(
+        [(fetch.items, Idle())],
+        error.kind,
+        str(error),
+        missing=[NotIncluded("past")],
+        scope_changed=True,
+        progress=[scope.not_included("bars of so long ago", instead)],
     )
 
 
