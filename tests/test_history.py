@@ -125,6 +125,20 @@ def test_a_run_goes_on_with_history_until_all_of_it_is_there(job: Past) -> None:
     assert job.api.most_in_a_window() <= 5
 
 
+@pytest.mark.parametrize(
+    ("one", "calls"), [(COIN, 21), (replace(EURO, hours="fx"), 15)], ids=["crypto", "forex"]
+)
+def test_720_days_take_as_few_calls_as_the_reach_of_a_call_allows(
+    job: Past, one: Asset, calls: int
+) -> None:
+    """A call reaches 50,000 minutes in which the market is open (API page `aggregates`)."""
+    job.wish(one, days=720)
+    report = job.run(seconds=6000)
+    assert_complete(job, one, days=720)
+    assert_asked_once(job)
+    assert report.api_calls_used == len(job.api.log) == calls
+
+
 def test_when_all_is_there_nothing_more_is_asked(job: Past) -> None:
     job.run(seconds=600)
     calls = len(job.api.log)

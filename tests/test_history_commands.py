@@ -1,6 +1,7 @@
 """`asset-sync history`: what it says of the past, and what it fetches."""
 
 import json
+import random
 import re
 import signal
 import time
@@ -18,12 +19,12 @@ from machine import Machine, until
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
-from asset_sync.hours import FX
+from asset_sync.hours import BAR_LENGTH, FX
 from asset_sync.model import Feed
 from asset_sync.ops import history
 from asset_sync.ops.history import ASKED_EMPTY, NEVER_ASKED
 from asset_sync.settings import Settings, load
-from asset_sync.spans import Span
+from asset_sync.spans import Span, difference, intersection, union
 from asset_sync.store import ledger
 from asset_sync.store.ledger import Ledger
 from asset_sync.sync import coverage, loop
@@ -321,23 +322,26 @@ FOREX = (("EURUSD", "C:EURUSD"), ("GBPUSD", "C:GBPUSD"), ("USDJPY", "C:USDJPY"))
 THREE = RATE + "".join(block(*one, kind="forex", hours="fx") for one in FOREX)
 
 
-def plant(db: Connection, symbol: str, ticker: str, settled: list[Span], without: Span) -> None:
-    """Store every expected bar of the settled ranges except for one range, as answers would."""
+def plant(db: Connection, symbol: str, ticker: str, settled: list[Span], *without: Span) -> None:
+    """Store every expected bar of the settled ranges outside of some, as answers would."""
+    opened = [span for one in settled for span in difference(FX.spans(*one), without)]
     with transaction(db) as cursor:
         cursor.execute(
-            "insert into trading.symbols (symbol) values (%s) on conflict do nothing", (symbol,)
+            """
+            insert into trading.symbols (symbol) values (%(symbol)s) on conflict do nothing;
+            insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close, volume)
+            select id, ts, 1, 1, 1, 1, 1
+            from trading.symbols,
+              unnest(%(starts)s::timestamptz[], %(ends)s::timestamptz[]) as span (start, until),
+              generate_series(start, until - interval '5 min', '5 min') as ts
+            where symbol = %(symbol)s
+            """,
+            {
+                "symbol": symbol,
+                "starts": [span.start for span in opened],
+                "ends": [span.end for span in opened],
+            },
         )
-        for span in settled:
-            for start, end in FX.spans(*span):
-                cursor.execute(
-                    """
-                    insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close, volume)
-                    select id, ts, 1, 1, 1, 1, 1 from trading.symbols,
-                      generate_series(%s::timestamptz, %s - interval '5 min', '5 min') as ts
-                    where symbol = %s and not (ts >= %s and ts < %s)
-                    """,
-                    (start, end, symbol, *without),
-                )
         known = Ledger()
         ledger.lock(cursor, symbol, Feed.BARS, ticker)
         for span in settled:
@@ -426,6 +430,33 @@ def test_a_day_on_which_all_three_assets_are_silent_is_no_hole(
             (opened.start.isoformat(), opened.end.isoformat())
         ]
         assert empty == [288, 288, 0]
+
+
+def test_over_two_years_each_planted_hole_is_found_and_no_closure_is_reported(
+    forex: Machine, db: Connection
+) -> None:
+    """The two years have both changes of the clock, twice, Christmas, New Year and a holiday."""
+    settled = Span(wednesday(102), wednesday(1))
+    day = wednesday(30).date()
+    [(_, [holiday])] = [one for one in FX.days(wednesday(31), wednesday(29)) if one[0] == day]
+    generator = random.Random(11)
+    weeks = FX.spans(*settled)
+    planted = {}
+    for symbol, ticker in FOREX:
+        lost = [Span(week.start, week.start + BAR_LENGTH) for week in weeks[1::5]]
+        for week in generator.sample(weeks[1:-1], 20):
+            bars = generator.choice([1, 7, 100])
+            start = week.start + BAR_LENGTH * generator.randrange(week.length // BAR_LENGTH - bars)
+            lost.append(Span(start, start + BAR_LENGTH * bars))
+        planted[symbol] = [span for span in union(lost) if not intersection([span], [holiday])]
+        plant(db, symbol, ticker, [settled], *planted[symbol], holiday)
+
+    for symbol, spans in planted.items():
+        found = [hole for hole in holes(forex, symbol) if hole["class"] == ASKED_EMPTY]
+        assert len(spans) > 30
+        assert [(hole["from"], hole["until"]) for hole in reversed(found)] == [
+            (span.start.isoformat(), span.end.isoformat()) for span in spans
+        ]
 
 
 def test_without_a_hole_it_says_so(forex: Machine, db: Connection) -> None:

@@ -146,10 +146,15 @@ def test_the_replay_includes_both_bounds_and_ends_with_the_bar_in_progress() -> 
     assert replay.bars("X:BTCUSD", at + 1, at + BAR_MS - 1, WEDNESDAY) == []
 
 
-def test_replayed_bars_keep_the_weekday_and_hour_of_the_recording() -> None:
-    # 2014-05-01 was a Thursday. 2026-11-12 is a whole number of fortnights later.
-    (bar,) = replay.bars("C:EURUSD", ms("2026-11-12T00:00:00"), ms("2026-11-12T00:04:59"), 2**42)
-    assert (ms("2026-11-12T00:00:00") - ms("2014-05-01T00:00:00")) % (14 * DAY_MS) == 0
+@pytest.mark.parametrize(
+    "start",
+    # 2014-05-01 was a Thursday. These days are a whole number of fortnights later. In winter the
+    # clock of New York is an hour behind that of May.
+    ["2026-08-20T00:00:00", "2026-11-12T01:00:00"],
+)
+def test_replayed_forex_keeps_the_weekday_and_the_hour_in_new_york(start: str) -> None:
+    (bar,) = replay.bars("C:EURUSD", ms(start), ms(start) + BAR_MS - 1, 2**42)
+    assert (ms(start[:10] + "T00:00:00") - ms("2014-05-01T00:00:00")) % (14 * DAY_MS) == 0
     assert bar[1:5] == (1.38676, 1.38690, 1.38669, 1.38684)
 
 
@@ -158,7 +163,9 @@ def test_forex_is_closed_at_the_weekend_and_open_on_weekdays(ticker: str) -> Non
     def count(start: str, end: str) -> int:
         return len(replay.bars(ticker, ms(start), ms(end) - 1, 2**42))
 
-    assert count("2026-11-20T21:00:00", "2026-11-22T21:00:00") == 0
+    assert count("2026-11-20T22:00:00", "2026-11-22T22:00:00") == 0
+    assert count("2026-07-17T21:00:00", "2026-07-19T21:00:00") == 0
+    assert count("2026-12-24T22:00:00", "2026-12-25T22:00:00") == 0
     for day in ("16", "17", "18", "19"):
         assert count(f"2026-11-{day}T00:00:00", f"2026-11-{day}T20:00:00") == 20 * 12
 
@@ -524,7 +531,7 @@ def test_on_a_saturday_the_days_figures_are_zero_and_the_quote_is_fridays() -> N
     assert euro["market_status"] == "closed"
     assert euro["session"]["open"] == euro["session"]["close"] == 0
     assert euro["session"]["previous_close"] > 0
-    assert euro["last_quote"]["last_updated"] == ms("2026-11-20T21:00:00") * 1_000_000
+    assert euro["last_quote"]["last_updated"] == ms("2026-11-20T22:00:00") * 1_000_000
     assert status["currencies"] == {"crypto": "open", "fx": "closed"}
 
 

@@ -1,8 +1,9 @@
 """Real five-minute bars, moved in time to the range of each request.
 
 Three series are real (`bars/README.md` names the source): EURUSD and XAUUSD of a fortnight in May
-2014, BTCUSD of two days in April 2018. Forex repeats every 14 days, so that weekday and hour stay
-real and the weekend is closed; bitcoin repeats every 2 days: the hour of the day stays real.
+2014, BTCUSD of two days in April 2018. Forex repeats every 14 days, so that the weekday stays real
+and the hour in New York, whose clock is an hour behind in winter; weekends and the two holidays are
+closed. Bitcoin repeats every 2 days: the hour of the day stays real.
 
 The other four are NOT market data: X:ETHUSDT is bitcoin times 0.05, C:GBPUSD and C:USDJPY are the
 euro times 1.2 and 74, C:XAGUSD is gold divided by 60. Only their movements are real.
@@ -12,14 +13,15 @@ progress is therefore already as it will be at its end; longer bars grow with th
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from importlib.resources import files
 from itertools import islice
 from typing import NamedTuple, TypeAlias
+from zoneinfo import ZoneInfo
 
 BAR_MS = 5 * 60 * 1000
 HOUR_MS = 60 * 60 * 1000
@@ -146,18 +148,29 @@ def walk(
     instrument = INSTRUMENTS.get(ticker)
     if instrument is None:
         return
-    cycle = _cycle(instrument, length_ms)
-    origin = instrument.recording.start_ms // length_ms
-    current = now_ms // length_ms
-    numbers = range(-(-start_ms // length_ms), min(end_ms // length_ms, current) + 1)
-    for number in reversed(numbers) if newest_first else numbers:
-        if number == current and length_ms > BAR_MS:
-            parts = bars(ticker, number * length_ms, now_ms, now_ms)
-            figures = _merged([part[1:] for part in parts], instrument)
-        else:
-            figures = cycle[(number - origin) % len(cycle)]
-        if figures is not None:
-            yield Bar(number * length_ms, *figures)
+    numbers = range(-(-start_ms // length_ms), min(end_ms, now_ms) // length_ms + 1)
+    in_order = reversed(numbers) if newest_first else numbers
+    if length_ms == BAR_MS:
+        yield from _recorded(instrument, in_order)
+        return
+    for number in in_order:
+        first_ms = number * length_ms
+        parts = bars(ticker, first_ms, first_ms + length_ms - BAR_MS, now_ms)
+        if parts:
+            yield Bar(first_ms, *_merged([part[1:] for part in parts], instrument))
+
+
+def _recorded(instrument: Instrument, numbers: Iterable[int]) -> Iterator[Bar]:
+    """Give the bars with these numbers, counted from 1970, as far as there were quotes."""
+    cycle = _read(instrument)
+    first = instrument.recording.start_ms // BAR_MS
+    is_forex = instrument.market is Market.FX
+    for number in numbers:
+        behind = _forex_hour(number // _BARS_AN_HOUR) if is_forex else 0
+        if behind is not None:
+            figures = cycle[(number - behind - first) % len(cycle)]
+            if figures is not None:
+                yield Bar(number * BAR_MS, *figures)
 
 
 def day(ticker: str, at_ms: int, now_ms: int) -> Bar | None:
@@ -184,19 +197,27 @@ _Figures: TypeAlias = tuple[float, float, float, float, float, float, int]
 """A bar without its start: open, high, low, close, volume, vwap, trades."""
 
 
+_BARS_AN_HOUR = HOUR_MS // BAR_MS
+_MAY = timedelta(hours=-4)
+"""New York's distance from UTC when the recordings were made."""
+
+
+@lru_cache(maxsize=20_000)
+def _forex_hour(hour: int) -> int | None:
+    """Return how many bars New York is behind May in an hour since 1970; None if it is closed."""
+    there = datetime.fromtimestamp(hour * HOUR_MS / 1000, ZoneInfo("America/New_York"))
+    ends_on = (there + timedelta(hours=7)).date()  # a forex day ends at 17:00
+    if ends_on.weekday() >= _SATURDAY or (ends_on.month, ends_on.day) in _HOLIDAYS:
+        return None
+    behind = _MAY - (there.utcoffset() or _MAY)
+    return behind // timedelta(milliseconds=BAR_MS)
+
+
+_SATURDAY = 5
+_HOLIDAYS = {(1, 1), (12, 25)}
+
+
 @lru_cache(maxsize=64)
-def _cycle(instrument: Instrument, length_ms: int) -> Sequence[_Figures | None]:
-    """Return the bars of one repetition, None where there was no quote."""
-    if length_ms == BAR_MS:
-        return _read(instrument)
-    whole = _cycle(instrument, BAR_MS)
-    size = length_ms // BAR_MS
-    return tuple(
-        _merged([part for part in whole[first : first + size] if part is not None], instrument)
-        for first in range(0, len(whole), size)
-    )
-
-
 def _read(instrument: Instrument) -> Sequence[_Figures | None]:
     recording = instrument.recording
     circle: list[_Figures | None] = [None] * (recording.days * DAY_MS // BAR_MS)
@@ -225,10 +246,8 @@ def _figures(instrument: Instrument, row: Sequence[float], minutes: int) -> _Fig
     return open_, high, low, close, volume, vwap, trades
 
 
-def _merged(parts: Sequence[_Figures], instrument: Instrument) -> _Figures | None:
-    """Return one longer bar made of shorter ones; None if there are none."""
-    if not parts:
-        return None
+def _merged(parts: Sequence[_Figures], instrument: Instrument) -> _Figures:
+    """Return one longer bar made of shorter ones."""
     opens, highs, lows, closes, volumes, vwaps, trades = zip(*parts, strict=True)
     volume = sum(volumes)
     mean = sum(vwap * part for vwap, part in zip(vwaps, volumes, strict=True)) / volume
