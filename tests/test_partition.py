@@ -498,6 +498,7 @@ def test_bars_of_a_month_without_a_partition_are_stored_and_move_later(
     partitioned: Connection, db: Connection
 ) -> None:
     query(db, f"alter table {BARS} add doubled float8 generated always as (close * 2) stored")
+    query(db, f"alter table {DEFAULT} set (fillfactor = 80)")
     sent = [bar(number) for number in range(3)]
     assert save_bars(db, sent) == 3
     [march] = months.missing(db)
@@ -508,6 +509,8 @@ def test_bars_of_a_month_without_a_partition_are_stored_and_move_later(
 
     assert rows(db) == stored == rows(db, march.partition)
     assert rows(db, DEFAULT) == []
+    options = "select reloptions from pg_class where oid = %s::regclass"
+    assert query(db, options, (march.partition,)) == [(["fillfactor=80"],)]
     assert save_bars(db, [*sent, bar(3)]) == 1
     assert len(rows(db, march.partition)) == 4
     partitioning.unite(db)
