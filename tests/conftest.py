@@ -26,6 +26,8 @@ from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.queue import Wanted
 from asset_sync.secret import Secret
 from asset_sync.settings import SHIPPED_FILE, Settings, load
+from asset_sync.store import partitioning
+from asset_sync.store.partitioning import Layout
 
 _TEMPLATE = f"asset_sync_template_{os.getpid()}"  # several processes may share a server
 _numbers = itertools.count(1)
@@ -71,6 +73,24 @@ def template(maintenance_url: str) -> str:
     return _TEMPLATE
 
 
+@pytest.fixture(scope="session")
+def partitioned_template(maintenance_url: str, template: str) -> Iterator[str]:
+    """An initialised database whose bars have monthly partitions: some, and the default one."""
+    for url in _fresh_database(maintenance_url, template):
+        with database.raw_session(Secret(url)) as db:
+            database.query(
+                db,
+                """
+                insert into trading.symbols (symbol) values ('X');
+                insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close)
+                select id, '2026-03-02 12:00Z', 1, 1, 1, 1 from trading.symbols
+                """,
+            )
+            partitioning.partition(db)
+            database.query(db, "truncate trading.symbols restart identity cascade")
+        yield str(psycopg2.extensions.parse_dsn(url)["dbname"])
+
+
 @pytest.fixture
 def empty_url(maintenance_url: str) -> Iterator[str]:
     """The address of an empty database."""
@@ -84,9 +104,23 @@ def pool(maintenance_url: str, template: str) -> Iterator["Pool"]:
         yield databases
 
 
+@pytest.fixture(scope="session")
+def partitioned_pool(maintenance_url: str, partitioned_template: str) -> Iterator["Pool"]:
+    """Keeps a database whose bars have monthly partitions."""
+    with Pool(maintenance_url, partitioned_template) as databases:
+        yield databases
+
+
 @pytest.fixture
-def url(pool: "Pool") -> Iterator[str]:
+def layout() -> Layout:
+    """How the bars are stored; a module whose tests must pass with both overrides it."""
+    return Layout.TABLE
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, layout: Layout) -> Iterator[str]:
     """The address of an initialised database without data."""
+    pool = request.getfixturevalue("pool" if layout is Layout.TABLE else "partitioned_pool")
     with pool.database() as address:
         yield address
 
@@ -168,7 +202,7 @@ select n.nspname, n.nspacl::text, c.relname, c.relacl::text, c.relowner, a.attna
     where o.conrelid = c.oid),
   (select string_agg(t.tgname, ';' order by t.tgname) from pg_trigger t where t.tgrelid = c.oid),
   (select string_agg(f.version::text, ';' order by f.version) from asset_sync.migrations f)
-from pg_namespace n left join pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'v')
+from pg_namespace n left join pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p', 'v')
 left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
 where n.nspname !~ '^(pg_|information_schema)'
 order by n.nspname, c.relname, a.attnum

@@ -392,6 +392,41 @@ MUTANTS = (
         'if text == "-infinity":',
         "test_each_timestamp_is_read_as_the_nearest_that_python_knows",
     ),
+    Mutant(
+        "no run makes a call while the table of bars is copied",
+        "ops/partition.py",
+        "held = slots.hold(db, seconds)",
+        "held = slots.hold(db, 0)",
+        "test_an_interrupted_change_leaves_the_table_as_it_was",
+    ),
+    Mutant(
+        "the calls in flight are stored before the table of bars is copied",
+        "ops/partition.py",
+        "        _wait_for_calls(db, settings.provider.call_timeout_seconds, clock, tell)\n",
+        "",
+        "test_a_call_in_flight_is_stored_first_and_runs_wait_without_an_error",
+    ),
+    Mutant(
+        "a table with partitions has the rights of the table before",
+        "store/partitioning.py",
+        "    _take_rights(cursor)\n",
+        "",
+        "test_all_that_belongs_to_the_table_is_kept",
+    ),
+    Mutant(
+        "views show the table with partitions",
+        "store/partitioning.py",
+        "    for _, statement, _ in views:\n        cursor.execute(statement)\n",
+        "",
+        "test_views_show_the_partitioned_table_with_their_rights",
+    ),
+    Mutant(
+        "a run makes the partition of the next month",
+        "sync/loop.py",
+        "        months.make_missing_quietly(self._state.db)\n",
+        "",
+        "test_a_run_makes_the_partition_of_the_next_month",
+    ),
     # --- 4. a call brings all it can --------------------------------------------------------------
     Mutant(
         "a call brings every bar since the last one stored",

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_store import EURUSD, NOON_MS, bar, save_bars, start_of, stored_bars, theirs
+from test_store import EURUSD, NOON_MS, bar, layout, save_bars, start_of, stored_bars, theirs
 
 from asset_sync.database import Connection, query, transaction
 from asset_sync.provider.answers import Bar
 from asset_sync.store import market
 
-__all__ = ["theirs"]
+__all__ = ["layout", "theirs"]
 
 
 def revisions(db: Connection) -> list[Bar]:

@@ -28,6 +28,7 @@ from asset_sync.secret import Secret
 from asset_sync.settings import QueueSettings
 from asset_sync.store import market, publish, runs
 from asset_sync.store.market import LastPrice, Symbol
+from asset_sync.store.partitioning import Layout
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 NOON_MS = int(NOON.timestamp() * 1000)
@@ -35,6 +36,12 @@ FIVE_MINUTES_MS = 300_000
 LATER = NOON + timedelta(days=1)
 
 EURUSD = Symbol("EURUSD", "Euro", "forex")
+
+
+@pytest.fixture(params=[Layout.TABLE, Layout.MONTHS], ids=["one table", "by month"])
+def layout(request: pytest.FixtureRequest) -> Layout:
+    """Run each test on both."""
+    return Layout(request.param)
 
 
 def bar(

@@ -616,6 +616,40 @@ def reserve(db: Connection, calls: int, in_seconds: float) -> None:
     )
 
 
+class Hold(NamedTuple):
+    """A time without calls, and the one that held before."""
+
+    until: str
+    earlier: str
+
+
+def hold(db: Connection, seconds: float) -> Hold:
+    """Let no process take a slot for so many seconds, an hour at most; see `end_hold`."""
+    [row] = query(
+        db,
+        """
+        select from asset_sync.limiter for update;
+        update asset_sync.limiter l
+        set blocked_at = now,
+          blocked_until = greatest(l.blocked_until, now + make_interval(secs => %s))
+        from (select blocked_until as earlier, clock_timestamp() as now from asset_sync.limiter) was
+        returning l.blocked_until::text, earlier::text
+        """,
+        (seconds,),
+    )
+    return Hold(*row)
+
+
+def end_hold(db: Connection, held: Hold) -> None:
+    """Let processes take slots again, unless the provider has refused a call meanwhile."""
+    query(
+        db,
+        "update asset_sync.limiter set blocked_until = %s::timestamptz"
+        " where blocked_until = %s::timestamptz",
+        (held.earlier, held.until),
+    )
+
+
 def free_times(state: Budget, lane: Lane) -> Iterator[float]:
     """Yield when each next slot can be taken, in seconds from now, by the rules of `take`."""
     free_at = list(state.free_in_seconds)

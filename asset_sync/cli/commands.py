@@ -95,6 +95,7 @@ COMMANDS = Commands(
                 "status": "db:db_status",
                 "serve": "db:db_serve",
                 "url": "db:db_url",
+                "partition": "db_partition:db_partition",
             },
         ),
         "schedule": _group(

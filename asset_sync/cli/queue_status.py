@@ -137,7 +137,8 @@ def _budget(status: Status) -> str:
     line = f"{bold('budget')}    {gauge(budget)}"
     if budget.blocked_seconds:
         wait = duration(budget.blocked_seconds)
-        line += f"\n          {yellow(f'the API refused a call; the next one in {wait}')}"
+        why = "the API refused one, or `db partition` runs"
+        line += f"\n          {yellow(f'no call for {wait}: {why}')}"
     elif not budget.free:
         line += f", the next in {duration(budget.next_free_seconds)}"
     last = moment(status.last_priority_update)

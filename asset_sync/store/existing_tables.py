@@ -28,7 +28,7 @@ from asset_sync.database import (
 from asset_sync.model import Asset, AssetType
 from asset_sync.provider.answers import Bar
 from asset_sync.provider.current import CODE
-from asset_sync.store import market
+from asset_sync.store import market, months
 from asset_sync.store.table_differences import BARS, STATUS, SYMBOLS, Difference, catalogue
 
 # A trial must not make other transactions wait.
@@ -52,7 +52,18 @@ def status(db: Connection, assets: Sequence[Asset]) -> SchemaStatus:
     if not found.ready:
         return found
     trial = _try_tables(db, catalogue(db).differences, assets)
-    return found._replace(problems=trial.problems, notes=trial.notes)
+    notes = (*trial.notes, *_missing_partitions(db))
+    return found._replace(problems=trial.problems, notes=notes)
+
+
+def _missing_partitions(db: Connection) -> Iterator[str]:
+    """Yield the months without a partition, which a run makes if its role owns the table."""
+    missing = [f"{month.first:%Y-%m}" for month in months.missing(db)]
+    if missing:
+        yield (
+            f"{BARS} has no partition for {', '.join(missing)}, so the default partition holds"
+            " these bars: run `asset-sync db partition` as the role that owns the table."
+        )
 
 
 def require_usable(db: Connection, assets: Sequence[Asset]) -> None:
