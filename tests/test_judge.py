@@ -64,7 +64,7 @@ NOTHING = entitlements.Missing(
 
 
 def settings(plan: str = "free") -> Settings:
-    shipped = load(SHIPPED_FILE, {})
+    shipped = load(SHIPPED_FILE, {"HISTORY_ENABLED": "false"})
     return replace(shipped, provider=replace(shipped.provider, plan=PLANS[plan]))
 
 
