@@ -1201,7 +1201,7 @@ def test_the_shipped_file_changes_no_default(cwd: Path) -> None:
 
 def test_the_shipped_file_shows_every_setting(cwd: Path) -> None:
     text = SHIPPED_FILE.read_text(encoding="utf-8").replace("# calls", "calls")
-    text = text.replace("# period_seconds", "period_seconds")
+    text = text.replace("# period_seconds", "period_seconds").replace("# parallel", "parallel")
     text = text.replace("# ping_url", "ping_url").replace("# on_failure", "on_failure")
     read = settings_of(cwd, text)
     assert read.rate_limit == RateLimit(5, 60)
