@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from asset_sync.clock import Clock
 from asset_sync.database import (
@@ -24,12 +23,12 @@ from asset_sync.sync.progress import Listener, Recovered, Warned
 RECONNECT_SECONDS = 1.0
 
 
-@dataclass(slots=True)
 class Outage:
     """A failure of the database, which a run reports once, however many connections it has."""
 
-    since: float | None = None
-    """None while the database works."""
+    def __init__(self) -> None:
+        self.since: float | None = None
+        """None while the database works."""
 
 
 class LastingConnection:

@@ -1,7 +1,6 @@
 """The line of one run: the waiting items of the queue that its settings want."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from asset_sync import queue
@@ -29,16 +28,17 @@ class Patience(NamedTuple):
     """Whether it has made a call. Only then does it also wait for assets to become due."""
 
 
-@dataclass(slots=True)
 class Reading:
     """What the last reading of the queue showed, which all workers of a run use."""
 
-    at: float
-    head: tuple[Wanted, ...] = ()
-    claimed: bool = False
-    """Whether an item was claimed since then."""
-    left_out: int = 0
-    """How many due assets did not enter the queue because it is full."""
+    def __init__(self, at: float) -> None:
+        """Know nothing yet; `at` is the time of the reading."""
+        self.at = at
+        self.head: tuple[Wanted, ...] = ()
+        self.claimed = False
+        """Whether an item was claimed since then."""
+        self.left_out = 0
+        """How many due assets did not enter the queue because it is full."""
 
 
 class Line:
