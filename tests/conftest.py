@@ -326,6 +326,7 @@ def make_settings(url: str, tmp_path: Path) -> MakeSettings:
             "POLYGON_API_KEY": api.key,
             "POLYGON_BASE_URL": api.base_url,
             "POLYGON_TIER": plan,
+            "POLYGON_PARALLEL_CALLS": "1",  # a shifting clock is that of one worker
             "DATABASE_URL": url,
             "HISTORY_ENABLED": "false",  # its calls would fill every simulated minute
         }

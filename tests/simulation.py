@@ -18,7 +18,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
@@ -236,7 +236,11 @@ def live_through(
     hosts: int = 1,
     jumps: Sequence[Jump] = (),
 ) -> Day:
-    """Start both commands as cron does, from that time for so long, and return what happened."""
+    """Start both commands as cron does, from that time for so long, and return what happened.
+
+    Each run makes one call at a time: the simulated clock is that of one worker.
+    """
+    settings = replace(settings, provider=replace(settings.provider, parallel_calls=1))
     with database.session(Secret(url)) as db, db.cursor() as cursor:
         cursor.execute(shadowing(_TIME, _TIME))
     world, day = World(start, jumps), Day()

@@ -782,6 +782,7 @@ def run_against(
         {
             "POLYGON_API_KEY": KEY,
             "POLYGON_TIER": plan,
+            "POLYGON_PARALLEL_CALLS": "1",
             "POLYGON_BASE_URL": "https://api.example.test",
             "DATABASE_URL": url,
         },

@@ -107,6 +107,7 @@ def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
         connect_timeout_seconds = 1
         read_timeout_seconds = 2.5
         call_timeout_seconds = 3
+        parallel_calls = 4
         allow_insecure_http = true
         [rate_limit]
         calls = 7
@@ -143,6 +144,7 @@ def test_every_setting_of_the_file_is_read(cwd: Path) -> None:
         connect_timeout_seconds=1,
         read_timeout_seconds=2.5,
         call_timeout_seconds=3,
+        parallel_calls=4,
         allow_insecure_http=True,
     )
     assert read.rate_limit == RateLimit(7, 0.5, hold_for_priority=False)
@@ -340,6 +342,7 @@ queue.max_size = 70
         ("POLYGON_TIER", "starter", lambda s: s.provider.plan.name == "starter"),
         ("POLYGON_BASE_URL", "https://e.example", lambda s: s.provider.base_url[8:] == "e.example"),
         ("POLYGON_RATE_LIMIT", "2", lambda s: s.rate_limit.calls == 2),
+        ("POLYGON_PARALLEL_CALLS", "3", lambda s: s.provider.calls_in_flight == 3),
         ("BATCH_INTERVAL_MINUTES", "2.5", lambda s: s.batch.interval_seconds == 150),
         ("PRIORITY_ASSETS_ENABLED", "no", lambda s: not s.batch.priority_assets_enabled),
         ("QUEUE_MAX_SIZE", " 9 ", lambda s: s.queue.max_size == 9),
@@ -1198,7 +1201,7 @@ def test_the_shipped_file_changes_no_default(cwd: Path) -> None:
 
 def test_the_shipped_file_shows_every_setting(cwd: Path) -> None:
     text = SHIPPED_FILE.read_text(encoding="utf-8").replace("# calls", "calls")
-    text = text.replace("# period_seconds", "period_seconds")
+    text = text.replace("# period_seconds", "period_seconds").replace("# parallel", "parallel")
     text = text.replace("# ping_url", "ping_url").replace("# on_failure", "on_failure")
     read = settings_of(cwd, text)
     assert read.rate_limit == RateLimit(5, 60)

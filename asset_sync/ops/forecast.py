@@ -192,8 +192,8 @@ class _Line:
         self._cost = _calls_each(settings.provider.plan, len(self.others))
         self._priority_rate = sum(self._critical_cost / one for one in self._priority_periods)
         spent = self._priority_rate + (self._reserved() if self._limit.hold_for_priority else 0)
-        # A run makes one call at a time.
-        busy = queue.runtime_seconds / self._interval / call_seconds
+        in_flight = settings.provider.calls_in_flight
+        busy = queue.runtime_seconds / self._interval / call_seconds * in_flight
         left = min(self._limit.calls / self._window - spent, busy)
         self.queue_rate = left if left > _SMALLEST_RATE else 0.0
 

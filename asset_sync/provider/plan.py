@@ -20,5 +20,8 @@ class Plan:
     history_days: int
     """How far back a call may ask."""
 
+    parallel_calls: int
+    """How many calls a run keeps in flight unless the settings say otherwise."""
+
     usd_a_month: int | None
     """The price, None if the provider does not sell the plan for currencies and crypto."""

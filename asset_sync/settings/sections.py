@@ -150,6 +150,19 @@ class ProviderSettings:
     call_timeout_seconds: float = setting(
         _SECONDS, 30.0, doc="The longest whole call, even if its answer keeps arriving."
     )
+    parallel_calls: int | None = setting(
+        whole(1, 32),
+        None,
+        env="POLYGON_PARALLEL_CALLS",
+        example=8,
+        left_out="the plan's, 1 for free and 8 for the others",
+        doc="How many calls a run keeps in flight; each has a database connection of its own.",
+    )
+
+    @property
+    def calls_in_flight(self) -> int:
+        """How many calls a run keeps in flight: as the settings say, or else as the plan does."""
+        return self.parallel_calls or self.plan.parallel_calls
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,13 @@ class Backfill:
         """Make one call with the slot that is held, for the asset whose turn it is."""
         run = self._run
         lease = run.settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
-        for symbol in self._next_symbols(_CANDIDATES):
+        symbols = self._next_symbols(_CANDIDATES)
+        for place, symbol in enumerate(symbols, start=1):
             item = queue.claim_history(run.db, self._assets[symbol], lease_seconds=lease)
             if item is not None:
                 held.items = (item,)
+                if place < len(symbols):
+                    run.ask_for_worker(lambda: True)
                 self._caller.serve(held)
                 return
         run.turns.give_back(held.turn)

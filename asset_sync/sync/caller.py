@@ -32,8 +32,8 @@ class Caller:
         self._run = run
         self._open_provider = open_provider
         self._provider: Provider | None = None
-        url = run.settings.bus_url
-        self._bus = None if url is None else bus.Client(url)
+        self.is_in_flight = False
+        """Whether the call is under way."""
 
     def serve(self, held: Held) -> None:
         """Make the one call that these items need, and store its answer."""
@@ -59,7 +59,8 @@ class Caller:
         fetch = self._fetch(held, request, known.now)
         result = self._store(held, fetch)
         self._run.connection.report_recovery()
-        self._run.streaks.note(fetch, result)
+        with self._run.shared.lock:
+            self._run.streaks.note(fetch, result)
         self._follow(result)
 
     def _finish_without_call(self, item: Item) -> None:
@@ -77,10 +78,10 @@ class Caller:
         """Make the call; a provider error is returned as a value, like any answer."""
         if self._provider is None:
             self._provider = self._open_provider()
-        started = self._run.clock.monotonic()
-        self._run.called_at = started
-        self._run.report.api_calls_used += 1
+        started = self._run.shared.called_at = self._run.clock.monotonic()
+        self._run.count_calls(1)
         answer: Answer
+        self.is_in_flight = True
         try:
             answer = self._run.turns.call(
                 held.turn,
@@ -91,10 +92,12 @@ class Caller:
             )
         except ProviderError as error:
             answer = error
-        self._run.called_at = self._run.clock.monotonic()
+        ended = self._run.shared.called_at = self._run.clock.monotonic()
         if isinstance(answer, NotSent):
-            self._run.report.api_calls_used -= 1
-        return Fetch(held.items, request, answer, self._run.called_at - started, asked_at)
+            self._run.count_calls(-1)
+        self.is_in_flight = False  # first, because whoever abandons the run looks here
+        self._run.check_abandoned()
+        return Fetch(held.items, request, answer, ended - started, asked_at)
 
     def _store(self, held: Held, fetch: Fetch) -> Result:
         """Stamp the slot and store the answer, on a new connection if this one is lost."""
@@ -128,7 +131,9 @@ class Caller:
             result = refused_by_database(
                 cursor, self._run.scope, self._run.report.run_id, fetch, error
             )
-        if self._run.streaks.refused(fetch.symbols[0], error):
+        with self._run.shared.lock:
+            database_refuses_all = self._run.streaks.refused(fetch.symbols[0], error)
+        if database_refuses_all:
             self._run.say(result.progress)
             raise error
         return result
@@ -142,10 +147,10 @@ class Caller:
         self._run.streaks.check(result)
 
     def _publish(self, prices: Sequence[market.LastPrice]) -> None:
-        if self._bus is None or not prices:
+        if self._run.shared.bus is None or not prices:
             return
         try:
-            publish.send(self._bus, prices)
+            publish.send(self._run.shared.bus, prices)
         except bus.EventsError as error:
             self._run.tell(Warned(str(error)))
 
@@ -153,5 +158,3 @@ class Caller:
         """Close what was opened."""
         if self._provider is not None:
             self._provider.close()
-        if self._bus is not None:
-            self._bus.close()

@@ -23,6 +23,14 @@ from asset_sync.sync.progress import Listener, Recovered, Warned
 RECONNECT_SECONDS = 1.0
 
 
+class Outage:
+    """A failure of the database, which a run reports once, however many connections it has."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        """None while the database works."""
+
+
 class LastingConnection:
     """Holds a connection, and opens it again if the server ends it, until the run's end."""
 
@@ -33,21 +41,26 @@ class LastingConnection:
         clock: Clock,
         remaining: Callable[[], float],
         tell: Listener,
+        outage: Outage,
+        *,
+        is_callers: bool = True,
     ) -> None:
-        """Start with an open connection; `remaining` returns how long to keep trying."""
+        """Start with an open connection; `remaining` returns how long to keep trying.
+
+        `is_callers` says that the caller closes this first connection.
+        """
         self.db = db
-        self._given = db
+        self._callers = db if is_callers else None
         self._conninfo = conninfo
         self._clock = clock
         self._remaining = remaining
         self._tell = tell
-        self._failing_since: float | None = None
-        """Since when the database fails; None while it works."""
+        self._outage = outage
 
     def reconnect(self, error: DriverError) -> None:
         """Connect again, trying until the run's end; then raise the error."""
-        if self._failing_since is None:
-            self._failing_since = self._clock.monotonic()
+        if self._outage.since is None:
+            self._outage.since = self._clock.monotonic()
             self._tell(
                 Warned(f"{explanation(error, self._conninfo)} Trying again until the run's end.")
             )
@@ -61,9 +74,9 @@ class LastingConnection:
 
     def report_recovery(self) -> None:
         """Report the recovery, if there was a failure; called after a successful write."""
-        if self._failing_since is not None:
-            seconds = self._clock.monotonic() - self._failing_since
-            self._failing_since = None
+        since, self._outage.since = self._outage.since, None
+        if since is not None:
+            seconds = self._clock.monotonic() - since
             self._tell(Recovered("the database", seconds))
 
     @contextlib.contextmanager
@@ -104,5 +117,5 @@ class LastingConnection:
 
     def close(self) -> None:
         """Close the connection, unless it is the caller's."""
-        if self.db is not self._given:
+        if self.db is not self._callers:
             self.db.close()

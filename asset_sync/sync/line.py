@@ -28,34 +28,43 @@ class Patience(NamedTuple):
     """Whether it has made a call. Only then does it also wait for assets to become due."""
 
 
+class Reading:
+    """What the last reading of the queue showed, which all workers of a run use."""
+
+    def __init__(self, at: float) -> None:
+        """Know nothing yet; `at` is the time of the reading."""
+        self.at = at
+        self.head: tuple[Wanted, ...] = ()
+        self.claimed = False
+        """Whether an item was claimed since then."""
+        self.left_out = 0
+        """How many due assets did not enter the queue because it is full."""
+
+
 class Line:
     """The items that a run can claim, read again every few seconds."""
 
     def __init__(
         self,
         connection: Callable[[], Connection],
-        scope: Scope,
+        scope: Callable[[], Scope],
+        reading: Reading,
         clock: Clock,
         watch: Watch,
         tell: Listener,
     ) -> None:
-        """Read nothing yet."""
-        self.scope = scope
-        self.left_out = 0
-        """How many due assets did not enter the queue because it is full."""
+        """Read nothing yet; `connection` and `scope` return those of this moment."""
         self._connection = connection
+        self._scope = scope
+        self._last = reading
         self._clock = clock
         self._watch = watch
         self._tell = tell
-        self._head: tuple[Wanted, ...] = ()
-        self._claimed = 0
-        """How many items were claimed since the line was read."""
-        self._read_at = clock.monotonic()
 
     @property
     def empty(self) -> bool:
         """Whether nothing that these settings want was waiting at the last reading."""
-        return not self._head
+        return not self._last.head
 
     def read(self, cycle_seconds: float | None = None) -> None:
         """Enqueue what is due, take back what killed runs held, and read the line.
@@ -63,16 +72,17 @@ class Line:
         With `cycle_seconds` an asset is due if it will not be fresh when the next run starts.
         """
         db = self._connection()
-        self._read_at = self._clock.monotonic()
+        self._last.at = self._clock.monotonic()
         clocks.correct_after_jump(db, self._watch)
-        queue.reclaim(db, self.scope.settings.queue)
+        queue.reclaim(db, self._scope().settings.queue)
         self.enqueue(cycle_seconds)
 
     def enqueue(self, cycle_seconds: float | None) -> None:
         """Enqueue what is due, as `read` does, and read the line."""
-        db, settings = self._connection(), self.scope.settings.queue
-        entered = queue.enqueue(db, self.scope.wanted, settings, cycle_seconds=cycle_seconds)
-        if entered.left_out and not self.left_out:
+        db, scope = self._connection(), self._scope()
+        settings = scope.settings.queue
+        entered = queue.enqueue(db, scope.wanted, settings, cycle_seconds=cycle_seconds)
+        if entered.left_out and not self._last.left_out:
             self._tell(
                 Warned(
                     f"The queue is full ({settings.max_size} items): {entered.left_out} due assets"
@@ -80,8 +90,12 @@ class Line:
                     " what you want."
                 )
             )
-        self.left_out = entered.left_out
-        self._head, self._claimed = entered.line, 0
+        self._last.left_out = entered.left_out
+        self._last.head, self._last.claimed = entered.line, False
+
+    def can_claim(self) -> bool:
+        """Whether an item of the last reading can be claimed now."""
+        return queue.can_claim(self._connection(), self._last.head)
 
     def has_work(
         self, patience: Callable[[], Patience], meanwhile: Callable[[], float | None]
@@ -91,13 +105,13 @@ class Line:
         While there is none, `meanwhile` is called: it returns 0 if it made a call, else in how many
         seconds it can make one, or None if it has nothing to do.
         """
-        while not queue.can_claim(self._connection(), self._head):
-            if self._claimed and len(self._head) >= LINE_LENGTH:  # the queue may hold more items
-                self.read()
+        while not self.can_claim():
+            if self._last.claimed and len(self._last.head) >= LINE_LENGTH:
+                self.read()  # the queue may hold more items
                 continue
             pause = meanwhile()
             if pause == 0:
-                if self._clock.monotonic() - self._read_at >= POLL_SECONDS:
+                if self._clock.monotonic() - self._last.at >= POLL_SECONDS:
                     self.read()
                 continue
             due = self._next_ready_seconds(patience())
@@ -108,19 +122,22 @@ class Line:
             seconds = min(wait for wait in (due, pause) if wait is not None)
             what = "the next asset to be due" if seconds == due else "a call for history"
             self._tell(Waiting(what, seconds))
+            waits_since = self._clock.monotonic()
             self._clock.sleep(min(max(seconds, 0.05), POLL_SECONDS))
-            self.read()
+            if self._last.at <= waits_since:  # no other worker has read it meanwhile
+                self.read()
         return True
 
     def claim(self, most: int | None) -> tuple[Item, ...]:
         """Lease the items of the next call; none if another run was quicker."""
         # Assets that have become due meanwhile may come first.
-        if self._clock.monotonic() - self._read_at >= POLL_SECONDS:
+        if self._clock.monotonic() - self._last.at >= POLL_SECONDS:
             self.read()
-        lease = self.scope.settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
+        lease = self._scope().settings.provider.call_timeout_seconds + LEASE_MARGIN_SECONDS
         most = LINE_LENGTH if most is None else most
-        items = queue.claim(self._connection(), self._head, lease_seconds=lease, most=most)
-        self._claimed += len(items)
+        items = queue.claim(self._connection(), self._last.head, lease_seconds=lease, most=most)
+        if items:
+            self._last.claimed = True
         return items
 
     def _next_ready_seconds(self, patience: Patience) -> float | None:
@@ -129,5 +146,5 @@ class Line:
         if not patience.tried:
             within = min(within, SECOND_TRY_SECONDS)
         states = ("idle", "waiting") if patience.tried else ("waiting",)
-        db, wanted = self._connection(), self.scope.wanted
+        db, wanted = self._connection(), self._scope().wanted
         return queue.next_ready_seconds(db, wanted, within, states=states)

@@ -27,7 +27,7 @@ class Stop(Exception):  # noqa: N818  # not an error: how a call ends the loop
 
 @dataclass(slots=True)
 class Streaks:
-    """Failures in a row since the last good answer."""
+    """Failures in a row since the last good answer, of all workers of a run together."""
 
     unsent: int = 0
     """Requests that could not be sent."""
@@ -37,6 +37,8 @@ class Streaks:
     """Assets that the plan does not include, and what the provider said of each."""
     unavailable: str = ""
     """The last call's error, if the API did not answer it."""
+    wasted: int = 0
+    """Calls whose answers the database did not store, since it last stored one."""
     refused_by_database: tuple[str, str] | None = None
     """The asset whose data the database refused last, and the SQLSTATE."""
 
