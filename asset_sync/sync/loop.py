@@ -419,10 +419,10 @@ class _Refresh(Worker):
         if self._state.streaks.not_in_plan and not self._state.report.updated:
             self._state.report.message = next(iter(self._state.streaks.not_in_plan.values()))
             return Ended.PLAN_REFUSED
-        if self._state.tried:
-            return self._unless_unavailable(Ended.DONE)
-        self._state.report.closed_until = self._state.scope.closed_until(self._state.db)
-        return self._unless_unavailable(Ended.NOTHING_DUE)
+        reason = self._unless_unavailable(Ended.DONE if self._state.tried else Ended.NOTHING_DUE)
+        if reason is not Ended.UNAVAILABLE and not self._state.report.served:
+            self._state.report.closed_until = self._state.scope.closed_until(self._state.db)
+        return reason
 
 
 class _Fill(Worker):
