@@ -165,7 +165,7 @@ def _show(view: _PlanView, plans: Sequence[_PlanView]) -> None:
     columns = ["plan", ">$/month", ">calls/day", ">used", ">95 %", ">data", ">fresh in"]
     columns += [">left/day", ">history", "enough"]
     rows = [_plan(one) for one in plans]
-    out_raw(table(columns, rows, spare=[">calls/day", ">used", ">left/day"]))
+    out_raw(table(columns, rows, spare=[">calls/day", ">used", ">left/day", ">fresh in", ">95 %"]))
     out_raw("")
     out_raw(lag_table(view.outlook.lags))
     out_raw("")
