@@ -73,6 +73,17 @@ class Hours:
                     return end
         return None
 
+    def next_close(self, moment: datetime) -> datetime | None:
+        """Return when the market closes next, the moment itself if it is closed; None if never."""
+        for weeks in (1, 60):  # as in `last_close`
+            end = moment + weeks * _WEEK
+            found = self.spans(moment, end)
+            if not found or found[0].start > moment:
+                return moment
+            if found[0].end < end:
+                return found[0].end
+        return None
+
     def spans(self, start: datetime, end: datetime) -> list[Span]:
         """Return the open spans within [start, end), ascending, with adjoining ones merged."""
         start, end = _in_utc(start), _in_utc(end)

@@ -12,12 +12,14 @@ from conftest import MakeSettings, ShiftingClock
 from prometheus_client.parser import text_string_to_metric_families
 
 from asset_sync import queue
-from asset_sync.database import Connection
+from asset_sync.database import Connection, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Feed, Lane
 from asset_sync.ops import health
 from asset_sync.ops.metrics import exposition
 from asset_sync.settings import SHIPPED_FILE, load
+from asset_sync.store import ledger
+from asset_sync.store.ledger import LEAST_LAGS
 from asset_sync.sync import loop
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -51,6 +53,9 @@ def told(
     settings = make_settings(api)
     for lane in Lane:
         loop.run(db, settings, lane, clock=clock)
+    with transaction(db) as cursor:
+        for _ in range(LEAST_LAGS):
+            ledger.note_lag(cursor, "free", "forex", 60.0)
     clock.sleep(301)
     wanted = [queue.Wanted(asset, Feed.BARS) for asset in settings.assets]
     queue.enqueue(db, wanted, settings.queue)
@@ -128,7 +133,7 @@ def test_the_alerts_name_every_check_of_health(db: Connection) -> None:
     checks = {check.name for check in health.examine(db, load(SHIPPED_FILE, {})).checks}
 
     assert checks == set(
-        re.findall(r"\b(?:api|assets|batch|clock|data|queue)\.[a-z_.]+[a-z]", comment)
+        re.findall(r"\b(?:api|assets|batch|clock|data|history|queue)\.[a-z_.]+[a-z]", comment)
     ) - {"assets.toml"}
 
 

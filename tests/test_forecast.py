@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from simulation import Api, Day, live_through
 
 from asset_sync.model import Asset, AssetType, Level
+from asset_sync.ops import history
 from asset_sync.ops.forecast import (
     Advice,
     Forecast,
     advise,
+    data_age,
+    days_for,
     forecast,
     side_by_side,
     staleness,
@@ -28,6 +31,7 @@ from asset_sync.ops.forecast import (
 )
 from asset_sync.provider.current import PLANS
 from asset_sync.settings import SHIPPED_FILE, RateLimit, Settings, load
+from asset_sync.store.ledger import Lag
 
 CALL_SECONDS = 0.3
 HOUR = 3600.0
@@ -208,8 +212,32 @@ def test_a_paid_plan_needs_a_call_for_bars_per_asset_and_one_for_quotes_per_250_
 
 def test_the_whole_history_needs_one_call_for_each_range_that_a_call_reaches() -> None:
     coin = asset("BTCUSD", asset_type=AssetType.CRYPTO)
-    told = forecast(settings_for(asset("XAUUSD"), coin))
-    assert told.history_calls == 18 + 22, "720 days, by 40 of forex and 34 of crypto"
+    euro = replace(asset("EURUSD"), hours="fx")
+    assert history.outlook(settings_for(coin), None).calls_left == 21
+    assert history.outlook(settings_for(euro), None).calls_left == 15
+
+
+def test_history_takes_no_time_if_nothing_is_left_and_for_ever_without_spare_calls() -> None:
+    assert days_for(0, 0) == 0
+    assert days_for(1, 0.9) == inf
+    assert days_for(30, 60) == 0.5
+
+
+def test_the_data_is_older_than_the_call_by_a_bar_and_by_the_providers_lag() -> None:
+    told = forecast(settings_for(asset("EURUSD", every=3600)))
+    late = {AssetType.FOREX: Lag(20, 10.0, 40.0, 50.0)}
+    for lags, (half, most, worst) in (({}, (0, 0, 0)), (late, (10, 40, 50))):
+        age = data_age(told.assets, lags)
+        called = staleness(told.assets)
+        assert age.p50_seconds == pytest.approx(called.p50_seconds + 150 + half, abs=5)
+        assert called.p95_seconds + 100 < age.p95_seconds - most < called.p95_seconds + 300
+        assert age.worst_seconds == pytest.approx(called.worst_seconds + 300 + worst)
+
+
+def test_a_lag_of_few_measurements_does_not_make_the_data_older() -> None:
+    told = forecast(settings_for(asset("EURUSD")))
+    few = {AssetType.FOREX: Lag(19, 10.0, 40.0, 50.0)}
+    assert data_age(told.assets, few) == data_age(told.assets, {})
 
 
 def test_the_forecast_compares_each_plan_on_sale_with_the_present_one() -> None:

@@ -1,8 +1,10 @@
 """`health` reports everything that is wrong, and nothing that is well."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from asset_sync.ops import health
 from asset_sync.ops.health import Health, Verdict
 from asset_sync.secret import Secret
 from asset_sync.settings import SHIPPED_FILE, HealthSettings, Settings, load
-from asset_sync.store import runs
+from asset_sync.spans import Span
+from asset_sync.store import ledger, runs
 from asset_sync.sync import loop
 from asset_sync.sync.progress import Progress, Synced
 
@@ -393,6 +396,138 @@ def test_a_database_that_was_not_initialised_is_unhealthy_and_the_cure_is_named(
 
     assert answer.code == 2
     assert "asset-sync db init" in json.loads(answer.out)["checks"][0]["about"]
+
+
+# --- holes that do not close -------------------------------------------------------------------
+
+
+@pytest.fixture
+def unasked(well: Connection) -> Connection:
+    """A database in which, for a day, all runs took place and nobody asked for EURUSD's past."""
+    query(
+        well,
+        """
+        insert into asset_sync.runs (command, host, pid, started_at, ended_at, reason_ended)
+        select 'queue', 'host', 1, at, at, 'done'
+        from generate_series(now() - interval '1 day', now(), '5 min') as at
+        """,
+    )
+    settle(well, "EURUSD", timedelta(days=40))
+    return well
+
+
+def settle(db: Connection, symbol: str, length: timedelta) -> None:
+    """Note that the newest range of an asset was asked for."""
+    now = datetime.now(UTC)
+    with transaction(db) as cursor:
+        ledger.lock(cursor, symbol, Feed.BARS, f"C:{symbol}")
+        known = ledger.Ledger(tail=Span(now - length, now))
+        ledger.save(cursor, symbol, Feed.BARS, known, None)
+
+
+def give_calls(db: Connection, number: int, feed: Feed, symbol: str, ago: str) -> None:
+    """Note so many answered calls."""
+    query(
+        db,
+        """
+        insert into asset_sync.calls (feed, symbols, outcome, duration_ms, at)
+        select %s, %s, 'ok', 300, now() - %s::interval from generate_series(1, %s)
+        """,
+        (feed, [symbol], ago, number),
+    )
+
+
+def holes(db: Connection, settings: Settings) -> health.Check:
+    [check] = [one for one in health.examine(db, settings).checks if one.name == "history.holes"]
+    return check
+
+
+def test_a_past_that_nobody_asks_for_although_calls_are_spare_is_degraded(
+    unasked: Connection, settings: Settings
+) -> None:
+    give_calls(unasked, 1, Feed.HISTORY, "GBPUSD", "2 hours")
+    check = holes(unasked, settings)
+
+    assert (check.value, check.verdict) == (1, Verdict.DEGRADED)
+    assert "of EURUSD: `asset-sync history fill` asks for it now" in check.about
+
+
+def test_history_that_is_disabled_leaves_holes_on_purpose(
+    unasked: Connection, settings: Settings
+) -> None:
+    off = replace(settings, history=replace(settings.history, enabled=False))
+
+    assert holes(unasked, off).verdict is Verdict.HEALTHY
+
+
+def test_a_new_database_has_no_holes_that_stay(well: Connection, settings: Settings) -> None:
+    settle(well, "EURUSD", timedelta(days=40))
+
+    assert holes(well, settings).verdict is Verdict.HEALTHY
+
+
+def test_while_history_is_fetched_each_asset_has_its_turn(
+    unasked: Connection, settings: Settings
+) -> None:
+    give_calls(unasked, 1, Feed.HISTORY, "GBPUSD", "30 minutes")
+
+    assert holes(unasked, settings).verdict is Verdict.HEALTHY
+
+
+def test_a_past_that_was_asked_for_within_the_day_shrinks(
+    unasked: Connection, settings: Settings
+) -> None:
+    give_calls(unasked, 1, Feed.HISTORY, "EURUSD", "20 hours")
+
+    assert holes(unasked, settings).verdict is Verdict.HEALTHY
+
+
+def test_on_a_busy_plan_no_call_is_spare(unasked: Connection, settings: Settings) -> None:
+    give_calls(unasked, 4000, Feed.BARS, "EURUSD", "12 hours")
+
+    assert holes(unasked, settings).verdict is Verdict.HEALTHY
+
+
+def test_a_past_that_was_asked_for_as_a_whole_has_no_hole(
+    unasked: Connection, settings: Settings
+) -> None:
+    settle(unasked, "EURUSD", timedelta(days=721))
+
+    assert holes(unasked, settings).verdict is Verdict.HEALTHY
+
+
+def test_ranges_that_stay_empty_after_every_try_are_named_and_no_fault(
+    well: Connection, settings: Settings
+) -> None:
+    query(
+        well,
+        """
+        insert into asset_sync.weeks (symbol, week, bars, empty_slots, tries, asked_at, next_try_at)
+        values ('EURUSD', '2026-01-05', 9, 3, 6, now(), null),
+          ('GBPUSD', '2026-01-05', 9, 3, 2, now(), now())
+        """,
+    )
+    check = holes(well, settings)
+
+    assert check.verdict is Verdict.HEALTHY
+    assert check.about.endswith("still empty, which is no fault: 1 week of EURUSD")
+
+
+def test_health_shows_how_late_bars_are_and_calls_few_measurements_too_few(
+    well: Connection, told: Callable[..., Told]
+) -> None:
+    with transaction(well) as cursor:
+        for number in range(20):
+            ledger.note_lag(cursor, "free", "forex", number)
+        ledger.note_lag(cursor, "free", "crypto", 5)
+
+    forex, crypto = json.loads(told("--json").out)["lags"]
+    assert (forex["market"], forex["plan"], forex["measurements"]) == ("forex", "free", 20)
+    assert forex["p50_seconds"] == pytest.approx(9.5)
+    assert (crypto["measurements"], crypto["p99_seconds"]) == (1, None)
+    shown = told().out
+    assert re.search(r"^forex +20 +9.5 s +18 s +19 s$", shown, re.MULTILINE)
+    assert re.search(r"^crypto +1 of the 20 needed +- +- +-$", shown, re.MULTILINE)
 
 
 def test_priority_runs_switched_off_in_the_settings_are_not_missed(

@@ -12,11 +12,12 @@ from conftest import MakeSettings, ShiftingClock
 from prometheus_client.parser import text_string_to_metric_families
 
 from asset_sync.cli import main
-from asset_sync.database import Connection
+from asset_sync.database import Connection, transaction
 from asset_sync.demo.server import StandIn
 from asset_sync.model import Lane
 from asset_sync.ops.metrics import PREFIX, exposition
 from asset_sync.settings import SHIPPED_FILE, Settings, load
+from asset_sync.store import ledger
 from asset_sync.sync import loop
 
 
@@ -54,6 +55,28 @@ def test_the_metrics_of_a_synced_database_show_freshness_and_calls(
     # 100 s by the test's clock, and the time for which the queue run waited for a slot.
     assert 100 <= time.time() - found["last_run_timestamp_seconds queue"] < 200
     assert found["health assets.stale"] == 0
+    assert 0 <= found["asset_data_age_seconds BTCUSD"] < 600
+    assert found["asset_data_open_seconds BTCUSD"] == found["asset_data_age_seconds BTCUSD"]
+    asked, expected = found["history_asked_bars"], found["history_expected_bars"]
+    assert 0 < found["history_bars"] <= asked < expected
+    assert found["history_hole_bars never_asked"] == expected - asked
+    assert found["history_hole_bars asked_empty"] >= 0
+    assert found["history_calls_left"] > 0
+    assert found["history_spare_calls_per_day"] > 1000
+
+
+def test_the_lag_is_a_metric_once_enough_was_measured(db: Connection, settings: Settings) -> None:
+    with transaction(db) as cursor:
+        for number in range(20):
+            ledger.note_lag(cursor, "free", "forex", number)
+        ledger.note_lag(cursor, "free", "crypto", 5)
+    found = samples(exposition(db, settings))
+
+    assert found["lag_seconds forex free 0.5"] == 9.5
+    assert found["lag_seconds forex free 0.95"] > 18
+    assert found["lag_measurements forex free"] == 20
+    assert found["lag_measurements crypto free"] == 1
+    assert not [name for name in found if name.startswith("lag_seconds crypto")]
 
 
 def test_the_metrics_of_a_new_database_leave_out_what_is_not_known(
@@ -79,7 +102,7 @@ def test_every_metric_has_a_help_a_type_our_prefix_and_a_unit(
 def test_the_number_of_series_stays_small_if_many_assets_fail(
     db: Connection, settings: Settings
 ) -> None:
-    per_asset = 2 * len(settings.assets)
+    per_asset = 4 * len(settings.assets)
 
     assert len(samples(exposition(db, settings))) < per_asset + 50
 

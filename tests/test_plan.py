@@ -1,10 +1,13 @@
 """`asset-sync plan`: the forecast as text and as JSON."""
 
 import json
+import re
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import commandline
 import pytest
 from commandline import Told
 from machine import Machine
@@ -12,7 +15,10 @@ from machine import Machine
 from asset_sync.database import Connection, transaction
 from asset_sync.model import Feed, Lane
 from asset_sync.ops.forecast import CALL_SECONDS
-from asset_sync.store import runs
+from asset_sync.settings import SHIPPED_FILE, load
+from asset_sync.store import ledger, runs
+from asset_sync.store.entitlements import RUNNING_DAY, note_missing
+from asset_sync.store.ledger import LEAST_LAGS
 
 
 class Plan(Protocol):
@@ -24,12 +30,14 @@ def plan(url: str, tmp_path: Path) -> Plan:
     return partial(Machine(tmp_path, url).tell, "plan")
 
 
-def test_plan_shows_each_level_and_each_plan_in_80_columns(plan: Plan) -> None:
-    told = plan("--more", "900", "--level", "low", "--every", "86400")
+def test_plan_shows_each_level_and_each_plan_in_80_columns(url: str, tmp_path: Path) -> None:
+    more = ("--more", "900", "--level", "low", "--every", "86400")
+    environ = Machine(tmp_path, url).environ
+    told = commandline.asset_sync("plan", *more, environ=environ, directory=tmp_path, columns=80)
     assert told.code == 0
     lines = told.out.splitlines()
+    assert max(map(len, lines)) <= 80
     tables = [line for line in lines if "  " in line]
-    assert max(map(len, tables)) <= 80
     assert [line.split()[0] for line in tables] == [
         "level",
         "critical",
@@ -38,6 +46,9 @@ def test_plan_shows_each_level_and_each_plan_in_80_columns(plan: Plan) -> None:
         "plan",
         "free",
         "starter",
+        "bars",
+        "forex",
+        "crypto",
     ]
     assert "This plan is enough" in told.out
 
@@ -90,6 +101,84 @@ def test_a_call_is_taken_to_last_the_median_of_the_last_days_calls(
             runs.record(cursor, run_id, runs.Call(Feed.BARS, ["A"], outcome, seconds))
     assert json.loads(plan("--json").out)["call_seconds"] == 1.5
     assert "the median of the last day" in plan().err
+
+
+def test_plan_says_when_the_history_will_be_complete(plan: Plan) -> None:
+    told = json.loads(plan("--json", HISTORY_ENABLED="true").out)
+    shown = plan(HISTORY_ENABLED="true").out
+
+    free, starter = told["plans"]
+    # 21 for each of two of crypto, 15 for each of five with a weekend
+    assert free["history_calls_left"] == 2 * 21 + 5 * 15
+    assert starter["history_calls_left"] > 4 * free["history_calls_left"], "ten years"
+    days = free["history_calls_left"] / free["left_a_day"]
+    done = datetime.fromisoformat(free["history_done_at"])
+    assert done - datetime.now(UTC) == pytest.approx(timedelta(days=days), abs=timedelta(minutes=1))
+    assert (
+        f"History: {free['history_calls_left']} calls to go, {free['left_a_day']:,} a day" in shown
+    )
+    assert f"complete by {done:%Y-%m-%d}" in shown
+    assert "[history] enabled = false" in plan().out
+
+
+def test_the_forecast_of_the_history_is_the_same_without_a_database(plan: Plan) -> None:
+    with_one, without = (
+        json.loads(plan("--json", **environ).out)["plans"]
+        for environ in ({}, {"DATABASE_URL": "postgresql://127.0.0.1:1/market"})
+    )
+    for key in ("history_calls_left", "left_a_day"):
+        assert [one[key] for one in with_one] == [one[key] for one in without]
+
+
+def test_history_is_never_complete_without_spare_calls(plan: Plan) -> None:
+    told = plan("--more", "200")
+    assert "so it is never complete" in told.out
+    assert json.loads(plan("--more", "200", "--json").out)["plans"][0]["history_done_at"] is None
+
+
+def test_plan_shows_the_age_of_the_data_with_the_lag_once_it_is_measured(
+    plan: Plan, db: Connection
+) -> None:
+    before = json.loads(plan("--json").out)
+    assert "without the lag, which is not known yet" in plan().out
+    with transaction(db) as cursor:
+        for _ in range(LEAST_LAGS):
+            ledger.note_lag(cursor, "free", "forex", 90.0)
+    after = json.loads(plan("--json").out)
+
+    ages = [one["plans"][0]["data_age"]["critical"]["worst_seconds"] for one in (before, after)]
+    assert ages == [600, 690]
+    forex, crypto = after["lags"]
+    assert forex == {
+        "market": "forex",
+        "plan": "free",
+        "measurements": LEAST_LAGS,
+        "p50_seconds": 90,
+        "p95_seconds": 90,
+        "p99_seconds": 90,
+    }
+    assert (crypto["measurements"], crypto["p50_seconds"]) == (0, None)
+    assert re.search(r"^forex +20 +1 min 30 s +1 min 30 s +1 min 30 s$", plan().out, re.MULTILINE)
+
+
+def test_few_measurements_of_the_lag_are_called_too_few(plan: Plan, db: Connection) -> None:
+    with transaction(db) as cursor:
+        ledger.note_lag(cursor, "free", "forex", 90.0)
+    assert re.search(r"^forex +1 of the 20 needed +- +- +-$", plan().out, re.MULTILINE)
+    assert json.loads(plan("--json").out)["lags"][0]["p50_seconds"] is None
+
+
+def test_of_a_key_whose_bars_end_yesterday_plan_forecasts_no_age_of_the_data(
+    plan: Plan, db: Connection
+) -> None:
+    settings = load(SHIPPED_FILE, {})
+    with transaction(db) as cursor:
+        symbols = [asset.symbol for asset in settings.assets]
+        note_missing(cursor, "", "free", RUNNING_DAY, symbols)
+    told = json.loads(plan("--json").out)
+    assert told["bars_end_yesterday"].startswith("This key's bars end yesterday")
+    assert told["plans"][0]["data_age"]["critical"] is None
+    assert told["bars_end_yesterday"] in plan().out
 
 
 def test_plan_needs_no_database_and_creates_none(plan: Plan, tmp_path: Path) -> None:

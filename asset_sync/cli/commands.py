@@ -81,6 +81,7 @@ COMMANDS = Commands(
             "Show and change the assets of the settings file.",
             {
                 "list": "assets_list:assets_list",
+                "show": "assets_show:assets_show",
                 "add": "assets_edit:assets_add",
                 "remove": "assets_edit:assets_remove",
                 "import": "assets_import:assets_import",

@@ -8,6 +8,7 @@ import typer
 
 from asset_sync import database
 from asset_sync.cli.format import bold, red, short_moment, table, yellow
+from asset_sync.cli.lag import lag_table, lags_as_json
 from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import out_raw, plain, wrapped
 from asset_sync.cli.queue_status import figures
@@ -31,7 +32,7 @@ def health(
     except database.DatabaseError as error:
         found = without_database(error)
     if as_json:
-        out_raw(json.dumps(_as_json(found), indent=2))
+        out_raw(json.dumps(_as_json(found, settings.provider.plan.name), indent=2))
     elif not options.quiet or found.status is not Verdict.HEALTHY:
         out_raw(_text(found))
     raise typer.Exit(list(Verdict).index(found.status))
@@ -64,12 +65,14 @@ def _text(found: Health) -> str:
     ]
     if jobs:
         parts.append(table(["job", "last run (UTC)", "next expected", ""], jobs))
+    if found.lags:
+        parts.append(lag_table(found.lags))
     if reasons:
         parts.append(wrapped("\n".join(reasons), sys.stdout))
     return "\n\n".join(parts)
 
 
-def _as_json(found: Health) -> dict[str, object]:
+def _as_json(found: Health, plan: str) -> dict[str, object]:
     last = found.last_priority_update
     return {
         "status": found.status.value,
@@ -77,5 +80,6 @@ def _as_json(found: Health) -> dict[str, object]:
         "queue": figures(found.levels) if found.levels else None,
         "last_priority_update": last.astimezone(UTC).isoformat() if last else None,
         "api_calls_remaining": found.api_calls_remaining,
+        "lags": lags_as_json(found.lags, plan),
         "checks": [one._asdict() for one in found.checks],
     }

@@ -18,6 +18,7 @@ from asset_sync.sync.progress import (
     Failed,
     Filled,
     Listener,
+    Noted,
     Progress,
     Recovered,
     Started,
@@ -55,7 +56,7 @@ def _marked(progress: Progress) -> Text:
             mark, style = "✓", "green"
         case Failed():
             mark, style = "✗", "red"
-        case Warned() | Recovered():
+        case Noted() | Warned() | Recovered():
             mark, style = f"! {datetime.now(UTC):%H:%M:%S} UTC", "yellow"
         case _:
             mark, style = "!", "yellow"

@@ -18,6 +18,7 @@ from asset_sync.sync.progress import (
     Calling,
     Failed,
     Filled,
+    Noted,
     Progress,
     PutBack,
     Recovered,
@@ -50,6 +51,7 @@ _EVENTS: Mapping[type[Progress], tuple[str, _Severity]] = {
     Synced: ("synced", _Severity.INFO),
     Filled: ("filled", _Severity.INFO),
     PutBack: ("put_back", _Severity.INFO),
+    Noted: ("noted", _Severity.INFO),
     Warned: ("warned", _Severity.WARNING),
     Recovered: ("recovered", _Severity.WARNING),
     Failed: ("failed", _Severity.ERROR),
@@ -192,8 +194,8 @@ def sentence(progress: Progress) -> str:
             text = f"failed: {failure(progress)}"
         case PutBack():
             text = f"put back {names(progress.symbols)}: {progress.reason}"
-        case Warned():
-            text = f"warning: {progress.text}"
+        case Noted() | Warned():
+            text = f"{'warning: ' if isinstance(progress, Warned) else ''}{progress.text}"
         case Recovered(what, seconds):
             text = f"{what[:1].upper()}{what[1:]} works again after {duration(seconds)}."
         case Waiting():

@@ -5,19 +5,22 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated
+from datetime import datetime, timedelta
+from typing import Annotated, NamedTuple
 
 import typer
 
 from asset_sync import database
-from asset_sync.cli.format import duration, table
+from asset_sync.cli.format import duration, moment, table
+from asset_sync.cli.lag import lag_table, lags_as_json
 from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import out, out_raw
 from asset_sync.cli.settings import settings_for
-from asset_sync.database import embedded
+from asset_sync.database import Connection, embedded
 from asset_sync.model import Asset, AssetType, Level
-from asset_sync.ops import forecast
+from asset_sync.ops import forecast, history
 from asset_sync.ops.forecast import Advice, AssetForecast, Forecast, Staleness, staleness
+from asset_sync.ops.history import Outlook
 from asset_sync.settings import Settings
 
 _USUAL_SECONDS = 300
@@ -48,33 +51,89 @@ def plan(
     Example: asset-sync plan --more 200
     """
     settings = _with_more(settings_for(options), more, level, every)
-    settings, call_seconds, measured = _as_known(settings)
-    plans = forecast.side_by_side(settings, call_seconds)
-    now = next(one for one in plans if one.plan is settings.provider.plan)
-    advice = forecast.advise(settings, plans, call_seconds)
+    known = _known(settings)
+    plans = known.plans
+    now = next(one for one in plans if one.forecast.plan is settings.provider.plan)
+    forecasts = [one.forecast for one in plans]
+    advice = forecast.advise(known.settings, forecasts, known.call_seconds)
     if as_json:
         document = {
-            "call_seconds": call_seconds,
-            "plan": now.plan.name,
+            "call_seconds": known.call_seconds,
+            "plan": now.forecast.plan.name,
             "plans": [_as_json(one) for one in plans],
-            "assets": [_asset_as_json(one) for one in now.assets],
-            "advice": _advice_as_json(now, advice),
+            "assets": [_asset_as_json(one, now) for one in now.forecast.assets],
+            "lags": lags_as_json(now.outlook.lags, now.forecast.plan.name),
+            "bars_end_yesterday": now.outlook.bars_end_yesterday,
+            "advice": _advice_as_json(now.forecast, advice),
         }
         out_raw(json.dumps(document, indent=2))
         return
     _show(now, plans)
-    out(_advice(now, advice))
-    if later := now.beyond_first_window:
-        first = len(now.of_level(Level.CRITICAL)) - later
+    out(_advice(now.forecast, advice))
+    out(_history(now, settings))
+    if said := now.outlook.bars_end_yesterday:
+        out(said)
+    if later := now.forecast.beyond_first_window:
+        first = len(now.forecast.of_level(Level.CRITICAL)) - later
         out(
             f"A window has calls for {first} priority assets; the other {later} wait for a later"
             " window in each cycle, which `health` reports (api.rate_limit_waits)."
         )
-    source = "the median of the last day" if measured else "an assumption without history"
+    source = "the median of the last day" if known.measured else "an assumption without history"
     options.say(
-        f"The forecast assumes that a call takes {call_seconds:.1f} s ({source}), and that there"
-        " is no outage."
+        f"The forecast assumes that a call takes {known.call_seconds:.1f} s ({source}), and that"
+        " there is no outage."
     )
+
+
+class _PlanView(NamedTuple):
+    """What one plan gives."""
+
+    forecast: Forecast
+    outlook: Outlook
+
+    @property
+    def history_days(self) -> float:
+        """In how many days all of the past was asked."""
+        return forecast.days_for(self.outlook.calls_left, self.forecast.left_a_day)
+
+    def data_age(self, assets: Sequence[AssetForecast]) -> Staleness | None:
+        """Return how old the data of these assets gets; None if their bars end yesterday."""
+        if self.outlook.bars_end_yesterday:
+            return None
+        return forecast.data_age(assets, self.outlook.lags)
+
+
+class _Known(NamedTuple):
+    """What the settings say and, if there is a database, what it knows."""
+
+    settings: Settings
+    """With the rate that holds."""
+    call_seconds: float
+    measured: bool
+    """Whether that is how long calls took."""
+    plans: Sequence[_PlanView]
+
+
+def _known(settings: Settings) -> _Known:
+    """Return what each plan gives; no database is needed."""
+    if settings.conninfo is not None or embedded.data_directory().exists():
+        with suppress(database.DatabaseError), database.session(settings.conninfo) as db:
+            as_known, seconds = forecast.as_known(db, settings)
+            call_seconds = forecast.CALL_SECONDS if seconds is None else seconds
+            plans = _side_by_side(as_known, call_seconds, db)
+            return _Known(as_known, call_seconds, seconds is not None, plans)
+    plans = _side_by_side(settings, forecast.CALL_SECONDS, None)
+    return _Known(settings, forecast.CALL_SECONDS, measured=False, plans=plans)
+
+
+def _side_by_side(
+    settings: Settings, call_seconds: float, db: Connection | None
+) -> Sequence[_PlanView]:
+    return [
+        _PlanView(one, history.outlook(forecast.with_plan(settings, one.plan), db))
+        for one in forecast.side_by_side(settings, call_seconds)
+    ]
 
 
 def _with_more(settings: Settings, more: int, level: Level, every: int) -> Settings:
@@ -85,25 +144,11 @@ def _with_more(settings: Settings, more: int, level: Level, every: int) -> Setti
     return replace(settings, assets=(*settings.assets, *new))
 
 
-def _as_known(settings: Settings) -> tuple[Settings, float, bool]:
-    """Return the settings with the rate that holds, how long a call takes, and if it was measured.
-
-    No database is needed.
-    """
-    seconds = None
-    if settings.conninfo is not None or embedded.data_directory().exists():
-        unusable = suppress(database.DatabaseError)
-        with unusable, database.session(settings.conninfo) as db:
-            settings, seconds = forecast.as_known(db, settings)
-    if seconds is None:
-        return settings, forecast.CALL_SECONDS, False
-    return settings, seconds, True
-
-
 # --- on a screen ------------------------------------------------------------------------------
 
 
-def _show(now: Forecast, plans: Sequence[Forecast]) -> None:
+def _show(view: _PlanView, plans: Sequence[_PlanView]) -> None:
+    now = view.forecast
     calls, period = now.limit.calls, duration(now.limit.period_seconds)
     many = "1 call" if calls == 1 else f"{calls} calls"
     out(
@@ -112,30 +157,32 @@ def _show(now: Forecast, plans: Sequence[Forecast]) -> None:
     )
     out_raw("")
     if now.assets:
-        columns = ["level", ">assets", ">every", ">calls/day", ">share", ">half", ">95 %", ">worst"]
-        rows = [_group(now, group) for group in _groups(now.assets)]
-        out_raw(table(columns, rows, spare=[">share", ">half", ">calls/day"]))
+        columns = ["level", ">assets", ">every", ">calls/day", ">share"]
+        columns += [">half", ">95 %", ">worst", ">data"]
+        rows = [_group(view, group) for group in _groups(now.assets)]
+        out_raw(table(columns, rows, spare=[">share", ">calls/day", ">half"]))
         out_raw("")
-    columns = [
-        "plan",
-        ">$/month",
-        ">calls/day",
-        ">used",
-        ">95 %",
-        ">fresh in",
-        ">left/day",
-        "enough",
-    ]
+    columns = ["plan", ">$/month", ">calls/day", ">used", ">95 %", ">data", ">fresh in"]
+    columns += [">left/day", ">history", "enough"]
     rows = [_plan(one) for one in plans]
-    out_raw(table(columns, rows, spare=[">left/day", ">used", ">calls/day"]))
+    out_raw(table(columns, rows, spare=[">calls/day", ">used", ">left/day", ">fresh in", ">95 %"]))
     out_raw("")
+    out_raw(lag_table(view.outlook.lags))
+    out_raw("")
+    with_lag = "the lag of the bars above" if _has_lag(view) else "the lag, which is not known yet"
     out(
-        "half, 95 %, worst: what the data's age does not exceed half of the time, 95 % of it, ever;"
-        " fresh in: from an empty database; left: for history."
+        "half, 95 %, worst: how long ago the last call was at most, half of the time, 95 % of it,"
+        " ever; data: how old the newest bar is at most in an open market, 95 % of the time,"
+        f" {'with' if _has_lag(view) else 'without'} {with_lag}; fresh in: from an empty database;"
+        " left: for history; history: until all of it was asked."
     )
 
 
-def _group(now: Forecast, group: Sequence[AssetForecast]) -> list[str]:
+def _has_lag(view: _PlanView) -> bool:
+    return any(lag.is_known for lag in view.outlook.lags.values())
+
+
+def _group(view: _PlanView, group: Sequence[AssetForecast]) -> list[str]:
     first = group[0].asset
     calls = sum(one.calls_a_day for one in group)
     return [
@@ -143,8 +190,9 @@ def _group(now: Forecast, group: Sequence[AssetForecast]) -> list[str]:
         str(len(group)),
         duration(first.update_frequency_seconds),
         f"{calls:,.0f}",
-        _percent(calls / now.calls_a_day),
+        _percent(calls / view.forecast.calls_a_day),
         *(_age(seconds) for seconds in staleness(group)),
+        _data_age(view, group),
     ]
 
 
@@ -158,17 +206,47 @@ def _groups(assets: Iterable[AssetForecast]) -> list[list[AssetForecast]]:
     return [groups[key] for key in sorted(groups, key=lambda key: (order.index(key[0]), key[1]))]
 
 
-def _plan(one: Forecast) -> list[str]:
+def _plan(view: _PlanView) -> list[str]:
+    one = view.forecast
     return [
         one.plan.name,
         "-" if one.plan.usd_a_month is None else str(one.plan.usd_a_month),
         f"{one.calls_a_day:,.0f}",
         _percent(one.share),
         _age(staleness(one.assets).p95_seconds) if one.assets else "-",
+        _data_age(view, one.assets) if one.assets else "-",
         _age(one.all_fresh_seconds),
         f"{one.left_a_day:,.0f}",
+        _age(view.history_days * forecast.DAY_SECONDS),
         "yes" if one.enough else "no",
     ]
+
+
+def _data_age(view: _PlanView, assets: Sequence[AssetForecast]) -> str:
+    age = view.data_age(assets)
+    return "-" if age is None else _age(age.p95_seconds)
+
+
+def _history(view: _PlanView, settings: Settings) -> str:
+    """Say when the history will be complete."""
+    calls = view.outlook.calls_left
+    if not calls:
+        return "History: all that is wanted was asked."
+    many = "1 call" if calls == 1 else f"{calls:,} calls"
+    spare = f"History: {many} to go, {view.forecast.left_a_day:,.0f} a day are spare"
+    done_at = _done_at(view)
+    if done_at is None:
+        return f"{spare}, so it is never complete."
+    said = f"{spare}: complete by {moment(done_at)[:16]} UTC"
+    if not settings.history.enabled:
+        return f"{said} if runs fetched it, but [history] enabled = false."
+    return f"{said} (in {_age(view.history_days * forecast.DAY_SECONDS)})."
+
+
+def _done_at(view: _PlanView) -> datetime | None:
+    """Return when all of the past was asked; None if nothing is left, or if that is never."""
+    days = view.history_days
+    return view.outlook.now + timedelta(days=days) if 0 < days < math.inf else None
 
 
 def _age(seconds: float) -> str:
@@ -182,10 +260,7 @@ def _percent(share: float) -> str:
 def _advice(now: Forecast, advice: Advice) -> str:
     """Say what to do, if anything."""
     if now.enough:
-        return (
-            "This plan is enough: no asset waits for a call. All of the history that it gives"
-            f" would take {now.history_calls:,} calls."
-        )
+        return "This plan is enough: no asset waits for a call."
     ways = []
     if advice.below:
         seconds = advice.frequency_seconds or 0
@@ -205,7 +280,8 @@ def _advice(now: Forecast, advice: Advice) -> str:
 # --- for a program ----------------------------------------------------------------------------
 
 
-def _as_json(one: Forecast) -> dict[str, object]:
+def _as_json(view: _PlanView) -> dict[str, object]:
+    one = view.forecast
     return {
         "plan": one.plan.name,
         "usd_a_month": one.plan.usd_a_month,
@@ -213,7 +289,8 @@ def _as_json(one: Forecast) -> dict[str, object]:
         "needed_a_day": round(one.needed_a_day),
         "share": round(one.share, 4),
         "left_a_day": round(one.left_a_day),
-        "history_calls": one.history_calls,
+        "history_calls_left": view.outlook.calls_left,
+        "history_done_at": None if (at := _done_at(view)) is None else at.isoformat(),
         "all_fresh_seconds": _finite(one.all_fresh_seconds),
         "enough": one.enough,
         "staleness": {
@@ -221,10 +298,15 @@ def _as_json(one: Forecast) -> dict[str, object]:
             for level in Level
             if (assets := one.of_level(level))
         },
+        "data_age": {
+            level.value: _staleness_as_json(view.data_age(assets))
+            for level in Level
+            if (assets := one.of_level(level))
+        },
     }
 
 
-def _asset_as_json(one: AssetForecast) -> dict[str, object]:
+def _asset_as_json(one: AssetForecast, view: _PlanView) -> dict[str, object]:
     return {
         "symbol": one.asset.symbol,
         "level": one.asset.level.value,
@@ -232,10 +314,13 @@ def _asset_as_json(one: AssetForecast) -> dict[str, object]:
         "calls_a_day": round(one.calls_a_day, 2),
         "refreshed_every_seconds": _finite(one.refreshed_every_seconds),
         "staleness": _staleness_as_json(one.staleness),
+        "data_age": _staleness_as_json(view.data_age([one])),
     }
 
 
-def _staleness_as_json(staleness: Staleness) -> dict[str, float | None]:
+def _staleness_as_json(staleness: Staleness | None) -> dict[str, float | None] | None:
+    if staleness is None:
+        return None
     return {name: _finite(seconds) for name, seconds in staleness._asdict().items()}
 
 

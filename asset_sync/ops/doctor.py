@@ -16,7 +16,7 @@ from asset_sync.provider.errors import Cause, ProviderError
 from asset_sync.schedule import installed
 from asset_sync.settings import SECRET_VARIABLES, Settings
 from asset_sync.starter import Starter
-from asset_sync.store import entitlements, runs
+from asset_sync.store import runs
 
 
 class Grade(StrEnum):
@@ -179,19 +179,18 @@ def examine_key(db: Connection, settings: Settings) -> Iterator[Finding]:
 
 def _plan(db: Connection, settings: Settings) -> Finding:
     """Report what the key turned out not to be allowed."""
-    from asset_sync.sync.scope import account  # noqa: PLC0415
+    from asset_sync.sync.scope import scope_of  # noqa: PLC0415
 
-    missing = entitlements.missing(db, *account(settings))
+    scope = scope_of(db, settings, Lane.QUEUE)
     plan = settings.provider.plan.name
     lowered = slots.lowered(db, slots.rate_of(settings))
     if lowered is not None:
         return Finding(Grade.WARNING, "plan", str(lowered))
-    if missing.snapshot:
+    if scope.missing.snapshot:
         text = f"has no snapshots, though the plan is set to {plan}: set POLYGON_TIER to free"
         return Finding(Grade.WARNING, "plan", text)
-    symbols = [asset.symbol for asset in settings.assets]
-    if missing.today or missing.is_end_of_day(symbols):
-        return Finding(Grade.OK, "plan", f"{plan}; this key gets bars up to yesterday only")
+    if said := scope.bars_end_yesterday(db):
+        return Finding(Grade.OK, "plan", f"{plan}. {said}")
     return Finding(Grade.OK, "plan", f"{plan}; nothing was refused in the last day")
 
 

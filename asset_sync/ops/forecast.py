@@ -12,19 +12,21 @@ at which the calls needed equal the calls available. Between two successes an as
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
 from asset_sync.budget import slots
 from asset_sync.database import Connection
-from asset_sync.model import Asset, Lane, Level
-from asset_sync.provider.current import MARKETS, PLANS
+from asset_sync.hours import BAR_LENGTH
+from asset_sync.model import Asset, AssetType, Lane, Level
+from asset_sync.provider.current import PLANS
 from asset_sync.provider.plan import Plan
 from asset_sync.settings import RateLimit, Settings
 from asset_sync.store import runs
-from asset_sync.store.entitlements import Missing
+from asset_sync.store.entitlements import NOTHING_MISSING
+from asset_sync.store.ledger import Lag
 from asset_sync.sync.scope import Scope
 
 DAY_SECONDS = 86_400
@@ -77,8 +79,6 @@ class Forecast(NamedTuple):
     needed_a_day: float
     all_fresh_seconds: float
     """From an empty database until each asset has been fresh once."""
-    history_calls: int
-    """How many calls the whole history takes that the plan includes for these assets."""
 
     @property
     def share(self) -> float:
@@ -127,8 +127,14 @@ def forecast(settings: Settings, call_seconds: float = CALL_SECONDS) -> Forecast
         calls_a_day=DAY_SECONDS * line.calls_a_second,
         needed_a_day=sum(one.calls_a_day for one in assets),
         all_fresh_seconds=line.all_fresh_seconds,
-        history_calls=sum(_history_calls(settings.provider.plan, one.asset) for one in assets),
     )
+
+
+def days_for(calls: int, spare_a_day: float) -> float:
+    """Return in how many days so many calls for history are made; infinite if none is spare."""
+    if not calls:
+        return 0.0
+    return calls / spare_a_day if spare_a_day >= 1 else math.inf
 
 
 def as_known(db: Connection, settings: Settings) -> tuple[Settings, float | None]:
@@ -144,6 +150,47 @@ def staleness(assets: Sequence[AssetForecast]) -> Staleness:
     periods = [one.refreshed_every_seconds for one in assets]
     worst = max(one.staleness.worst_seconds for one in assets)
     return Staleness(_age(periods, 0.5), _age(periods, 0.95), worst)
+
+
+def data_age(assets: Sequence[AssetForecast], lags: Mapping[AssetType, Lag]) -> Staleness:
+    """Return how old the newest bar of these assets gets while their markets are open.
+
+    A call brings the bars that are over: the newest ended up to five minutes ago, plus the
+    provider's lag, where it is known. Then the data ages until the next call. At least one asset is
+    needed.
+    """
+    known = {kind: lag for kind, lag in lags.items() if lag.is_known}
+    bar = BAR_LENGTH.total_seconds()
+
+    def late(one: AssetForecast, quantile: str) -> float:
+        return getattr(known.get(one.asset.asset_type), quantile, None) or 0.0
+
+    def age(share: float, quantile: str) -> float:
+        counts = Counter((one.refreshed_every_seconds, late(one, quantile)) for one in assets)
+        if any(math.isinf(every) for every, _ in counts):
+            return math.inf
+        return _least(
+            lambda seconds: (
+                sum(
+                    count * _sum_below(seconds - lag, every, bar)
+                    for (every, lag), count in counts.items()
+                )
+                >= share * len(assets)
+            ),
+            max(every + lag for every, lag in counts) + bar,
+        )
+
+    worst = max(one.staleness.worst_seconds + late(one, "p99") for one in assets) + bar
+    return Staleness(age(0.5, "p50"), age(0.95, "p95"), worst)
+
+
+def _sum_below(value: float, first: float, second: float) -> float:
+    """Return how probable a sum below `value` is of two times, equally likely up to their most."""
+    area = sum(
+        sign * max(0.0, value - most) ** 2
+        for sign, most in ((1, 0.0), (-1, first), (-1, second), (1, first + second))
+    )
+    return min(1.0, area / (2 * first * second))
 
 
 def with_plan(settings: Settings, plan: Plan) -> Settings:
@@ -178,8 +225,8 @@ class _Line:
     """How the calls of one plan are divided among the assets; rates are in calls a second."""
 
     def __init__(self, settings: Settings, call_seconds: float) -> None:
-        priority = Scope(settings, Lane.PRIORITY, _NOTHING_DENIED)
-        queue = Scope(settings, Lane.QUEUE, _NOTHING_DENIED)
+        priority = Scope(settings, Lane.PRIORITY, NOTHING_MISSING)
+        queue = Scope(settings, Lane.QUEUE, NOTHING_MISSING)
         self._interval = settings.batch.interval_seconds
         self._limit = settings.rate_limit
         self._aging = settings.queue.aging_seconds
@@ -336,7 +383,6 @@ _SMALLEST_RATE = 1e-9
 # If this share of the calls is needed, there is always an asset that waits for a call.
 _BUSY = 0.75
 _ALLOWANCES_BELOW = {Level.HIGH: 2, Level.MEDIUM: 1, Level.LOW: 0}
-_NOTHING_DENIED = Missing(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
 
 
 def _of(asset: Asset, asked: float, every: float, cost: float, pause: float) -> AssetForecast:
@@ -389,7 +435,3 @@ def _kinds(assets: Sequence[Asset]) -> Sequence[tuple[Asset, int]]:
 def _calls_each(plan: Plan, assets: int) -> float:
     """Return the calls that one refresh of an asset takes; a call for n assets counts as 1/n."""
     return sum(math.ceil(assets / feed.bulk) / assets for feed in plan.feeds) if assets else 0
-
-
-def _history_calls(plan: Plan, asset: Asset) -> int:
-    return math.ceil(plan.history_days / MARKETS[asset.asset_type].window.days)

@@ -8,17 +8,21 @@ from typing import NamedTuple
 from asset_sync import queue
 from asset_sync.budget import clocks, slots
 from asset_sync.database import Connection, DatabaseError
-from asset_sync.model import Asset, Lane, Level
-from asset_sync.ops import age
+from asset_sync.model import Asset, AssetType, Lane, Level
+from asset_sync.ops import age, forecast, history
 from asset_sync.queue import FAILING_STRIKES, Failing, Freshness, LevelStatus
 from asset_sync.settings import Settings
-from asset_sync.store import entitlements, runs
+from asset_sync.store import ledger, runs
+from asset_sync.store.ledger import Lag
 from asset_sync.store.runs import JobRecord
-from asset_sync.sync.scope import account
+from asset_sync.sync.scope import Scope, scope_of
 
 # Cron starts a run in each interval. One missing run may be chance; after two the job is overdue.
 OVERDUE_INTERVALS = 2
 JUMP_REPORTED_SECONDS = 3600
+# Yesterday's bars come within a day after its end, and each asset is asked every six hours; nobody
+# has published how late they are, so one day more is allowed.
+_END_OF_DAY_SECONDS = 3 * 86_400
 
 
 class Verdict(StrEnum):
@@ -61,6 +65,8 @@ class Health(NamedTuple):
     checks: tuple[Check, ...]
     last_priority_update: datetime | None
     api_calls_remaining: int | None
+    lags: Mapping[AssetType, Lag]
+    """How late the provider's bars are, by market; empty if the database could not be asked."""
 
     @property
     def status(self) -> Verdict:
@@ -75,6 +81,7 @@ def examine(db: Connection, settings: Settings) -> Health:
     symbols = [asset.symbol for asset in settings.assets]
     levels = queue.levels(db, symbols)
     freshness = queue.freshness(db, symbols)
+    scope = scope_of(db, settings, Lane.QUEUE)
     critical = [freshness.get(asset.symbol) for asset in settings.critical]
     return Health(
         jobs=tuple(_job_status(lane, records[lane], settings) for lane in lanes),
@@ -89,20 +96,22 @@ def examine(db: Connection, settings: Settings) -> Health:
             _lowered(db, settings),
             _jumped(db),
             _stale(settings.assets, freshness, settings),
-            _old(db, settings),
+            _old(db, scope),
+            _holes(db, settings),
         ),
         last_priority_update=max(
             (fresh.last_success_at for fresh in critical if fresh and fresh.last_success_at),
             default=None,
         ),
         api_calls_remaining=slots.budget(db, slots.rate_of(settings)).free,
+        lags=scope.market_lags,
     )
 
 
 def without_database(why: DatabaseError) -> Health:
     """Return the health if the database cannot be used: nothing is refreshed."""
     check = Check("database", None, None, Verdict.UNHEALTHY, str(why))
-    return Health((), (), (check,), None, None)
+    return Health((), (), (check,), None, None, {})
 
 
 def _has_priority_runs(settings: Settings) -> bool:
@@ -224,23 +233,76 @@ def _is_stale(fresh: Freshness, frequency: float, factor: float) -> bool:
     return waited > factor * frequency
 
 
-def _old(db: Connection, settings: Settings) -> Check:
+def _old(db: Connection, scope: Scope) -> Check:
     """Count the assets whose data is older than expected while their market is open."""
-    known = age.ages(db, settings.assets)
-    factor = settings.health.stale_after_frequencies
-    missing = entitlements.missing(db, *account(settings))
-    end_of_day = missing.today or missing.is_end_of_day([one.symbol for one in settings.assets])
+    assets = scope.settings.assets
+    known = age.ages(db, assets)
+    factor = scope.settings.health.stale_after_frequencies
+    ends_yesterday = scope.bars_end_yesterday(db)
+    least = _END_OF_DAY_SECONDS if ends_yesterday else 0
     old = [
         asset.symbol
-        for asset in settings.assets
-        if not end_of_day and known[asset.symbol].is_old(factor * asset.update_frequency_seconds)
+        for asset in assets
+        if known[asset.symbol].is_old(max(factor * asset.update_frequency_seconds, least))
     ]
-    named = f": {', '.join(old[:5])}{' …' if len(old) > 5 else ''}" if old else ""  # noqa: PLR2004
-    about = f"the newest bar is older than expected in an open market{named}"
-    if end_of_day:
-        about = "this key's bars end yesterday; each asset is asked four times a day"
-    verdict = Verdict.DEGRADED if old else Verdict.HEALTHY
-    return Check("data.old", len(old), 0, verdict, about)
+    about = "assets whose newest bar is older than expected in an open market"
+    if old:
+        about = f"the newest bar is older than expected in an open market: {_named(old)}"
+    if ends_yesterday:
+        about = f"{about}. {ends_yesterday}" if old else ends_yesterday
+    return Check("data.old", len(old), 0, Verdict.DEGRADED if old else Verdict.HEALTHY, about)
+
+
+def _holes(db: Connection, settings: Settings) -> Check:
+    """Count the assets whose past was never asked although calls were spare for a day."""
+    stuck = _stuck(db, settings)
+    if stuck:
+        about = (
+            f"for a day calls were spare, and none asked for the past of {_named(stuck)}:"
+            " `asset-sync history fill` asks for it now and says what fails"
+        )
+        return Check("history.holes", len(stuck), 0, Verdict.DEGRADED, about)
+    about = "assets whose past was never asked although calls were spare for a day"
+    over = ledger.given_up(db, [asset.symbol for asset in settings.assets])
+    if over:
+        weeks = sum(over.values())
+        many = "1 week" if weeks == 1 else f"{weeks:,} weeks"
+        about += f". Asked for the last time and still empty, which is no fault: {many} of"
+        about += f" {_named(list(over))}"
+    return Check("history.holes", 0, 0, Verdict.HEALTHY, about)
+
+
+def _stuck(db: Connection, settings: Settings) -> list[str]:
+    """Return the assets whose past is not asked for though the calls for it are there.
+
+    While calls for history are made, each asset has its turn. A day without all of its runs, or in
+    which other calls took what there was, shows nothing.
+    """
+    if not settings.history.enabled:
+        return []
+    day = runs.last_day(db)
+    if day.history_calls_last_hour or day.queue_runs < _ALL_RUNS * (
+        forecast.DAY_SECONDS / settings.batch.interval_seconds
+    ):
+        return []
+    waiting = [one for one in history.with_unasked_past(db, settings) if one not in day.filled]
+    if not waiting:
+        return []
+    now_settings, call_seconds = forecast.as_known(db, settings)
+    told = forecast.forecast(now_settings, call_seconds or forecast.CALL_SECONDS)
+    spare = min(told.left_a_day, told.calls_a_day - day.calls)
+    return waiting if spare > _SPARE * told.calls_a_day else []
+
+
+# The share of a day's runs that must have taken place, and the share of its calls that must have
+# been spare, before a hole that stays counts as a fault.
+_ALL_RUNS = 0.9
+_SPARE = 0.5
+
+
+def _named(symbols: Sequence[str]) -> str:
+    """Return the first five symbols, and whether there are more."""
+    return ", ".join(symbols[:5]) + (" …" if len(symbols) > 5 else "")  # noqa: PLR2004
 
 
 def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: Settings) -> Check:
@@ -255,7 +317,7 @@ def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: S
     verdict = Verdict.DEGRADED if stale else Verdict.HEALTHY
     if any(asset.level is Level.CRITICAL for asset in stale):
         verdict = Verdict.UNHEALTHY
-    named = ", ".join(asset.symbol for asset in stale[:5]) + (" …" if len(stale) > 5 else "")  # noqa: PLR2004
+    named = _named([asset.symbol for asset in stale])
     why = f": {named}; `asset-sync queue list {stale[0].symbol}` says why" if stale else ""
     about = f"not fresh for {factor:g} times their frequency{why}"
     return Check("assets.stale", len(stale), 0, verdict, about)

@@ -4,22 +4,25 @@ A hole is a range that was never asked, or one that was asked and is empty altho
 open. A day of which no asset with the same hours has a bar is none: the market was closed.
 """
 
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import accumulate
 from typing import NamedTuple
 
 from asset_sync.database import Connection
 from asset_sync.hours import BAR_LENGTH, Hours
-from asset_sync.model import Asset, Feed, Lane
+from asset_sync.model import Asset, AssetType, Feed, Lane
 from asset_sync.ops import forecast
 from asset_sync.provider.current import hours_of
 from asset_sync.settings import Settings
 from asset_sync.spans import Span, difference, intersection
 from asset_sync.store import ledger, market
-from asset_sync.store.ledger import Came, Ledger
+from asset_sync.store.entitlements import NOTHING_MISSING
+from asset_sync.store.ledger import Came, Lag, Ledger
 from asset_sync.sync import coverage
 from asset_sync.sync.scope import Scope, scope_of
 from asset_sync.sync.window import start_of_bar
@@ -107,20 +110,62 @@ class Hole(NamedTuple):
 
 def history_of(db: Connection, settings: Settings) -> History:
     """Return how complete the history of every asset is."""
-    known = _Known(db, settings)
+    known = _Known.read(db, settings)
+    assets = _assets(db, settings, known)
+    now_settings, call_seconds = forecast.as_known(db, settings)
+    spare = forecast.forecast(now_settings, call_seconds or forecast.CALL_SECONDS).left_a_day
+    days = forecast.days_for(sum(one.calls_left for one in assets), spare)
+    done_at = known.now + timedelta(days=days) if 0 < days < math.inf else None
+    return History(known.now, assets, int(spare), done_at, ledger.count_revisions(db))
+
+
+def history_of_asset(db: Connection, settings: Settings, symbol: str) -> AssetHistory:
+    """Return how complete the history of one asset is."""
+    alike = _alike(settings, symbol)
+    found = _assets(db, alike, _Known.read(db, alike))
+    return next(one for one in found if one.symbol == symbol)
+
+
+def _alike(settings: Settings, symbol: str) -> Settings:
+    """Return the settings with only the assets that trade when this one does.
+
+    A day on which all of them are silent was a holiday.
+    """
+    [hours] = [hours_of(one) for one in settings.assets if one.symbol == symbol]
+    assets = tuple(one for one in settings.assets if hours_of(one) is hours)
+    return replace(settings, assets=assets)
+
+
+def _assets(db: Connection, settings: Settings, known: "_Known") -> tuple[AssetHistory, ...]:
     came = ledger.came(db, {asset.symbol: known.past(asset).start for asset in settings.assets})
     closed = known.closed_days({symbol: one.silent_days for symbol, one in came.items()})
-    assets = tuple(
+    return tuple(
         _asset(asset, known, came[asset.symbol], closed.get(asset.symbol, {}))
         for asset in settings.assets
     )
-    now_settings, call_seconds = forecast.as_known(db, settings)
-    spare = forecast.forecast(now_settings, call_seconds or forecast.CALL_SECONDS).left_a_day
-    calls = sum(one.calls_left for one in assets)
-    done_at = None
-    if calls and spare >= 1:
-        done_at = known.now + calls / spare * timedelta(days=1)
-    return History(known.now, assets, int(spare), done_at, ledger.count_revisions(db))
+
+
+class Outlook(NamedTuple):
+    """What is still to be asked of the past, and how late bars are."""
+
+    now: datetime
+    calls_left: int
+    """Calls for all that was never asked."""
+    lags: Mapping[AssetType, Lag]
+    """How late bars are, by market."""
+    bars_end_yesterday: str | None
+    """What to say of a key that shows nothing of the running day."""
+
+
+def outlook(settings: Settings, db: Connection | None) -> Outlook:
+    """Return what is to come with the settings' plan.
+
+    Without a database nothing was asked: that is all of the past which is wanted and in the plan.
+    """
+    known = _Known.nothing(settings) if db is None else _Known.read(db, settings)
+    calls = sum(known.calls(asset) for asset in settings.assets)
+    said = None if db is None else known.scope.bars_end_yesterday(db)
+    return Outlook(known.now, calls, known.scope.market_lags, said)
 
 
 def calls_left(
@@ -130,7 +175,7 @@ def calls_left(
 
     `only` bounds the past that counts. An asset that was never refreshed counts as 0.
     """
-    known = _Known(db, settings, only)
+    known = _Known.read(db, settings, only)
     return sum(
         known.calls(asset)
         for asset in settings.assets
@@ -138,9 +183,19 @@ def calls_left(
     )
 
 
+def with_unasked_past(db: Connection, settings: Settings) -> list[str]:
+    """Return the assets that were refreshed and whose past was not asked for as a whole."""
+    known = _Known.read(db, settings)
+    return [
+        asset.symbol
+        for asset in settings.assets
+        if known.ledger(asset).tail is not None and known.calls(asset)
+    ]
+
+
 def never_refreshed(db: Connection, settings: Settings, symbols: Sequence[str]) -> list[str]:
     """Return those of the assets of which nothing was asked: fresh bars come before history."""
-    known = _Known(db, settings)
+    known = _Known.read(db, settings)
     return [
         asset.symbol
         for asset in settings.assets
@@ -150,7 +205,7 @@ def never_refreshed(db: Connection, settings: Settings, symbols: Sequence[str]) 
 
 def holes_of(db: Connection, settings: Settings, symbol: str) -> list[Hole]:
     """Return the holes of one asset, the newest first."""
-    known = _Known(db, settings)
+    known = _Known.read(db, settings)
     [asset] = [one for one in settings.assets if one.symbol == symbol]
     hours, past, asked = hours_of(asset), known.past(asset), known.ledger(asset)
     never = [
@@ -158,7 +213,7 @@ def holes_of(db: Connection, settings: Settings, symbol: str) -> list[Hole]:
         for gap in known.unasked(asset)
         if (opened := hours.spans(*gap))
     ]
-    fellows = [one for one in settings.assets if hours_of(one) is hours]
+    fellows = _alike(settings, symbol).assets
     came = ledger.came(db, {one.symbol: past.start for one in fellows})
     silent = known.closed_days({one: came[one].silent_days for one in came}).get(symbol, {})
     closed = sorted(span for spans in silent.values() for span in spans)
@@ -202,18 +257,30 @@ def _asset(
 
 
 class _Known:
-    """What the database knows of the history of all assets."""
+    """What is known of the history of all assets."""
 
-    def __init__(self, db: Connection, settings: Settings, only: Span | None = None) -> None:
-        self._scope: Scope = scope_of(db, settings, Lane.QUEUE, only)
-        self._assets = settings.assets
-        _, self.now = market.newest_bars(db, ())
-        tickers = {asset.symbol: asset.ticker for asset in settings.assets}
-        self._ledgers = ledger.read(db, Feed.BARS, tickers)
-        self._pasts = {asset.symbol: self._past(asset) for asset in settings.assets}
+    def __init__(self, scope: Scope, now: datetime, ledgers: Mapping[str, Ledger]) -> None:
+        self.scope = scope
+        self._assets = scope.settings.assets
+        self.now = now
+        self._ledgers = ledgers
+        self._pasts = {asset.symbol: self._past(asset) for asset in self._assets}
         since = min((past.start for past in self._pasts.values()), default=self.now)
         self._whole = Span(since - (since - _EPOCH) % BAR_LENGTH, self.now)
         self._times: dict[Hours, _OpenTimes] = {}
+
+    @classmethod
+    def read(cls, db: Connection, settings: Settings, only: Span | None = None) -> "_Known":
+        """Return what the database knows."""
+        _, now = market.newest_bars(db, ())
+        tickers = {asset.symbol: asset.ticker for asset in settings.assets}
+        ledgers = ledger.read(db, Feed.BARS, tickers)
+        return cls(scope_of(db, settings, Lane.QUEUE, only), now, ledgers)
+
+    @classmethod
+    def nothing(cls, settings: Settings) -> "_Known":
+        """Return what is known without a database: nothing was asked."""
+        return cls(Scope(settings, Lane.QUEUE, NOTHING_MISSING), datetime.now(UTC), {})
 
     def ledger(self, asset: Asset) -> Ledger:
         """Return what was asked of an asset."""
@@ -225,7 +292,7 @@ class _Known:
 
     def _past(self, asset: Asset) -> Span:
         known = self.ledger(asset)
-        start, end = self._scope.past(asset.symbol, self.now, known)
+        start, end = self.scope.past(asset.symbol, self.now, known)
         newest = known.tail.end if known.tail else start_of_bar(self.now)
         return Span(start, max(start, min(end, newest)))
 

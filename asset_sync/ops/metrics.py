@@ -14,10 +14,12 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from asset_sync import queue
 from asset_sync.budget import slots
 from asset_sync.database import Connection
-from asset_sync.ops import health
+from asset_sync.model import Lane
+from asset_sync.ops import age, health, history
 from asset_sync.ops.health import Verdict
 from asset_sync.settings import Settings
 from asset_sync.store import runs
+from asset_sync.sync.scope import scope_of
 
 PREFIX = "asset_sync"
 
@@ -68,6 +70,78 @@ def _assets(db: Connection, settings: Settings) -> Iterator[Family]:
         "How old the asset's data may get.",
         ("symbol",),
         [((asset.symbol,), asset.update_frequency_seconds) for asset in settings.assets],
+    )
+
+
+def _data(db: Connection, settings: Settings) -> Iterator[Family]:
+    known = age.ages(db, settings.assets)
+    yield Family(
+        "asset_data_age_seconds",
+        "Seconds since the end of the asset's newest bar.",
+        ("symbol",),
+        [((symbol,), one.age_seconds) for symbol, one in known.items()],
+    )
+    yield Family(
+        "asset_data_open_seconds",
+        "For how many of these seconds the asset's market was open.",
+        ("symbol",),
+        [((symbol,), one.open_seconds) for symbol, one in known.items()],
+    )
+    plan = settings.provider.plan.name
+    lags = scope_of(db, settings, Lane.QUEUE).market_lags
+    yield Family(
+        "lag_seconds",
+        "How late this share of a market's bars is first seen at most, if enough are measured.",
+        ("market", "plan", "quantile"),
+        [
+            ((kind.value, plan, quantile), seconds)
+            for kind, lag in lags.items()
+            if lag.is_known
+            for quantile, seconds in (("0.5", lag.p50), ("0.95", lag.p95), ("0.99", lag.p99))
+        ],
+    )
+    yield Family(
+        "lag_measurements",
+        "How many measurements of this there are, 1,000 at most.",
+        ("market", "plan"),
+        [((kind.value, plan), lag.measurements) for kind, lag in lags.items()],
+    )
+
+
+def _history(db: Connection, settings: Settings) -> Iterator[Family]:
+    found = history.history_of(db, settings)
+    for name, about, value in (
+        (
+            "history_expected_bars",
+            "Bars expected in the past that is wanted of all assets.",
+            sum(one.expected_bars for one in found.assets),
+        ),
+        (
+            "history_asked_bars",
+            "Those of them whose range was asked for.",
+            sum(one.asked_bars for one in found.assets),
+        ),
+        (
+            "history_bars",
+            "Those of them that are stored.",
+            sum(one.bars for one in found.assets),
+        ),
+        ("history_calls_left", "Calls that ask for the rest.", found.calls_left),
+        (
+            "history_spare_calls_per_day",
+            "Calls of a day that fresh data leaves over.",
+            found.spare_calls_per_day,
+        ),
+    ):
+        yield Family(name, about, (), [((), value)])
+    yield Family(
+        "history_hole_bars",
+        "Bars missing in open hours, by the class of their hole.",
+        ("class",),
+        [
+            ((history.NEVER_ASKED,), sum(one.never_asked for one in found.assets)),
+            ((history.ASKED_EMPTY,), sum(one.asked_empty for one in found.assets)),
+        ],
     )
 
 
@@ -159,6 +233,8 @@ def _health(db: Connection, settings: Settings) -> Iterator[Family]:
 
 _READERS: tuple[Callable[[Connection, Settings], Iterator[Family]], ...] = (
     _assets,
+    _data,
+    _history,
     _budget,
     _calls,
     _runs,

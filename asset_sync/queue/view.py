@@ -68,6 +68,19 @@ class Failing(NamedTuple):
     error: str
 
 
+class FeedStatus(NamedTuple):
+    """How one feed serves an asset."""
+
+    feed: Feed
+    level: Level
+    state: str
+    """idle (fresh), waiting, leased or dead."""
+    next_at: datetime | None
+    """When it can be asked next; None if it is dead."""
+    strikes: int
+    last_error: str | None
+
+
 class Freshness(NamedTuple):
     """How fresh an asset is, by the feed that served it last."""
 
@@ -316,6 +329,24 @@ def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:
         (list(symbols), Feed.HISTORY),
     )
     return {symbol: Freshness(*rest) for symbol, *rest in rows}
+
+
+def feeds_of(db: Connection, asset: Asset) -> tuple[FeedStatus, ...]:
+    """Return how each feed serves an asset, in the order of the feeds."""
+    rows = query(
+        db,
+        f"""
+        select q.feed, q.level, q.state,
+          case q.state when 'idle' then {DUE_AT}
+            when 'waiting' then greatest(q.due_at, q.not_before)
+            when 'leased' then clock_timestamp() end,
+          q.strikes, q.last_error
+        from asset_sync.queue q, (select %s::int as frequency_seconds) as w
+        where q.symbol = %s order by q.feed_rank
+        """,
+        (asset.update_frequency_seconds, asset.symbol),
+    )
+    return tuple(FeedStatus(Feed.named(feed), Level(level), *rest) for feed, level, *rest in rows)
 
 
 def last_success(db: Connection, symbols: Sequence[str]) -> dict[str, datetime]:

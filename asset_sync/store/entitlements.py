@@ -45,6 +45,9 @@ class Missing(NamedTuple):
         return late >= max(1, min(_LATE_ASSETS, len(symbols)))
 
 
+NOTHING_MISSING = Missing(today=False, past=False, snapshot=False, snapshot_symbols=frozenset())
+
+
 def note_missing(
     cursor: Cursor, key: str, plan: str, capability: str, symbols: Sequence[str]
 ) -> None:

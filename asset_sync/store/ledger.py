@@ -75,6 +75,11 @@ class Lag(NamedTuple):
     p95: float | None
     p99: float | None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there are enough measurements to say how late a bar can be."""
+        return self.measurements >= LEAST_LAGS
+
 
 UNKNOWN_LAG = Lag(0, None, None, None)
 
@@ -362,10 +367,31 @@ def next_tries(db: Connection, symbol: str) -> dict[date, datetime]:
     return dict(rows)
 
 
-def count_revisions(db: Connection) -> int:
-    """Return how many values are kept that the provider changed."""
-    [(count,)] = query(db, "select count(*) from asset_sync.revisions")
+def count_revisions(db: Connection, symbol: str | None = None) -> int:
+    """Return how many values are kept that the provider changed, of one asset or of all."""
+    [(count,)] = query(
+        db,
+        "select count(*) from asset_sync.revisions where symbol = %s or %s",
+        (symbol, symbol is None),
+    )
     return int(count)
+
+
+def given_up(db: Connection, symbols: Sequence[str]) -> dict[str, int]:
+    """Return of how many weeks of each asset the empty ranges are asked no more, by symbol.
+
+    Each was asked at all dates of `RETRY_DAYS`, and once before it left the plan's years.
+    """
+    rows = query(
+        db,
+        """
+        select symbol, count(*)::int from asset_sync.weeks
+        where symbol = any(%s) and empty_slots > 0 and next_try_at is null and tries > %s
+        group by symbol order by symbol
+        """,
+        (list(symbols), len(RETRY_DAYS)),
+    )
+    return dict(rows)
 
 
 class Wish(NamedTuple):

@@ -109,6 +109,42 @@ def newest_bars(db: Connection, symbols: Sequence[str]) -> tuple[dict[str, datet
     return {symbol: ts for symbol, ts, _ in rows if ts is not None}, rows[0][2]
 
 
+class Stored(NamedTuple):
+    """What is stored of an asset."""
+
+    bars: int
+    oldest: datetime | None
+    """The start of its oldest bar."""
+    last_price: float | None
+    priced_at: datetime | None
+
+
+def stored(db: Connection, symbol: str) -> Stored:
+    """Return how many bars an asset has, the oldest, and its last price."""
+    rows = query(
+        db,
+        """
+        select span.bars, span.oldest,
+          -- another program may have written anything
+          case jsonb_typeof(price -> 'last_price') when 'number'
+            then (price ->> 'last_price')::float8 end,
+          price ->> 'timestamp'
+        from trading.symbols s
+        cross join lateral (select s.metadata::jsonb -> 'last_update' as price) as last_update
+        cross join lateral (
+          select count(*)::int as bars, min(ts) as oldest from market_data.ohlcv_5m
+          where ticker_id = s.id and ts between timestamptz 'epoch' and now()
+        ) as span
+        where s.symbol = %s
+        """,
+        (symbol,),
+    )
+    if not rows:
+        return Stored(0, None, None, None)
+    [(bars, oldest, last_price, priced_at)] = rows
+    return Stored(bars, oldest, last_price, _read_timestamp(priced_at))
+
+
 def save_bars(cursor: Cursor, symbol: str, bars: Sequence[Bar], *, kept: bool = True) -> int:
     """Write the bars of one answer; return how many were new or changed.
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from asset_sync.database import Connection, Cursor, query
-from asset_sync.model import Feed
+from asset_sync.model import Feed, Lane
 from asset_sync.settings import HistorySettings
 from asset_sync.starter import Starter, starter
 
@@ -81,6 +81,17 @@ class JobRecord(NamedTuple):
     """The 95th percentile of the last hour's run times, without waits for a slot."""
     waits: int
     """Runs of the last hour that waited for a slot."""
+
+
+class LastDay(NamedTuple):
+    """What the runs of the last day did."""
+
+    queue_runs: int
+    calls: int
+    history_calls_last_hour: int
+    """Calls for history of the last hour that were answered well."""
+    filled: frozenset[str]
+    """The assets of which a call for history was answered well."""
 
 
 class LastRun(NamedTuple):
@@ -337,6 +348,28 @@ def calls_of_last_hour(db: Connection) -> tuple[CallsMade, ...]:
         """,
     )
     return tuple(CallsMade(*row) for row in rows)
+
+
+def last_day(db: Connection) -> LastDay:
+    """Return what the runs of the last 24 hours did."""
+    [(queue_runs, calls, last_hour, filled)] = query(
+        db,
+        """
+        with day as materialized (
+          select at, symbols, feed = %s and outcome = 'ok' as fills
+          from asset_sync.calls where at > now() - interval '1 day'
+        )
+        select (
+            select count(*)::int from asset_sync.runs
+            where command = %s and started_at > now() - interval '1 day'
+          ),
+          (select count(*)::int from day),
+          (select count(*)::int from day where fills and at > now() - interval '1 hour'),
+          array(select distinct symbol from day, unnest(symbols) as symbol where fills)
+        """,
+        (Feed.HISTORY, Lane.QUEUE),
+    )
+    return LastDay(queue_runs, calls, last_hour, frozenset(filled))
 
 
 def usual_call_seconds(db: Connection) -> float | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from asset_sync.hours import BAR_LENGTH, Hours
 from asset_sync.provider.answers import Bar
 from asset_sync.spans import Span, difference, intersection, union
-from asset_sync.store.ledger import LEAST_LAGS, Lag, Ledger, Week, monday
+from asset_sync.store.ledger import Lag, Ledger, Week, monday
 from asset_sync.sync.window import OVERLAP, start_of_bar
 
 # How late a bar can be: twice the lag that 99 of 100 bars stay below, within these bounds.
@@ -32,7 +32,7 @@ _ONE_CALL = timedelta(minutes=BASE_BARS) - BAR_LENGTH
 
 def horizon(lag: Lag) -> timedelta:
     """Return how old a bar must be so that its absence is final."""
-    if lag.measurements < LEAST_LAGS or lag.p99 is None:
+    if not lag.is_known or lag.p99 is None:
         return _MOST_HORIZON
     return min(max(2 * timedelta(seconds=lag.p99), _LEAST_HORIZON), _MOST_HORIZON)
 

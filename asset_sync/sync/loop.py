@@ -33,7 +33,7 @@ from asset_sync.store import existing_tables, months, runs
 from asset_sync.sync.backfill import Backfill
 from asset_sync.sync.caller import Caller
 from asset_sync.sync.line import LEASE_MARGIN_SECONDS, SECOND_TRY_SECONDS
-from asset_sync.sync.progress import Failed, Listener, Started, Waiting, Warned
+from asset_sync.sync.progress import Failed, Listener, Noted, Started, Waiting, Warned
 from asset_sync.sync.report import NOT_SERVED, Ended, Report
 from asset_sync.sync.scope import key_of, open_provider
 from asset_sync.sync.state import IDLE_SECONDS, Held, Leave, Shared, State
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
 # store, the run ends.
 WASTED_CALLS = 3
 
-END_OF_DAY = (
-    "This key's bars end with yesterday: it has shown none of the running day. Each asset is asked"
-    " four times a day, and the other calls go to history."
-)
 # A run for history ends when nothing is left; this only bounds how long it waits for a database.
 _FILL_SECONDS = 7 * 86_400
 
@@ -383,8 +379,8 @@ class _Refresh(Worker):
         self._state.line.read(ahead if self._state.lane is Lane.PRIORITY else None)
         if ahead is not None and self._state.line.empty:
             self._state.line.enqueue(ahead)
-        if self._state.scope.is_end_of_day:
-            self._state.tell(Warned(END_OF_DAY))
+        if said := self._state.scope.bars_end_yesterday(self._state.db):
+            self._state.tell(Noted(said))
         self._state.reserve(in_seconds=0)
         self._state.connection.report_recovery()
         self._state.shared.begun = True
@@ -423,10 +419,10 @@ class _Refresh(Worker):
         if self._state.streaks.not_in_plan and not self._state.report.updated:
             self._state.report.message = next(iter(self._state.streaks.not_in_plan.values()))
             return Ended.PLAN_REFUSED
-        if self._state.tried:
-            return self._unless_unavailable(Ended.DONE)
-        self._state.report.closed_until = self._state.scope.closed_until(self._state.db)
-        return self._unless_unavailable(Ended.NOTHING_DUE)
+        reason = self._unless_unavailable(Ended.DONE if self._state.tried else Ended.NOTHING_DUE)
+        if reason is not Ended.UNAVAILABLE and not self._state.report.served:
+            self._state.report.closed_until = self._state.scope.closed_until(self._state.db)
+        return reason
 
 
 class _Fill(Worker):

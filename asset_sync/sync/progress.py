@@ -76,6 +76,12 @@ class PutBack(NamedTuple):
     reason: str
 
 
+class Noted(NamedTuple):
+    """Something that explains what the run does; nothing is wrong."""
+
+    text: str
+
+
 class Warned(NamedTuple):
     """Something the user should know; the run continues."""
 
@@ -92,6 +98,6 @@ class Recovered(NamedTuple):
 
 
 Progress: TypeAlias = (
-    Started | Waiting | Calling | Synced | Filled | Failed | PutBack | Warned | Recovered
+    Started | Waiting | Calling | Synced | Filled | Failed | PutBack | Noted | Warned | Recovered
 )
 Listener: TypeAlias = Callable[[Progress], None]

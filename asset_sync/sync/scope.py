@@ -8,7 +8,7 @@ from typing import Protocol
 
 from asset_sync.budget.slots import Rate, effective_rate, rate_of
 from asset_sync.database import Connection, query
-from asset_sync.hours import Hours
+from asset_sync.hours import BAR_LENGTH, Hours
 from asset_sync.model import Asset, AssetType, Feed, Lane, Level
 from asset_sync.provider.access import Access
 from asset_sync.provider.current import connect, hours_of
@@ -17,10 +17,11 @@ from asset_sync.queue import Wanted, calls_for
 from asset_sync.secret import Secret
 from asset_sync.settings import ProviderSettings, Settings, SettingsError
 from asset_sync.spans import Span
-from asset_sync.store import entitlements, ledger
+from asset_sync.store import entitlements, ledger, market
 from asset_sync.store.entitlements import Missing
 from asset_sync.store.ledger import UNKNOWN_LAG, Lag, Ledger
 from asset_sync.sync.coverage import REREAD_EVERY, reread_from
+from asset_sync.sync.news import END_OF_DAY_EVERY
 from asset_sync.sync.progress import Warned
 from asset_sync.sync.window import SAFE_HISTORY, Window, next_window, start_of_bar
 
@@ -173,6 +174,21 @@ class Scope:
         """Whether the key shows nothing of the running day, by what it showed."""
         return self.missing.is_end_of_day(self._by_symbol)
 
+    def bars_end_yesterday(self, db: Connection) -> str | None:
+        """Return what to say of a key that shows nothing of the running day; None for any other."""
+        if not (self.missing.today or self.is_end_of_day):
+            return None
+        newest, now = market.newest_bars(db, list(self._by_symbol))
+        said = "This key's bars end yesterday"
+        if newest:
+            hours = (now - max(newest.values()) - BAR_LENGTH) / timedelta(hours=1)
+            said += f": the newest is {max(hours, 0):.0f} h old"
+        if self.missing.today:
+            return f"{said}. The API refuses those of the running day; they are tried once a day."
+        rest = ", and the other calls go to history" if self.settings.history.enabled else ""
+        often = timedelta(days=1) // END_OF_DAY_EVERY
+        return f"{said}. Each asset is asked {often} times a day{rest}."
+
     def closed_until(self, db: Connection) -> datetime | None:
         """Return when the first market of the lane opens; None if one is open, or without any."""
         [(now,)] = query(db, "select clock_timestamp()")
@@ -187,6 +203,12 @@ class Scope:
     def lag(self, asset_type: AssetType) -> Lag:
         """Return how late bars of this market are on this plan."""
         return self.lags.get(asset_type, UNKNOWN_LAG)
+
+    @property
+    def market_lags(self) -> dict[AssetType, Lag]:
+        """How late bars are on this plan, for each market that the settings have assets of."""
+        kinds = dict.fromkeys(asset.asset_type for asset in self.settings.assets)
+        return {kind: self.lag(kind) for kind in kinds}
 
     def past_begins(self, symbol: str, now: datetime, ledger: Ledger) -> datetime:
         """Return the earliest moment of an asset's history that is wanted and in the plan."""
