@@ -5,7 +5,7 @@ module reads no time zone; the first question does, which takes 14 ms once.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import cache
 from typing import TypeAlias
@@ -18,6 +18,7 @@ BAR_LENGTH = timedelta(minutes=5)
 
 _DAY = timedelta(days=1)
 _WEEK = timedelta(weeks=1)
+_LONGEST_BREAK = timedelta(hours=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEW_YORK = "America/New_York"
 
@@ -125,16 +126,31 @@ class Hours:
         return found
 
     def back(self, end: datetime, open_time: timedelta) -> datetime:
-        """Return the latest moment from which so much open time lies up to `end`."""
+        """Return the latest moment from which so much time without long closures lies up to `end`.
+
+        A daily break counts as open: gold of 2014 has bars in the first quarter of an hour of its
+        own, and bars that come count, whatever the hours say.
+        """
         end = _in_utc(end)
         while open_time > timedelta():
             start = end - open_time - _WEEK  # the market may be closed meanwhile: then once more
-            for since, until in reversed(self.spans(start, end)):
+            for since, until in reversed(without_breaks(self.spans(start, end))):
                 if until - since >= open_time:
                     return until - open_time
                 open_time -= until - since
             end = start
         return end
+
+
+def without_breaks(spans: Sequence[Span]) -> list[Span]:
+    """Return ascending spans with those joined between which there is only a daily break."""
+    joined: list[Span] = []
+    for span in spans:
+        if joined and span.start - joined[-1].end <= _LONGEST_BREAK:
+            joined[-1] = Span(joined[-1].start, span.end)
+        else:
+            joined.append(span)
+    return joined
 
 
 # --- The hours of the markets --------------------------------------------------------------------

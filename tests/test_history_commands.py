@@ -327,21 +327,18 @@ def plant(db: Connection, symbol: str, ticker: str, settled: list[Span], *withou
     opened = [span for one in settled for span in difference(FX.spans(*one), without)]
     with transaction(db) as cursor:
         cursor.execute(
-            """
-            insert into trading.symbols (symbol) values (%(symbol)s) on conflict do nothing;
-            insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close, volume)
-            select id, ts, 1, 1, 1, 1, 1
-            from trading.symbols,
-              unnest(%(starts)s::timestamptz[], %(ends)s::timestamptz[]) as span (start, until),
-              generate_series(start, until - interval '5 min', '5 min') as ts
-            where symbol = %(symbol)s
-            """,
-            {
-                "symbol": symbol,
-                "starts": [span.start for span in opened],
-                "ends": [span.end for span in opened],
-            },
+            "insert into trading.symbols (symbol) values (%s) on conflict do nothing", (symbol,)
         )
+        for span in opened:
+            cursor.execute(
+                """
+                insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close, volume)
+                select id, ts, 1, 1, 1, 1, 1 from trading.symbols,
+                  generate_series(%s::timestamptz, %s - interval '5 min', '5 min') as ts
+                where symbol = %s
+                """,
+                (*span, symbol),
+            )
         known = Ledger()
         ledger.lock(cursor, symbol, Feed.BARS, ticker)
         for span in settled:
@@ -491,11 +488,11 @@ def test_the_calls_are_those_that_asking_range_by_range_takes() -> None:
 
     times = history._OpenTimes(FX.spans(since, until_))
 
-    assert coverage.calls_for(times.open_time, known.gaps(since)) == calls == 14
+    assert coverage.calls_for(times.reached_time, known.gaps(since)) == calls == 14
     assert times.bars(Span(since, until_)) == FX.expected_bars(since, until_)
     middle = Span(since + timedelta(days=3, minutes=7), since + timedelta(days=400, minutes=3))
     assert times.bars(middle) == FX.expected_bars(*middle)
-    assert times.open_time(middle) == FX.open_time(*middle)
+    assert times.reached_time(middle) == FX.open_time(*middle)
 
 
 def test_the_status_of_1000_assets_takes_few_queries_and_about_a_second(

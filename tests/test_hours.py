@@ -18,7 +18,7 @@ import pytest
 
 from asset_sync import hours
 from asset_sync.hours import BAR_LENGTH, CRYPTO, FX, METALS, NAMED, US, Hours
-from asset_sync.spans import Span, union
+from asset_sync.spans import Span, intersection, union
 
 DAY = timedelta(days=1)
 NOTHING = timedelta()
@@ -370,15 +370,24 @@ def test_spans_are_ascending_apart_within_bounds_and_in_utc(kind: Hours, seed: i
 
 @each
 @pytest.mark.parametrize("seed", SEEDS)
-def test_back_leads_to_where_so_much_open_time_begins(kind: Hours, seed: int) -> None:
+def test_back_leads_to_where_so_much_time_without_long_closures_begins(
+    kind: Hours, seed: int
+) -> None:
     chance = random.Random(seed)
     for end in moments(seed, 10):
         open_time = timedelta(seconds=chance.randrange(3_000_000))
         start = kind.back(end, open_time)
 
-        assert kind.open_time(start, end) == open_time
-        assert kind.is_open(start)  # so it is the latest such moment
+        around = hours.without_breaks(kind.spans(start - DAY, end))
+        within = intersection(around, [Span(start, end)])
+        assert sum((span.length for span in within), NOTHING) == open_time
+        assert within[0].start == start if within else not open_time
         assert kind.back(end, NOTHING) == end
+
+
+def test_the_daily_break_of_metals_counts_as_open_for_the_reach_of_a_call() -> None:
+    friday = datetime(2026, 11, 20, 20, tzinfo=UTC)
+    assert METALS.back(friday, 3 * DAY) == FX.back(friday, 3 * DAY) == friday - 3 * DAY
 
 
 @each

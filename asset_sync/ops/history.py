@@ -5,16 +5,17 @@ open. A day of which no asset with the same hours has a bar is none: the market 
 """
 
 import math
+import operator
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from asset_sync.database import Connection
-from asset_sync.hours import BAR_LENGTH, Hours
+from asset_sync.hours import BAR_LENGTH, Hours, without_breaks
 from asset_sync.model import Asset, AssetType, Feed, Lane
 from asset_sync.ops import forecast
 from asset_sync.provider.current import hours_of
@@ -302,7 +303,7 @@ class _Known:
 
     def calls(self, asset: Asset) -> int:
         """Return how many calls these ranges take."""
-        return coverage.calls_for(self.times(asset).open_time, self.unasked(asset))
+        return coverage.calls_for(self.times(asset).reached_time, self.unasked(asset))
 
     def times(self, asset: Asset) -> "_OpenTimes":
         """Return when the asset trades, computed once for all with the same hours."""
@@ -353,36 +354,42 @@ def _open_on(hours: Hours, day: date) -> list[Span]:
     return next((spans for found, spans in around if found == day), [])
 
 
+_Amount = TypeVar("_Amount", int, timedelta)
+
+
 class _OpenTimes:
     """Open spans, with sums that make each question cheap: 1,000 assets ask about the same ones."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        self._spans = spans
-        self._starts = [span.start for span in spans]
-        self._bars = [0, *accumulate(coverage.expected_bars([span]) for span in spans)]
-        self._lengths = list(accumulate((span.length for span in spans), initial=timedelta()))
+        self._bars = _Sums(spans, lambda span: coverage.expected_bars([span]), 0)
+        self._reached = _Sums(without_breaks(spans), lambda span: span.length, timedelta())
 
     def bars(self, span: Span) -> int:
         """Return how many bars are expected to start within a span."""
-        return self._bars_before(span.end) - self._bars_before(span.start)
+        return self._bars.before(span.end) - self._bars.before(span.start)
 
-    def open_time(self, span: Span) -> timedelta:
-        """Return how much of a span is open."""
-        return self._open_before(span.end) - self._open_before(span.start)
+    def reached_time(self, span: Span) -> timedelta:
+        """Return how much of a span counts for the reach of a call: all but long closures."""
+        return self._reached.before(span.end) - self._reached.before(span.start)
 
-    def _bars_before(self, moment: datetime) -> int:
+
+class _Sums(Generic[_Amount]):
+    """What ascending spans hold of something, summed up to each of them."""
+
+    def __init__(
+        self, spans: Sequence[Span], amount: Callable[[Span], _Amount], nothing: _Amount
+    ) -> None:
+        self._spans, self._amount, self._nothing = spans, amount, nothing
+        self._starts = [span.start for span in spans]
+        self._sums = list(accumulate(map(amount, spans), operator.add, initial=nothing))
+
+    def before(self, moment: datetime) -> _Amount:
+        """Return what the spans hold before a moment."""
         place = bisect_right(self._starts, moment) - 1
         if place < 0:
-            return 0
+            return self._nothing
         start, end = self._spans[place]
-        return self._bars[place] + coverage.expected_bars([Span(start, min(end, moment))])
-
-    def _open_before(self, moment: datetime) -> timedelta:
-        place = bisect_right(self._starts, moment) - 1
-        if place < 0:
-            return timedelta()
-        start, end = self._spans[place]
-        return self._lengths[place] + min(end, moment) - start
+        return self._sums[place] + self._amount(Span(start, min(end, moment)))
 
 
 def _percent(part: int, whole: int) -> float:

@@ -96,9 +96,12 @@ def missing(hours: Hours, ledger: Ledger, since: datetime, until: datetime) -> l
     return difference(hours.spans(since, until), ledger.settled)
 
 
-def calls_for(open_time: Callable[[Span], timedelta], unasked: Iterable[Span]) -> int:
-    """Return how many calls it takes to ask for these ranges; `open_time` returns that of one."""
-    return sum(-(-open_time(span) // _ONE_CALL) for span in unasked)
+def calls_for(reached_time: Callable[[Span], timedelta], unasked: Iterable[Span]) -> int:
+    """Return how many calls it takes to ask for these ranges.
+
+    `reached_time` returns how much of a range counts for the reach of a call.
+    """
+    return sum(-(-reached_time(span) // _ONE_CALL) for span in unasked)
 
 
 @lru_cache(maxsize=32)
