@@ -146,7 +146,7 @@ CASES = {
     "a paid plan": Case(
         # the history of the whole plan would take more calls than all else
         [replace(one, history_days=80) for one in (*PRIORITY, *several(300, Level.MEDIUM))],
-        {"POLYGON_TIER": "starter"},
+        {"POLYGON_TIER": "starter", "POLYGON_PARALLEL_CALLS": "1"},
         0.4,
         0,
     ),
