@@ -4,7 +4,8 @@ Time passes only when every thread sleeps. Each command is a thread, and one thr
 The database has the virtual time, too: each statement passes it to our own `now()` and
 `clock_timestamp()`, which are before PostgreSQL's in the search path. This module also gives the
 provider's answers, without a network: after as many virtual seconds as a call takes, and with one
-bar each. So the simulation shows when an asset is asked for, not what is answered.
+bar each. So the simulation shows when an asset is asked for, not what is answered. With the hours
+of the markets (`Bars`) an answer has the bars of the range that was asked for.
 
 No real time is used, so a day has the same figures on every machine, however busy it is.
 """
@@ -16,11 +17,12 @@ import json
 import re
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from math import ceil
 from typing import NamedTuple
 from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -33,7 +35,8 @@ from asset_sync import database
 from asset_sync.budget.turn import POLL_SECONDS
 from asset_sync.clock import Clock
 from asset_sync.database import Connection, Cursor, Parameters
-from asset_sync.model import Lane
+from asset_sync.hours import BAR_LENGTH, Hours
+from asset_sync.model import Feed, Lane
 from asset_sync.provider.access import Access
 from asset_sync.provider.errors import Unanswered
 from asset_sync.provider.polygon import client
@@ -42,7 +45,7 @@ from asset_sync.provider.polygon.http import Reply
 from asset_sync.secret import Secret
 from asset_sync.settings import Settings
 from asset_sync.sync import loop
-from asset_sync.sync.progress import Failed, Progress, PutBack, Synced, Waiting, Warned
+from asset_sync.sync.progress import Calling, Failed, Progress, PutBack, Synced, Waiting, Warned
 
 DAY = 86_400.0
 NOON = datetime.fromisoformat(WEDNESDAY)
@@ -149,11 +152,28 @@ class Day:
     fresh_at: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     calls: list[float] = field(default_factory=list)
     """When the provider read each call, in order."""
+    asked_at: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """When each asset was asked for its newest data."""
+    late: list[float] = field(default_factory=list)
+    """How long after it was due each asset of the queue was asked, from its second time on."""
+    history_calls: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     """How long each priority run waited for slots."""
     failures: Counter[str] = field(default_factory=Counter)
     """How many calls for each asset failed."""
     warnings: list[str] = field(default_factory=list)
+
+    def note(self, progress: Progress, at_seconds: float) -> None:
+        """Note what a run reports."""
+        match progress:
+            case Synced(symbol=symbol):
+                self.fresh_at[symbol].append(at_seconds)
+            case Failed(symbol=symbol):
+                self.failures[symbol] += 1
+            case PutBack(symbols=symbols):
+                self.failures.update(symbols)
+            case Warned(text=text):
+                self.warnings.append(text)
 
     def staleness(self, symbols: Sequence[str], after: float = 0) -> "Staleness":
         """Return how stale these assets were from then on, counted from their first refresh."""
@@ -211,10 +231,44 @@ class Freeze(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Bars:
+    """The bars that the provider holds: all since a moment, and few of the time before.
+
+    A call for history then brings about as many rows as one for the newest data.
+    """
+
+    hours: Mapping[str, Hours]
+    """When each ticker trades; there is a bar in every open slot."""
+    since: datetime
+    lag_seconds: float = 0.0
+    """How long after its end a bar can be seen."""
+
+    def starts(self, ticker: str, start: datetime, end: datetime, now: datetime) -> Iterator[int]:
+        """Yield the starts of the bars in a range, in Unix seconds."""
+        seen_until = now - timedelta(seconds=self.lag_seconds) - BAR_LENGTH
+        until = min(end, seen_until) + datetime.resolution
+        yield from self._starts(ticker, start, min(until, self.since), _FEW)
+        yield from self._starts(ticker, max(start, self.since), until, BAR_LENGTH)
+
+    def _starts(
+        self, ticker: str, start: datetime, until: datetime, every: timedelta
+    ) -> Iterator[int]:
+        step = every // timedelta(seconds=1)
+        for opened in self.hours[ticker].spans(start, max(start, until)):
+            first = ceil(opened.start.timestamp() / step) * step
+            yield from range(first, ceil(opened.end.timestamp()), step)
+
+
+_FEW = timedelta(hours=8)
+
+
+@dataclass(frozen=True, slots=True)
 class Api:
     """The provider's behaviour on the day."""
 
     call_seconds: float = 0.3
+    bars: Bars | None = None
+    """What it holds; by default each answer has one bar, at the end of the range."""
     reply: Callable[[Asked, Reply], Reply] = lambda _, right: right
     """What it answers instead of the correct answer."""
     freezes: Sequence[Freeze] = ()
@@ -268,14 +322,15 @@ def _cron(
         match progress:
             case Waiting(seconds=announced):
                 clock.announced_seconds = announced
-            case Synced(symbol=symbol):
-                day.fresh_at[symbol].append(world.now)
-            case Failed(symbol=symbol):
-                day.failures[symbol] += 1
-            case PutBack(symbols=symbols):
-                day.failures.update(symbols)
-            case Warned(text=text):
-                day.warnings.append(text)
+            case Calling(feed=Feed.HISTORY):
+                day.history_calls.append(world.now)
+            case Calling(symbols=symbols):
+                if lane is Lane.QUEUE:
+                    day.late += _late(db, [one for one in symbols if one in day.asked_at])
+                for symbol in symbols:
+                    day.asked_at[symbol].append(world.now)
+            case _:
+                day.note(progress, world.now)
 
     while world.now < seconds:
         started = world.now
@@ -283,6 +338,19 @@ def _cron(
         if lane is Lane.PRIORITY:
             day.waits.append(report.waited_seconds)
         clock.sleep(started + settings.batch.interval_seconds - world.now)
+
+
+def _late(db: Connection, symbols: Sequence[str]) -> list[float]:
+    """Return for how long these leased assets have been due."""
+    rows = database.query(
+        db,
+        """
+        select extract(epoch from clock_timestamp() - due_at)::float8 from asset_sync.queue
+        where symbol = any(%s) and state = 'leased' and feed <> 'history'
+        """,
+        (list(symbols),),
+    )
+    return [max(0.0, seconds) for (seconds,) in rows]
 
 
 # --- the database's clock -------------------------------------------------------------------------
@@ -419,10 +487,24 @@ class _Http:
         ticker = unquote(address.path.split("/")[4])
         if address.path.startswith(REFERENCE_PATH):
             return [ticker], {"status": "OK", "results": {"ticker": ticker}}
-        bar_ms = int(address.path.split("/")[-1]) // BAR_MS * BAR_MS
-        row = {"o": 1.0, "h": 1.0, "l": 1.0, "c": 1.0, "v": 1, "t": bar_ms}
-        bars = {"status": "DELAYED", "ticker": ticker, "resultsCount": 1, "results": [row]}
-        return [ticker], bars
+        asked = [int(bound) for bound in address.path.split("/")[-2:]]
+        results = [
+            {"o": 1.0, "h": 1.0, "l": 1.0, "c": 1.0, "v": 1, "t": at}
+            for at in self._bars(ticker, *asked)
+        ]
+        return [ticker], {
+            "status": "DELAYED",
+            "ticker": ticker,
+            "resultsCount": len(results),
+            "results": results,
+        }
+
+    def _bars(self, ticker: str, since_ms: int, until_ms: int) -> list[int]:
+        if self._api.bars is None:
+            return [until_ms // BAR_MS * BAR_MS]
+        moments = (since_ms / 1000, until_ms / 1000, self._world.epoch_seconds)
+        since, until, now = (datetime.fromtimestamp(moment, UTC) for moment in moments)
+        return [1000 * at for at in self._api.bars.starts(ticker, since, until, now)]
 
     def _quote(self, ticker: str) -> dict[str, object]:
         at_ns = int(self._world.epoch_seconds * 1e9)

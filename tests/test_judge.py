@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from asset_sync.hours import BAR_LENGTH
 from asset_sync.model import AssetType, Feed, Lane, Level
 from asset_sync.provider.answers import Bar, BarsAnswer, Flaw, LeftOut, Quote, SnapshotAnswer
 from asset_sync.provider.current import PLANS
@@ -24,6 +25,7 @@ from asset_sync.provider.errors import (
 from asset_sync.queue import FAILING_STRIKES, TRY_AGAIN_SECONDS, Item
 from asset_sync.settings import SHIPPED_FILE, Settings, load
 from asset_sync.store import entitlements
+from asset_sync.store.ledger import Ledger
 from asset_sync.sync import feeds
 from asset_sync.sync.feeds import TickerRequest
 from asset_sync.sync.feeds.bars import BarsRequest
@@ -232,9 +234,14 @@ def test_a_ticker_that_exists_but_has_no_bars_is_quiet() -> None:
     assert isinstance(never, Fail)
 
 
-def test_a_quiet_asset_far_behind_continues_from_the_end_of_the_asked_range() -> None:
+def test_without_history_a_quiet_asset_far_behind_continues_where_the_asked_range_ends() -> None:
     long_ago = NOW - timedelta(days=100)
-    [(_, end)] = ends(verified(answer=True, newest=long_ago))
+    usual = settings()
+    alone = replace(usual, history=replace(usual.history, enabled=False))
+    asked, known = item(verify=True), Known(long_ago, NOW)
+    request = TickerRequest("C:EURUSD")
+    within = replace(scope(), settings=alone)
+    [(_, end)] = ends(judged(True, asked, request=request, known=known, within=within))  # noqa: FBT003
     assert isinstance(end, Resume)
     assert end.backfilled_to is not None
     assert long_ago < end.backfilled_to < NOW
@@ -361,3 +368,33 @@ def test_only_an_answer_with_data_shows_that_the_provider_is_well(
     answer: Answer, *, well: bool
 ) -> None:
     assert is_well(answer) is well
+
+
+# --- how late bars come -------------------------------------------------------------------------
+
+
+def lag_minutes(*, lacked_minutes_ago: float, ended_minutes_ago: float) -> float | None:
+    """Return the lag that is noted when a bar comes that an earlier call lacked."""
+    asked_at, ended = NOON + timedelta(hours=6), timedelta(minutes=ended_minutes_ago)
+    lacked_at = asked_at - timedelta(minutes=lacked_minutes_ago)
+    came = asked_at - ended - BAR_LENGTH
+    known = Known(came - BAR_LENGTH, asked_at, Ledger(asked_at=lacked_at))
+    request = BarsRequest("C:EURUSD", Window(came - timedelta(hours=1), asked_at, last=True))
+    fetch = Fetch([item()], request, bars(came - BAR_LENGTH, came), 0.3, asked_at)
+    entry = feeds.judge_answer(scope(), fetch, known).entry
+    assert entry is not None
+    return None if entry.lag_seconds is None else entry.lag_seconds / 60
+
+
+def test_the_lag_of_a_bar_is_noted_if_an_earlier_call_lacked_it() -> None:
+    assert lag_minutes(lacked_minutes_ago=5, ended_minutes_ago=6) == 6
+    assert lag_minutes(lacked_minutes_ago=5, ended_minutes_ago=4) is None
+
+
+def test_calls_that_are_far_apart_show_no_lag_but_the_frequency() -> None:
+    assert lag_minutes(lacked_minutes_ago=10, ended_minutes_ago=11) == 11
+    assert lag_minutes(lacked_minutes_ago=30, ended_minutes_ago=31) is None
+
+
+def test_a_bar_that_came_far_later_than_the_calls_are_apart_shows_its_lag() -> None:
+    assert lag_minutes(lacked_minutes_ago=60, ended_minutes_ago=120) == 120

@@ -33,6 +33,15 @@ def test_after_the_closing_there_is_one_call_once_the_last_bar_is_final() -> Non
     assert chance(CLOSING + 9 * MINUTE, lag=LAG) == Chance(CLOSING + 10 * MINUTE)
 
 
+def test_a_call_that_would_come_before_the_last_bar_is_final_waits_for_it() -> None:
+    for news in (True, False):
+        assert chance(CLOSING - FREQUENCY, news=news).not_before == CLOSING + MINUTE
+        assert chance(CLOSING - FREQUENCY - MINUTE, news=news).not_before is None
+        assert chance(CLOSING + MINUTE - FREQUENCY, news=news).not_before is None
+    assert chance(CLOSING - 2 * FREQUENCY, silent=1).not_before == CLOSING + MINUTE
+    assert chance(CLOSING - MINUTE, news=True, lag=LAG).not_before == CLOSING + 10 * MINUTE
+
+
 def test_then_there_is_none_until_the_first_bar_can_be_there() -> None:
     for news in (True, False):
         assert chance(CLOSING + MINUTE, news=news) == Chance(OPENING + 5 * MINUTE)
@@ -80,7 +89,7 @@ def test_a_key_without_the_running_day_is_asked_four_times_a_day() -> None:
     assert answer == Chance(OPENING + END_OF_DAY_EVERY)
 
 
-def test_a_weekend_costs_at_most_two_calls_after_the_closing_and_one_at_the_opening() -> None:
+def test_a_weekend_costs_one_call_after_the_closing_and_one_at_the_opening() -> None:
     for offset in range(10):
         now, asked = CLOSING - 3 * 60 * MINUTE + offset * MINUTE, []
         while now < OPENING + 10 * MINUTE:
@@ -88,6 +97,6 @@ def test_a_weekend_costs_at_most_two_calls_after_the_closing_and_one_at_the_open
             answer = chance(now, news=now < CLOSING + 5 * MINUTE)
             now = max(now + FREQUENCY, answer.not_before or now)
         closed = [moment for moment in asked if CLOSING <= moment < OPENING]
-        assert 1 <= len(closed) <= 2
-        assert closed[-1] >= CLOSING + MINUTE
+        assert len(closed) == 1
+        assert closed[0] >= CLOSING + MINUTE
         assert [moment for moment in asked if moment >= OPENING] == [OPENING + 5 * MINUTE]

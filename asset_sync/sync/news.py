@@ -46,16 +46,25 @@ def next_chance(
         if now < final_at:
             return Chance(final_at)
         return Chance(hours.next_open(now) + _first_bar_after(lag))
-    if news:
-        return Chance()
-    if closed_at is not None:
+    if not news and closed_at is not None:
         first_bar_at = hours.next_open(closed_at) + _first_bar_after(lag)
         if now < first_bar_at:
             return Chance(first_bar_at)
     # One silent answer proves nothing; from the second on the time between two calls doubles.
-    pause = frequency * 2 ** min(silent, 20)
-    longest = max(LONGEST_SILENCE, frequency)
-    return Chance(now + min(pause, longest) if silent else None, silent + 1)
+    doubled = not news and silent > 0
+    pause = min(frequency * 2 ** min(silent, 20), max(LONGEST_SILENCE, frequency))
+    not_before = _unless_bar_is_open(hours, now + (pause if doubled else frequency), lag)
+    if not_before is None and doubled:
+        not_before = now + pause
+    return Chance(not_before, 0 if news else silent + 1)
+
+
+def _unless_bar_is_open(hours: Hours, at: datetime, lag: Lag) -> datetime | None:
+    """Return when the last bar is final, if it is not yet at this time after the closing."""
+    closed_at = None if hours.is_open(at) else hours.last_close(at)
+    if closed_at is None or closed_at + _last_bar_lag(lag) <= at:
+        return None
+    return closed_at + _last_bar_lag(lag)
 
 
 def _last_bar_lag(lag: Lag) -> timedelta:

@@ -35,6 +35,9 @@ from asset_sync.sync.window import SAFE_HISTORY, Window
 # A key that sees the running day has shown some of it after so much open time.
 _SURE_AFTER = timedelta(hours=3)
 
+# How far apart two calls may be to show how late a bar came, unless it came far later than that.
+_CLOSE_CALLS = 2 * BAR_LENGTH
+
 BAR_MS = BAR_LENGTH // timedelta(milliseconds=1)
 
 
@@ -178,17 +181,22 @@ def _entry(
         settled,
         hours,
         coverage.unasked_until(hours, after, since),
-        lag_seconds=None if late is None else _lag_seconds(hours, late, fetch.asked_at),
+        lag_seconds=None
+        if late is None or before.asked_at is None
+        else _lag_seconds(hours, late, before.asked_at, fetch.asked_at),
     )
 
 
-def _lag_seconds(hours: Hours, bar: Bar, seen_at: datetime) -> float | None:
-    """Return how late a bar was seen; None if its market was closed meanwhile.
+def _lag_seconds(hours: Hours, bar: Bar, lacked_at: datetime, seen_at: datetime) -> float | None:
+    """Return how late a bar was seen that an earlier call lacked, None if that shows no lag.
 
-    Nobody asks a closed market, so Friday's last bar may be seen on Sunday for the first time.
+    It shows none if the two calls are far apart: that would be the asset's frequency. And none if
+    the market was closed meanwhile: nobody asks then, so Friday's last bar may be seen on Sunday.
     """
     ended_at = bar.start + BAR_LENGTH
     lag = seen_at - ended_at
+    if seen_at - lacked_at > max(_CLOSE_CALLS, lacked_at - ended_at):
+        return None
     return lag.total_seconds() if hours.open_time(ended_at, seen_at) == lag else None
 
 
