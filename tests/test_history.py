@@ -443,4 +443,4 @@ def test_the_lags_of_the_last_thirty_days_are_kept_and_give_quantiles(
             ledger.note_lag(cursor, "free", "forex", seconds)
         clock.sleep(days * ONE_DAY)
     assert ledger.lags(db, "starter") == {}
-    assert ledger.lags(db, "free")["forex"] == pytest.approx((3, 200, 290, 298))
+    assert ledger.lags(db, "free")["forex"] == pytest.approx((3, 200, 290, 298, 0))

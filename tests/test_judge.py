@@ -383,7 +383,11 @@ def lag_minutes(*, lacked_minutes_ago: float, ended_minutes_ago: float) -> float
     fetch = Fetch([item()], request, bars(came - BAR_LENGTH, came), 0.3, asked_at)
     entry = feeds.judge_answer(scope(), fetch, known).entry
     assert entry is not None
-    return None if entry.lag_seconds is None else entry.lag_seconds / 60
+    if entry.lag_seconds is None:
+        return None
+    at_least, at_most = entry.lag_seconds
+    assert at_most - at_least == lacked_minutes_ago * 60
+    return at_most / 60
 
 
 def test_the_lag_of_a_bar_is_noted_if_an_earlier_call_lacked_it() -> None:

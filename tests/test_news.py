@@ -10,7 +10,7 @@ FREQUENCY = timedelta(minutes=10)
 MINUTE = timedelta(minutes=1)
 CLOSING = datetime(2026, 11, 20, 22, tzinfo=UTC)
 OPENING = datetime(2026, 11, 22, 22, tzinfo=UTC)
-LAG = Lag(100, 120.0, 600.0, 900.0)
+LAG = Lag(100, 300.0, 600.0, 900.0, at_least=120.0)
 
 
 def chance(

@@ -120,7 +120,7 @@ def test_a_closed_market_costs_one_call_after_its_closing_and_one_at_its_opening
 
 
 # Until the last of those that open at the same time, after the lag that was learned.
-LONGEST_OPENING = 20 * MINUTE
+LONGEST_OPENING = 10 * MINUTE
 
 
 # --- fresh data and history ---------------------------------------------------------------------

@@ -5,14 +5,13 @@ open. A day of which no asset with the same hours has a bar is none: the market 
 """
 
 import math
-import operator
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import accumulate
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from asset_sync.database import Connection
 from asset_sync.hours import BAR_LENGTH, Hours, without_breaks
@@ -354,15 +353,15 @@ def _open_on(hours: Hours, day: date) -> list[Span]:
     return next((spans for found, spans in around if found == day), [])
 
 
-_Amount = TypeVar("_Amount", int, timedelta)
+_SECOND = timedelta(seconds=1)
 
 
 class _OpenTimes:
     """Open spans, with sums that make each question cheap: 1,000 assets ask about the same ones."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        self._bars = _Sums(spans, lambda span: coverage.expected_bars([span]), 0)
-        self._reached = _Sums(without_breaks(spans), lambda span: span.length, timedelta())
+        self._bars = _Sums(spans, lambda span: coverage.expected_bars([span]))
+        self._seconds = _Sums(without_breaks(spans), lambda span: span.length // _SECOND)
 
     def bars(self, span: Span) -> int:
         """Return how many bars are expected to start within a span."""
@@ -370,24 +369,22 @@ class _OpenTimes:
 
     def reached_time(self, span: Span) -> timedelta:
         """Return how much of a span counts for the reach of a call: all but long closures."""
-        return self._reached.before(span.end) - self._reached.before(span.start)
+        return (self._seconds.before(span.end) - self._seconds.before(span.start)) * _SECOND
 
 
-class _Sums(Generic[_Amount]):
+class _Sums:
     """What ascending spans hold of something, summed up to each of them."""
 
-    def __init__(
-        self, spans: Sequence[Span], amount: Callable[[Span], _Amount], nothing: _Amount
-    ) -> None:
-        self._spans, self._amount, self._nothing = spans, amount, nothing
+    def __init__(self, spans: Sequence[Span], amount: Callable[[Span], int]) -> None:
+        self._spans, self._amount = spans, amount
         self._starts = [span.start for span in spans]
-        self._sums = list(accumulate(map(amount, spans), operator.add, initial=nothing))
+        self._sums = [0, *accumulate(map(amount, spans))]
 
-    def before(self, moment: datetime) -> _Amount:
+    def before(self, moment: datetime) -> int:
         """Return what the spans hold before a moment."""
         place = bisect_right(self._starts, moment) - 1
         if place < 0:
-            return self._nothing
+            return 0
         start, end = self._spans[place]
         return self._sums[place] + self._amount(Span(start, min(end, moment)))
 

@@ -74,6 +74,9 @@ class Lag(NamedTuple):
     p50: float | None
     p95: float | None
     p99: float | None
+    at_least: float = 0
+    """What half of the bars were late by at least: calls are minutes apart, so the others are upper
+    bounds."""
 
     @property
     def is_known(self) -> bool:
@@ -450,17 +453,28 @@ _ROUND = timedelta(days=41)
 # --- How late bars are ---------------------------------------------------------------------------
 
 
-def note_lag(cursor: Cursor, plan: str, asset_type: str, seconds: float) -> None:
-    """Note how long after its end a bar was first seen, and forget old measurements."""
+def note_lag(
+    cursor: Cursor, plan: str, asset_type: str, seconds: float, at_least: float = 0
+) -> None:
+    """Note how long after its end a bar was first seen, and forget old measurements.
+
+    `at_least` is how long after its end an earlier call lacked it.
+    """
     cursor.execute(
         """
         delete from asset_sync.lags where ctid = any(array(
           select ctid from asset_sync.lags where plan = %(plan)s and asset_type = %(type)s
             and at < now() - make_interval(days => %(days)s) limit 100));
-        insert into asset_sync.lags (plan, asset_type, seconds)
-        values (%(plan)s, %(type)s, %(seconds)s)
+        insert into asset_sync.lags (plan, asset_type, seconds, at_least)
+        values (%(plan)s, %(type)s, %(seconds)s, %(at_least)s)
         """,
-        {"plan": plan, "type": asset_type, "days": _LAGS_KEPT_DAYS, "seconds": seconds},
+        {
+            "plan": plan,
+            "type": asset_type,
+            "days": _LAGS_KEPT_DAYS,
+            "seconds": seconds,
+            "at_least": at_least,
+        },
     )
 
 
@@ -470,9 +484,10 @@ def lags(db: Connection, plan: str) -> dict[str, Lag]:
         db,
         """
         select asset_type, count(*), percentile_cont(array[0.5, 0.95, 0.99])
-          within group (order by seconds)
+            within group (order by seconds),
+          percentile_cont(0.5) within group (order by at_least)
         from (
-          select asset_type, seconds,
+          select asset_type, seconds, at_least,
             row_number() over (partition by asset_type order by at desc) as latest
           from asset_sync.lags where plan = %s
         ) as measured
@@ -480,4 +495,7 @@ def lags(db: Connection, plan: str) -> dict[str, Lag]:
         """,
         (plan,),
     )
-    return {kind: Lag(number, *quantiles) for kind, number, quantiles in rows}
+    return {
+        kind: Lag(number, p50, p95, p99, at_least)
+        for kind, number, (p50, p95, p99), at_least in rows
+    }

@@ -238,7 +238,8 @@ def _note(cursor: Cursor, scope: Scope, item: Item, entry: Entry) -> None:
     ledger.save(cursor, item.symbol, Feed.BARS, entry.ledger, entry.unasked_until)
     if entry.lag_seconds is not None:
         plan = scope.settings.provider.plan.name
-        ledger.note_lag(cursor, plan, item.asset_type, entry.lag_seconds)
+        at_least, seconds = entry.lag_seconds
+        ledger.note_lag(cursor, plan, item.asset_type, seconds, at_least)
 
 
 def _is_served(end: ItemEnd) -> bool:

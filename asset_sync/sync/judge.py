@@ -161,8 +161,9 @@ class Entry(NamedTuple):
     """The end of the newest range that was never asked."""
     tried: bool = False
     """Whether this was a try of weeks with empty ranges."""
-    lag_seconds: float | None = None
-    """How long after its end a bar was first seen, if this answer shows it."""
+    lag_seconds: tuple[float, float] | None = None
+    """How long after its end an earlier call lacked a bar, and how long until it was first seen, if
+    this answer shows it."""
 
 
 class Judgement(NamedTuple):

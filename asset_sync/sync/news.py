@@ -73,4 +73,4 @@ def _last_bar_lag(lag: Lag) -> timedelta:
 
 def _first_bar_after(lag: Lag) -> timedelta:
     """Return how long after the opening the first bar can be there."""
-    return BAR_LENGTH + timedelta(seconds=lag.p50 or 0)
+    return BAR_LENGTH + timedelta(seconds=lag.at_least)

@@ -99,12 +99,14 @@ create table asset_sync.lags (
   asset_type text not null,
   at timestamptz not null default clock_timestamp(),
   seconds double precision not null check (seconds between 0 and 1e9),
+  at_least double precision not null default 0 check (at_least between 0 and seconds),
   check (at >= 'epoch' and at < '10000-01-01 00:00:00+00')
 );
 create index lags_at_idx on asset_sync.lags (plan, asset_type, at);
 comment on table asset_sync.lags is
   'How long after its end a bar was first seen; only where an earlier ask after its end lacked it. '
   'Kept 30 days.';
+comment on column asset_sync.lags.at_least is 'When the earlier ask lacked it; seconds: at most.';
 
 -- What the provider changed, and when each bar arrived.
 

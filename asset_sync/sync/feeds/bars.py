@@ -187,8 +187,12 @@ def _entry(
     )
 
 
-def _lag_seconds(hours: Hours, bar: Bar, lacked_at: datetime, seen_at: datetime) -> float | None:
-    """Return how late a bar was seen that an earlier call lacked, None if that shows no lag.
+def _lag_seconds(
+    hours: Hours, bar: Bar, lacked_at: datetime, seen_at: datetime
+) -> tuple[float, float] | None:
+    """Return how late a bar was at least and at most, None if that shows no lag.
+
+    An earlier call lacked it, and this one has it.
 
     It shows none if the two calls are far apart: that would be the asset's frequency. And none if
     the market was closed meanwhile: nobody asks then, so Friday's last bar may be seen on Sunday.
@@ -197,7 +201,9 @@ def _lag_seconds(hours: Hours, bar: Bar, lacked_at: datetime, seen_at: datetime)
     lag = seen_at - ended_at
     if seen_at - lacked_at > max(_CLOSE_CALLS, lacked_at - ended_at):
         return None
-    return lag.total_seconds() if hours.open_time(ended_at, seen_at) == lag else None
+    if hours.open_time(ended_at, seen_at) != lag:
+        return None
+    return (lacked_at - ended_at).total_seconds(), lag.total_seconds()
 
 
 def _priced(
