@@ -100,7 +100,9 @@ def _data(status: AssetStatus) -> str:
     if data.age_seconds is None or data.open_seconds is None:
         return "no bars yet"
     said = f"{duration(data.age_seconds)} old" if data.age_seconds else "still running"
-    if round(data.open_seconds) < round(data.age_seconds):
+    if data.age_seconds and not data.open_seconds:
+        said += ", closed since"
+    elif round(data.open_seconds) < round(data.age_seconds):
         said += f", of which the market was open for {duration(data.open_seconds)}"
     return said
 
