@@ -143,8 +143,9 @@ def test_only_the_demo_and_named_places_read_the_hosts_wall_clock() -> None:
     uses = [use for file in files for use in uses_of_the_wall_clock(file)]
     # The doctor compares the host's clock with the database's. The log and the live lines show the
     # time. `--watch` counts how long the database has been down, when it cannot ask the database.
-    # `clock.py` reads a clock that only measures durations.
-    shown = {"doctor.py", "clock.py", "log.py", "queue_watch.py", "live.py"}
+    # `clock.py` reads a clock that only measures durations. `history.py` forecasts for a host that
+    # has no database yet.
+    shown = {"doctor.py", "clock.py", "history.py", "log.py", "queue_watch.py", "live.py"}
     assert {use.split(":")[0] for use in uses} == shown
 
 
