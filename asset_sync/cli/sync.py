@@ -14,6 +14,7 @@ from asset_sync.cli.log import Log, LogFormat
 from asset_sync.cli.options import (
     Common,
     Json,
+    finite,
     with_common_options,
 )
 from asset_sync.cli.output import out, out_raw
@@ -37,6 +38,7 @@ MaxRuntime = Annotated[
         "--max-runtime",
         metavar="SECONDS",
         min=0.1,
+        callback=finite,
         help="The longest run. Default: 60 s for priority, cron's interval less 10 s for queue.",
         show_default=False,
     ),
