@@ -61,6 +61,7 @@ from asset_sync.store import ledger, market, partitioning, runs  # noqa: E402
 STARTS, CLAIMS, SLOTS, WRITES = 15, 50, 50, 5
 BARS, BIG_ANSWER = 10_000, 50_000
 STATUS_TARGET, EMPTY_RUN_TARGET = 2.5, 3.0
+STATUS_ASSETS, HISTORY_STATUS_TARGET = 1000, 14  # about a second
 CLAIM_TARGET = 2.0  # with 100 times the rows, a claim may take twice as long
 EMPTY_RANGE_TARGET, BARS_TARGET = 13, 9
 # The bars of the large table; 10,000,000 take some minutes more, and are what the target is for.
@@ -134,6 +135,7 @@ def main() -> int:
             claimed(database("few"), database("many")),
             *bars_written(database("bars")),
             *scale(database("few bars"), database("many bars"), database("months")),
+            history_status(database("status"), directory),
             *paid_plan(database("paid"), directory),
             memory(database("memory"), directory),
         ]
@@ -172,20 +174,22 @@ def seconds_of(work: Callable[[], object]) -> float:
 # --- starting a command -------------------------------------------------------------------------
 
 
+def started(environ: dict[str, str], directory: Path, *command: str) -> Callable[[], float]:
+    """Return what runs a command and returns how long it takes."""
+
+    def work() -> object:
+        return subprocess.run(
+            command, check=True, env=environ, cwd=directory, stdout=subprocess.DEVNULL
+        )
+
+    work()  # so that the bytecode exists
+    return lambda: seconds_of(work)
+
+
 def commands(address: str, directory: Path) -> Iterator[Line]:
     """Measure `queue status` and an empty run, beside a bare Python that runs one query."""
     make_fresh(address)
-    environ = environment(address, directory)
-
-    def start(*command: str) -> Callable[[], float]:
-        def work() -> object:
-            return subprocess.run(
-                command, check=True, env=environ, cwd=directory, stdout=subprocess.DEVNULL
-            )
-
-        work()  # so that the bytecode exists
-        return lambda: seconds_of(work)
-
+    start = partial(started, environment(address, directory), directory)
     floor, status, as_json, run = interleaved(
         STARTS,
         start(sys.executable, "-c", FLOOR, address),
@@ -246,6 +250,52 @@ def make_fresh(address: str) -> None:
                     runs.record(cursor, run_id, runs.Call(Feed.BARS, symbols, "ok", 0.2, 1))
             runs.end(db, run_id, "done", updated=1, failed=0, waited_seconds=0)
         Limiter(db, Rate(5, 60, 30))
+
+
+def history_status(address: str, directory: Path) -> Line:
+    """Measure `history status` of many assets, each with holes in two years, beside the floor."""
+    (directory / "assets.toml").write_text(
+        "".join(
+            f"""
+[[secondary_assets]]
+symbol = "A{number}"
+polygon_ticker = "C:A{number}"
+asset_type = "forex"
+"""
+            for number in range(STATUS_ASSETS)
+        )
+    )
+    with raw_session(Secret(address)) as db:
+        query(
+            db,
+            """
+            insert into asset_sync.ledger (symbol, feed, ticker, asked, tail_from, tail_until)
+            select 'A' || n, 'bars', 'C:A' || n, (
+                select range_agg(tstzrange(start, start + interval '20 days'))
+                from generate_series(now() - interval '700 days', now(), '33 days') as start
+                where start < now() - interval '60 days'
+              ), now() - interval '20 days', now() from generate_series(1, %(assets)s) as n;
+            insert into asset_sync.weeks (symbol, week, bars, empty_slots, asked_at)
+            select 'A' || n, week::date, 1300, 5, now() from generate_series(1, %(assets)s) as n,
+              generate_series(date_trunc('week', now()) - interval '98 weeks', now(), '7 days') week
+            """,
+            {"assets": STATUS_ASSETS},
+        )
+        query(db, "analyze asset_sync.ledger, asset_sync.weeks")
+    start = partial(started, environment(address, directory), directory)
+    floor, seconds = interleaved(
+        WRITES,
+        start(sys.executable, "-c", FLOOR, address),
+        start(*program(), "history", "status", "--json"),
+    )
+    return Line(
+        f"history status, {STATUS_ASSETS:,} assets with 20 holes each",
+        f"{seconds * 1000:.0f} ms",
+        f"{floor * 1000:.0f} ms (Python, psycopg2, 1 query)",
+        f"{seconds / floor:.1f}",
+        f"<= {HISTORY_STATUS_TARGET}",
+        seconds / floor <= HISTORY_STATUS_TARGET,
+    )
 
 
 # --- slots and items ----------------------------------------------------------------------------

@@ -185,6 +185,15 @@ def test_an_asset_that_is_switched_off_has_no_history_to_come(machine: Machine) 
     assert as_json(machine)["history"] is None
 
 
+def test_an_asset_that_is_switched_off_has_no_next_call(synced: Machine) -> None:
+    assert "the next in" in shown(synced)["call"]
+    synced.file(f"{ETHER}enabled = false\n")
+
+    assert shown(synced)["call"].endswith("; none follows while it is switched off")
+    found = as_json(synced)
+    assert (found["next_call_at"], found["feeds"][0]["next_at"]) == (None, None)
+
+
 def test_a_mistyped_symbol_gets_the_likely_one(machine: Machine) -> None:
     told = machine.tell("assets", "show", "ETHUSTD")
 

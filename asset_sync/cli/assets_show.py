@@ -69,7 +69,7 @@ def _known(asset: Asset, status: AssetStatus, settings: Settings) -> list[tuple[
         ("market", _market(status)),
         ("data", _data(status)),
         ("bars", _bars(status)),
-        ("call", _call(asset, status)),
+        ("call", _call(asset, status, settings)),
         *(("error", _error(one)) for one in status.feeds if one.last_error),
         *_history(status, settings),
         ("revisions", f"{status.revisions:,} bars that the provider changed since"),
@@ -114,11 +114,13 @@ def _bars(status: AssetStatus) -> str:
     return f"{stored.bars:,}, from {moment(stored.oldest)[:16]} to {moment(newest_end)[:16]} UTC"
 
 
-def _call(asset: Asset, status: AssetStatus) -> str:
+def _call(asset: Asset, status: AssetStatus, settings: Settings) -> str:
     live = [one for one in status.feeds if one.feed is not Feed.HISTORY]
     said = "never asked"
     if status.last_success_at is not None:
         said = f"answered {duration(_since(status, status.last_success_at))} ago"
+    if asset in settings.switched_off:
+        return f"{said}; none follows while it is switched off"
     others = {one.level.value for one in live if one.state == "waiting"} - {asset.level.value}
     level = f", at the level {' or '.join(others)}" if others else ""
     if not live:

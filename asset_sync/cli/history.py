@@ -149,8 +149,15 @@ def _name_never_refreshed(
 
 def _known(settings: Settings, symbols: Sequence[str]) -> list[str]:
     """Return the symbols, or say which one the settings do not have and which it may be."""
-    known = [asset.symbol for asset in settings.assets]
-    return known_symbols(symbols, known, "The settings have no asset", "assets list")
+    known = [asset.symbol for asset in settings.named]
+    chosen = known_symbols(symbols, known, "The settings have no asset", "assets list")
+    for asset in settings.switched_off:
+        if asset.symbol in chosen:
+            raise typer.BadParameter(
+                f"{asset.symbol} is switched off, so its past is not kept complete. Set enabled ="
+                f" true in its block in {settings.source}."
+            )
+    return chosen
 
 
 def _bounds(
