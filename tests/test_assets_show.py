@@ -166,6 +166,7 @@ def test_empty_ranges_and_revisions_are_counted_with_the_next_try(
 
     assert re.search(r"\b\d+ bars asked and empty, next: 2031-01-02 03:04 UTC", told)
     assert as_json(synced)["revisions"] == 1
+    assert shown(synced)["revisions"] == "1 bar changed after being stored"
 
 
 def test_the_lag_is_shown_once_enough_was_measured(machine: Machine, db: Connection) -> None:

@@ -72,7 +72,7 @@ def _known(asset: Asset, status: AssetStatus, settings: Settings) -> list[tuple[
         ("call", _call(asset, status, settings)),
         *(("error", _error(one)) for one in status.feeds if one.last_error),
         *_history(status, settings),
-        ("revisions", f"{status.revisions:,} bars that the provider changed since"),
+        ("revisions", _changed(status.revisions)),
         ("lag", lag_in_words(status.lag)),
     ]
 
@@ -159,6 +159,10 @@ def _history(status: AssetStatus, settings: Settings) -> list[tuple[str, str]]:
         holes.append(f"{found.asked_empty:,} bars asked and empty, {again}")
     first, *others = holes or ["none"]
     return [*lines, ("holes", first), *(("", other) for other in others)]
+
+
+def _changed(bars: int) -> str:
+    return f"{bars:,} bar{'' if bars == 1 else 's'} changed after being stored"
 
 
 def _at(status: AssetStatus, then: datetime) -> str:

@@ -217,7 +217,7 @@ def _totals(found: History, settings: Settings) -> list[str]:
             "Runs fetch no history ([history] enabled = false): `asset-sync history fill` does."
         )
     if found.revisions:
-        lines.append(f"Bars that the provider changed after they were stored: {found.revisions:,}.")
+        lines.append(f"Bars that changed after they were stored: {found.revisions:,}.")
     return lines
 
 

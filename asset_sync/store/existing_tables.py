@@ -125,7 +125,10 @@ def _try_tables(
 
 
 def _sample(db: Connection, assets: Sequence[Asset]) -> tuple[Asset, ...]:
-    """Return for each asset type one asset that has a row and one that has no row, if any."""
+    """Return for each asset type one asset that has a row and one that has no row, if any.
+
+    They are those with the longest symbols, for which a column may be too short.
+    """
     existing = {
         symbol
         for (symbol,) in query(
@@ -135,7 +138,7 @@ def _sample(db: Connection, assets: Sequence[Asset]) -> tuple[Asset, ...]:
         )
     }
     chosen: dict[tuple[AssetType, bool], Asset] = {}
-    for asset in assets:
+    for asset in sorted(assets, key=lambda asset: len(asset.symbol), reverse=True):
         chosen.setdefault((asset.asset_type, asset.symbol in existing), asset)
     return tuple(chosen.values())
 

@@ -319,7 +319,7 @@ class Worker:
         self._state.turns.stamp(held.turn)
         with contextlib.suppress(queue.LostLeaseError), transaction(self._state.db) as cursor:
             wait = after_seconds if held.turn.called else 0
-            queue.release(cursor, held.items, after_seconds=wait, reason="The run was interrupted.")
+            queue.release(cursor, held.items, after_seconds=wait)
         self._held = None
 
     def leave(self) -> None:
