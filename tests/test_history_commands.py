@@ -28,7 +28,7 @@ from asset_sync.spans import Span, difference, intersection, union
 from asset_sync.store import ledger
 from asset_sync.store.ledger import Ledger
 from asset_sync.sync import coverage, loop
-from asset_sync.sync.progress import Filled, Progress
+from asset_sync.sync.progress import Filled, Noted, Progress, Waiting
 
 DAYS = 100
 RATE = "[rate_limit]\ncalls = 40\nperiod_seconds = 1\n"
@@ -311,6 +311,56 @@ def test_a_fill_that_is_interrupted_between_calls_is_resumed(
         assert_asked_once(fast, ticker)
 
 
+def test_a_fill_that_waits_for_an_asset_that_is_due_says_so(
+    machine: Machine, db: Connection, fast: StandIn
+) -> None:
+    first_sync(machine)
+    assert machine.tell("queue", "add", "BTCUSD").code == 0
+    calls, told = len(fast.log), []
+
+    def listen(progress: Progress) -> None:
+        if isinstance(progress, Noted):
+            told.append(progress.text)
+        if isinstance(progress, Waiting) and told:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.fill(db, settings_of(machine), ["ETHUSDT"], tell=listen)
+
+    [note] = told
+    assert note.startswith("BTCUSD is due, so history waits until a run has refreshed it")
+    assert len(fast.log) == calls
+
+
+def test_a_fill_that_fails_for_an_asset_says_so_once_and_exits_1(
+    machine: Machine, fast: StandIn
+) -> None:
+    machine.file(f"{TWO}[queue]\nretry_delay_seconds = 3600\n")
+    first_sync(machine)
+    fast.set_faults(["not-found@X:ETHUSDT"])
+
+    told = machine.tell("history", "fill")
+
+    assert told.code == 1
+    assert told.err.count("failed: ETHUSDT") == 1
+    assert told.out.endswith("1 failed. What failed is asked again later.\n")
+
+
+def test_a_queue_run_whose_history_fails_says_so_and_exits_0(
+    machine: Machine, fast: StandIn
+) -> None:
+    machine.file(f"{TWO}[queue]\nretry_delay_seconds = 3600\n")
+    first_sync(machine)
+    fast.set_faults(["not-found@X:ETHUSDT"])
+
+    told = machine.tell("sync", "queue", "--json", "--max-runtime", "20", HISTORY_ENABLED="true")
+
+    found = json.loads(told.out)
+    assert told.code == 0
+    assert [one["symbol"] for one in found["history_failed"]] == ["ETHUSDT"]
+    assert found["failed"] == []
+
+
 def test_ctrl_c_during_a_call_ends_a_fill_with_130(tmp_path: Path, url: str) -> None:
     slow = {"on": False}
 
@@ -444,6 +494,27 @@ def test_a_day_on_which_all_three_assets_are_silent_is_no_hole(
             (opened.start.isoformat(), opened.end.isoformat())
         ]
         assert empty == [288, 288, 0]
+
+
+def test_what_is_there_and_what_is_missing_add_up_to_what_is_expected(
+    forex: Machine, db: Connection
+) -> None:
+    """Neither a holiday nor a hole before the wanted past counts as missing."""
+    begins, day = wednesday(6) + timedelta(hours=5), wednesday(3).date()
+    [(_, [holiday])] = [one for one in FX.days(wednesday(4), wednesday(2)) if one[0] == day]
+    before = Span(wednesday(6) + timedelta(hours=2), wednesday(6) + timedelta(hours=3))
+    gap = Span(wednesday(5), wednesday(5) + timedelta(hours=1))
+    for symbol, ticker in FOREX:
+        plant(db, symbol, ticker, [Span(wednesday(6), wednesday(1))], before, gap, holiday)
+    query(db, "update asset_sync.ledger set past_begins = %s", (begins,))
+
+    found = history.history_of(db, settings_of(forex)).assets
+
+    for asset in found:
+        assert (asset.never_asked, asset.asked_empty) == (0, 12)
+        there = [at for at in bars_of(db, asset.symbol) if at >= begins.timestamp() * 1000]
+        assert asset.expected_bars == len(there) + 12
+        assert asset.there_percent == round(100 * len(there) / asset.expected_bars, 1)
 
 
 def test_over_two_years_each_planted_hole_is_found_and_no_closure_is_reported(
