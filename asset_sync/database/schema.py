@@ -96,6 +96,7 @@ PLATFORM_TABLES = (
 OWN_TABLES = (
     *("migrations", "runs", "queue", "calls", "limiter", "slots", "entitlements"),
     *("ledger", "weeks", "lags", "revisions", "arrivals"),
+    *("symbol_hours", "expected_bars"),
 )
 
 
@@ -274,7 +275,10 @@ _RIGHTS = (
                 ),
                 "select insert update",
             ),
-            (("asset_sync.runs",), "select insert update delete"),
+            (
+                ("asset_sync.runs", "asset_sync.symbol_hours", "asset_sync.expected_bars"),
+                "select insert update delete",
+            ),
             (
                 (
                     *("asset_sync.calls", "asset_sync.revisions", "asset_sync.arrivals"),
@@ -303,7 +307,12 @@ def _recorded_version(db: Connection) -> int:
 
 # A table that each migration makes. It shows the version if the rows of asset_sync.migrations are
 # lost. Migration 1 is not here: it can be run again at any time.
-_TABLE_OF_MIGRATION = {2: "asset_sync.queue", 3: "asset_sync.entitlements", 4: "asset_sync.ledger"}
+_TABLE_OF_MIGRATION = {
+    2: "asset_sync.queue",
+    3: "asset_sync.entitlements",
+    4: "asset_sync.ledger",
+    5: "asset_sync.expected_bars",
+}
 
 
 def _version_by_tables(db: Connection) -> int:

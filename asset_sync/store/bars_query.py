@@ -1,0 +1,121 @@
+"""The SQL that reads bars for other programs: of any size, of many assets, of any moment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from asset_sync.database import Connection
+from asset_sync.database.larger_bars import TOTALS, VALUES, Every, expected, expected_joins
+
+__all__ = ["COLUMNS", "Column", "Every", "Selection", "bars_query"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which bars to read."""
+
+    symbols: Sequence[str]
+    start: datetime | None = None
+    """The earliest start of a bar, aware; None for no bound."""
+    until: datetime | None = None
+    """Bars start before it; aware; None for no bound."""
+    every: Every = Every.FIVE_MINUTES
+    """How long a bar is."""
+    as_of: datetime | None = None
+    """The moment whose bars to read, as they were stored then; None for now."""
+    complete: bool = False
+    """Whether to leave out bars of which a part is missing, or that are not over."""
+
+
+class Column(NamedTuple):
+    """A column that the query returns."""
+
+    name: str
+    type: str
+    """Its type in PostgreSQL."""
+    nullable: bool = False
+
+
+COLUMNS = (
+    Column("symbol", "text"),
+    Column("ts", "timestamptz"),
+    Column("open", "float8"),
+    Column("high", "float8"),
+    Column("low", "float8"),
+    Column("close", "float8"),
+    Column("volume", "float8", nullable=True),
+    Column("vwap", "float8", nullable=True),
+    Column("trades", "int8", nullable=True),
+    Column("bars", "int8"),
+    Column("expected", "int8", nullable=True),
+)
+"""What `bars_query` returns, in this order. `ts` is a bar's start, `bars` how many five-minute bars
+it is made of, and `expected` how many there should be: null for five-minute bars, and where it is
+not known."""
+
+
+def bars_query(db: Connection, selection: Selection) -> str:
+    """Return a `select` of the bars, with all values quoted, for `copy (…) to stdout`.
+
+    The rows have the `COLUMNS`, in the order of the symbols as they are asked for, then of `ts`.
+    A symbol without bars has no row. Nothing is sent to the server.
+    """
+    if selection.as_of is not None:
+        raise NotImplementedError
+    every = selection.every
+    source = _STORED + _within(selection)
+    if every is Every.FIVE_MINUTES:
+        larger = f"select bar.*, 1 as bars, null as expected from ({source}) bar"
+    else:
+        start = every.start("bar.ts")
+        end = every.end("total.start")
+        larger = f"""
+        select total.*, total.start as ts, {expected("total.start", end)} as expected
+        from (
+          select number, symbol, {start} as start, {TOTALS} from ({source}) bar
+          group by number, symbol, start
+        ) total
+        {expected_joins("total.symbol", "total.start", end)}
+        """
+    columns = ", ".join(f"{column.name}::{column.type}" for column in COLUMNS)
+    text = f"select {columns} from ({larger}) larger {_complete(selection)} order by number, ts"
+    with db.cursor() as cursor:
+        return cursor.mogrify(
+            text,
+            {
+                "symbols": list(selection.symbols),
+                "start": selection.start,
+                "until": selection.until,
+            },
+        ).decode()
+
+
+_STORED = f"""
+select asked.number, asked.symbol, bar.ts, {VALUES}
+from unnest(%(symbols)s::text[]) with ordinality as asked (symbol, number)
+join trading.symbols s on s.symbol = asked.symbol
+join market_data.ohlcv_5m bar on bar.ticker_id = s.id
+"""
+
+
+def _complete(selection: Selection) -> str:
+    """Return SQL that leaves out the bars that are not whole, if that is asked for."""
+    if not selection.complete:
+        return ""
+    over = f"{selection.every.end('ts')} <= now()"
+    is_part = selection.every is Every.FIVE_MINUTES  # nothing can be missing of it
+    return f"where {over}" if is_part else f"where {over} and bars >= expected"
+
+
+def _within(selection: Selection) -> str:
+    """Return SQL that limits the five-minute bars to those of the larger bars in the range."""
+    bounds = [
+        f"bar.ts {comparison} {selection.every.first_start(f'%({name})s::timestamptz')}"
+        for name, comparison, moment in (
+            ("start", ">=", selection.start),
+            ("until", "<", selection.until),
+        )
+        if moment is not None
+    ]
+    return f"where {' and '.join(bounds)}" if bounds else ""
