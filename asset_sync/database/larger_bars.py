@@ -3,7 +3,15 @@
 They are never stored, so they are right even after the provider has repaired bars of long ago.
 """
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
 from enum import StrEnum
+from typing import NamedTuple
+
+import psycopg2
+
+from asset_sync.database.connection import Connection, Cursor, query, savepoint
 
 _NEW_YORK = "'America/New_York'"
 # A Monday before every bar, so that weeks begin on Monday. Before its origin `date_bin` of some
@@ -98,3 +106,145 @@ def expected_joins(symbol: str, start: str, end: str) -> str:
           left join asset_sync.expected_bars {row} on {row}.hours = own.hours
             and {row}.day = ({moment} at time zone 'UTC')::date"""
     return joins
+
+
+# --- the views and the function ------------------------------------------------------------------
+
+
+class _Made(NamedTuple):
+    """A view or a function that `make_readable` makes."""
+
+    kind: str
+    name: str
+    """With its schema; of a function with the types of its arguments, as `to_regprocedure` has it.
+    """
+    about: str
+    sql: str
+
+    @property
+    def comment(self) -> str:
+        """The comment by which it is recognised, with a fingerprint of its SQL."""
+        return f"{self.about} {_OURS}{hashlib.sha256(self.sql.encode()).hexdigest()[:8]})."
+
+
+_OURS = "Made by asset-sync ("
+
+_STORED = f"""
+select stored.symbol::text as symbol, bar.ts, {VALUES}
+from trading.symbols stored join market_data.ohlcv_5m bar on bar.ticker_id = stored.id
+"""
+
+
+def _larger(start: str, end: str, expected_there: str = "true", where: str = "") -> str:
+    """Return SQL for larger bars; `start` is that of a row `bar`, `end` that of a row `total`."""
+    expected_bars = f"case when {expected_there} then {expected('total.ts', end)} end"
+    return f"""
+    select total.symbol, total.ts, total.open, total.high, total.low, total.close, total.volume,
+      total.vwap, total.trades, total.bars, {expected_bars} as expected
+    from (
+      select bar.symbol, {start} as ts, {TOTALS}
+      from ({_STORED} {where}) bar group by bar.symbol, {start}
+    ) total
+    {expected_joins("total.symbol", "total.ts", end)}
+    """
+
+
+def _view(every: Every, about: str) -> _Made:
+    name = f"market_data.ohlcv_{every.replace('-', '_')}"
+    body = _larger(every.start("bar.ts"), every.end("total.ts"))
+    about = f"{about}, made of market_data.ohlcv_5m when they are read."
+    return _Made("view", name, about, f"create or replace view {name} as {body}")
+
+
+# A number of seconds is that long on every day, whatever the session's time zone.
+_STRIDE = "make_interval(secs => date_part('epoch', every))"
+_FIRST_START = f"date_bin(every, {{}} + {_STRIDE} - interval '1 microsecond', {_ORIGIN})"
+_FUNCTION = _Made(
+    "function",
+    "market_data.bars(text,interval,timestamptz,timestamptz)",
+    "The bars of any length of an asset that start in [from_ts, until_ts), made of"
+    " market_data.ohlcv_5m when they are read.",
+    f"""
+    create or replace function market_data.bars(
+      asset text, every interval,
+      from_ts timestamptz default '-infinity', until_ts timestamptz default 'infinity'
+    )
+    returns table (
+      symbol text, ts timestamptz, open double precision, high double precision,
+      low double precision, close double precision, volume double precision,
+      vwap double precision, trades bigint, bars integer, expected integer
+    )
+    language sql stable parallel safe as $bars$
+    {
+        _larger(
+            f"date_bin(every, bar.ts, {_ORIGIN})",
+            f"(total.ts + {_STRIDE})",
+            "mod(date_part('epoch', every)::bigint, 900) = 0",
+            f"where stored.symbol = asset and bar.ts >= {_FIRST_START.format('from_ts')}"
+            f" and bar.ts < {_FIRST_START.format('until_ts')}",
+        )
+    }
+    $bars$
+    """,
+)
+
+_MADE = (
+    _view(Every.QUARTER, "Bars of a quarter of an hour"),
+    _view(Every.HOUR, "Bars of an hour"),
+    _view(Every.FOUR_HOURS, "Bars of four hours, from midnight UTC"),
+    _view(Every.DAY, "Bars of a day, UTC"),
+    _view(Every.NEW_YORK_DAY, "Bars of a day that ends at 17:00 in New York"),
+    _FUNCTION,
+)
+
+
+def make_readable(cursor: Cursor) -> None:
+    """Make the views and the function whose names are free, and bring ours up to date.
+
+    What this role may not make is left out: `problems_of_readable` says so.
+    """
+    for one, found in _comments(cursor.connection).items():
+        if found == one.comment or (found is not None and _OURS not in found):
+            continue
+        with suppress(psycopg2.ProgrammingError), savepoint(cursor):
+            cursor.execute(one.sql)
+            cursor.execute(f"comment on {one.kind} {one.name} is %s", (one.comment,))
+
+
+def problems_of_readable(db: Connection) -> Iterator[str]:
+    """Yield a sentence for the views and functions whose names are taken, or that are missing."""
+    comments = _comments(db)
+    taken = [
+        one.name for one, found in comments.items() if found is not None and _OURS not in found
+    ]
+    if taken:
+        yield (
+            f"{', '.join(taken)} is not asset-sync's, and stays as it is: rename it and run"
+            " `asset-sync db init` to get larger bars by that name."
+        )
+    missing = [one.name for one, found in comments.items() if found is None]
+    if missing:
+        yield (
+            f"{', '.join(missing)} for larger bars could not be made: run `asset-sync db init` as"
+            " a role that may create in the schema market_data."
+        )
+
+
+def _comments(db: Connection) -> dict[_Made, str | None]:
+    """Return the comment of each view and function; None if there is nothing of that name."""
+    rows = query(
+        db,
+        """
+        select case kind when 'function' then (
+            select coalesce(obj_description(oid, 'pg_proc'), '') from pg_proc
+            where oid = to_regprocedure(name))
+          else (
+            select coalesce(obj_description(oid, 'pg_class'), '') from pg_class
+            where oid = to_regclass(name))
+          end
+        from unnest(%s::text[], %s::text[]) with ordinality as made (kind, name, number)
+        order by number
+        """,
+        ([one.kind for one in _MADE], [one.name for one in _MADE]),
+    )
+    return {one: found for one, (found,) in zip(_MADE, rows, strict=True)}

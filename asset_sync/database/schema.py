@@ -10,6 +10,7 @@ import psycopg2.extensions
 
 from asset_sync.database.connection import Connection, query, transaction
 from asset_sync.database.errors import NotInitialisedError
+from asset_sync.database.larger_bars import make_readable
 from asset_sync.provider.current import CODE
 
 
@@ -148,6 +149,7 @@ def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...
                 """,
                 (hold_seconds,),
             )
+        make_readable(cursor)
     return pending
 
 

@@ -25,6 +25,7 @@ from asset_sync.database import (
     refuses_data,
     transaction,
 )
+from asset_sync.database.larger_bars import problems_of_readable
 from asset_sync.model import Asset, AssetType
 from asset_sync.provider.answers import Bar
 from asset_sync.provider.current import CODE
@@ -52,7 +53,7 @@ def status(db: Connection, assets: Sequence[Asset]) -> SchemaStatus:
     if not found.ready:
         return found
     trial = _try_tables(db, catalogue(db).differences, assets)
-    notes = (*trial.notes, *_missing_partitions(db))
+    notes = (*trial.notes, *_missing_partitions(db), *problems_of_readable(db))
     return found._replace(problems=trial.problems, notes=notes)
 
 
