@@ -1,6 +1,7 @@
 """Larger bars are made of the five-minute bars as the field defines them, at any time."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -177,8 +178,8 @@ def test_larger_bars_are_those_that_python_makes(
 
 # --- the views and the function ------------------------------------------------------------------
 
-VIEWS = {every: f"market_data.ohlcv_{every.replace('-', '_')}" for every in SIZES}
-STRIDES = {
+VIEWS: dict[Every, str] = {every: f"market_data.ohlcv_{every.replace('-', '_')}" for every in SIZES}
+STRIDES: dict[Every, str] = {
     Every.QUARTER: "15 min",
     Every.HOUR: "1 hour",
     Every.FOUR_HOURS: "4 hours",
@@ -349,7 +350,7 @@ def test_a_role_that_may_not_make_them_is_told_and_syncs_all_the_same(
         create role {role} login password 'made-up';
         grant usage on schema trading, data_sources, market_data to {role};
         grant all on all tables in schema trading, data_sources, market_data to {role};
-        drop view market_data.ohlcv_1h; drop schema asset_sync cascade;
+        drop schema asset_sync cascade;
         grant create on database {db.info.dbname} to {role};
         """,
     )
@@ -358,7 +359,8 @@ def test_a_role_that_may_not_make_them_is_told_and_syncs_all_the_same(
             machine.file(ETHER)
             told = machine.tell("db", "init")
             assert told.code == 0
-            assert "market_data.ohlcv_1h for larger bars could not be made" in told.err
+            assert "market_data.ohlcv_1d_ny for larger bars could not be made" in told.err
+            assert "as a role that may create in the schema market_data" in told.err
             assert machine.tell("sync", "queue", "--limit", "1").code == 0
     finally:
         query(db, f"drop owned by {role} cascade; drop role {role}")
@@ -382,3 +384,22 @@ def test_a_view_of_an_older_version_is_replaced_and_what_reads_it_stays(db: Conn
     migrate(db)
 
     assert query(db, "select count(*) from market_data.mine") == [(8,)]
+
+
+def test_a_role_with_the_rights_of_the_page_reads_views_and_function(db: Connection) -> None:
+    page = (Path(__file__).parents[1] / "docs/json-and-tables.md").read_text()
+    [grants] = re.findall(r"```sql\n(grant [^`]* to reader;)\n```", page)
+    two_assets(db)
+    role = f"asset_sync_test_larger_{os.getpid()}"
+    query(db, f"create role {role}")
+    query(db, grants.replace("reader", role))
+    query(db, f"grant select on market_data.ohlcv_1d to {role}")
+    try:
+        with transaction(db) as cursor:
+            cursor.execute(f"set local role {role}")
+            cursor.execute("select count(*) from market_data.bars('EURUSD', '1 day')")
+            assert cursor.fetchall() == [(7,)]
+            cursor.execute("select count(*) from market_data.ohlcv_1d")
+            assert cursor.fetchall() == [(8,)]
+    finally:
+        query(db, f"drop owned by {role}; drop role {role}")

@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from asset_sync.database import Connection
+from asset_sync.database import Connection, query
 from asset_sync.database.larger_bars import TOTALS, VALUES, Every, expected, expected_joins
+from asset_sync.errors import AssetSyncError
 
-__all__ = ["COLUMNS", "Column", "Every", "Selection", "bars_query"]
+__all__ = ["COLUMNS", "AsOfError", "Column", "Every", "Selection", "bars_query"]
+
+
+class AsOfError(AssetSyncError):
+    """What was stored at a moment is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +64,14 @@ def bars_query(db: Connection, selection: Selection) -> str:
     """Return a `select` of the bars, with all values quoted, for `copy (…) to stdout`.
 
     The rows have the `COLUMNS`, in the order of the symbols as they are asked for, then of `ts`.
-    A symbol without bars has no row. Nothing is sent to the server.
+    A symbol without bars has no row. Raises AsOfError if it is not known any more, or not yet, what
+    was stored at `as_of`. That what is known is not deleted before it is read, only a transaction
+    ensures that is repeatable read and holds both this call and the reading.
     """
-    if selection.as_of is not None:
-        raise NotImplementedError
     every = selection.every
-    source = _STORED + _within(selection)
+    if selection.as_of is not None:
+        _require_kept(db, selection.as_of)
+    source = (_STORED if selection.as_of is None else _STORED_THEN) + _within(selection)
     if every is Every.FIVE_MINUTES:
         larger = f"select bar.*, 1 as bars, null as expected from ({source}) bar"
     else:
@@ -87,9 +94,18 @@ def bars_query(db: Connection, selection: Selection) -> str:
                 "symbols": list(selection.symbols),
                 "start": selection.start,
                 "until": selection.until,
+                "as_of": selection.as_of,
             },
         ).decode()
 
+
+_THEN = ", ".join(
+    f"case when old.ts is null then bar.{name}::{kind} else old.{name} end as {name}"
+    for name, kind in (
+        *((price, "float8") for price in ("open", "high", "low", "close", "volume", "vwap")),
+        ("trades", "bigint"),
+    )
+)
 
 _STORED = f"""
 select asked.number, asked.symbol, bar.ts, {VALUES}
@@ -98,12 +114,56 @@ join trading.symbols s on s.symbol = asked.symbol
 join market_data.ohlcv_5m bar on bar.ticker_id = s.id
 """
 
+# A bar was first stored at the latest arrival that covers it. So one that a later arrival covers
+# was not there yet. Of any other, the first later revision has the values that it had.
+_STORED_THEN = f"""
+select asked.number, asked.symbol, bar.ts, {_THEN}
+from unnest(%(symbols)s::text[]) with ordinality as asked (symbol, number)
+join trading.symbols s on s.symbol = asked.symbol
+cross join lateral (
+  select range_agg(tstzrange(first_ts, last_ts + interval '5 min')) as spans
+  from asset_sync.arrivals where symbol = asked.symbol and at > %(as_of)s
+) later
+join market_data.ohlcv_5m bar
+  on bar.ticker_id = s.id and (later.spans is null or not later.spans @> bar.ts)
+left join (
+  select distinct on (symbol, ts) * from asset_sync.revisions
+  where symbol = any(%(symbols)s) and at > %(as_of)s order by symbol, ts, at
+) old on old.symbol = asked.symbol and old.ts = bar.ts
+"""
+
+
+def _require_kept(db: Connection, as_of: datetime) -> None:
+    """Raise AsOfError unless it is known what was stored at that moment."""
+    [(now, is_future, anything, reaches, since)] = query(
+        db,
+        """
+        select date_trunc('second', now), %(as_of)s > now, isfinite(changes_from),
+          %(as_of)s >= changes_from, date_trunc('second', changes_from + interval '1 s')
+        from asset_sync.limiter, clock_timestamp() as now
+        """,
+        {"as_of": as_of},
+    )
+    if is_future:
+        raise AsOfError(f"{as_of} is in the future: by the database's clock it is {now}.")
+    if not anything:
+        raise AsOfError(
+            "Bars can only be read as they are now: [history] keep_revisions_days is 0, so what the"
+            " provider changes is not kept."
+        )
+    if not reaches:
+        raise AsOfError(
+            f"Bars can be read as they were at {since} or later, not at {as_of}: what changed"
+            " before is not kept ([history] keep_revisions_days)."
+        )
+
 
 def _complete(selection: Selection) -> str:
     """Return SQL that leaves out the bars that are not whole, if that is asked for."""
     if not selection.complete:
         return ""
-    over = f"{selection.every.end('ts')} <= now()"
+    now = "now()" if selection.as_of is None else "%(as_of)s"
+    over = f"{selection.every.end('ts')} <= {now}"
     is_part = selection.every is Every.FIVE_MINUTES  # nothing can be missing of it
     return f"where {over}" if is_part else f"where {over} and bars >= expected"
 
