@@ -3,7 +3,7 @@
 They are never stored, so they are right even after the provider has repaired bars of long ago.
 """
 
-import hashlib
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from enum import StrEnum
@@ -124,15 +124,29 @@ class _Made(NamedTuple):
     @property
     def comment(self) -> str:
         """The comment by which it is recognised, with a fingerprint of its SQL."""
-        return f"{self.about} {_OURS}{hashlib.sha256(self.sql.encode()).hexdigest()[:8]})."
+        return f"{self.about} {_OURS}{zlib.crc32(self.sql.encode()):08x})."
 
 
 _OURS = "Made by asset-sync ("
 
-_STORED = f"""
-select stored.symbol::text as symbol, bar.ts, {VALUES}
-from trading.symbols stored join market_data.ohlcv_5m bar on bar.ticker_id = stored.id
-"""
+# What a view reads cannot be altered, dropped or replaced. A function whose body is text keeps no
+# one from it, and names the tables anew in each query, which has the body in its place.
+_STORED = _Made(
+    "function",
+    "asset_sync.stored_bars()",
+    "The five-minute bars with the symbols of their assets, for the views of larger bars.",
+    f"""
+    create or replace function asset_sync.stored_bars() returns table (
+      symbol text, ts timestamptz, open double precision, high double precision,
+      low double precision, close double precision, volume double precision,
+      vwap double precision, trades bigint
+    )
+    language sql stable parallel safe as $stored$
+    select s.symbol::text, bar.ts, {VALUES}
+    from trading.symbols s join market_data.ohlcv_5m bar on bar.ticker_id = s.id
+    $stored$
+    """,
+)
 
 
 def _larger(start: str, end: str, expected_there: str = "true", where: str = "") -> str:
@@ -143,7 +157,7 @@ def _larger(start: str, end: str, expected_there: str = "true", where: str = "")
       total.vwap, total.trades, total.bars, {expected_bars} as expected
     from (
       select bar.symbol, {start} as ts, {TOTALS}
-      from ({_STORED} {where}) bar group by bar.symbol, {start}
+      from asset_sync.stored_bars() bar {where} group by bar.symbol, {start}
     ) total
     {expected_joins("total.symbol", "total.ts", end)}
     """
@@ -180,7 +194,7 @@ _FUNCTION = _Made(
             f"date_bin(every, bar.ts, {_ORIGIN})",
             f"(total.ts + {_STRIDE})",
             "mod(date_part('epoch', every)::bigint, 900) = 0",
-            f"where stored.symbol = asset and bar.ts >= {_FIRST_START.format('from_ts')}"
+            f"where bar.symbol = asset and bar.ts >= {_FIRST_START.format('from_ts')}"
             f" and bar.ts < {_FIRST_START.format('until_ts')}",
         )
     }
@@ -189,6 +203,7 @@ _FUNCTION = _Made(
 )
 
 _MADE = (
+    _STORED,
     _view(Every.QUARTER, "Bars of a quarter of an hour"),
     _view(Every.HOUR, "Bars of an hour"),
     _view(Every.FOUR_HOURS, "Bars of four hours, from midnight UTC"),

@@ -10,7 +10,6 @@ import psycopg2.extensions
 
 from asset_sync.database.connection import Connection, query, transaction
 from asset_sync.database.errors import NotInitialisedError
-from asset_sync.database.larger_bars import make_readable
 from asset_sync.provider.current import CODE
 
 
@@ -120,6 +119,10 @@ def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...
     limiter's row again. Then it is not known which calls were made, so no call is made for
     `hold_seconds`: a window and the longest time of a call.
     """
+    from asset_sync.database.larger_bars import (  # noqa: PLC0415  no run needs it
+        make_readable,
+    )
+
     known = migrations()
     with transaction(db) as cursor:
         cursor.execute("select pg_advisory_xact_lock(hashtext('asset-sync migrations'))")

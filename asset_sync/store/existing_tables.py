@@ -25,7 +25,6 @@ from asset_sync.database import (
     refuses_data,
     transaction,
 )
-from asset_sync.database.larger_bars import problems_of_readable
 from asset_sync.model import Asset, AssetType
 from asset_sync.provider.answers import Bar
 from asset_sync.provider.current import CODE
@@ -49,6 +48,10 @@ class _Findings(NamedTuple):
 
 def status(db: Connection, assets: Sequence[Asset]) -> SchemaStatus:
     """Return the schema's status; tables that differ from those of `db init` are tried."""
+    from asset_sync.database.larger_bars import (  # noqa: PLC0415  no run needs it
+        problems_of_readable,
+    )
+
     found = database.status(db)
     if not found.ready:
         return found
