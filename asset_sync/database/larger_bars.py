@@ -60,13 +60,14 @@ _STRIDES = {
     Every.DAY: "interval '24 hours'",
 }
 
-VALUES = """
-bar.open::float8 as open, bar.high::float8 as high, bar.low::float8 as low,
-bar.close::float8 as close, bar.volume::float8 as volume, bar.vwap::float8 as vwap,
-bar.trades::bigint as trades
-"""
-"""SQL for the figures of a row `bar` of `market_data.ohlcv_5m`, whose types may be the user's own.
-"""
+FIGURES = {
+    **dict.fromkeys(("open", "high", "low", "close", "volume", "vwap"), "float8"),
+    "trades": "bigint",
+}
+"""The columns of a bar and the types in which they are read; those of a user's own table differ."""
+
+VALUES = ", ".join(f"bar.{name}::{kind} as {name}" for name, kind in FIGURES.items())
+"""SQL for the figures of a row `bar` of `market_data.ohlcv_5m`."""
 
 TOTALS = """
 (array_agg(bar.open order by bar.ts))[1] as open,

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from asset_sync.database import Connection, query
-from asset_sync.database.larger_bars import TOTALS, VALUES, Every, expected, expected_joins
+from asset_sync.database.larger_bars import FIGURES, TOTALS, VALUES, Every, expected, expected_joins
 from asset_sync.errors import AssetSyncError
 
 __all__ = ["COLUMNS", "AsOfError", "Column", "Every", "Selection", "bars_query"]
@@ -30,7 +30,8 @@ class Selection:
     as_of: datetime | None = None
     """The moment whose bars to read, as they were stored then; None for now."""
     complete: bool = False
-    """Whether to leave out bars of which a part is missing, or that are not over."""
+    """Whether to leave out bars that are not over, and larger bars of which a part is missing, or
+    of which it is not known how many parts are expected."""
 
 
 class Column(NamedTuple):
@@ -101,10 +102,7 @@ def bars_query(db: Connection, selection: Selection) -> str:
 
 _THEN = ", ".join(
     f"case when old.ts is null then bar.{name}::{kind} else old.{name} end as {name}"
-    for name, kind in (
-        *((price, "float8") for price in ("open", "high", "low", "close", "volume", "vwap")),
-        ("trades", "bigint"),
-    )
+    for name, kind in FIGURES.items()
 )
 
 _STORED = f"""
@@ -145,7 +143,9 @@ def _require_kept(db: Connection, as_of: datetime) -> None:
         {"as_of": as_of},
     )
     if is_future:
-        raise AsOfError(f"{as_of} is in the future: by the database's clock it is {now}.")
+        raise AsOfError(
+            f"{_in_utc(as_of)} is in the future: the database's clock says {_in_utc(now)}."
+        )
     if not anything:
         raise AsOfError(
             "Bars can only be read as they are now: [history] keep_revisions_days is 0, so what the"
@@ -153,9 +153,13 @@ def _require_kept(db: Connection, as_of: datetime) -> None:
         )
     if not reaches:
         raise AsOfError(
-            f"Bars can be read as they were at {since} or later, not at {as_of}: what changed"
-            " before is not kept ([history] keep_revisions_days)."
+            f"Bars can be read as they were at {_in_utc(since)} or later, not at {_in_utc(as_of)}:"
+            " what changed before is not kept ([history] keep_revisions_days)."
         )
+
+
+def _in_utc(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _complete(selection: Selection) -> str:
