@@ -858,14 +858,14 @@ MUTANTS = (
         "database/larger_bars.py",
         "(array_agg(bar.close order by bar.ts))[count(*)]",
         "(array_agg(bar.close order by bar.ts desc))[count(*)]",
-        "test_larger_bars_are_those_that_python_makes 4h",
+        "test_a_platforms_own_table_has_larger_bars_too",
     ),
     Mutant(
         "readers: a part without a mean price does not count in the mean",
         "database/larger_bars.py",
         "filter (where bar.volume > 0 and bar.vwap is not null)",
         "filter (where bar.volume > 0)",
-        "test_larger_bars_are_those_that_python_makes 4h",
+        "test_a_part_without_volume_or_mean_price_does_not_count_in_the_mean",
     ),
     Mutant(
         "readers: a New York day ends at 17:00 there on each day",
@@ -879,7 +879,7 @@ MUTANTS = (
         "database/larger_bars.py",
         "language sql stable parallel safe as $bars$",
         "language sql volatile parallel safe as $bars$",
-        "test_the_function_reads_only_the_bars_that_it_is_asked_for",
+        "test_the_function_joined_to_assets_reads_only_theirs",
     ),
     Mutant(
         "readers: a name that is taken is left alone",
@@ -893,14 +893,14 @@ MUTANTS = (
         "store/bars_query.py",
         "and (later.spans is null or not later.spans @> bar.ts)",
         "",
-        "test_a_read_as_of_any_moment_returns_what_a_read_at_that_moment_returned",
+        "test_a_late_bar_and_a_bar_that_was_revised_twice_are_as_they_were",
     ),
     Mutant(
         "readers: a bar has the values of the moment, not those of a later revision",
         "store/bars_query.py",
         "order by symbol, ts, at\n",
         "order by symbol, ts, at desc\n",
-        "test_a_read_as_of_any_moment_returns_what_a_read_at_that_moment_returned",
+        "test_a_late_bar_and_a_bar_that_was_revised_twice_are_as_they_were",
     ),
     Mutant(
         "readers: a moment of which nothing is kept is refused",

@@ -176,6 +176,27 @@ def test_larger_bars_are_those_that_python_makes(
     assert all(map(same, made, wanted)), (made, wanted)
 
 
+def test_a_part_without_volume_or_mean_price_does_not_count_in_the_mean(db: Connection) -> None:
+    save(
+        db,
+        bar("2026-03-02T12:00", volume=10.0, vwap=1.0),
+        bar("2026-03-02T12:05", volume=30.0, vwap=2.0),
+        bar("2026-03-02T12:10", volume=60.0, vwap=None),
+        bar("2026-03-02T12:15", volume=0.0, vwap=9.0),
+        bar("2026-03-02T12:20", volume=None, vwap=9.0),
+        bar("2026-03-02T13:00", volume=0.0, vwap=9.0, trades=None),
+        bar("2026-03-02T14:00", volume=None, vwap=9.0, trades=None),
+    )
+
+    rows = read(db, Selection(["EURUSD"], every=Every.HOUR))
+
+    assert [(row.vwap, row.volume, row.trades) for row in rows] == [
+        (1.75, 100.0, 25),
+        (None, 0.0, None),
+        (None, None, None),
+    ]
+
+
 # --- the views and the function ------------------------------------------------------------------
 
 VIEWS: dict[Every, str] = {every: f"market_data.ohlcv_{every.replace('-', '_')}" for every in SIZES}
@@ -309,14 +330,23 @@ def test_the_views_and_the_function_follow_the_table_into_partitions_and_back(
     assert list(problems_of_readable(db)) == []
 
 
+# A view of somebody else with the same columns.
+THEIR_VIEW = """
+view market_data.ohlcv_1d as
+  select 'mine'::text as symbol, now() as ts, 1.0::float8 as open, 1.0::float8 as high,
+    1.0::float8 as low, 1.0::float8 as close, 1.0::float8 as volume, 1.0::float8 as vwap,
+    1::bigint as trades, 1 as bars, 1 as expected
+"""
+
+
 def test_a_name_that_is_taken_is_left_alone_and_named(empty_url: str, tmp_path: Path) -> None:
     with raw_session(Secret(empty_url)) as db:
         query(
             db,
-            """
+            f"""
             create schema market_data;
             create table market_data.ohlcv_1h (mine int);
-            create view market_data.ohlcv_1d as select 1 as mine;
+            create {THEIR_VIEW};
             create function market_data.bars(text, interval, timestamptz, timestamptz)
               returns int language sql as 'select 1'
             """,
@@ -332,7 +362,7 @@ def test_a_name_that_is_taken_is_left_alone_and_named(empty_url: str, tmp_path: 
         assert "market_data.ohlcv_1h" in machine.tell("db", "status").out
         assert "market_data.ohlcv_1h" in machine.tell("doctor", "--offline").out
         with raw_session(Secret(empty_url)) as db:
-            assert query(db, "select * from market_data.ohlcv_1d") == [(1,)]
+            assert query(db, "select symbol from market_data.ohlcv_1d") == [("mine",)]
             assert query(db, "select count(*) from market_data.ohlcv_4h") == [(0,)]
             query(db, "drop table market_data.ohlcv_1h; drop view market_data.ohlcv_1d")
         assert "ohlcv" not in machine.tell("db", "init").err
@@ -371,11 +401,8 @@ def test_a_view_of_an_older_version_is_replaced_and_what_reads_it_stays(db: Conn
     two_assets(db)
     query(
         db,
-        """
-        create or replace view market_data.ohlcv_1d as
-          select ''::text as symbol, now() as ts, 1.0::float8 as open, 1.0::float8 as high,
-            1.0::float8 as low, 1.0::float8 as close, 1.0::float8 as volume, 1.0::float8 as vwap,
-            1::bigint as trades, 1 as bars, 1 as expected;
+        f"""
+        create or replace {THEIR_VIEW};
         comment on view market_data.ohlcv_1d is 'Days. Made by asset-sync (00000000).';
         create view market_data.mine as select * from market_data.ohlcv_1d
         """,

@@ -323,6 +323,7 @@ def test_the_function_joined_to_assets_reads_only_theirs(many_bars: Connection) 
         where s.symbol in ('S3', 'S5')
         """,
     )
+    assert "Function Scan" not in plan.kinds
     assert plan.bars_read <= 2 * 288
 
 
