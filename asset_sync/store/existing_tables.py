@@ -48,11 +48,15 @@ class _Findings(NamedTuple):
 
 def status(db: Connection, assets: Sequence[Asset]) -> SchemaStatus:
     """Return the schema's status; tables that differ from those of `db init` are tried."""
+    from asset_sync.database.larger_bars import (  # noqa: PLC0415  no run needs it
+        problems_of_readable,
+    )
+
     found = database.status(db)
     if not found.ready:
         return found
     trial = _try_tables(db, catalogue(db).differences, assets)
-    notes = (*trial.notes, *_missing_partitions(db))
+    notes = (*trial.notes, *_missing_partitions(db), *problems_of_readable(db))
     return found._replace(problems=trial.problems, notes=notes)
 
 
