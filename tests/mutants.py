@@ -856,7 +856,7 @@ MUTANTS = (
     Mutant(
         "the metrics file is replaced as a whole",
         "cli",
-        "_replace(path.resolve(), text)",
+        "_replace(path.resolve(), text, mode)",
         "path.write_text(text)",
         "test_the_file_is_replaced_as_a_whole_and_the_collector_can_read_it",
     ),
