@@ -63,13 +63,12 @@ def _body(report: Report, every_seconds: float) -> Iterator[str]:
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title in _SECTIONS.items())
     written = report.now.astimezone(UTC)
     yield f"""<body><a class="skip" href="#assets">To the assets</a>{PATTERNS}
-<div id="old" role="alert" hidden>This page is <b></b> old. It should be written every \
+<header><div id="old" role="alert" hidden>This page is <b></b> old. It should be written every \
 {duration(every_seconds)}: has its cron job stopped? All of it was true then, not now.</div>
 {summary.verdict(report)}
 <p class="written">Written <time datetime="{written.isoformat(timespec="seconds")}">\
-{moment(written)} UTC</time><span id="age"></span> by asset-sync {text(__version__)}. \
-All times are UTC.<noscript> Without JavaScript the page cannot tell how old it is: compare this \
-time with a clock.</noscript></p>
+{moment(written)} UTC</time><span id="age">: without JavaScript the page cannot tell how old it \
+is</span>, by asset-sync {text(__version__)}. All times are UTC.</p></header>
 <nav aria-label="Sections">{links}</nav><main>"""
     yield summary.cards(report)
     yield assets.section(report)

@@ -75,7 +75,7 @@ def section(report: Report) -> str:
         f' placeholder="symbol, level, error"></label> <span id="found" role="status"></span></div>'
         f"{_legend(report)}"
         f'<div class="{"long" if len(lines) > _FEW else "short"}" role="region" tabindex="0"'
-        ' aria-label="Assets"><table class="assets">'
+        ' aria-label="Table of assets"><table class="assets">'
         f"<caption>{counted(len(lines), 'asset')}, those with trouble first</caption>"
         f"<thead><tr>{columns}</thead><tbody>\n{rows}</tbody></table></div>",
     )

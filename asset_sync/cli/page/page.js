@@ -15,7 +15,7 @@
   };
   const tell = () => {
     const seconds = Math.max(0, Math.round(Date.now() / 1000 - data.written));
-    $("age").textContent = `, ${words(seconds)} ago,`;
+    $("age").textContent = `, ${words(seconds)} ago`;
     if (seconds <= data.oldAfter) return;
     if (!root.classList.contains("old")) document.title = `OLD: ${document.title}`;
     root.classList.add("old");

@@ -83,9 +83,9 @@ def verdict(report: Report) -> str:
         for one in faults[1:]
     )
     return (
-        f'<header><h1><span class="mark" aria-hidden="true">{_MARKS[status]}</span> '
+        f'<h1><span class="mark" aria-hidden="true">{_MARKS[status]}</span> '
         f"{text(headline(report))}.</h1>{advice}{others and f'<ul>{others}</ul>'}"
-        f'<p class="plan">{prose(" ".join(_sentences(report)))}</p></header>'
+        f'<p class="plan">{prose(" ".join(_sentences(report)))}</p>'
     )
 
 
