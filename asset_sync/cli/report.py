@@ -60,14 +60,14 @@ def report(
     if output is None and not in_browser:
         out_raw(page.rstrip())
         return
-    path = (output or private_path()).absolute()
+    path = (output or private_path("report.html")).absolute()
     write_output(path, page, mode=_PRIVATE if output is None else READABLE)
     if in_browser:
         show(path)
 
 
-def private_path() -> Path:
-    """Return the file that `--open` writes, in a directory that only this user can enter.
+def private_path(name: str) -> Path:
+    """Return the path of a page in a directory that only this user can enter.
 
     Raises AssetSyncError if there is no such place.
     """
@@ -82,7 +82,7 @@ def private_path() -> Path:
         raise AssetSyncError(
             f"{directory} cannot be made ({error.strerror}): give a file with --output."
         ) from None
-    return directory / "report.html"
+    return directory / name
 
 
 def show(path: Path) -> None:
