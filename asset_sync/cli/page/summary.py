@@ -60,7 +60,8 @@ def _title(check: Check, report: Report) -> str:
             f" and {more:,} more" if more > 0 else ""
         )
     if check.since is not None:
-        said += f", since {since(check.since, report.now)}"
+        first = ", the first" if len(check.symbols) > 1 else ","
+        said += f"{first} since {since(check.since, report.now)}"
     elif check.symbols and check.name != "history.holes":
         said += ", never refreshed so far"
     return said
