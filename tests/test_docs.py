@@ -342,7 +342,7 @@ def test_cron_accepts_the_commented_lines_of_the_example_crontab() -> None:
 
     assert [line.split(" | ")[1:] for _, line in chosen] == [
         *(["systemd-cat -t asset-sync"], ["systemd-cat -t asset-sync"]),
-        [],
+        *([], []),
     ]
     for when, line in chosen:
         assert set(when.split()) <= {"*", "*/5"}
@@ -350,7 +350,8 @@ def test_cron_accepts_the_commented_lines_of_the_example_crontab() -> None:
         options = {word for word in words if word.startswith("-")}
         name = " ".join(word for word in words if not word.startswith(("-", "/")))
         assert options <= known[name]
-    *_, (_, metrics) = chosen
+    *_, (_, report), (_, metrics) = chosen
+    assert report in PAGES["report.md"]
     assert metrics in OPERATIONS
 
 
