@@ -682,7 +682,7 @@ def page(address: str) -> Iterator[Line]:
     yield Line(
         f"the page of {PAGE_ASSETS:,} assets, drawn",
         f"{drawn * 1000:.0f} ms",
-        f"{queries * 1000:.0f} ms (its queries)",
+        f"{queries * 1000:.0f} ms (reading its data)",
         f"{drawn / queries:.2f}",
         f"<= {DRAWN_TARGET:.0f}",
         drawn / queries <= DRAWN_TARGET,

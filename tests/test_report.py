@@ -166,7 +166,7 @@ def test_every_check_of_health_has_a_title_and_the_checks_of_assets_an_advice(
 
     assert {check.name for check in found} == set(TITLES)
     of_assets = {"assets.stale", "queue.dead", "assets.failing", "data.old", "history.holes"}
-    assert set(_ADVICE) == set(_WORDS) == of_assets
+    assert set(_WORDS) == of_assets < set(_ADVICE) < set(TITLES)
 
 
 # --- the assets -----------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_the_age_of_a_level_is_compared_with_what_the_plan_gives(db: Connection)
     assert critical.planned is not None
     assert critical.oldest_seconds is not None
     assert critical.oldest_seconds > critical.planned.p95_seconds
-    assert "▲ later oldest" in words(draw(report, EVERY))
+    assert "▲ late: oldest" in words(draw(report, EVERY))
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -391,6 +391,36 @@ def test_the_page_knows_how_often_it_should_be_written(db: Connection) -> None:
 
     assert 'data-every="3600" data-old-after="7260"' in html
     assert "It should be written every 1 h" in html
+
+
+def test_a_page_that_is_written_once_blames_no_cron(db: Connection) -> None:
+    html = draw(report_of(db, settings()), None)
+
+    assert "data-every" not in html.replace("data.every", "")
+    assert 'data-old-after="3600"' in html
+    assert "cron job" not in html
+    assert "asset-sync report --open shows a new one" in words(html)
+
+
+def test_a_job_that_no_longer_runs_is_named_with_its_last_run(db: Connection) -> None:
+    wanted = settings()
+    refresh(db, wanted)
+    query(
+        db,
+        """
+        update asset_sync.runs set started_at = now() - interval '45 minutes',
+          ended_at = now() - interval '44 minutes 50 seconds'
+        """,
+    )
+
+    html = page(db, wanted)
+
+    assert re.fullmatch(
+        r"✗ No priority run since (\d+ \w+ )?\d\d:\d\d UTC \(45 min\), and 1 other fault\.",
+        headline(html),
+    )
+    assert "asset-sync doctor says whether its job is installed" in words(html)
+    assert "No queue run since" in words(html)
 
 
 @pytest.fixture

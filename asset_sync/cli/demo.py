@@ -67,7 +67,7 @@ def _demo(options: Common) -> None:
         fresh = show_assets(db, settings)
         page = private_path("demo.html")
         out(f"\n$ asset-sync report --output {page}")
-        write_output(page, draw(report_of(db, settings), settings.batch.interval_seconds))
+        write_output(page, draw(report_of(db, settings), None))
         stored, different = sandbox.bars_unlike_the_replay(db)
         refused = api.refused
     out(

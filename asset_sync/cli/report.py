@@ -56,7 +56,8 @@ def report(
 
     with database.session(settings.conninfo) as db:
         found = report_of(db, settings)
-    page = draw(found, every_seconds=60 * every if every else settings.batch.interval_seconds)
+    interval = 60 * every if every else settings.batch.interval_seconds
+    page = draw(found, None if in_browser and output is None else interval)
     if output is None and not in_browser:
         out_raw(page.rstrip())
         return

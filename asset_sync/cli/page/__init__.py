@@ -17,6 +17,7 @@ from asset_sync.cli.page import assets, details, summary
 from asset_sync.cli.page.markup import PATTERNS, text
 from asset_sync.ops.report import Report
 
+_ONCE_SECONDS = 3600  # for so long a page that is written once counts as new
 _LATE_WRITINGS = 2  # after so many writings that did not come the page calls itself old
 _GRACE_SECONDS = 60  # for the writing itself
 _ICON = (
@@ -35,19 +36,25 @@ _SECTIONS = {
 }
 
 
-def draw(report: Report, every_seconds: float) -> str:
-    """Return the page; it calls itself old if it is not written again every so many seconds."""
+def draw(report: Report, every_seconds: float | None) -> str:
+    """Return the page; it calls itself old if it is not written again every so many seconds.
+
+    None is for a page that is written once: it calls itself old after an hour.
+    """
     return "\n".join((*_head(report, every_seconds), *_body(report, every_seconds), ""))
 
 
-def _head(report: Report, every_seconds: float) -> Iterator[str]:
+def _head(report: Report, every_seconds: float | None) -> Iterator[str]:
     status, headline = report.health.status.value, summary.headline(report)
     style, script = _file("page.css"), _file("page.js")
-    old_after = every_seconds * _LATE_WRITINGS + _GRACE_SECONDS
+    every, old_after = "", float(_ONCE_SECONDS)
+    if every_seconds is not None:
+        every = f' data-every="{every_seconds:.0f}"'
+        old_after = every_seconds * _LATE_WRITINGS + _GRACE_SECONDS
     yield "<!doctype html>"
     yield (
         f'<html lang="en" class="{status}" data-written="{report.now.timestamp():.0f}"'
-        f' data-every="{every_seconds:.0f}" data-old-after="{old_after:.0f}">'
+        f'{every} data-old-after="{old_after:.0f}">'
     )
     yield f"""<head><meta charset="utf-8"><title>{text(headline)} · asset-sync</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;\
@@ -59,12 +66,15 @@ def _head(report: Report, every_seconds: float) -> Iterator[str]:
 <style>{style}</style></head>"""
 
 
-def _body(report: Report, every_seconds: float) -> Iterator[str]:
+def _body(report: Report, every_seconds: float | None) -> Iterator[str]:
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title in _SECTIONS.items())
     written = report.now.astimezone(UTC)
+    how = "It was written once; <code>asset-sync report --open</code> shows a new one."
+    if every_seconds is not None:
+        how = f"It should be written every {duration(every_seconds)}: has its cron job stopped?"
     yield f"""<body><a class="skip" href="#assets">To the assets</a>{PATTERNS}
-<header><div id="old" role="alert" hidden>This page is <b></b> old. It should be written every \
-{duration(every_seconds)}: has its cron job stopped? All of it was true then, not now.</div>
+<header><div id="old" role="alert" hidden>This page is <b></b> old. {how} All of it \
+was true then, not now.</div>
 {summary.verdict(report)}
 <p class="written">Written <time datetime="{written.isoformat(timespec="seconds")}">\
 {moment(written)} UTC</time><span id="age">: without JavaScript the page cannot tell how old it \

@@ -25,7 +25,7 @@
   tell();
   setInterval(tell, 1000);
   // A page on a wall is read anew, one that somebody works with is not.
-  setInterval(() => touched || location.reload(), data.every * 1000);
+  if (data.every) setInterval(() => touched || location.reload(), data.every * 1000);
 
   const table = document.querySelector(".assets");
   if (!table) return;

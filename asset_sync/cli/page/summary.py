@@ -11,10 +11,10 @@ from asset_sync.ops.report import LevelAge, Report
 
 TITLES = {
     "api.refused": "The API refuses the key or its plan",
-    "batch.priority.seconds_since_run": "No priority run starts",
+    "batch.priority.seconds_since_run": "No priority run",
     "assets.stale": "Not refreshed in time",
     "batch.priority.success_rate": "Calls for priority assets fail",
-    "batch.queue.seconds_since_run": "No queue run starts",
+    "batch.queue.seconds_since_run": "No queue run",
     "queue.dead": "Given up",
     "assets.failing": "Failing again and again",
     "data.old": "No new bars in an open market",
@@ -50,10 +50,11 @@ def headline(report: Report) -> str:
 
 
 def _title(check: Check, report: Report) -> str:
-    if check.value is None and check.name.endswith("seconds_since_run"):
-        lane = "priority" if "priority" in check.name else "queue"
-        return f"No {lane} run yet"
     said = TITLES[check.name]
+    if check.name.endswith("seconds_since_run"):
+        return (
+            f"{said} {'yet' if check.since is None else f'since {since(check.since, report.now)}'}"
+        )
     if check.symbols:
         more = len(check.symbols) - _NAMED
         said += f": {', '.join(check.symbols[:_NAMED])}" + (
@@ -91,6 +92,9 @@ def verdict(report: Report) -> str:
 
 
 _ADVICE = {
+    "batch.priority.seconds_since_run": "`asset-sync doctor` says whether its job is installed, and"
+    " whether it can work.",
+    "batch.queue.seconds_since_run": "`asset-sync doctor` says more.",
     "assets.stale": "`asset-sync queue list {symbol}` says why.",
     "queue.dead": "`asset-sync queue list --state dead` lists them; once the cause is corrected,"
     " `asset-sync queue retry {symbol}` tries again.",
@@ -102,12 +106,12 @@ _ADVICE = {
 
 def _advice(check: Check, report: Report) -> str:
     """Return what is known of the cause of a fault, and what to do, as HTML."""
-    if not check.symbols:
+    if check.name not in _ADVICE:
         about = check.about[:1].upper() + check.about[1:].removesuffix(".")
         if check.value is not None and check.threshold:
             about += f": {check.value:,.0f}, where the threshold is {check.threshold:,.0f}"
         return prose(f"{about}.")
-    symbol = check.symbols[0]
+    symbol = next(iter(check.symbols), "")
     errors = [
         f"{text(symbol)}: {foreign(one.last_error.error)} "
         for one in report.assets
@@ -234,7 +238,7 @@ def _level(one: LevelAge) -> str:
     if one.half_seconds is not None and one.assets - one.closed > 1:
         said += f", half {duration(one.half_seconds)}"
     gives = "the plan shows none of today" if plan is None else f"plan {_time(plan)}"
-    mark = '<span class="late">▲ later</span> ' if late else ""
+    mark = '<span class="late">▲ late:</span> ' if late else ""
     return f"{head}<dd>{_bullet(one.oldest_seconds, plan, late=late)}{mark}{said}; {gives}</dd>"
 
 
