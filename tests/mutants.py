@@ -852,6 +852,42 @@ MUTANTS = (
         "CALLS_KEPT_DAYS = 300",
         "test_runs_are_kept_90_days_and_calls_30",
     ),
+    # --- the page for people ----------------------------------------------------------------------
+    Mutant(
+        "the page shows what comes from outside as text",
+        "cli",
+        'return escape(_CONTROLS.sub("", str(value)))',
+        'return _CONTROLS.sub("", str(value))',
+        "test_nothing_from_outside_becomes_markup",
+    ),
+    Mutant(
+        "the page says since when an asset is not well",
+        "ops",
+        'Check("assets.stale", len(stale), 0, verdict, about, symbols, since)',
+        'Check("assets.stale", len(stale), 0, verdict, about, symbols)',
+        "test_the_headline_names_the_fault_the_asset_and_since_when",
+    ),
+    Mutant(
+        "the page tells weeks that were never asked from those that were",
+        "ops",
+        "if unasked * 2 > expected[number]:",
+        "if unasked > 2 * expected[number]:",
+        "test_the_weeks_of_an_asset_tell_what_was_asked_from_what_came",
+    ),
+    Mutant(
+        "the page allows no script but its own",
+        "cli",
+        "script-src '{_hash(script)}'",
+        "script-src 'unsafe-inline'",
+        "test_the_page_allows_only_its_own_script_and_style_and_asks_nobody",
+    ),
+    Mutant(
+        "the page knows when it is old",
+        "cli",
+        "old_after = every_seconds * _LATE_WRITINGS + _GRACE_SECONDS",
+        "old_after = every_seconds * 1000",
+        "test_a_page_that_is_not_written_any_more_turns_red chromium",
+    ),
     # --- set-up -----------------------------------------------------------------------------------
     Mutant(
         "the metrics file is replaced as a whole",
