@@ -3,7 +3,7 @@
 # make lint   ruff and mypy
 # make soak   tests the promises under kills, restarts and faults (some minutes; see SOAK_SECONDS)
 # make bench  measures speed and size, each beside its floor in the same run
-# make pictures  draws the pictures of the pages from the program's output
+# make pictures  draws the pictures of the pages from the program's output (needs chromium)
 # make reference  writes docs/commands.md, docs/settings.md and assets.toml from the program
 
 PYTHON ?= python3

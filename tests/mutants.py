@@ -916,11 +916,47 @@ MUTANTS = (
         "where known.hours is null",
         "test_other_hours_in_the_settings_count_at_once_and_those_of_nobody_go",
     ),
+    # --- the page for people ----------------------------------------------------------------------
+    Mutant(
+        "the page shows what comes from outside as text",
+        "cli",
+        'return escape(_CONTROLS.sub("", str(value)))',
+        'return _CONTROLS.sub("", str(value))',
+        "test_nothing_from_outside_becomes_markup",
+    ),
+    Mutant(
+        "the page says since when an asset is not well",
+        "ops",
+        'Check("assets.stale", len(stale), 0, verdict, about, symbols, since)',
+        'Check("assets.stale", len(stale), 0, verdict, about, symbols)',
+        "test_the_headline_names_the_fault_the_asset_and_since_when",
+    ),
+    Mutant(
+        "the page tells weeks that were never asked from those that were",
+        "ops",
+        "if unasked * 2 > expected[number]:",
+        "if unasked > 2 * expected[number]:",
+        "test_the_weeks_of_an_asset_tell_what_was_asked_from_what_came",
+    ),
+    Mutant(
+        "the page allows no script but its own",
+        "cli",
+        "script-src '{_hash(script)}'",
+        "script-src 'unsafe-inline'",
+        "test_the_page_allows_only_its_own_script_and_style_and_asks_nobody",
+    ),
+    Mutant(
+        "the page knows when it is old",
+        "cli",
+        "old_after = every_seconds * _LATE_WRITINGS + _GRACE_SECONDS",
+        "old_after = every_seconds * 1000",
+        "test_a_page_that_is_not_written_any_more_turns_red chromium",
+    ),
     # --- set-up -----------------------------------------------------------------------------------
     Mutant(
         "the metrics file is replaced as a whole",
         "cli",
-        "_replace(path.resolve(), text)",
+        "_replace(path.resolve(), text, mode)",
         "path.write_text(text)",
         "test_the_file_is_replaced_as_a_whole_and_the_collector_can_read_it",
     ),

@@ -44,6 +44,7 @@ COMMANDS = (
     ("queue", "remove"),
     ("health",),
     ("metrics",),
+    ("report",),
     ("doctor",),
     ("plan",),
     ("runs",),
@@ -728,6 +729,9 @@ def test_the_demo_ends_with_seven_fresh_assets_and_no_call_refused(at_home: Mach
         answer.out,
     )
     assert "POLYGON_API_KEY" in answer.out
+    [page] = re.findall(r"on one page, for a browser: (.+)", answer.out)
+    assert Path(page).read_text().startswith("<!doctype html>")
+    assert "7 of 7 assets are well" in Path(page).read_text()
 
 
 def test_demo_serve_runs_the_stand_in_for_developers(

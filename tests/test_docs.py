@@ -343,7 +343,7 @@ def test_cron_accepts_the_commented_lines_of_the_example_crontab() -> None:
 
     assert [line.split(" | ")[1:] for _, line in chosen] == [
         *(["systemd-cat -t asset-sync"], ["systemd-cat -t asset-sync"]),
-        [],
+        *([], []),
     ]
     for when, line in chosen:
         assert set(when.split()) <= {"*", "*/5"}
@@ -351,7 +351,8 @@ def test_cron_accepts_the_commented_lines_of_the_example_crontab() -> None:
         options = {word for word in words if word.startswith("-")}
         name = " ".join(word for word in words if not word.startswith(("-", "/")))
         assert options <= known[name]
-    *_, (_, metrics) = chosen
+    *_, (_, report), (_, metrics) = chosen
+    assert report in PAGES["report.md"]
     assert metrics in OPERATIONS
 
 
@@ -453,7 +454,7 @@ def test_the_repository_holds_no_real_key_password_or_host() -> None:
     key = re.compile(r"\b(?=\w*[A-Z])(?=\w*[a-z])(?=\w*\d)[A-Za-z0-9_]{32}\b")
     for name in listed.stdout.split():
         path = ROOT / name
-        if path.suffix in {".svg", ".csv"} or not path.is_file():
+        if path.suffix in {".svg", ".csv", ".webp"} or not path.is_file():
             continue
         # A test certificate is not a secret either, and consists of such letters.
         text = re.sub(r"-----BEGIN.*?-----END", "", path.read_text(), flags=re.DOTALL)

@@ -539,3 +539,30 @@ def test_priority_runs_switched_off_in_the_settings_are_not_missed(
 
     assert answer.code == 0
     assert set(json.loads(answer.out)["jobs"]) == {"queue"}
+
+
+def test_a_check_names_its_assets_and_since_when_they_are_not_well(
+    well: Connection, settings: Settings
+) -> None:
+    query(
+        well,
+        """
+        update asset_sync.queue set last_success_at = now() - interval '3 hours',
+          not_before = now() - interval '3 hours'
+        where symbol in ('GBPUSD', 'EURUSD');
+        update asset_sync.queue set last_success_at = now() - interval '5 hours', state = 'dead'
+        where symbol = 'GBPUSD'
+        """,
+    )
+    now = datetime.now(UTC)
+
+    found = {check.name: check for check in health.examine(well, settings).checks}
+
+    dead, stale = found["queue.dead"], found["assets.stale"]
+    assert dead.symbols == ("GBPUSD",)
+    assert dead.since is not None
+    assert abs(now - dead.since - timedelta(hours=5)) < timedelta(minutes=1)
+    assert set(stale.symbols) == {"EURUSD", "GBPUSD"}
+    assert stale.since == dead.since, "the asset that is not well for the longest time"
+    assert found["data.old"].symbols == ()
+    assert found["data.old"].since is None

@@ -94,7 +94,7 @@ def test_the_documented_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
             assert told.code in {0, 1}, told.err
     for command in (
         *(("queue", "status"), ("queue", "list"), ("runs",), ("assets", "list"), ("db", "status")),
-        *(("metrics",), ("doctor", "--offline")),
+        *(("metrics",), ("report",), ("doctor", "--offline")),
     ):
         told = syncer.tell(*command)
         assert told.code == 0, told

@@ -48,6 +48,7 @@ COMMANDS = Commands(
     {
         "health": "health:health",
         "metrics": "metrics:metrics",
+        "report": "report:report",
         "doctor": "doctor:doctor",
         "plan": "plan:plan",
         "sync": _group(

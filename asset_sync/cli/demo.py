@@ -10,13 +10,17 @@ import typer
 
 from asset_sync.cli import queue_status, sync
 from asset_sync.cli.assets_list import show_assets
+from asset_sync.cli.files import write_output
 from asset_sync.cli.log import Log
 from asset_sync.cli.options import Common, Quiet, Verbose, common, finite
 from asset_sync.cli.output import err, out, out_raw
+from asset_sync.cli.page import draw
+from asset_sync.cli.report import private_path
 from asset_sync.demo import sandbox
 from asset_sync.demo.server import StandIn
 from asset_sync.errors import ExitCode
 from asset_sync.model import Lane
+from asset_sync.ops.report import report_of
 
 app = typer.Typer(name="demo", add_completion=False)
 
@@ -61,11 +65,15 @@ def _demo(options: Common) -> None:
         out_raw(queue_status.text(queue_status.look(db, settings)))
         out("\n$ asset-sync assets list")
         fresh = show_assets(db, settings)
+        page = private_path("demo.html")
+        out(f"\n$ asset-sync report --output {page}")
+        write_output(page, draw(report_of(db, settings), None))
         stored, different = sandbox.bars_unlike_the_replay(db)
         refused = api.refused
     out(
         f"\n{fresh} of {len(settings.assets)} assets fresh; {stored:,} bars stored, {different} "
-        f"unlike those replayed; {refused} calls refused."
+        f"unlike those replayed; {refused} calls refused.\n"
+        f"All of this on one page, for a browser: {page}"
     )
     if failed or different or refused or fresh < len(settings.assets):
         err("asset-sync: the demo failed; please report its output.")

@@ -81,5 +81,5 @@ def _as_json(found: Health, plan: str) -> dict[str, object]:
         "last_priority_update": last.astimezone(UTC).isoformat() if last else None,
         "api_calls_remaining": found.api_calls_remaining,
         "lags": lags_as_json(found.lags, plan),
-        "checks": [one._asdict() for one in found.checks],
+        "checks": [plain(one) for one in found.checks],
     }

@@ -1,13 +1,12 @@
 """`asset-sync metrics`."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from asset_sync import database
+from asset_sync.cli.files import write_output
 from asset_sync.cli.options import Common, with_common_options
 from asset_sync.cli.output import out_raw
 from asset_sync.cli.settings import settings_for
@@ -43,32 +42,4 @@ def metrics(
     if output is None:
         out_raw(text.rstrip())
     else:
-        _write(output, text)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the file, or into the device or pipe of that name; a link is followed."""
-    try:
-        if not path.exists() or path.is_file():
-            _replace(path.resolve(), text)
-        else:
-            with path.open("w") as file:
-                file.write(text)
-    except OSError as error:
-        raise AssetSyncError(
-            f"{path} cannot be written ({error.strerror}): give --output a file in a directory "
-            "that this user may write to."
-        ) from None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replace the file in one step, so that a reader never sees half of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)  # the collector is another user
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        write_output(output, text)

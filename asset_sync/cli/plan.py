@@ -69,7 +69,7 @@ def plan(
         out_raw(json.dumps(document, indent=2))
         return
     _show(now, plans)
-    out(_advice(now.forecast, advice))
+    out(advice_in_words(now.forecast, advice))
     out(_history(now, settings))
     if said := now.outlook.bars_end_yesterday:
         out(said)
@@ -257,7 +257,7 @@ def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}"  # noqa: PLR2004
 
 
-def _advice(now: Forecast, advice: Advice) -> str:
+def advice_in_words(now: Forecast, advice: Advice) -> str:
     """Say what to do, if anything."""
     if now.enough:
         return "This plan is enough: no asset waits for a call."

@@ -77,6 +77,10 @@ class Forecast(NamedTuple):
     calls_a_day: float
     """Calls that can be made, without the slots reserved for priority runs."""
     needed_a_day: float
+    allowed_a_day: float
+    """Calls that the limit allows, those reserved for priority runs included."""
+    kept_a_day: float
+    """Calls that are never made, because their slots are reserved for priority runs."""
     all_fresh_seconds: float
     """From an empty database until each asset has been fresh once."""
 
@@ -126,6 +130,8 @@ def forecast(settings: Settings, call_seconds: float = CALL_SECONDS) -> Forecast
         assets=assets,
         calls_a_day=DAY_SECONDS * line.calls_a_second,
         needed_a_day=sum(one.calls_a_day for one in assets),
+        allowed_a_day=DAY_SECONDS * line.allowed_a_second,
+        kept_a_day=DAY_SECONDS * line.kept_a_second,
         all_fresh_seconds=line.all_fresh_seconds,
     )
 
@@ -238,10 +244,12 @@ class _Line:
         self._critical_cost = _calls_each(settings.provider.plan, len(self.critical))
         self._cost = _calls_each(settings.provider.plan, len(self.others))
         self._priority_rate = sum(self._critical_cost / one for one in self._priority_periods)
-        spent = self._priority_rate + (self._reserved() if self._limit.hold_for_priority else 0)
+        self.allowed_a_second = self._limit.calls / self._window
+        self.kept_a_second = self._reserved() if self._limit.hold_for_priority else 0.0
+        spent = self._priority_rate + self.kept_a_second
         in_flight = settings.provider.calls_in_flight
         busy = queue.runtime_seconds / self._interval / call_seconds * in_flight
-        left = min(self._limit.calls / self._window - spent, busy)
+        left = min(self.allowed_a_second - spent, busy)
         self.queue_rate = left if left > _SMALLEST_RATE else 0.0
 
     @property

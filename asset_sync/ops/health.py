@@ -10,7 +10,7 @@ from asset_sync.budget import clocks, slots
 from asset_sync.database import Connection, DatabaseError
 from asset_sync.model import Asset, AssetType, Lane, Level
 from asset_sync.ops import age, forecast, history
-from asset_sync.queue import FAILING_STRIKES, Failing, Freshness, LevelStatus
+from asset_sync.queue import FAILING_STRIKES, Dead, Failing, Freshness, LevelStatus
 from asset_sync.settings import Settings
 from asset_sync.store import ledger, runs
 from asset_sync.store.ledger import Lag
@@ -23,6 +23,7 @@ JUMP_REPORTED_SECONDS = 3600
 # Yesterday's bars come within a day after its end, and each asset is asked every six hours; nobody
 # has published how late they are, so one day more is allowed.
 _END_OF_DAY_SECONDS = 3 * 86_400
+_MOST_DEAD = 1000  # that are named
 
 
 class Verdict(StrEnum):
@@ -44,6 +45,10 @@ class Check(NamedTuple):
     verdict: Verdict
     about: str
     """What was found, as text for the user."""
+    symbols: tuple[str, ...] = ()
+    """The assets that are not well; empty if it is about no single asset."""
+    since: datetime | None = None
+    """Since when it is so: the last time at which it was well. None if that is not known."""
 
 
 class JobStatus(NamedTuple):
@@ -90,9 +95,9 @@ def examine(db: Connection, settings: Settings) -> Health:
             *(_overdue(lane, records[lane], settings) for lane in lanes),
             *(_of_priority_runs(records[Lane.PRIORITY], settings) if len(lanes) > 1 else ()),
             _size(levels, settings),
-            _dead(levels),
-            _failing(queue.failing(db, symbols)),
-            _refused(records),
+            _dead(levels, queue.dead(db, symbols, most=_MOST_DEAD), freshness),
+            _failing(queue.failing(db, symbols), freshness),
+            _refused(records, freshness),
             _lowered(db, settings),
             _jumped(db),
             _stale(settings.assets, freshness, settings),
@@ -141,6 +146,7 @@ def _overdue(lane: Lane, record: JobRecord, settings: Settings) -> Check:
         f"no `sync {lane.value}` has run yet: is cron set up?"
         if record.seconds_ago is None
         else f"the last `sync {lane.value}` began {record.seconds_ago:.0f} s ago",
+        since=record.last_run_at if late else None,
     )
 
 
@@ -181,13 +187,24 @@ def _size(levels: Sequence[LevelStatus], settings: Settings) -> Check:
     return Check("queue.size", size, threshold, verdict, "assets that wait or are at work")
 
 
-def _dead(levels: Sequence[LevelStatus]) -> Check:
+def _last_well(symbols: Sequence[str], freshness: Mapping[str, Freshness]) -> datetime | None:
+    """Return since when the first of these assets is not well: its last success of any feed."""
+    moments = [freshness[symbol].last_success_at for symbol in symbols if symbol in freshness]
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _dead(
+    levels: Sequence[LevelStatus], items: Sequence[Dead], freshness: Mapping[str, Freshness]
+) -> Check:
     dead = sum(level.dead for level in levels)
+    symbols = tuple(dict.fromkeys(one.symbol for one in items))
     about = "dead items: `asset-sync queue list --state dead` says why"
-    return Check("queue.dead", dead, 0, Verdict.DEGRADED if dead else Verdict.HEALTHY, about)
+    verdict = Verdict.DEGRADED if dead else Verdict.HEALTHY
+    since = _last_well(symbols, freshness)
+    return Check("queue.dead", dead, 0, verdict, about, symbols, since)
 
 
-def _failing(failing: Sequence[Failing]) -> Check:
+def _failing(failing: Sequence[Failing], freshness: Mapping[str, Freshness]) -> Check:
     about = f"assets that failed {FAILING_STRIKES} times in a row or more"
     if failing:
         worst = failing[0]
@@ -195,10 +212,12 @@ def _failing(failing: Sequence[Failing]) -> Check:
         if len(failing) > 1:
             about += f" And {len(failing) - 1} more: `asset-sync queue status` names them."
     verdict = Verdict.DEGRADED if failing else Verdict.HEALTHY
-    return Check("assets.failing", len(failing), 0, verdict, about)
+    symbols = tuple(dict.fromkeys(one.symbol for one in failing))
+    since = _last_well(symbols, freshness)
+    return Check("assets.failing", len(failing), 0, verdict, about, symbols, since)
 
 
-def _refused(records: Mapping[Lane, JobRecord]) -> Check:
+def _refused(records: Mapping[Lane, JobRecord], freshness: Mapping[str, Freshness]) -> Check:
     """Report a refused key or plan at once, before data is stale: no later run can correct it."""
     refused = [lane for lane, record in records.items() if record.refused]
     about = "jobs whose last run the API refused because of the key or its plan"
@@ -206,7 +225,9 @@ def _refused(records: Mapping[Lane, JobRecord]) -> Check:
         jobs = " and ".join(f"`sync {lane.value}`" for lane in refused)
         about = f"the API refuses {jobs}, for the key or its plan: `asset-sync doctor` says more"
     verdict = Verdict.UNHEALTHY if refused else Verdict.HEALTHY
-    return Check("api.refused", len(refused), 0, verdict, about)
+    well = [one.last_success_at for one in freshness.values() if one.last_success_at]
+    since = max(well, default=None) if refused else None
+    return Check("api.refused", len(refused), 0, verdict, about, since=since)
 
 
 def _lowered(db: Connection, settings: Settings) -> Check:
@@ -250,7 +271,10 @@ def _old(db: Connection, scope: Scope) -> Check:
         about = f"the newest bar is older than expected in an open market: {_named(old)}"
     if ends_yesterday:
         about = f"{about}. {ends_yesterday}" if old else ends_yesterday
-    return Check("data.old", len(old), 0, Verdict.DEGRADED if old else Verdict.HEALTHY, about)
+    verdict = Verdict.DEGRADED if old else Verdict.HEALTHY
+    ends = [end for symbol in old if (end := known[symbol].newest_bar_end) is not None]
+    since = min(ends, default=None)
+    return Check("data.old", len(old), 0, verdict, about, tuple(old), since)
 
 
 def _holes(db: Connection, settings: Settings) -> Check:
@@ -261,7 +285,7 @@ def _holes(db: Connection, settings: Settings) -> Check:
             f"for a day calls were spare, and none asked for the past of {_named(stuck)}:"
             " `asset-sync history fill` asks for it now and says what fails"
         )
-        return Check("history.holes", len(stuck), 0, Verdict.DEGRADED, about)
+        return Check("history.holes", len(stuck), 0, Verdict.DEGRADED, about, tuple(stuck))
     about = "assets whose past was never asked although calls were spare for a day"
     over = ledger.given_up(db, [asset.symbol for asset in settings.assets])
     if over:
@@ -317,7 +341,9 @@ def _stale(assets: Sequence[Asset], freshness: dict[str, Freshness], settings: S
     verdict = Verdict.DEGRADED if stale else Verdict.HEALTHY
     if any(asset.level is Level.CRITICAL for asset in stale):
         verdict = Verdict.UNHEALTHY
-    named = _named([asset.symbol for asset in stale])
+    symbols = tuple(asset.symbol for asset in stale)
+    named = _named(symbols)
     why = f": {named}; `asset-sync queue list {stale[0].symbol}` says why" if stale else ""
     about = f"not fresh for {factor:g} times their frequency{why}"
-    return Check("assets.stale", len(stale), 0, verdict, about)
+    since = _last_well(symbols, freshness)
+    return Check("assets.stale", len(stale), 0, verdict, about, symbols, since)

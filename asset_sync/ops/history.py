@@ -59,6 +59,11 @@ class AssetHistory(NamedTuple):
         return self.expected_bars - self.asked_bars
 
     @property
+    def there(self) -> int:
+        """Bars expected that are there."""
+        return self.asked_bars - self.asked_empty
+
+    @property
     def asked_percent(self) -> float:
         """How much of what is expected was asked."""
         return _percent(self.asked_bars, self.expected_bars)
@@ -66,7 +71,7 @@ class AssetHistory(NamedTuple):
     @property
     def there_percent(self) -> float:
         """How much of what is expected is there."""
-        return _percent(self.asked_bars - self.asked_empty, self.expected_bars)
+        return _percent(self.there, self.expected_bars)
 
 
 class History(NamedTuple):
@@ -91,6 +96,13 @@ class History(NamedTuple):
         )
 
     @property
+    def there_percent(self) -> float:
+        """How much of what is expected of all assets is there."""
+        return _percent(
+            sum(one.there for one in self.assets), sum(one.expected_bars for one in self.assets)
+        )
+
+    @property
     def calls_left(self) -> int:
         """How many calls it takes to ask for all that was never asked."""
         return sum(one.calls_left for one in self.assets)
@@ -108,9 +120,9 @@ class Hole(NamedTuple):
     """None for one that was never asked (it is with the next spare call), or never again."""
 
 
-def history_of(db: Connection, settings: Settings) -> History:
-    """Return how complete the history of every asset is."""
-    known = _Known.read(db, settings)
+def history_of(db: Connection, settings: Settings, known: "KnownPast | None" = None) -> History:
+    """Return how complete the history of every asset is; `known` is read if it is not given."""
+    known = known or KnownPast.read(db, settings)
     assets = _assets(db, settings, known)
     now_settings, call_seconds = forecast.as_known(db, settings)
     spare = forecast.forecast(now_settings, call_seconds or forecast.CALL_SECONDS).left_a_day
@@ -122,7 +134,7 @@ def history_of(db: Connection, settings: Settings) -> History:
 def history_of_asset(db: Connection, settings: Settings, symbol: str) -> AssetHistory:
     """Return how complete the history of one asset is."""
     alike = _alike(settings, symbol)
-    found = _assets(db, alike, _Known.read(db, alike))
+    found = _assets(db, alike, KnownPast.read(db, alike))
     return next(one for one in found if one.symbol == symbol)
 
 
@@ -136,7 +148,7 @@ def _alike(settings: Settings, symbol: str) -> Settings:
     return replace(settings, assets=assets)
 
 
-def _assets(db: Connection, settings: Settings, known: "_Known") -> tuple[AssetHistory, ...]:
+def _assets(db: Connection, settings: Settings, known: "KnownPast") -> tuple[AssetHistory, ...]:
     came = ledger.came(db, {asset.symbol: known.past(asset).start for asset in settings.assets})
     closed = known.closed_days({symbol: one.silent_days for symbol, one in came.items()})
     return tuple(
@@ -147,7 +159,7 @@ def _assets(db: Connection, settings: Settings, known: "_Known") -> tuple[AssetH
     )
 
 
-def _from_start(db: Connection, asset: Asset, known: "_Known", came: Came) -> Came:
+def _from_start(db: Connection, asset: Asset, known: "KnownPast", came: Came) -> Came:
     """Return what came, of the first week only from where the wanted past begins."""
     past = known.past(asset)
     week_ends = datetime.combine(ledger.monday(past.start), time(), UTC) + timedelta(days=7)
@@ -178,7 +190,7 @@ def outlook(settings: Settings, db: Connection | None) -> Outlook:
 
     Without a database nothing was asked: that is all of the past which is wanted and in the plan.
     """
-    known = _Known.nothing(settings) if db is None else _Known.read(db, settings)
+    known = KnownPast.nothing(settings) if db is None else KnownPast.read(db, settings)
     calls = sum(known.calls(asset) for asset in settings.assets)
     said = None if db is None else known.scope.bars_end_yesterday(db)
     return Outlook(known.now, calls, known.scope.market_lags, said)
@@ -191,7 +203,7 @@ def calls_left(
 
     `only` bounds the past that counts. An asset that was never refreshed counts as 0.
     """
-    known = _Known.read(db, settings, only)
+    known = KnownPast.read(db, settings, only)
     return sum(
         known.calls(asset)
         for asset in settings.assets
@@ -201,7 +213,7 @@ def calls_left(
 
 def with_unasked_past(db: Connection, settings: Settings) -> list[str]:
     """Return the assets that were refreshed and whose past was not asked for as a whole."""
-    known = _Known.read(db, settings)
+    known = KnownPast.read(db, settings)
     return [
         asset.symbol
         for asset in settings.assets
@@ -211,7 +223,7 @@ def with_unasked_past(db: Connection, settings: Settings) -> list[str]:
 
 def never_refreshed(db: Connection, settings: Settings, symbols: Sequence[str]) -> list[str]:
     """Return those of the assets of which nothing was asked: fresh bars come before history."""
-    known = _Known.read(db, settings)
+    known = KnownPast.read(db, settings)
     return [
         asset.symbol
         for asset in settings.assets
@@ -221,7 +233,7 @@ def never_refreshed(db: Connection, settings: Settings, symbols: Sequence[str]) 
 
 def holes_of(db: Connection, settings: Settings, symbol: str) -> list[Hole]:
     """Return the holes of one asset, the newest first."""
-    known = _Known.read(db, settings)
+    known = KnownPast.read(db, settings)
     [asset] = [one for one in settings.assets if one.symbol == symbol]
     hours, past, asked = hours_of(asset), known.past(asset), known.ledger(asset)
     never = [
@@ -253,7 +265,7 @@ def _next_try(hole: Span, tries: Mapping[date, datetime]) -> datetime | None:
 
 
 def _asset(
-    asset: Asset, known: "_Known", came: Came, closed: Mapping[date, Sequence[Span]]
+    asset: Asset, known: "KnownPast", came: Came, closed: Mapping[date, Sequence[Span]]
 ) -> AssetHistory:
     times, past = known.times(asset), known.past(asset)
     unasked = [bars for gap in known.unasked(asset) if (bars := times.bars(gap))]
@@ -274,7 +286,7 @@ def _asset(
     )
 
 
-class _Known:
+class KnownPast:
     """What is known of the history of all assets."""
 
     def __init__(self, scope: Scope, now: datetime, ledgers: Mapping[str, Ledger]) -> None:
@@ -288,7 +300,7 @@ class _Known:
         self._times: dict[Hours, _OpenTimes] = {}
 
     @classmethod
-    def read(cls, db: Connection, settings: Settings, only: Span | None = None) -> "_Known":
+    def read(cls, db: Connection, settings: Settings, only: Span | None = None) -> "KnownPast":
         """Return what the database knows."""
         _, now = market.newest_bars(db, ())
         tickers = {asset.symbol: asset.ticker for asset in settings.assets}
@@ -296,7 +308,7 @@ class _Known:
         return cls(scope_of(db, settings, Lane.QUEUE, only), now, ledgers)
 
     @classmethod
-    def nothing(cls, settings: Settings) -> "_Known":
+    def nothing(cls, settings: Settings) -> "KnownPast":
         """Return what is known without a database: nothing was asked."""
         return cls(Scope(settings, Lane.QUEUE, NOTHING_MISSING), datetime.now(UTC), {})
 

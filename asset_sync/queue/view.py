@@ -68,6 +68,16 @@ class Failing(NamedTuple):
     error: str
 
 
+class LastError(NamedTuple):
+    """What last went wrong with an asset that has not been refreshed since."""
+
+    feed: Feed
+    state: str
+    """waiting, leased or dead; idle if another feed serves it."""
+    strikes: int
+    error: str
+
+
 class FeedStatus(NamedTuple):
     """How one feed serves an asset."""
 
@@ -311,6 +321,20 @@ def failing(db: Connection, symbols: Sequence[str]) -> tuple[Failing, ...]:
             (FAILING_STRIKES, list(symbols)),
         )
     )
+
+
+def last_errors(db: Connection, symbols: Sequence[str]) -> dict[str, LastError]:
+    """Return the worst error of each of these assets, without those that have none."""
+    rows = query(
+        db,
+        """
+        select distinct on (symbol) symbol, feed, state, strikes, last_error
+        from asset_sync.queue where symbol = any(%s) and last_error is not null
+        order by symbol, (state = 'dead') desc, strikes desc, feed_rank
+        """,
+        (list(symbols),),
+    )
+    return {symbol: LastError(Feed.named(feed), *rest) for symbol, feed, *rest in rows}
 
 
 def freshness(db: Connection, symbols: Sequence[str]) -> dict[str, Freshness]:

@@ -273,6 +273,22 @@ _NEXT_TRY = """
 """
 
 
+def weeks(db: Connection, symbols: Sequence[str], first: date) -> dict[str, list[Week]]:
+    """Return what came of each of these assets week by week from a Monday on, by symbol.
+
+    The silent days are left out. An asset of which nothing was asked is missing.
+    """
+    rows = query(
+        db,
+        """
+        select symbol, array_agg(week), array_agg(bars), array_agg(empty_slots)
+        from asset_sync.weeks where symbol = any(%s) and week >= %s group by symbol
+        """,
+        (list(symbols), first),
+    )
+    return {symbol: list(map(Week, *columns)) for symbol, *columns in rows}
+
+
 def due_weeks(db: Connection, symbols: Sequence[str]) -> dict[str, list[date]]:
     """Return the weeks whose empty ranges are to be asked again now, the newest first."""
     if not symbols:

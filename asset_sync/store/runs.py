@@ -66,6 +66,14 @@ class CallsMade(NamedTuple):
     bars_written: int
 
 
+class HourOfCalls(NamedTuple):
+    """The calls of one hour, by what they were for."""
+
+    priority: int
+    queue: int
+    history: int
+
+
 class JobRecord(NamedTuple):
     """The result of one command's recent runs; seconds are by the database's clock."""
 
@@ -348,6 +356,25 @@ def calls_of_last_hour(db: Connection) -> tuple[CallsMade, ...]:
         """,
     )
     return tuple(CallsMade(*row) for row in rows)
+
+
+def hours_of_calls(db: Connection) -> tuple[HourOfCalls, ...]:
+    """Return the calls of the last 24 hours, hour by hour, the oldest first."""
+    rows = query(
+        db,
+        """
+        select count(c.id) filter (where r.command = %(priority)s and c.feed <> %(history)s)::int,
+          count(c.id) filter (where r.command <> %(priority)s and c.feed <> %(history)s)::int,
+          count(c.id) filter (where c.feed = %(history)s)::int
+        from generate_series(24, 1, -1) as hours (ago)
+        left join asset_sync.calls c on c.at > now() - make_interval(hours => ago)
+          and c.at <= now() - make_interval(hours => ago - 1)
+        left join asset_sync.runs r on r.id = c.run_id
+        group by ago order by ago desc
+        """,
+        {"priority": Lane.PRIORITY, "history": Feed.HISTORY},
+    )
+    return tuple(HourOfCalls(*row) for row in rows)
 
 
 def last_day(db: Connection) -> LastDay:
