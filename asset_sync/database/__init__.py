@@ -16,7 +16,7 @@ from asset_sync.database.connection import (
     transaction_number,
     was_committed,
 )
-from asset_sync.database.copying import can_copy, copied
+from asset_sync.database.copying import can_copy, can_read, copied
 from asset_sync.database.errors import (
     SERVER_ERRORS,
     DatabaseError,
@@ -63,6 +63,7 @@ __all__ = [
     "SchemaStatus",
     "address_of",
     "can_copy",
+    "can_read",
     "connect",
     "copied",
     "errors_as_sentences",

@@ -44,6 +44,13 @@ def can_copy() -> bool:
     return psycopg2.extensions.get_wait_callback() is None
 
 
+def can_read(descriptor: int, within_seconds: float | None) -> bool:
+    """Wait until there is something to read, or the end; return whether it came in time."""
+    poll = select.poll()  # select.select allows no number above 1023
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if within_seconds is None else within_seconds * 1000))
+
+
 @contextmanager
 def copied(db: Connection, sql: str) -> Iterator[io.RawIOBase]:
     """Run `copy … to stdout` as one transaction, and give what the server sends as a file.
@@ -106,8 +113,7 @@ class _Stream(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         if self.ended:
             return 0
-        ready, _, _ = select.select([self._reading], [], [], answer_seconds())
-        if not ready:
+        if not can_read(self._reading, answer_seconds()):
             raise psycopg2.OperationalError("timeout expired")
         number = os.readv(self._reading, [buffer])
         if not number:
