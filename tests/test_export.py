@@ -253,7 +253,6 @@ def test_an_interrupted_export_continues_up_to_the_same_moment(
     machine: Machine, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
-    store(db, "BTCUSD", 3, start=now - timedelta(minutes=10, seconds=1))
     written = export.write
 
     def interrupt_second(*arguments: object) -> int:
@@ -268,11 +267,12 @@ def test_an_interrupted_export_continues_up_to_the_same_moment(
         "asset-sync: interrupted; whole files stay, and the same command makes the others.\n"
     )
     assert names(machine) == ["BTCUSD.csv", NOTE]
-    until_then = json.loads((machine.home / "set" / NOTE).read_text())["until"]
 
     monkeypatch.undo()
-    later = datetime.fromisoformat(until_then) + timedelta(minutes=5)
-    store(db, "EURUSD", 1, start=later.replace(minute=later.minute // 5 * 5, second=0))
+    note = machine.home / "set" / NOTE
+    kept = json.loads(note.read_text())
+    note.write_text(json.dumps(kept | {"until": (now - timedelta(hours=1)).isoformat()}))
+    store(db, "EURUSD", 1, start=now - timedelta(minutes=30))
     told = machine.tell("export", "BTCUSD", "EURUSD", "--output", "set/")
     assert told.out == "set: 900 bars in 1 file.\n", "the bar that came later is not among them"
     assert "1 of 2 files answer the same question already" in told.err
@@ -335,8 +335,10 @@ def test_each_mistake_is_a_sentence(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet", "arrow"])
-def test_a_full_disk_is_a_sentence(machine: Machine, form: str) -> None:
-    told = machine.run("export", "EURUSD", "--output", "/dev/full", "--format", form)
+def test_a_full_disk_is_a_sentence(machine: Machine, db: Connection, form: str) -> None:
+    store(db, "LONG", 3 * BLOCK_BARS)
+
+    told = machine.run("export", "LONG", "--output", "/dev/full", "--format", form)
 
     assert told.code == 2
     assert told.err == "asset-sync: /dev/full cannot be written: No space left on device.\n"
