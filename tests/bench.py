@@ -7,6 +7,7 @@ that a busy machine slows both sides of a ratio.
 
 # ruff: noqa: T201 - it starts this program, prints, and is no package
 
+import io
 import json
 import os
 import shutil
@@ -58,17 +59,21 @@ from asset_sync.queue import Wanted  # noqa: E402
 from asset_sync.secret import Secret  # noqa: E402
 from asset_sync.settings import SHIPPED_FILE, load  # noqa: E402
 from asset_sync.spans import Span  # noqa: E402
-from asset_sync.store import ledger, market, partitioning, runs  # noqa: E402
+from asset_sync.store import expected, ledger, market, partitioning, runs  # noqa: E402
+from asset_sync.store.bars_query import Every, Selection, bars_query  # noqa: E402
 
 STARTS, CLAIMS, SLOTS, WRITES, PAGES = 15, 50, 50, 5, 5
 BARS, BIG_ANSWER = 10_000, 50_000
 STATUS_TARGET, EMPTY_RUN_TARGET = 2.5, 3.0
+STATUS_ASSETS, HISTORY_STATUS_TARGET = 1000, 14  # about a second
 CLAIM_TARGET = 2.0  # with 100 times the rows, a claim may take twice as long
 EMPTY_RANGE_TARGET, BARS_TARGET = 13, 9
 # The bars of the large table; 10,000,000 take some minutes more, and are what the target is for.
 MANY_BARS = int(os.environ.get("BENCH_BARS", "1000000"))
 FEW_BARS, SCALE_ASSETS, LOOKS = 100_000, 50, 300
 SCALE_TARGET = 1.2  # the queries of a run, among MANY_BARS and among FEW_BARS
+YEAR_BARS, READS = 365 * 288, 15
+HOURS_TARGET, AS_OF_TARGET = 4, 1.3
 MEMORY_TARGET_MB = 80
 # A paid plan: each call takes so long, and each asset needs a call for its last weeks and another
 # one for the weeks before. Two years of 200 assets are the same two steps more often.
@@ -137,6 +142,8 @@ def main() -> int:
             claimed(database("few"), database("many")),
             *bars_written(database("bars")),
             *scale(database("few bars"), database("many bars"), database("months")),
+            history_status(database("status"), directory),
+            *read(database("read")),
             *paid_plan(database("paid"), directory),
             *page(database("page")),
             memory(database("memory"), directory),
@@ -176,20 +183,22 @@ def seconds_of(work: Callable[[], object]) -> float:
 # --- starting a command -------------------------------------------------------------------------
 
 
+def started(environ: dict[str, str], directory: Path, *command: str) -> Callable[[], float]:
+    """Return what runs a command and returns how long it takes."""
+
+    def work() -> object:
+        return subprocess.run(
+            command, check=True, env=environ, cwd=directory, stdout=subprocess.DEVNULL
+        )
+
+    work()  # so that the bytecode exists
+    return lambda: seconds_of(work)
+
+
 def commands(address: str, directory: Path) -> Iterator[Line]:
     """Measure `queue status` and an empty run, beside a bare Python that runs one query."""
     make_fresh(address)
-    environ = environment(address, directory)
-
-    def start(*command: str) -> Callable[[], float]:
-        def work() -> object:
-            return subprocess.run(
-                command, check=True, env=environ, cwd=directory, stdout=subprocess.DEVNULL
-            )
-
-        work()  # so that the bytecode exists
-        return lambda: seconds_of(work)
-
+    start = partial(started, environment(address, directory), directory)
     floor, status, as_json, run = interleaved(
         STARTS,
         start(sys.executable, "-c", FLOOR, address),
@@ -250,6 +259,52 @@ def make_fresh(address: str) -> None:
                     runs.record(cursor, run_id, runs.Call(Feed.BARS, symbols, "ok", 0.2, 1))
             runs.end(db, run_id, "done", updated=1, failed=0, waited_seconds=0)
         Limiter(db, Rate(5, 60, 30))
+
+
+def history_status(address: str, directory: Path) -> Line:
+    """Measure `history status` of many assets, each with holes in two years, beside the floor."""
+    (directory / "assets.toml").write_text(
+        "".join(
+            f"""
+[[secondary_assets]]
+symbol = "A{number}"
+polygon_ticker = "C:A{number}"
+asset_type = "forex"
+"""
+            for number in range(STATUS_ASSETS)
+        )
+    )
+    with raw_session(Secret(address)) as db:
+        query(
+            db,
+            """
+            insert into asset_sync.ledger (symbol, feed, ticker, asked, tail_from, tail_until)
+            select 'A' || n, 'bars', 'C:A' || n, (
+                select range_agg(tstzrange(start, start + interval '20 days'))
+                from generate_series(now() - interval '700 days', now(), '33 days') as start
+                where start < now() - interval '60 days'
+              ), now() - interval '20 days', now() from generate_series(1, %(assets)s) as n;
+            insert into asset_sync.weeks (symbol, week, bars, empty_slots, asked_at)
+            select 'A' || n, week::date, 1300, 5, now() from generate_series(1, %(assets)s) as n,
+              generate_series(date_trunc('week', now()) - interval '98 weeks', now(), '7 days') week
+            """,
+            {"assets": STATUS_ASSETS},
+        )
+        query(db, "analyze asset_sync.ledger, asset_sync.weeks")
+    start = partial(started, environment(address, directory), directory)
+    floor, seconds = interleaved(
+        WRITES,
+        start(sys.executable, "-c", FLOOR, address),
+        start(*program(), "history", "status", "--json"),
+    )
+    return Line(
+        f"history status, {STATUS_ASSETS:,} assets with 20 holes each",
+        f"{seconds * 1000:.0f} ms",
+        f"{floor * 1000:.0f} ms (Python, psycopg2, 1 query)",
+        f"{seconds / floor:.1f}",
+        f"<= {HISTORY_STATUS_TARGET}",
+        seconds / floor <= HISTORY_STATUS_TARGET,
+    )
 
 
 # --- slots and items ----------------------------------------------------------------------------
@@ -551,6 +606,101 @@ _LOOKS: dict[str, Callable[[Cursor, str, int], object]] = {
     "a week counted": _count_week,
     "a month of one asset": _read_month,
 }
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+_SUM = """
+select count(*), sum(open), sum(high), sum(low), sum(close), sum(volume), sum(vwap), sum(trades)
+from market_data.ohlcv_5m bar join trading.symbols s on s.id = bar.ticker_id
+where s.symbol = %(symbol)s and ts >= %(start)s
+"""
+# Each bar of the last 30 days came alone, and one of a hundred was revised a day later.
+_CHANGES = """
+update asset_sync.limiter set changes_from = now() - interval '40 days';
+insert into asset_sync.arrivals (symbol, at, first_ts, last_ts)
+select symbol, ts + interval '6 min', ts, ts
+from market_data.ohlcv_5m join trading.symbols on id = ticker_id
+where ts > now() - interval '30 days';
+insert into asset_sync.revisions
+select symbol, ts, ts + interval '1 day', open, high, low, close, volume, vwap, trades
+from market_data.ohlcv_5m join trading.symbols on id = ticker_id
+where ts > now() - interval '30 days' and extract(epoch from ts)::bigint / 300 % 100 = 0;
+analyze asset_sync.arrivals; analyze asset_sync.revisions
+"""
+
+
+class _Nowhere(io.RawIOBase):
+    def write(self, _: object) -> int:
+        return 0
+
+
+def read(address: str) -> Iterator[Line]:
+    """Measure a year of hours beside a sum of its bars, and a read as of a moment beside a read."""
+    assets = max(MANY_BARS // YEAR_BARS, 1)
+    with raw_session(Secret(address)) as db, statement_timeout(3600):
+        with transaction(db) as cursor:
+            cursor.execute("set local statement_timeout = 0")
+            cursor.execute(_IN_ORDER_OF_TIME, {"assets": assets, "bars": assets * YEAR_BARS})
+            cursor.execute(_CHANGES)
+        with db.cursor() as cursor:
+            cursor.execute("vacuum (analyze) market_data.ohlcv_5m")
+        expected.keep(db, [_crypto(f"S{number + 1}") for number in range(assets)], 720)
+        [(now,)] = query(db, "select date_trunc('day', now())")
+        start = now - timedelta(days=363)
+        numbers = count()
+
+        def copied(
+            every: Every = Every.FIVE_MINUTES, as_of: datetime | None = None
+        ) -> Callable[[], float]:
+            def work() -> float:
+                symbol = f"S{next(numbers) % assets + 1}"
+                selection = Selection([symbol], start, every=every, as_of=as_of)
+                copy = f"copy ({bars_query(db, selection)}) to stdout (format binary)"
+                with db.cursor() as cursor:
+                    return seconds_of(lambda: cursor.copy_expert(copy, _Nowhere()))
+
+            return work
+
+        def summed() -> float:
+            values = {"symbol": f"S{next(numbers) % assets + 1}", "start": start}
+            return seconds_of(lambda: query(db, _SUM, values))
+
+        def hours() -> float:
+            values = (f"S{next(numbers) % assets + 1}", start)
+            return seconds_of(
+                lambda: query(
+                    db,
+                    """
+                    select count(*), sum(open), sum(close), sum(vwap), sum(expected)
+                    from market_data.bars(%s, '1 hour', %s)
+                    """,
+                    values,
+                )
+            )
+
+        works = (
+            *(summed, hours, copied(Every.HOUR), copied(Every.NEW_YORK_DAY)),
+            *(copied(), copied(as_of=now - timedelta(days=10))),
+        )
+        for work in works:
+            work()
+        plain, by_hour, hours_read, days_read, bars, as_of = interleaved(READS, *works)
+    of = f"of {assets * YEAR_BARS:,} bars"
+    for what, seconds, floor, beside, target in (
+        (f"a year of hours, {of}", by_hour, plain, "their bars summed", HOURS_TARGET),
+        ("… read by COPY", hours_read, plain, "their bars summed", None),
+        ("a year of New York days, by COPY", days_read, plain, "their bars summed", None),
+        (f"a year's bars as of 10 days ago, {of}", as_of, bars, "as they are", AS_OF_TARGET),
+    ):
+        yield Line(
+            what,
+            f"{seconds * 1000:.0f} ms",
+            f"{floor * 1000:.0f} ms ({beside})",
+            f"{seconds / floor:.2f}",
+            f"<= {target}" if target else "",
+            not target or seconds / floor <= target,
+        )
 
 
 # --- several calls in flight ---------------------------------------------------------------------

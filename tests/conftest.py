@@ -233,6 +233,8 @@ delete from asset_sync.weeks;
 delete from asset_sync.lags;
 delete from asset_sync.revisions;
 delete from asset_sync.arrivals;
+delete from asset_sync.symbol_hours;
+delete from asset_sync.expected_bars;
 delete from asset_sync.limiter;
 select setval(format('%I.%I', schemaname, sequencename), 1, false) from pg_sequences;
 insert into data_sources.api_providers (code, name) values ('polygon', 'Polygon.io');

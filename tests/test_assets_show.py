@@ -166,6 +166,7 @@ def test_empty_ranges_and_revisions_are_counted_with_the_next_try(
 
     assert re.search(r"\b\d+ bars asked and empty, next: 2031-01-02 03:04 UTC", told)
     assert as_json(synced)["revisions"] == 1
+    assert shown(synced)["revisions"] == "1 bar changed after being stored"
 
 
 def test_the_lag_is_shown_once_enough_was_measured(machine: Machine, db: Connection) -> None:
@@ -183,6 +184,15 @@ def test_an_asset_that_is_switched_off_has_no_history_to_come(machine: Machine) 
 
     assert "high (switched off)" in shown(machine)["ETHUSDT"]
     assert as_json(machine)["history"] is None
+
+
+def test_an_asset_that_is_switched_off_has_no_next_call(synced: Machine) -> None:
+    assert "the next in" in shown(synced)["call"]
+    synced.file(f"{ETHER}enabled = false\n")
+
+    assert shown(synced)["call"].endswith("; none follows while it is switched off")
+    found = as_json(synced)
+    assert (found["next_call_at"], found["feeds"][0]["next_at"]) == (None, None)
 
 
 def test_a_mistyped_symbol_gets_the_likely_one(machine: Machine) -> None:

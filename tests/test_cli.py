@@ -134,6 +134,11 @@ def test_the_program_prints_its_version(run: Run) -> None:
         (("sync", "queue", "--dryrun"), "--dry-run"),
         (("sync", "queue", "--limit", "0"), "--limit"),
         (("sync", "queue", "--max-runtime", "soon"), "--max-runtime"),
+        (("sync", "queue", "--max-runtime", "inf"), "--max-runtime"),
+        (("sync", "queue", "--max-runtime", "nan"), "--max-runtime"),
+        (("assets", "check", "--max-runtime", "inf"), "--max-runtime"),
+        (("runs", "--limit", "99999999999999999999"), "--limit"),
+        (("queue", "list", "--limit", "99999999999999999999"), "--limit"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

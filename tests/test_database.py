@@ -58,8 +58,11 @@ def shape(db: Connection) -> list[database.Row]:
         db,
         """
         select table_schema, table_name, column_name, data_type, column_default, is_nullable
-        from information_schema.columns
-        where table_schema not in ('pg_catalog', 'information_schema') order by 1, 2, 3
+        from information_schema.columns join information_schema.tables
+          using (table_schema, table_name)
+        where table_schema not in ('pg_catalog', 'information_schema')
+          and table_type = 'BASE TABLE'
+        order by 1, 2, 3
         """,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import commandline
 import pytest
-from conftest import ETHER
+from conftest import ETHER, asset
 from machine import Machine
 from psycopg2.extensions import make_dsn
 
@@ -21,6 +21,7 @@ from asset_sync.database import (
     transaction,
 )
 from asset_sync.demo.server import StandIn
+from asset_sync.model import AssetType
 from asset_sync.secret import Secret
 from asset_sync.settings import SHIPPED_FILE, load
 from asset_sync.store import existing_tables
@@ -226,6 +227,15 @@ def test_no_trial_is_made_in_tables_like_ours(db: Connection) -> None:
     existing_tables.require_usable(db, ASSETS)
 
     assert query(db, "select is_called from trading.symbols_id_seq") == [(False,)]
+
+
+def test_the_longest_symbol_is_tried(db: Connection) -> None:
+    query(db, f"alter table {SYMBOLS} alter symbol type varchar(6)")
+    short, long = (asset(name, asset_type=AssetType.CRYPTO) for name in ("BTCUSD", "ETHUSDT"))
+
+    assert existing_tables.status(db, [short]).ready
+    [problem] = existing_tables.status(db, [short, long]).problems
+    assert "22001" in problem
 
 
 def test_an_existing_asset_is_no_problem_even_if_it_could_not_be_added(db: Connection) -> None:

@@ -17,11 +17,12 @@ def chance(
     now: datetime,
     *,
     news: bool = False,
+    newest: datetime | None = None,
     silent: int = 0,
     lag: Lag = UNKNOWN_LAG,
     hours: Hours = FX,
 ) -> Chance:
-    return next_chance(hours, now, FREQUENCY, news=news, silent=silent, lag=lag)
+    return next_chance(hours, now, FREQUENCY, news=news, newest=newest, silent=silent, lag=lag)
 
 
 def test_with_news_in_an_open_market_the_frequency_decides() -> None:
@@ -31,6 +32,18 @@ def test_with_news_in_an_open_market_the_frequency_decides() -> None:
 def test_after_the_closing_there_is_one_call_once_the_last_bar_is_final() -> None:
     assert chance(CLOSING, news=True) == Chance(CLOSING + MINUTE)
     assert chance(CLOSING + 9 * MINUTE, lag=LAG) == Chance(CLOSING + 10 * MINUTE)
+
+
+def test_with_the_last_bar_there_nothing_more_is_waited_for() -> None:
+    last_bar, now = CLOSING - 5 * MINUTE, CLOSING + 5 * MINUTE
+    assert chance(now, newest=last_bar, lag=LAG) == Chance(OPENING + 7 * MINUTE)
+    assert chance(now, newest=last_bar - 5 * MINUTE, lag=LAG) == Chance(CLOSING + 10 * MINUTE)
+
+
+def test_a_last_bar_that_was_seen_too_early_is_asked_again() -> None:
+    last_bar = CLOSING - 5 * MINUTE
+    assert chance(CLOSING + MINUTE / 2, newest=last_bar) == Chance(CLOSING + MINUTE)
+    assert chance(CLOSING + MINUTE, newest=last_bar, lag=LAG) == Chance(CLOSING + 10 * MINUTE)
 
 
 def test_a_call_that_would_come_before_the_last_bar_is_final_waits_for_it() -> None:
@@ -70,7 +83,7 @@ def test_each_further_silent_answer_doubles_the_time_up_to_an_hour() -> None:
 
 def test_an_asset_that_is_asked_more_seldom_than_hourly_keeps_its_frequency() -> None:
     now, day = datetime(2026, 11, 18, 12, tzinfo=UTC), timedelta(days=1)
-    answer = next_chance(CRYPTO, now, day, news=False, silent=5, lag=UNKNOWN_LAG)
+    answer = next_chance(CRYPTO, now, day, news=False, newest=None, silent=5, lag=UNKNOWN_LAG)
     assert answer.not_before == now + day
 
 
@@ -84,7 +97,14 @@ def test_a_market_that_never_closes_is_never_waited_for() -> None:
 
 def test_a_key_without_the_running_day_is_asked_four_times_a_day() -> None:
     answer = next_chance(
-        FX, OPENING, FREQUENCY, news=False, silent=3, lag=UNKNOWN_LAG, end_of_day=True
+        FX,
+        OPENING,
+        FREQUENCY,
+        news=False,
+        newest=None,
+        silent=3,
+        lag=UNKNOWN_LAG,
+        end_of_day=True,
     )
     assert answer == Chance(OPENING + END_OF_DAY_EVERY)
 

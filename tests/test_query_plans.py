@@ -6,6 +6,7 @@ The plans are those of the SQL that the program sends.
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,15 @@ from conftest import asset, in_line
 from asset_sync import queue
 from asset_sync.budget import slots
 from asset_sync.budget.slots import Rate, Spare
-from asset_sync.database import Connection, query
+from asset_sync.database import Connection, query, raw_session
 from asset_sync.model import Feed, Lane
 from asset_sync.queue import Wanted
 from asset_sync.queue.claiming import _HEAD_LENGTH
+from asset_sync.secret import Secret
 from asset_sync.settings import QueueSettings
+from asset_sync.store import partitioning
+from asset_sync.store.bars_query import Every, Selection, bars_query
+from asset_sync.store.partitioning import Layout
 
 SETTINGS = QueueSettings()
 SEVEN = [Wanted(asset(f"NEW{number}"), Feed.BARS) for number in range(7)]
@@ -61,11 +66,19 @@ class Plan:
     @property
     def most_rows_read(self) -> float:
         """The largest number of rows of the queue that one node read."""
-        return max(  # type: ignore[no-any-return]  # it is JSON
-            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
-            for node in self.nodes
-            if node.get("Relation Name") == "queue" and "Scan" in node["Node Type"]
-        )
+        return max(self._rows_read("queue"))
+
+    @property
+    def bars_read(self) -> float:
+        """How many bars were read."""
+        return sum(self._rows_read("ohlcv_5m"))
+
+    def _rows_read(self, table: str) -> Iterator[float]:
+        for node in self.nodes:
+            if node.get("Relation Name", "").startswith(table) and "Scan" in node["Node Type"]:
+                removed = node.get("Rows Removed by Filter", 0)
+                removed += node.get("Rows Removed by Index Recheck", 0)
+                yield (node["Actual Rows"] + removed) * node["Actual Loops"]
 
 
 def _walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -125,16 +138,18 @@ def plans(db: Connection, act: Callable[[], object]) -> list[Plan]:
     [sent] = RecordingCursor.sent
     parts = [one.strip() for one in re.sub(r"--.*", "", sent).split(";")]
     statements = [one for one in parts if not one.startswith("set ")]
-    found = []
     with db.cursor() as cursor:
         cursor.execute("begin")
-        for statement in statements:
-            cursor.execute(f"explain (analyze, buffers, format json) {statement}")
-            [(explained,)] = cursor.fetchall()
-            parsed = explained if isinstance(explained, list) else json.loads(explained)
-            found.append(Plan(parsed[0]["Plan"]))
+        found = [explained(cursor, statement) for statement in statements]
         cursor.execute("rollback")
     return found
+
+
+def explained(cursor: psycopg2.extensions.cursor, statement: str) -> Plan:
+    cursor.execute(f"explain (analyze, buffers, format json) {statement}")
+    [(plan,)] = cursor.fetchall()
+    parsed = plan if isinstance(plan, list) else json.loads(plan)
+    return Plan(parsed[0]["Plan"])
 
 
 def line_of(db: Connection, *feeds: Feed) -> list[Wanted]:
@@ -246,3 +261,81 @@ def test_a_slot_for_history_reads_what_falls_due_first_by_its_indexes(
 def test_a_slot_for_anything_else_reads_nothing_of_the_queue(idle_crowd: Connection) -> None:
     plan = plans(idle_crowd, lambda: slots.take(idle_crowd, Lane.QUEUE, RATE))[-1]
     assert not any(node.get("Relation Name") == "queue" for node in plan.nodes)
+
+
+# --- larger bars --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[Layout.TABLE, Layout.MONTHS], ids=["one table", "by month"])
+def many_bars(
+    request: pytest.FixtureRequest, maintenance_url: str, template: str
+) -> Iterator[Connection]:
+    """30 days of five-minute bars of twenty assets, as runs write them: in the order of time."""
+    for url in conftest._fresh_database(maintenance_url, template):
+        with raw_session(Secret(url)) as db:
+            query(
+                db,
+                """
+                insert into trading.symbols (symbol) select 'S' || n from generate_series(1, 20) n;
+                insert into market_data.ohlcv_5m (ticker_id, ts, open, high, low, close)
+                select id, ts, 1, 1, 1, 1 from generate_series(
+                  timestamptz '2026-03-01 00:00Z', '2026-03-30 23:55Z', '5 min') ts, trading.symbols
+                """,
+            )
+            if request.param is Layout.MONTHS:
+                partitioning.partition(db)
+            with db.cursor() as cursor:
+                cursor.execute("vacuum (analyze) market_data.ohlcv_5m")
+            yield db
+
+
+def plan_of(db: Connection, statement: str) -> Plan:
+    with db.cursor() as cursor:
+        return explained(cursor, statement)
+
+
+MONTH = 30 * 288  # the bars of an asset
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "'S7', '1 hour', '2026-03-10 00:00Z', '2026-03-11 00:00Z'",
+        "'S7', '1 day', until_ts => '2026-03-02 00:00Z'",
+        "'S7', '15 min', timestamptz '2026-03-30 00:00Z' + interval '1 s'",
+        "'S7', '4 hours', from_ts => now() - (now() - '2026-03-30 00:00Z')",
+    ],
+)
+def test_the_function_reads_only_the_bars_that_it_is_asked_for(
+    many_bars: Connection, arguments: str
+) -> None:
+    plan = plan_of(many_bars, f"select * from market_data.bars({arguments})")
+    assert "Function Scan" not in plan.kinds, "it is inlined"
+    assert plan.bars_read <= 288
+
+
+def test_the_function_joined_to_assets_reads_only_theirs(many_bars: Connection) -> None:
+    plan = plan_of(
+        many_bars,
+        """
+        select * from trading.symbols s,
+          market_data.bars(s.symbol, '1 hour', '2026-03-10 00:00Z', '2026-03-11 00:00Z')
+        where s.symbol in ('S3', 'S5')
+        """,
+    )
+    assert "Function Scan" not in plan.kinds
+    assert plan.bars_read <= 2 * 288
+
+
+@pytest.mark.parametrize("view", ["15m", "1h", "4h", "1d", "1d_ny"])
+def test_a_view_of_one_asset_reads_only_its_bars(many_bars: Connection, view: str) -> None:
+    plan = plan_of(many_bars, f"select * from market_data.ohlcv_{view} where symbol = 'S7'")
+    assert plan.bars_read <= MONTH
+
+
+@pytest.mark.parametrize("every", Every)
+def test_a_query_reads_only_the_bars_of_its_range(many_bars: Connection, every: Every) -> None:
+    start, until = datetime(2026, 3, 10, 22, tzinfo=UTC), datetime(2026, 3, 11, 22, tzinfo=UTC)
+    selection = Selection(["S7", "S9"], start, until, every)
+    plan = plan_of(many_bars, bars_query(many_bars, selection))
+    assert plan.bars_read <= 2 * 288

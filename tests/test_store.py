@@ -674,8 +674,10 @@ insert into trading.symbols (symbol, name, asset_type) values ('EURUSD', 'Theirs
 
 _SHAPE = """
 select table_schema, table_name, column_name, data_type, column_default, is_nullable
-from information_schema.columns
-where table_schema in ('trading', 'data_sources', 'market_data') order by 1, 2, 3
+from information_schema.columns join information_schema.tables
+  using (table_schema, table_name)
+where table_schema in ('trading', 'data_sources', 'market_data') and table_type = 'BASE TABLE'
+order by 1, 2, 3
 """
 
 

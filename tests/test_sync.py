@@ -1323,6 +1323,7 @@ def test_an_interrupt_in_a_call_puts_the_item_back_without_the_attempt(
         with pytest.raises(how):
             job.run()
     assert job.item("BTCUSD") == ("waiting", 0, "medium")
+    assert job.row("select last_error from asset_sync.queue") == (None,), "it is no failure"
     assert job.slots() == (1, 0)
     assert job.row("select reason_ended, ended_at is null from asset_sync.runs") == (
         "interrupted",

@@ -10,7 +10,7 @@ import typer
 
 from asset_sync import database
 from asset_sync.cli.log import Log, sentence
-from asset_sync.cli.options import Common
+from asset_sync.cli.options import Common, finite
 from asset_sync.cli.output import err
 from asset_sync.cli.watch import watching
 from asset_sync.database import Connection
@@ -25,6 +25,7 @@ MaxRuntime = Annotated[
         "--max-runtime",
         metavar="SECONDS",
         min=0.1,
+        callback=finite,
         help="Wait for calls no longer than this. Default: no limit.",
         show_default=False,
     ),

@@ -69,10 +69,10 @@ def _known(asset: Asset, status: AssetStatus, settings: Settings) -> list[tuple[
         ("market", _market(status)),
         ("data", _data(status)),
         ("bars", _bars(status)),
-        ("call", _call(asset, status)),
+        ("call", _call(asset, status, settings)),
         *(("error", _error(one)) for one in status.feeds if one.last_error),
         *_history(status, settings),
-        ("revisions", f"{status.revisions:,} bars that the provider changed since"),
+        ("revisions", _changed(status.revisions)),
         ("lag", lag_in_words(status.lag)),
     ]
 
@@ -114,11 +114,13 @@ def _bars(status: AssetStatus) -> str:
     return f"{stored.bars:,}, from {moment(stored.oldest)[:16]} to {moment(newest_end)[:16]} UTC"
 
 
-def _call(asset: Asset, status: AssetStatus) -> str:
+def _call(asset: Asset, status: AssetStatus, settings: Settings) -> str:
     live = [one for one in status.feeds if one.feed is not Feed.HISTORY]
     said = "never asked"
     if status.last_success_at is not None:
         said = f"answered {duration(_since(status, status.last_success_at))} ago"
+    if asset in settings.switched_off:
+        return f"{said}; none follows while it is switched off"
     others = {one.level.value for one in live if one.state == "waiting"} - {asset.level.value}
     level = f", at the level {' or '.join(others)}" if others else ""
     if not live:
@@ -157,6 +159,10 @@ def _history(status: AssetStatus, settings: Settings) -> list[tuple[str, str]]:
         holes.append(f"{found.asked_empty:,} bars asked and empty, {again}")
     first, *others = holes or ["none"]
     return [*lines, ("holes", first), *(("", other) for other in others)]
+
+
+def _changed(bars: int) -> str:
+    return f"{bars:,} bar{'' if bars == 1 else 's'} changed after being stored"
 
 
 def _at(status: AssetStatus, then: datetime) -> str:

@@ -13,7 +13,7 @@ from asset_sync.cli.settings import settings_for
 from asset_sync.database import EMBEDDED_DATABASE, SchemaStatus, embedded
 from asset_sync.database.embedded import data_directory
 from asset_sync.errors import ExitCode
-from asset_sync.store import existing_tables
+from asset_sync.store import existing_tables, expected
 
 
 @with_common_options
@@ -29,6 +29,9 @@ def db_init(
         hold = settings.rate_limit.period_seconds + settings.provider.call_timeout_seconds
         applied = database.migrate(db, hold_seconds=hold)
         status = existing_tables.status(db, settings.assets)
+        if status.ready:
+            past_days = settings.provider.plan.history_days
+            expected.keep(db, settings.assets, past_days, anew=True)
     for step in applied:
         options.say(f"Applied {step.version:04} {step.name}.")
     if status.missing:

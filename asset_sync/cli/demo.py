@@ -12,7 +12,7 @@ from asset_sync.cli import queue_status, sync
 from asset_sync.cli.assets_list import show_assets
 from asset_sync.cli.files import write_output
 from asset_sync.cli.log import Log
-from asset_sync.cli.options import Common, Quiet, Verbose, common
+from asset_sync.cli.options import Common, Quiet, Verbose, common, finite
 from asset_sync.cli.output import err, out, out_raw
 from asset_sync.cli.page import draw
 from asset_sync.cli.report import private_path
@@ -88,7 +88,10 @@ def demo_serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     plan: Annotated[str, typer.Option(help="free, starter, developer or advanced.")] = "free",
     latency: Annotated[
-        float, typer.Option(min=0, max=60, metavar="SECONDS", help="The most a call takes.")
+        float,
+        typer.Option(
+            min=0, max=60, callback=finite, metavar="SECONDS", help="The most a call takes."
+        ),
     ] = 0.0,
     fault: Annotated[
         list[str] | None,

@@ -91,7 +91,10 @@ def _summary(report: Report) -> str:
     calls = "1 call" if report.api_calls_used == 1 else f"{report.api_calls_used:,} calls"
     bars = "1 bar" if report.bars_written == 1 else f"{report.bars_written:,} bars"
     failed = f", {len(report.failed)} failed" if report.failed else ""
-    return f"history: {calls}, {bars} written{failed}. {_WHY[report.reason_ended]}"
+    why = _WHY[report.reason_ended]
+    if report.failed and report.reason_ended in {Ended.DONE, Ended.NOTHING_DUE}:
+        why = "What failed is asked again later."
+    return f"history: {calls}, {bars} written{failed}. {why}"
 
 
 _WHY = {

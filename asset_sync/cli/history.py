@@ -149,8 +149,15 @@ def _name_never_refreshed(
 
 def _known(settings: Settings, symbols: Sequence[str]) -> list[str]:
     """Return the symbols, or say which one the settings do not have and which it may be."""
-    known = [asset.symbol for asset in settings.assets]
-    return known_symbols(symbols, known, "The settings have no asset", "assets list")
+    known = [asset.symbol for asset in settings.named]
+    chosen = known_symbols(symbols, known, "The settings have no asset", "assets list")
+    for asset in settings.switched_off:
+        if asset.symbol in chosen:
+            raise typer.BadParameter(
+                f"{asset.symbol} is switched off, so its past is not kept complete. Set enabled ="
+                f" true in its block in {settings.source}."
+            )
+    return chosen
 
 
 def _bounds(
@@ -210,7 +217,7 @@ def _totals(found: History, settings: Settings) -> list[str]:
             "Runs fetch no history ([history] enabled = false): `asset-sync history fill` does."
         )
     if found.revisions:
-        lines.append(f"Bars that the provider changed after they were stored: {found.revisions:,}.")
+        lines.append(f"Bars that changed after they were stored: {found.revisions:,}.")
     return lines
 
 

@@ -1,6 +1,7 @@
 """The options that several commands take: the settings file, and how much is printed."""
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -21,6 +22,17 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also print which settings and database are used.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program.")]
+
+
+MOST_ROWS = 1_000_000
+"""That `--limit` can ask a table for."""
+
+
+def finite(seconds: float | None) -> float | None:
+    """Return what an option of seconds says; refuse infinity and NaN, which no time lasts."""
+    if seconds is not None and not math.isfinite(seconds):
+        raise typer.BadParameter(f"{seconds} is not a number of seconds.")
+    return seconds
 
 
 class Common(NamedTuple):

@@ -10,6 +10,7 @@ import typer
 from asset_sync import database
 from asset_sync.cli.format import duration, red, short_moment, table
 from asset_sync.cli.options import (
+    MOST_ROWS,
     Common,
     Json,
     with_common_options,
@@ -45,7 +46,9 @@ def queue_list(
     level: Annotated[
         list[Level] | None, typer.Option(help="Repeatable.", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many.")] = 1000,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, max=MOST_ROWS, help="How many.")
+    ] = 1000,
     as_json: Json = False,
 ) -> None:
     """List the queue's items: dead, then leased, waiting and idle (fresh) ones.

@@ -10,7 +10,16 @@ import typer
 from asset_sync import database
 from asset_sync.cli.commands import Command
 from asset_sync.cli.format import duration, ended, red, short_moment, table
-from asset_sync.cli.options import Common, Config, Json, Quiet, Verbose, common, with_common_options
+from asset_sync.cli.options import (
+    MOST_ROWS,
+    Common,
+    Config,
+    Json,
+    Quiet,
+    Verbose,
+    common,
+    with_common_options,
+)
 from asset_sync.cli.output import err, out, out_raw, plain
 from asset_sync.cli.settings import settings_for
 from asset_sync.errors import ExitCode
@@ -23,7 +32,9 @@ app = typer.Typer(name="runs", add_completion=False)
 @app.callback(invoke_without_command=True)
 def runs_list(
     context: typer.Context,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, max=MOST_ROWS, help="How many.")
+    ] = 20,
     as_json: Json = False,
     config: Config = None,
     quiet: Quiet = False,

@@ -14,6 +14,7 @@ from asset_sync.cli.log import Log, LogFormat
 from asset_sync.cli.options import (
     Common,
     Json,
+    finite,
     with_common_options,
 )
 from asset_sync.cli.output import out, out_raw
@@ -37,6 +38,7 @@ MaxRuntime = Annotated[
         "--max-runtime",
         metavar="SECONDS",
         min=0.1,
+        callback=finite,
         help="The longest run. Default: 60 s for priority, cron's interval less 10 s for queue.",
         show_default=False,
     ),
@@ -185,8 +187,9 @@ def summary(report: Report) -> str:
     failed = f", {len(report.failed)} failed" if report.failed else ""
     waited = f", waited {duration(report.waited_seconds)}" if report.waited_seconds else ""
     calls = "1 call" if report.api_calls_used == 1 else f"{report.api_calls_used} calls"
-    if report.history_calls:
-        calls += f" ({report.history_calls} for history)"
+    if report.history_calls or report.history_failed:
+        lost = f", failed for {len(report.history_failed)}" if report.history_failed else ""
+        calls += f" ({report.history_calls} for history{lost})"
     bars = "1 bar" if report.bars_written == 1 else f"{report.bars_written:,} bars"
     return (
         f"{report.lane.value}: {len(report.updated)} refreshed{failed}, {calls}, "
@@ -244,5 +247,6 @@ def _as_json(report: Report) -> dict[str, object]:
         "waited_seconds": round(report.waited_seconds, 3),
         "left_out": report.left_out,
         "history_calls": report.history_calls,
+        "history_failed": [asdict(failure) for failure in report.history_failed],
         "closed_until": report.closed_until.isoformat() if report.closed_until else None,
     }

@@ -96,6 +96,7 @@ PLATFORM_TABLES = (
 OWN_TABLES = (
     *("migrations", "runs", "queue", "calls", "limiter", "slots", "entitlements"),
     *("ledger", "weeks", "lags", "revisions", "arrivals"),
+    *("symbol_hours", "expected_bars"),
 )
 
 
@@ -118,6 +119,10 @@ def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...
     limiter's row again. Then it is not known which calls were made, so no call is made for
     `hold_seconds`: a window and the longest time of a call.
     """
+    from asset_sync.database.larger_bars import (  # noqa: PLC0415  no run needs it
+        make_readable,
+    )
+
     known = migrations()
     with transaction(db) as cursor:
         cursor.execute("select pg_advisory_xact_lock(hashtext('asset-sync migrations'))")
@@ -147,6 +152,7 @@ def migrate(db: Connection, *, hold_seconds: float = 90) -> tuple[Migration, ...
                 """,
                 (hold_seconds,),
             )
+        make_readable(cursor)
     return pending
 
 
@@ -274,7 +280,10 @@ _RIGHTS = (
                 ),
                 "select insert update",
             ),
-            (("asset_sync.runs",), "select insert update delete"),
+            (
+                ("asset_sync.runs", "asset_sync.symbol_hours", "asset_sync.expected_bars"),
+                "select insert update delete",
+            ),
             (
                 (
                     *("asset_sync.calls", "asset_sync.revisions", "asset_sync.arrivals"),
@@ -303,7 +312,12 @@ def _recorded_version(db: Connection) -> int:
 
 # A table that each migration makes. It shows the version if the rows of asset_sync.migrations are
 # lost. Migration 1 is not here: it can be run again at any time.
-_TABLE_OF_MIGRATION = {2: "asset_sync.queue", 3: "asset_sync.entitlements", 4: "asset_sync.ledger"}
+_TABLE_OF_MIGRATION = {
+    2: "asset_sync.queue",
+    3: "asset_sync.entitlements",
+    4: "asset_sync.ledger",
+    5: "asset_sync.expected_bars",
+}
 
 
 def _version_by_tables(db: Connection) -> int:

@@ -43,7 +43,7 @@ class AssetStatus(NamedTuple):
 
     @property
     def next_call_at(self) -> datetime | None:
-        """When it can be refreshed next; None if it is dead, or no run has seen it yet."""
+        """When it can be refreshed next; None if it is dead or switched off, or new."""
         moments = [one.next_at for one in self.feeds if one.feed is not Feed.HISTORY]
         return min((moment for moment in moments if moment is not None), default=None)
 
@@ -62,7 +62,11 @@ def status_of(db: Connection, settings: Settings, asset: Asset) -> AssetStatus:
         closes_at=None if data.opens_at else hours_of(asset).next_close(now),
         stored=market.stored(db, asset.symbol),
         last_success_at=queue.last_success(db, [asset.symbol]).get(asset.symbol),
-        feeds=tuple(one for one in queue.feeds_of(db, asset) if one.feed in live),
+        feeds=tuple(
+            one if wanted else one._replace(next_at=None)
+            for one in queue.feeds_of(db, asset)
+            if one.feed in live
+        ),
         history=history.history_of_asset(db, settings, asset.symbol) if wanted else None,
         past_begins=scope.past_begins(asset.symbol, now, known or ledger.Ledger())
         if wanted

@@ -43,7 +43,7 @@ class AssetHistory(NamedTuple):
     oldest_bar: datetime | None
     newest_bar: datetime | None
     expected_bars: int
-    """Bars expected in the range that is wanted."""
+    """Bars expected in the range that is wanted, without days on which the market was closed."""
     asked_bars: int
     """Those of them whose range was asked."""
     bars: int
@@ -59,6 +59,11 @@ class AssetHistory(NamedTuple):
         return self.expected_bars - self.asked_bars
 
     @property
+    def there(self) -> int:
+        """Bars expected that are there."""
+        return self.asked_bars - self.asked_empty
+
+    @property
     def asked_percent(self) -> float:
         """How much of what is expected was asked."""
         return _percent(self.asked_bars, self.expected_bars)
@@ -66,7 +71,7 @@ class AssetHistory(NamedTuple):
     @property
     def there_percent(self) -> float:
         """How much of what is expected is there."""
-        return _percent(self.bars, self.expected_bars)
+        return _percent(self.there, self.expected_bars)
 
 
 class History(NamedTuple):
@@ -94,7 +99,7 @@ class History(NamedTuple):
     def there_percent(self) -> float:
         """How much of what is expected of all assets is there."""
         return _percent(
-            sum(one.bars for one in self.assets), sum(one.expected_bars for one in self.assets)
+            sum(one.there for one in self.assets), sum(one.expected_bars for one in self.assets)
         )
 
     @property
@@ -147,9 +152,25 @@ def _assets(db: Connection, settings: Settings, known: "KnownPast") -> tuple[Ass
     came = ledger.came(db, {asset.symbol: known.past(asset).start for asset in settings.assets})
     closed = known.closed_days({symbol: one.silent_days for symbol, one in came.items()})
     return tuple(
-        _asset(asset, known, came[asset.symbol], closed.get(asset.symbol, {}))
+        _asset(
+            asset, known, _from_start(db, asset, known, came[asset.symbol]), closed[asset.symbol]
+        )
         for asset in settings.assets
     )
+
+
+def _from_start(db: Connection, asset: Asset, known: "KnownPast", came: Came) -> Came:
+    """Return what came, of the first week only from where the wanted past begins."""
+    past = known.past(asset)
+    week_ends = datetime.combine(ledger.monday(past.start), time(), UTC) + timedelta(days=7)
+    if not came.empty_in_first_week:
+        return came
+    opened = hours_of(asset).spans(past.start, min(past.end, week_ends))
+    asked = intersection(opened, known.ledger(asset).settled)
+    with db.cursor() as cursor:
+        stored = sum(ledger.count_bars(cursor, asset.symbol, asked).values())
+    empty = came.empty_slots - came.empty_in_first_week + coverage.expected_bars(asked) - stored
+    return came._replace(empty_slots=empty)
 
 
 class Outlook(NamedTuple):
@@ -246,10 +267,12 @@ def _next_try(hole: Span, tries: Mapping[date, datetime]) -> datetime | None:
 def _asset(
     asset: Asset, known: "KnownPast", came: Came, closed: Mapping[date, Sequence[Span]]
 ) -> AssetHistory:
-    times = known.times(asset)
-    expected = times.bars(known.past(asset))
+    times, past = known.times(asset), known.past(asset)
     unasked = [bars for gap in known.unasked(asset) if (bars := times.bars(gap))]
-    not_traded = sum(coverage.expected_bars(spans) for spans in closed.values())
+    not_traded = sum(
+        coverage.expected_bars(intersection(sorted(spans), [past])) for spans in closed.values()
+    )
+    expected = times.bars(past) - not_traded
     return AssetHistory(
         asset.symbol,
         came.oldest,

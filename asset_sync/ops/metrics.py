@@ -124,7 +124,7 @@ def _history(db: Connection, settings: Settings) -> Iterator[Family]:
         (
             "history_bars",
             "Those of them that are stored.",
-            sum(one.bars for one in found.assets),
+            sum(one.there for one in found.assets),
         ),
         ("history_calls_left", "Calls that ask for the rest.", found.calls_left),
         (

@@ -8,7 +8,7 @@ from asset_sync.provider.polygon.markets import MARKETS
 from asset_sync.provider.polygon.plans import PLANS
 from asset_sync.provider.protocol import Provider
 
-__all__ = ["CODE", "MARKETS", "PLANS", "connect", "endpoints", "hours_of"]
+__all__ = ["CODE", "MARKETS", "PLANS", "connect", "endpoints", "hours_name", "hours_of"]
 
 CODE = "polygon"
 """The provider's row in `data_sources.api_providers`, and the source of its prices."""
@@ -23,4 +23,14 @@ def connect(access: Access) -> Provider:
 
 def hours_of(asset: Asset) -> Hours:
     """Return when an asset trades: as the settings say, or else as its market does."""
-    return hours_from(asset.hours or MARKETS[asset.asset_type].hours_of(asset.ticker))
+    return hours_from(_hours(asset))
+
+
+def hours_name(asset: Asset) -> str:
+    """Return the name of an asset's hours, or the lines of its own ones."""
+    hours = _hours(asset)
+    return hours if isinstance(hours, str) else "; ".join(hours)
+
+
+def _hours(asset: Asset) -> str | tuple[str, ...]:
+    return asset.hours or MARKETS[asset.asset_type].hours_of(asset.ticker)

@@ -72,12 +72,14 @@ def release(
 ) -> None:
     """Put items back in line, without counting the attempt.
 
-    For items whose call was not sent or was interrupted. Raises LostLeaseError.
+    For items whose call was not sent or was interrupted; without a reason their last error stays.
+    Raises LostLeaseError.
     """
     _update_held(
         cursor,
         items,
-        """state = 'waiting', attempts = greatest(0, attempts - 1), last_error = %(reason)s,
+        """state = 'waiting', attempts = greatest(0, attempts - 1),
+           last_error = coalesce(%(reason)s, last_error),
            not_before = clock_timestamp() + make_interval(secs => %(after)s)""",
         {"after": after_seconds, "reason": reason},
     )

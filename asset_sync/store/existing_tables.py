@@ -48,11 +48,15 @@ class _Findings(NamedTuple):
 
 def status(db: Connection, assets: Sequence[Asset]) -> SchemaStatus:
     """Return the schema's status; tables that differ from those of `db init` are tried."""
+    from asset_sync.database.larger_bars import (  # noqa: PLC0415  no run needs it
+        problems_of_readable,
+    )
+
     found = database.status(db)
     if not found.ready:
         return found
     trial = _try_tables(db, catalogue(db).differences, assets)
-    notes = (*trial.notes, *_missing_partitions(db))
+    notes = (*trial.notes, *_missing_partitions(db), *problems_of_readable(db))
     return found._replace(problems=trial.problems, notes=notes)
 
 
@@ -125,7 +129,10 @@ def _try_tables(
 
 
 def _sample(db: Connection, assets: Sequence[Asset]) -> tuple[Asset, ...]:
-    """Return for each asset type one asset that has a row and one that has no row, if any."""
+    """Return for each asset type one asset that has a row and one that has no row, if any.
+
+    They are those with the longest symbols, for which a column may be too short.
+    """
     existing = {
         symbol
         for (symbol,) in query(
@@ -135,7 +142,7 @@ def _sample(db: Connection, assets: Sequence[Asset]) -> tuple[Asset, ...]:
         )
     }
     chosen: dict[tuple[AssetType, bool], Asset] = {}
-    for asset in assets:
+    for asset in sorted(assets, key=lambda asset: len(asset.symbol), reverse=True):
         chosen.setdefault((asset.asset_type, asset.symbol in existing), asset)
     return tuple(chosen.values())
 

@@ -324,6 +324,8 @@ class Came(NamedTuple):
     bars: int
     """Bars of the weeks that were asked."""
     empty_slots: int
+    empty_in_first_week: int
+    """Those of them in the week of that moment, as a whole."""
     silent_days: Sequence[date]
 
 
@@ -333,7 +335,7 @@ def came(db: Connection, since: Mapping[str, datetime]) -> dict[str, Came]:
         db,
         """
         select own.symbol, span.oldest, span.newest, coalesce(weeks.bars, 0)::int,
-          coalesce(weeks.empty_slots, 0)::int, array(
+          coalesce(weeks.empty_slots, 0)::int, coalesce(weeks.first_empty_slots, 0)::int, array(
             select day from asset_sync.weeks w, unnest(w.silent_days) as day
             where w.symbol = own.symbol and w.week >= own.week and w.silent_days <> '{}'
           )
@@ -344,7 +346,9 @@ def came(db: Connection, since: Mapping[str, datetime]) -> dict[str, Came]:
           where ticker_id = s.id and ts between timestamptz 'epoch' and now()
         ) as span on true
         left join lateral (
-          select sum(bars) as bars, sum(empty_slots) as empty_slots from asset_sync.weeks w
+          select sum(bars) as bars, sum(empty_slots) as empty_slots,
+            sum(empty_slots) filter (where week = own.week) as first_empty_slots
+          from asset_sync.weeks w
           where w.symbol = own.symbol and w.week >= own.week
         ) as weeks on true
         """,

@@ -29,7 +29,7 @@ from asset_sync.queue import LINE_LENGTH, TRY_AGAIN_SECONDS
 from asset_sync.secret import Secret
 from asset_sync.settings import ProviderSettings, Settings
 from asset_sync.spans import Span
-from asset_sync.store import existing_tables, months, runs
+from asset_sync.store import existing_tables, expected, months, runs
 from asset_sync.sync.backfill import Backfill
 from asset_sync.sync.caller import Caller
 from asset_sync.sync.line import LEASE_MARGIN_SECONDS, SECOND_TRY_SECONDS
@@ -319,7 +319,7 @@ class Worker:
         self._state.turns.stamp(held.turn)
         with contextlib.suppress(queue.LostLeaseError), transaction(self._state.db) as cursor:
             wait = after_seconds if held.turn.called else 0
-            queue.release(cursor, held.items, after_seconds=wait, reason="The run was interrupted.")
+            queue.release(cursor, held.items, after_seconds=wait)
         self._held = None
 
     def leave(self) -> None:
@@ -372,6 +372,8 @@ class _Refresh(Worker):
         """Enqueue what is due, and reserve this run's calls."""
         runs.prune(self._state.db, self._state.settings.history)
         months.make_missing_quietly(self._state.db)
+        settings = self._state.settings
+        expected.keep_quietly(self._state.db, settings.assets, settings.provider.plan.history_days)
         # A queue run that has work also waits for assets that become due. If it refreshed these
         # early, it would take calls from assets that are due already: in a simulation with a long
         # queue, a high asset was refreshed every 539 s instead of every 410 s.
@@ -431,6 +433,7 @@ class _Fill(Worker):
     def __init__(self, state: State, caller: Caller, assets: Sequence[Asset]) -> None:
         super().__init__(state, caller, Backfill(state, caller, assets))
         self._symbols = [asset.symbol for asset in assets]
+        self._explained = False
 
     def _loop(self) -> Ended:
         self._state.connection.report_recovery()
@@ -438,24 +441,42 @@ class _Fill(Worker):
             queue.reclaim(self._state.db, self._state.settings.queue)
             if not self._paused_after_bad_answers():
                 return Ended.TIME
-            if self._assets_wait_for_calls():
-                reason, seconds = "assets that are due", float(POLL_SECONDS)
+            if (due := self._first_due()) is not None:
+                reason, seconds = f"{due}, which is due", float(POLL_SECONDS)
             elif (pause := self._serve_history()) is not None:
                 reason, seconds = "a call for history", pause
             elif (next_try := self._until_next_try()) is not None:
                 reason, seconds = "the next try", next_try
             else:
                 return Ended.DONE
-            if seconds and not self._waited(reason, seconds):
+            if seconds and not self._waited(reason, seconds, due):
                 return Ended.DONE
 
-    def _assets_wait_for_calls(self) -> bool:
-        """Return whether assets are due that the jobs of cron will refresh: they go first."""
+    def _first_due(self) -> str | None:
+        """Return the first asset that is due and that the jobs of cron will refresh: it goes first.
+
+        None if there is none, or if no run has started for two intervals of cron.
+        """
         db, settings = self._state.db, self._state.settings
         ago = runs.seconds_since_start(db, [lane.value for lane in Lane])
         if ago is None or ago > 2 * settings.batch.interval_seconds:
-            return False
-        return any(not one.wait_seconds for one in queue.line(db, settings.assets, LINE_LENGTH))
+            return None
+        waiting = queue.line(db, settings.assets, LINE_LENGTH)
+        return next((one.symbol for one in waiting if not one.wait_seconds), None)
+
+    def _explain_wait(self, due: str | None) -> None:
+        """Say once why nothing happens while an asset is due."""
+        if due is None:
+            self._explained = False
+        elif not self._explained:
+            self._explained = True
+            minutes = 2 * self._state.settings.batch.interval_minutes
+            self._state.tell(
+                Noted(
+                    f"{due} is due, so history waits until a run has refreshed it, or until no run"
+                    f" has started for {minutes:g} minutes."
+                )
+            )
 
     def _until_next_try(self) -> float | None:
         """Return in how many seconds a held asset can be asked, None if that takes too long."""
@@ -466,10 +487,11 @@ class _Fill(Worker):
             (wait for wait in waits if wait <= max(longest, SECOND_TRY_SECONDS)), default=None
         )
 
-    def _waited(self, reason: str, seconds: float) -> bool:
+    def _waited(self, reason: str, seconds: float, due: str | None) -> bool:
         """Wait; return False at once if another worker does and it takes longer."""
         if seconds > IDLE_SECONDS and not self._state.may_wait():
             return False
+        self._explain_wait(due)
         budget = slots.budget(self._state.db, self._state.scope.rate)
         self._state.tell(Waiting(reason, seconds, budget))
         self._state.clock.sleep(min(max(seconds, 0.05), POLL_SECONDS))
@@ -479,9 +501,18 @@ class _Fill(Worker):
         """Return how the run ended; report the assets that it could not ask for."""
         if reason is not Ended.DONE:
             return reason
+        report = self._state.report
+        told = {failure.symbol for failure in report.history_failed}
         held = [one for one in queue.held_history(self._state.db, self._symbols) if one.error]
-        self._state.say([Failed(one.symbol, Feed.HISTORY, one.error or "") for one in held])
+        self._state.say(
+            [
+                Failed(one.symbol, Feed.HISTORY, one.error or "")
+                for one in held
+                if one.symbol not in told
+            ]
+        )
+        report.failed = report.history_failed  # nothing else was to be asked
         if held and self._state.streaks.unavailable:
-            self._state.report.message = self._state.streaks.unavailable
+            report.message = self._state.streaks.unavailable
             return Ended.UNAVAILABLE
-        return Ended.DONE if self._state.report.api_calls_used else Ended.NOTHING_DUE
+        return Ended.DONE if report.api_calls_used else Ended.NOTHING_DUE

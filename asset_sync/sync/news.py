@@ -33,18 +33,22 @@ def next_chance(
     frequency: timedelta,
     *,
     news: bool,
+    newest: datetime | None,
     silent: int,
     lag: Lag,
     end_of_day: bool = False,
 ) -> Chance:
-    """Return when to ask again, after an answer that did or did not bring a newer bar."""
+    """Return when to ask again, after an answer that did or did not bring a newer bar.
+
+    `newest` is the start of the newest bar that is stored after the answer.
+    """
     if end_of_day:
         return Chance(now + max(END_OF_DAY_EVERY, frequency))
     closed_at = hours.last_close(now)
     if not hours.is_open(now):
-        final_at = now if closed_at is None else closed_at + _last_bar_lag(lag)
-        if now < final_at:
-            return Chance(final_at)
+        last_bar_at = now if closed_at is None else closed_at + _last_bar_lag(lag)
+        if now < last_bar_at and not _is_final(closed_at, newest, now, lag):
+            return Chance(last_bar_at)
         return Chance(hours.next_open(now) + _first_bar_after(lag))
     if not news and closed_at is not None:
         first_bar_at = hours.next_open(closed_at) + _first_bar_after(lag)
@@ -65,6 +69,20 @@ def _unless_bar_is_open(hours: Hours, at: datetime, lag: Lag) -> datetime | None
     if closed_at is None or closed_at + _last_bar_lag(lag) <= at:
         return None
     return closed_at + _last_bar_lag(lag)
+
+
+def _is_final(closed_at: datetime | None, newest: datetime | None, now: datetime, lag: Lag) -> bool:
+    """Return whether the last bar before the closing is there, and was not seen too early.
+
+    Then nobody needs to wait until nearly every last bar is there: the measured lag of those is
+    mostly the time between two calls, and moves a little with each measurement.
+    """
+    return (
+        closed_at is not None
+        and newest is not None
+        and newest + BAR_LENGTH >= closed_at
+        and now >= closed_at + max(_UNKNOWN_LAG, timedelta(seconds=lag.at_least))
+    )
 
 
 def _last_bar_lag(lag: Lag) -> timedelta:

@@ -1,5 +1,6 @@
 """What a run did, and why it ended."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -49,7 +50,9 @@ class Report:
     waited_seconds: float = 0.0
     """Spent waiting for a slot."""
     history_calls: int = 0
-    """How many of the calls were for history."""
+    """How many of the calls for history were answered well."""
+    history_failed: list[Failure] = field(default_factory=list)
+    """The assets whose past could not be asked; their newest data is fresh all the same."""
     closed_until: datetime | None = None
     """When the next market opens, if nothing was due because all are closed."""
     left_out: int = 0
@@ -75,15 +78,20 @@ class Report:
         if isinstance(progress, Synced):
             self.bars_written += progress.bars_written
             if not progress.more:
-                self._forget_failure(progress.symbol)
+                self.failed = _without(self.failed, progress.symbol)
                 if progress.symbol not in self.updated:
                     self.updated.append(progress.symbol)
         elif isinstance(progress, Filled):
             self.bars_written += progress.bars_written
             self.history_calls += 1
-        elif isinstance(progress, Failed) and progress.feed is not Feed.HISTORY:
-            self._forget_failure(progress.symbol)
-            self.failed.append(Failure(progress.symbol, progress.error))
+            self.history_failed = _without(self.history_failed, progress.symbol)
+        elif isinstance(progress, Failed):
+            failure = Failure(progress.symbol, progress.error)
+            if progress.feed is Feed.HISTORY:
+                self.history_failed = [*_without(self.history_failed, progress.symbol), failure]
+            else:
+                self.failed = [*_without(self.failed, progress.symbol), failure]
 
-    def _forget_failure(self, symbol: str) -> None:
-        self.failed = [failure for failure in self.failed if failure.symbol != symbol]
+
+def _without(failures: Sequence[Failure], symbol: str) -> list[Failure]:
+    return [failure for failure in failures if failure.symbol != symbol]

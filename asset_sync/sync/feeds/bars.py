@@ -96,7 +96,7 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
     shows_today = running is not None or (last is not None and last >= today)
     opened = scope.hours(item.symbol).open_time(today, known.now)
     late = done and last is not None and not shows_today and opened >= _SURE_AFTER
-    chance = _chance(scope, item, known, news=advanced or running is not None)
+    chance = _chance(scope, item, known, last, news=advanced or running is not None)
     end = Finish(chance) if done else Resume(backfilled_to=None if advanced else window.end)
     synced = Synced(
         item.symbol,
@@ -141,12 +141,15 @@ def _start_ms(bar: Bar) -> int:
     return bar.start_ms
 
 
-def _chance(scope: Scope, item: Item, known: Known, *, news: bool) -> Chance:
+def _chance(
+    scope: Scope, item: Item, known: Known, newest: datetime | None, *, news: bool
+) -> Chance:
     return next_chance(
         scope.hours(item.symbol),
         known.now,
         scope.frequency(item.symbol),
         news=news,
+        newest=newest,
         silent=item.silent,
         lag=scope.lag(item.asset_type),
         end_of_day=scope.is_end_of_day,
@@ -247,7 +250,7 @@ def _without_data(scope: Scope, fetch: Fetch, known: Known) -> Judgement:
     window = scope.window(item, known.newest, known.now, known.ledger)
     if window is not None and not window.last:
         return Judgement([(fetch.items, Resume(backfilled_to=window.end))])
-    return judge.nothing_new(fetch, _chance(scope, item, known, news=False))
+    return judge.nothing_new(fetch, _chance(scope, item, known, known.newest, news=False))
 
 
 # --- what the plan does not include -----------------------------------------------------------
