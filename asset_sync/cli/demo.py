@@ -29,6 +29,7 @@ With your own key (a free one will do); the data goes to the embedded PostgreSQL
   export POLYGON_API_KEY=…
   {program} sync priority --dry-run
   {program} sync priority && {program} sync queue
+  {program} export EURUSD --every 1h --output eurusd.csv
 With a server of yours: export DATABASE_URL=postgresql://…, then {program} db init.
 Then let cron do it: asset-sync schedule cron --install"""
 
