@@ -35,6 +35,8 @@ from asset_sync.secret import Secret
 
 PROCESSES = 2
 BATCH = 20
+# What two databases take to be made; a busy machine needs more.
+_START_SECONDS = 5.0
 
 
 class Batch(NamedTuple):
@@ -99,10 +101,17 @@ def _execute(url: str, sql: str) -> None:
 
 
 def search(
-    url: str, first: int, every: int, until: float, results: "Queue[Batch]", most: int
+    url: str,
+    first: int,
+    every: int,
+    until: float,
+    results: "Queue[Batch]",
+    most: int,
+    until_found: bool,  # noqa: FBT001  # passed to another process
 ) -> None:
     """Run every so many seeds from the first one on, in a process of its own."""
     with laboratory(url) as lab:
+        results.put(Batch(0, frozenset(), (), 0.0))  # it begins
         seed = first
         while time.monotonic() < until and seed < first + most * every:
             began = time.process_time()
@@ -116,7 +125,7 @@ def search(
                     broken.append(seed)
                 seed += every
                 ended += 1
-                if time.monotonic() > until:
+                if time.monotonic() > until or (broken and until_found):
                     break
             cpu = time.process_time() - began
             results.put(Batch(ended, frozenset(shapes), tuple(broken), cpu))
@@ -130,7 +139,7 @@ def explore(url: str, first: int, seconds: float, *, most: int, until_found: boo
     workers = [
         context.Process(
             target=search,
-            args=(url, first + number, PROCESSES, began + seconds, results, most // PROCESSES),
+            args=(url, first + number, PROCESSES, began + seconds + _START_SECONDS, results, most // PROCESSES, until_found),
             daemon=True,
         )
         for number in range(PROCESSES)
@@ -149,7 +158,10 @@ def explore(url: str, first: int, seconds: float, *, most: int, until_found: boo
         shapes |= batch.shapes
         broken += batch.broken
         cpu += batch.cpu_seconds
+        if not schedules:
+            began = time.monotonic()  # the databases are made
         if broken and until_found:
+            print(f"found after {time.monotonic() - began:.1f} s")
             break
     for worker in workers:
         worker.terminate()

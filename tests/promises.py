@@ -19,11 +19,13 @@ from exploration import (
     EMPTY,
     FREEZE_SECONDS,
     FREQUENCY_SECONDS,
+    LAG_MS,
     LEASE_SECONDS,
     LIMITED,
     NOON,
     OWN,
     PERIOD_SECONDS,
+    SILENT,
     Answer,
     Before,
     Sent,
@@ -55,6 +57,7 @@ def judgement(world: World) -> list[str]:
             _runs_end_well,
             _limit,
             _stop_after_429,
+            _one_at_a_time_after_silence,
             _one_run_holds_an_item,
             _no_call_is_needless,
             _bars_and_their_history,
@@ -119,6 +122,26 @@ def _stop_after_429(world: World) -> Iterator[str]:
                 )
 
 
+def _one_at_a_time_after_silence(world: World) -> Iterator[str]:
+    """After two calls without an answer in a row there is one call each half window."""
+    if _used(world, Die, Sleep, Interrupt) or _faults(world).keys() & FAULTS:
+        return
+    taken = _times_of(world, "slots.take")
+    granted = sorted(
+        (max(at for task, at in taken if task == sent.task and at <= sent.sent_at), sent)
+        for sent in world.sent
+    )
+    for (before, _), (at, sent) in pairwise(granted):
+        ended = sorted(
+            (one.ended_at, one.outcome)
+            for one in world.sent
+            if one.ended_at is not None and one.ended_at + 0.1 < at
+        )
+        last = [outcome for _, outcome in ended[-2:]]
+        if last == [SILENT, SILENT] and at - before < PERIOD_SECONDS / 2 - 0.1:
+            yield f"{sent.task} calls {at - before:.1f} s after another one, and none is answered"
+
+
 def _times_of(world: World, label: str) -> list[tuple[str, float]]:
     return [(one.task, one.at_seconds) for one in world.scheduler.events if one.what == label]
 
@@ -137,7 +160,8 @@ def _one_run_holds_an_item(world: World) -> Iterator[str]:
             claimed = max(
                 (
                     at
-                    for task, at in _times_of(world, "claiming.claim")
+                    for label in ("claiming.claim", "claiming.claim_history")
+                    for task, at in _times_of(world, label)
                     if task == first.task and at <= first.sent_at
                 ),
                 default=first.sent_at,
@@ -336,6 +360,8 @@ def _items(world: World) -> Iterator[str]:
         own = [sent for sent in world.sent if sent.symbol == symbol and sent.outcome in OWN]
         bad = [sent for sent in world.sent if sent.symbol == symbol and sent.outcome != "well"]
         at_work = sum(sent.symbol == symbol and sent.ended_at is None for sent in world.sent)
+        if str(symbol).startswith("P") and level != "critical":
+            yield f"{symbol} ({feed}) is not critical any more"
         if state == "dead" and (level == "critical" or len(own) + killed < 3):
             yield f"{symbol} ({feed}) is dead after {len(own)} failures of its own"
         if int(str(attempts)) > len(own) + killed + at_work:
@@ -389,9 +415,15 @@ def _slots(world: World) -> Iterator[str]:
 def _reports(world: World) -> Iterator[str]:
     """What a run reports is stored; and it says that it lost a lease only if it did."""
     rows = world.server.query(
-        "select run_id, count(*) from asset_sync.calls where outcome = 'ok' group by run_id"
+        """
+        select run_id, count(*) from asset_sync.calls
+        where outcome = 'ok' and at >= %s group by run_id
+        """,
+        (NOON - timedelta(hours=1) if _jumped(world) else NOON,),
     )
     recorded = {int(str(run)): int(str(count)) for run, count in rows}
+    if sum(recorded.values()) < len(world.applied) and not _jumped(world):
+        yield f"{len(world.applied)} answers are stored, {recorded} are recorded"
     for task in world.tasks:
         told, report = world.told[task.name], world.reports.get(task.name)
         done = sum(isinstance(step, Synced | Filled) for step in told)
@@ -450,9 +482,9 @@ def _everything_is_fresh_at_last(world: World) -> Iterator[str]:
             )
         elif float(str(age)) > now + 5 and not _jumped(world):
             yield f"{symbol} was not refreshed"
-        elif not _faults(world)[EMPTY] and (newest is None or (
+        elif not (_faults(world)[EMPTY] or _jumped(world) or _used(world, Sleep)) and (newest is None or (
             NOON + timedelta(seconds=now - float(str(age)) - 15)
-        ).timestamp() * 1000 - int(str(newest)) > 2 * BAR_MS):
+        ).timestamp() * 1000 - int(str(newest)) > 2 * BAR_MS + LAG_MS):
             yield f"{symbol} lacks its newest bars"
 
 

@@ -63,21 +63,28 @@ class Spot(NamedTuple):
         return f"{self.task} before {self.label!r}, {self.number}"
 
 
+class Striking(NamedTuple):
+    """An action that happens at the first point, from a step on, that offers it."""
+
+    step: int
+    """The number of points that all tasks have passed."""
+    action: Action
+    labels: str = ""
+    """What the point's label begins with."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Which task goes first, and what happens where.
-
-    An action at a step happens at the first point from that step on that offers it.
-    """
+    """Which task goes first, and what happens where."""
 
     order: tuple[str, ...]
     """The tasks' names; of those that can work the first one does."""
-    at_steps: tuple[tuple[int, Action], ...] = ()
-    """By the number of points that all tasks have passed, ascending."""
+    at_steps: tuple[Striking, ...] = ()
+    """In the order of the steps."""
     at_spots: Mapping[Spot, Action] = field(default_factory=dict)
 
 
-class Striking:
+class Ahead:
     """What of a plan is still to come."""
 
     def __init__(self, plan: Plan) -> None:
@@ -88,8 +95,8 @@ class Striking:
     def at(self, spot: Spot, step: int, offers: Collection[object]) -> Action | None:
         """Return what happens at a point."""
         action = self._at_spots.get(spot)
-        if action is None and self._at_steps and self._at_steps[0][0] <= step:
-            action = self._take(step, offers)
+        if action is None and self._at_steps and self._at_steps[0].step <= step:
+            action = self._take(spot.label, step, offers)
         if action is not None:
             self.used[spot] = action
         return action
@@ -100,13 +107,16 @@ class Striking:
 
     def is_planned(self, spot: Spot, step: int) -> bool:
         """Whether something may happen at a point that is still to come."""
-        return spot in self._at_spots or bool(self._at_steps and self._at_steps[0][0] <= step)
+        return spot in self._at_spots or bool(
+            self._at_steps and self._at_steps[0].step <= step
+        )
 
-    def _take(self, step: int, offers: Collection[object]) -> Action | None:
-        for place, (since, action) in enumerate(self._at_steps):
+    def _take(self, label: str, step: int, offers: Collection[object]) -> Action | None:
+        for place, (since, action, labels) in enumerate(self._at_steps):
             if since > step:
                 return None
-            if not isinstance(action, Fault) or action.name in offers:
+            is_offered = not isinstance(action, Fault) or action.name in offers
+            if is_offered and label.startswith(labels):
                 del self._at_steps[place]
                 return action
         return None

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from explorer.plans import (
     Action,
+    Ahead,
     Die,
     Fault,
     HandOver,
@@ -22,7 +23,6 @@ from explorer.plans import (
     Plan,
     Sleep,
     Spot,
-    Striking,
 )
 
 ALWAYS = frozenset((HandOver, Sleep, Die, Interrupt))
@@ -105,7 +105,7 @@ class Scheduler:
         self.events: list[Event] = []
         self.is_endless = False
         """Whether the tasks did not come to an end in `MOST_STEPS`."""
-        self._striking = Striking(plan)
+        self._ahead = Ahead(plan)
         self._tasks: list[Task] = []
         self._order = list(plan.order)
         self._running: Task | None = None
@@ -118,7 +118,7 @@ class Scheduler:
     @property
     def used(self) -> dict[Spot, Action]:
         """The actions that were taken, and where."""
-        return self._striking.used
+        return self._ahead.used
 
     @property
     def hand_overs(self) -> int:
@@ -148,7 +148,7 @@ class Scheduler:
 
     def expect_nothing_more(self) -> None:
         """Let the rest of the plan not happen."""
-        self._striking.drop()
+        self._ahead.drop()
 
     def run(self) -> None:
         """Let all tasks work to their end. Raises StuckError."""
@@ -170,7 +170,7 @@ class Scheduler:
             raise DeathError
         self._count(task.name, label)
         spot = Spot(task.name, label, self._passed[task.name, label])
-        action = self._striking.at(spot, self.steps, offers)
+        action = self._ahead.at(spot, self.steps, offers)
         if action is None:
             return None
         self.note(str(action))
@@ -196,7 +196,7 @@ class Scheduler:
         for label in labels:
             ahead[label] += 1
             spot = Spot(self.running.name, label, self._passed[self.running.name, label] + ahead[label])
-            if self._striking.is_planned(spot, self.steps + ahead.total()):
+            if self._ahead.is_planned(spot, self.steps + ahead.total()):
                 return False
         return True
 

@@ -63,7 +63,11 @@ class Statements:
         names = tuple(dict.fromkeys(re.findall(r"%\((\w+)\)s", sql)))
         numbered = sql % {name: f"${number}" for number, name in enumerate(names, 1)}
         # The type of a value follows from its place or from the value.
-        for types in (["unknown"] * len(names), [_type(given[name]) for name in names]):
+        for types in (
+            ["unknown"] * len(names),
+            [_type(given[name]) for name in names],
+            [_TYPES.get(type(given[name]), "unknown") for name in names],
+        ):
             with suppress(psycopg2.Error), self._trial.cursor() as cursor:
                 return self._prepared(cursor, Statement(sql, names), numbered, types)
         return Statement(sql)
@@ -87,6 +91,9 @@ def named(parameters: Mapping[str, object] | Sequence[object] | None) -> Mapping
     if isinstance(parameters, Mapping):
         return parameters
     return {str(place): value for place, value in enumerate(parameters or ())}
+
+
+_TYPES = {bool: "boolean", int: "bigint", float: "double precision", type(None): "text"}
 
 
 def _type(value: object) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from random import Random
 
-from explorer.plans import Action, HandOver
+from explorer.plans import HandOver, Striking
 
 
 def shuffled(random: Random, names: Sequence[str]) -> tuple[str, ...]:
@@ -11,25 +11,25 @@ def shuffled(random: Random, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(random.sample(names, len(names)))
 
 
-def change_points(random: Random, steps: int, depth: int) -> list[tuple[int, Action]]:
+def change_points(random: Random, steps: int, depth: int) -> list[Striking]:
     """Return a few steps at which whoever works goes last from then on.
 
     With the shuffled order this is PCT (Burckhardt and others, 2010): a bug that needs `depth`
     orders to be right is found with a probability of at least 1 / (tasks * steps ** (depth - 1)).
     """
-    return [(random.randint(1, steps), HandOver(None)) for _ in range(depth)]
+    return [Striking(random.randint(1, steps), HandOver(None)) for _ in range(depth)]
 
 
 def preemptions(
     random: Random, names: Sequence[str], steps: int, bound: int
-) -> list[tuple[int, Action]]:
+) -> list[Striking]:
     """Return a few steps at which another task goes on (CHESS: few preemptions find most bugs).
 
     They come in bursts, so that a task is often stopped within what it was let in for.
     """
-    found: list[tuple[int, Action]] = []
+    found: list[Striking] = []
     step = random.randint(1, steps)
     for _ in range(bound):
-        found.append((step, HandOver(random.choice(names))))
+        found.append(Striking(step, HandOver(random.choice(names))))
         step = step + random.randint(1, 12) if random.random() < 0.5 else random.randint(1, steps)
     return found
