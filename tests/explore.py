@@ -11,6 +11,7 @@ shrunk to as few hand-overs and faults as show it.
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -236,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="replay this schedule and tell its story")
     parser.add_argument("--until-found", action="store_true", help="stop at the first one")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is removed
     first = options.first if options.first is not None else SystemRandom().randrange(10**12)
     with server() as url:
         if options.seed is None:

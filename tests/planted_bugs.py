@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -310,6 +311,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="WORDS", default="", help="those whose rule holds this")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each, at most")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is removed
     chosen = [bug for bug in BUGS if options.only.lower() in bug.rule.lower()]
     if options.list:
         print(*(bug.rule for bug in chosen), sep="\n")

@@ -33,16 +33,21 @@ FAULTS = frozenset((LOST, REPLY_LOST, RESTART, JUMP))
 IDLE_SECONDS = 20.0
 LOCK_SECONDS = 10.0
 
+# A statement that waited for a lock reads the clock after the wait, so it is not passed with the
+# statement but read where it is: a sequence belongs to no transaction.
 CLOCK = """
   create schema if not exists world;
   create unlogged sequence world.ticks;
-  select setval('world.ticks', 1)
+  select setval('world.ticks', 1);
+  create or replace function world.now() returns timestamptz language sql stable as
+    $$select to_timestamp(current_setting('world.now')::float8)$$;
+  create or replace function world.clock_timestamp() returns timestamptz language sql volatile as
+    $$select to_timestamp(pg_sequence_last_value('world.ticks'::regclass) / 1e6::float8)$$
 """
-NOW = "to_timestamp(current_setting('world.now')::float8)"
-"""The virtual time at which the transaction began, in SQL."""
-CLOCK_TIMESTAMP = "to_timestamp(pg_sequence_last_value('world.ticks'::regclass) / 1e6::float8)"
-"""The virtual time at this moment, in SQL; a statement that waited reads it after the wait."""
+"""SQL that makes `now()` and `clock_timestamp()` return the virtual time of a schedule.
 
+It holds in sessions whose search path has the schema `world` first.
+"""
 
 _PREPARED = """
   prepare begins (bigint, text) as
@@ -108,7 +113,7 @@ class Server:
         ignored: str = "$^",
         on_open: Callable[[extensions.connection], None] = lambda _: None,
     ) -> None:
-        """Connect to a database with the functions of `NOW` and `CLOCK_TIMESTAMP`.
+        """Connect to a database in which `CLOCK` was run.
 
         A statement is named after the first public function above it in `package`, but not in the
         modules `unnamed`. Statements that match `ignored` are not sent.
