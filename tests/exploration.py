@@ -1,13 +1,13 @@
-"""Schedules of the real runs on a real PostgreSQL, and what must hold after each.
+"""Schedules of the real runs on a real PostgreSQL.
 
-The scheduler is in `explorer`. This module has what it schedules: runs of the real loop, the stand-in
-for the provider, the states from which they start, and the promises as `judgement` finds them broken.
+The scheduler is in `explorer`. This module has what it schedules: runs of the real loop, a stand-in
+for the provider, the states from which they start, and which schedule an integer stands for.
+`promises` judges each.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache, partial
@@ -19,10 +19,10 @@ from unittest import mock
 import psycopg2
 from anytime import SEARCH_PATH, WEDNESDAY, shadowing
 from explorer import sessions
-from explorer.plans import Action, Die, Fault, HandOver, Interrupt, Plan, Sleep, Spot, Striking
+from explorer.plans import Action, Die, Fault, Interrupt, Plan, Sleep, Spot, Striking
 from explorer.scheduler import DeathError, Event, Scheduler, StuckError, Task
-from explorer.strategies import change_points, preemptions, shuffled
 from explorer.sessions import JUMP, LOST, REPLY_LOST, RESTART, Server
+from explorer.strategies import change_points, preemptions, shuffled
 from psycopg2.extensions import connection as RealConnection  # noqa: N812  # a class
 from psycopg2.extensions import make_dsn
 
@@ -49,7 +49,7 @@ from asset_sync.spans import Span
 from asset_sync.store import existing_tables
 from asset_sync.sync import connection as lasting
 from asset_sync.sync import loop
-from asset_sync.sync.progress import Filled, Progress, Synced, Waiting, Warned
+from asset_sync.sync.progress import Progress, Waiting
 from asset_sync.sync.report import Report
 
 NOON = datetime.fromisoformat(WEDNESDAY) + timedelta(seconds=30)
@@ -435,13 +435,13 @@ class World:
 
         session = self.server.session_of(task)
         self.reports[name] = loop.run(
-            cast(Connection, session),
+            cast("Connection", session),
             self.settings,
             lane,
             max_runtime_seconds=PRIORITY_SECONDS if lane is Lane.PRIORITY else QUEUE_SECONDS,
             clock=clock,
             tell=listen,
-            connect_to=lambda *_: cast(Provider, StandIn(self)),
+            connect_to=lambda *_: cast("Provider", StandIn(self)),
         )
         if session.real is not None and not session.in_transaction:
             session.lose()
@@ -487,7 +487,7 @@ def settings_of(scenario: Scenario) -> Settings:
 
 
 def asset_of(symbol: str) -> Asset:
-    level = Level.CRITICAL if symbol.startswith("P") else Level.MEDIUM
+    level = Level.CRITICAL if lane_of(symbol) is Lane.PRIORITY else Level.MEDIUM
     position = 1 if level is Level.CRITICAL else 0
     return Asset(
         symbol,
@@ -499,6 +499,10 @@ def asset_of(symbol: str) -> Asset:
         FREQUENCY_SECONDS,
         hours="crypto",
     )
+
+
+def lane_of(symbol: str) -> Lane:
+    return Lane.PRIORITY if symbol.startswith("P") else Lane.QUEUE
 
 
 SYMBOLS = ("P1", "S1", "S2", "S3")
@@ -623,7 +627,7 @@ class Laboratory:
             _execute(url, f"create table {_kept(table, before)} as table {table}")
 
     def _connect(self, *_: object, **__: object) -> Connection:
-        return cast(Connection, self._server.connect())
+        return cast("Connection", self._server.connect())
 
 
 def _shape(events: Sequence[Event]) -> int:
@@ -632,7 +636,7 @@ def _shape(events: Sequence[Event]) -> int:
 
 
 def is_at_rest(world: World) -> bool:
-    """Whether nothing waits, is held or has failed, so that no further run is needed to judge it."""
+    """Whether nothing is left to do, so that no further run is needed to judge the schedule."""
     [(left,)] = world.server.query(
         """
         select exists (
@@ -701,7 +705,7 @@ def schedule_of(seed: int) -> tuple[Scenario, Plan]:
     else:
         actions = preemptions(random, names, steps, random.randint(0, 4))
     for kind in random.choice(_THEMES):
-        where = random.choice(_CLOSE_TO_A_CALL) if random.random() < 0.6 else ""  # noqa: PLR2004
+        where = random.choice(_CLOSE_TO_A_CALL) if random.random() < 0.6 else ""
         actions.append(Striking(random.randint(1, steps), kind(random), where))
     actions.sort(key=lambda striking: striking.step)
     return scenario, Plan(shuffled(random, names), tuple(actions))

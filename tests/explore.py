@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import psycopg2
 from exploration import Laboratory, Scenario, Verdict, schedule_of
-from explorer.plans import Plan
+from explorer.plans import Action, Plan, Spot
 from explorer.shrinking import smallest
 from explorer.stories import story
 from psycopg2.extensions import make_dsn
@@ -140,7 +140,15 @@ def explore(url: str, first: int, seconds: float, *, most: int, until_found: boo
     workers = [
         context.Process(
             target=search,
-            args=(url, first + number, PROCESSES, began + seconds + _START_SECONDS, results, most // PROCESSES, until_found),
+            args=(
+                url,
+                first + number,
+                PROCESSES,
+                began + seconds + _START_SECONDS,
+                results,
+                most // PROCESSES,
+                until_found,
+            ),
             daemon=True,
         )
         for number in range(PROCESSES)
@@ -162,17 +170,16 @@ def explore(url: str, first: int, seconds: float, *, most: int, until_found: boo
         if not schedules:
             began = time.monotonic()  # the databases are made
         if broken and until_found:
-            print(f"found after {time.monotonic() - began:.1f} s")
+            say(f"found after {time.monotonic() - began:.1f} s")
             break
     for worker in workers:
         worker.terminate()
         worker.join()
     took = time.monotonic() - began
-    print(
+    say(
         f"{schedules} schedules from {first} on, {len(shapes)} distinct, {schedules / took:.1f} a"
         f" second ({1000 * cpu / max(1, schedules):.0f} ms of a core each, without the server's);"
-        f" {len(broken)} broke a promise, load {os.getloadavg()[0]:.1f}",
-        flush=True,
+        f" {len(broken)} broke a promise, load {os.getloadavg()[0]:.1f}"
     )
     return broken
 
@@ -187,15 +194,15 @@ def shrunk(
     kind = kind_of(verdict.findings[0])
     last = verdict
 
-    def shows(fewer: Plan) -> dict[object, object] | None:
+    def shows(fewer: Plan) -> Mapping[Spot, Action] | None:
         nonlocal last
         seen = lab.explore(scenario, fewer)
         if kind not in map(kind_of, seen.findings):
             return None
         last = seen
-        return dict(seen.used)
+        return seen.used
 
-    return smallest(plan.order, verdict.used, shows), last  # type: ignore[arg-type]
+    return smallest(plan.order, verdict.used, shows), last
 
 
 def kind_of(finding: str) -> str:
@@ -208,23 +215,29 @@ def tell(lab: Laboratory, seed: int) -> bool:
     scenario, plan = schedule_of(seed)
     verdict = lab.explore(scenario, plan)
     if not verdict.findings:
-        print(f"schedule {seed} keeps every promise")
-        _print_story(scenario, plan, verdict)
+        say(f"schedule {seed} keeps every promise")
+        _say_story(scenario, plan, verdict)
         return False
     smaller, verdict = shrunk(lab, scenario, plan, verdict)
-    print(f"\nschedule {seed}:")
+    say(f"\nschedule {seed}:")
     for finding in verdict.findings:
-        print(f"  {finding}")
-    _print_story(scenario, smaller, verdict)
+        say(f"  {finding}")
+    _say_story(scenario, smaller, verdict)
     return True
 
 
-def _print_story(scenario: Scenario, plan: Plan, verdict: Verdict) -> None:
-    print(f"  {scenario}\n  first goes {', then '.join(plan.order)}")
+def _say_story(scenario: Scenario, plan: Plan, verdict: Verdict) -> None:
+    say(f"  {scenario}\n  first goes {', then '.join(plan.order)}")
     for spot, action in verdict.used.items():
-        print(f"    {spot!r}: {action!r},")
+        say(f"    {spot!r}: {action!r},")
     for line in story(verdict.events):
-        print(f"  {line}")
+        say(f"  {line}")
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -253,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not broken:
             return 0
         with laboratory(url) as lab:
-            return int(any([tell(lab, seed) for seed in broken[:5]]))
+            return int(sum(tell(lab, seed) for seed in broken[:5]) > 0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Plants a bug for each rule of the design, and measures how soon the search finds it.
 
-Each is planted in a copy of the package; the working tree never changes. Run it from the repository:
+Each is planted in a copy of the package; the working tree never changes. Run it as
+
 
     .venv/bin/python tests/planted_bugs.py [--list] [--only WORDS] [--seconds 60]
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import NamedTuple
 
-from explore import server
+from explore import say, server
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = "asset_sync"
@@ -173,8 +174,8 @@ BUGS = (
     Bug(
         "a released item does not count its attempt",
         "queue/ending.py",
-        "\"\"\"state = 'waiting', attempts = greatest(0, attempts - 1), last_error = %(reason)s,",
-        "\"\"\"state = 'waiting', last_error = %(reason)s,",
+        '"""state = \'waiting\', attempts = greatest(0, attempts - 1), last_error = %(reason)s,',
+        '"""state = \'waiting\', last_error = %(reason)s,',
     ),
     Bug(
         "a further strike needs evidence that the provider is well",
@@ -283,7 +284,7 @@ def find(copy: Path, url: str, seconds: float) -> tuple[float | None, str]:
     """Return after how many seconds of searching the bug was found, and what showed it."""
     command = [
         sys.executable,
-        str(REPOSITORY / "tests" / "explore.py"),
+        str(copy / "tests" / "explore.py"),
         "--until-found",
         "--seconds",
         str(seconds),
@@ -314,21 +315,23 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is removed
     chosen = [bug for bug in BUGS if options.only.lower() in bug.rule.lower()]
     if options.list:
-        print(*(bug.rule for bug in chosen), sep="\n")
+        say("\n".join(bug.rule for bug in chosen))
         return 0
     times: list[float] = []
     with server() as url, tempfile.TemporaryDirectory(prefix="asset-sync-planted-") as directory:
+        copy = Path(directory)
+        shutil.copytree(REPOSITORY / "tests", copy / "tests")
         for bug in chosen:
-            if not plant(bug, Path(directory)):
-                print(f"cannot be planted: {bug.rule}", flush=True)
+            if not plant(bug, copy):
+                say(f"cannot be planted: {bug.rule}")
                 continue
-            seconds, shown = find(Path(directory), url, options.seconds)
+            seconds, shown = find(copy, url, options.seconds)
             if seconds is not None:
                 times.append(seconds)
             took = "not found" if seconds is None else f"{seconds:6.1f} s"
-            print(f"{took:>9}  {bug.rule}\n           {shown[:150]}", flush=True)
+            say(f"{took:>9}  {bug.rule}\n           {shown[:150]}")
     median = sorted(times)[len(times) // 2] if times else float("nan")
-    print(f"\n{len(times)} of {len(chosen)} found, the median after {median:.1f} s")
+    say(f"\n{len(times)} of {len(chosen)} found, the median after {median:.1f} s")
     return 0 if len(times) == len(chosen) else 1
 
 

@@ -5,15 +5,14 @@ answers must have left.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from itertools import pairwise
 
 import psycopg2
 from exploration import (
     BAR,
     BAR_MS,
-    BAD,
     CALL_SECONDS,
     DIES_IN_FLIGHT,
     EMPTY,
@@ -21,7 +20,6 @@ from exploration import (
     FREQUENCY_SECONDS,
     LAG_MS,
     LEASE_SECONDS,
-    LIMITED,
     NOON,
     OWN,
     PERIOD_SECONDS,
@@ -30,19 +28,20 @@ from exploration import (
     Before,
     Sent,
     World,
-    bar_of,
     bars_of,
+    lane_of,
 )
-from explorer.plans import Die, Fault, HandOver, Interrupt, Sleep
+from explorer.plans import Die, Fault, Interrupt, Sleep
 from explorer.sessions import FAULTS, JUMP, LOST, REPLY_LOST, RESTART
 
-from asset_sync.errors import AssetSyncError
 from asset_sync.model import Feed, Lane
 from asset_sync.provider.answers import Bar
 from asset_sync.spans import Span, union
 from asset_sync.sync.progress import Filled, Synced, Warned
 
 LEAST_BLOCK_SECONDS = 60.0
+LONGEST_BACK_OFF_SECONDS = 3600.0
+MAX_ATTEMPTS = 3
 # A statement that never waits for another run's transaction.
 NEVER_WAIT = ("claiming.claim", "claiming.claim_history", "entering.enqueue", "entering.reclaim")
 
@@ -135,7 +134,7 @@ def _one_at_a_time_after_silence(world: World) -> Iterator[str]:
         ended = sorted(
             (one.ended_at, one.outcome)
             for one in world.sent
-            if one.ended_at is not None and one.ended_at + 0.1 < at
+            if one.ended_at is not None and one.ended_at + 0.005 < at
         )
         last = [outcome for _, outcome in ended[-2:]]
         if last == [SILENT, SILENT] and at - before < PERIOD_SECONDS / 2 - 0.1:
@@ -265,7 +264,7 @@ def _bars_and_their_history(world: World) -> Iterator[str]:
         from market_data.ohlcv_5m b join trading.symbols s on s.id = b.ticker_id
         """
     ):
-        stored[str(symbol)][int(str(at))] = Bar(int(str(at)), *values)  # type: ignore[arg-type]
+        stored[symbol][at] = Bar(at, *values)
     for symbol in world.scenario.symbols:
         wrong = [
             at
@@ -275,9 +274,12 @@ def _bars_and_their_history(world: World) -> Iterator[str]:
         if wrong:
             yield f"{symbol}: {len(wrong)} bars are missing or differ from what was answered"
     kept = Counter(
-        (str(symbol), int(str(at)), float(str(close)))
+        (symbol, at, close)
         for symbol, at, close in world.server.query(
-            "select symbol, (extract(epoch from ts) * 1000)::bigint, close from asset_sync.revisions"
+            """
+            select symbol, (extract(epoch from ts) * 1000)::bigint, close
+            from asset_sync.revisions
+            """
         )
     )
     if any(
@@ -288,7 +290,7 @@ def _bars_and_their_history(world: World) -> Iterator[str]:
     if kept != model.revisions:
         yield f"revisions: {kept - model.revisions} too many, {model.revisions - kept} missing"
     came = Counter(
-        (str(symbol), int(str(first)), int(str(last)))
+        (symbol, first, last)
         for symbol, first, last in world.server.query(
             """
             select symbol, (extract(epoch from first_ts) * 1000)::bigint,
@@ -313,22 +315,24 @@ def _ledger(world: World) -> Iterator[str]:
         (list(world.scenario.symbols),),
     )
     for symbol, starts, ends, tail_from, tail_until, bars in rows:
-        spans = [Span(*span) for span in zip(starts, ends, strict=True)]  # type: ignore[call-overload]
+        spans = [Span(*span) for span in zip(starts, ends, strict=True)]
         if tail_from is not None:
-            spans.append(Span(tail_from, tail_until))  # type: ignore[arg-type]
-        settled, stored = union(spans), set(bars)  # type: ignore[call-overload]
+            spans.append(Span(tail_from, tail_until))
+        settled, stored = union(spans), set(bars)
         for span in settled:
-            there = bars_of(str(symbol), span.start, span.end, NOON + timedelta(days=1))
-            lacking = [
-                bar for bar in there if bar.start < span.end and bar.start_ms not in stored
-            ]
+            there = bars_of(symbol, span.start, span.end, NOON + timedelta(days=1))
+            lacking = [bar for bar in there if bar.start < span.end and bar.start_ms not in stored]
             if lacking and not _faults(world)[EMPTY]:
                 yield f"{symbol}: {len(lacking)} bars are called settled and are not stored"
         for task, told in world.told.items():
             for progress in told:
-                if isinstance(progress, Filled) and progress.symbol == symbol and not any(
-                    span.start <= progress.settled.start and progress.settled.end <= span.end
-                    for span in settled
+                if (
+                    isinstance(progress, Filled)
+                    and progress.symbol == symbol
+                    and not any(
+                        span.start <= progress.settled.start and progress.settled.end <= span.end
+                        for span in settled
+                    )
                 ):
                     yield f"{symbol}: what {task} has settled is not in the ledger"
 
@@ -339,39 +343,42 @@ def _items(world: World) -> Iterator[str]:
         """
         select symbol, feed, state, attempts, strikes, level,
           extract(epoch from lease_until - clock_timestamp())::float8,
-          extract(epoch from not_before - clock_timestamp())::float8, lease_token is not null
+          extract(epoch from not_before - clock_timestamp())::float8
         from asset_sync.queue where symbol = any(%s)
         """,
         (list(world.scenario.symbols),),
     )
-    found = Counter((str(symbol), str(feed)) for symbol, feed, *_ in rows)
-    begun = any("entering.enqueue" in commit.labels for commit in world.commits)
-    if begun and not any(isinstance(one, Die | Fault | Interrupt) for one in world.scheduler.used.values()):
+    if not _used(world, Die, Fault, Interrupt):
         lanes = {start.lane for start in world.scenario.starts}
-        for symbol in world.scenario.symbols:
-            lane = Lane.PRIORITY if symbol.startswith("P") else Lane.QUEUE
-            if lane in lanes and not found[symbol, "bars"]:
-                yield f"{symbol} has no item"
+        wanted = {symbol for symbol in world.scenario.symbols if lane_of(symbol) in lanes}
+        for symbol in wanted - {row[0] for row in rows if row[1] == "bars"}:
+            yield f"{symbol} has no item"
+    killed = _killed(world)
+    for symbol, feed, state, attempts, strikes, level, lease, wait in rows:
+        name = f"{symbol} ({feed})"
+        sent = [one for one in world.sent if one.symbol == symbol]
+        own = sum(one.outcome in OWN for one in sent)
+        bad = [one for one in sent if one.outcome != "well"]
+        if lane_of(symbol) is Lane.PRIORITY and level != "critical":
+            yield f"{name} is not critical any more"
+        if state == "dead" and (level == "critical" or own + killed < MAX_ATTEMPTS):
+            yield f"{name} is dead after {own} failures of its own"
+        if attempts > own + killed + sum(one.ended_at is None for one in sent):
+            yield f"{name}: {attempts} attempts count, but {own} failures are its own"
+        if strikes > _most_strikes(world, bad):
+            yield f"{name}: strike {strikes} without evidence that the provider is well"
+        if state == "leased" and lease > LEASE_SECONDS and not _jumped(world):
+            yield f"{name} is leased for {lease:.0f} s"
+        if wait > LONGEST_BACK_OFF_SECONDS + 1:
+            yield f"{name} waits for {wait:.0f} s"
+
+
+def _killed(world: World) -> int:
+    """Return how many attempts may count because a run was killed, or stopped for too long."""
     killed = sum(isinstance(action, Die | Sleep) for action in world.scheduler.used.values())
     faults = _faults(world)
-    killed += sum(count for name, count in faults.items() if name in FAULTS or "killed" in name)
-    killed += world.scenario.before is Before.LEFT
-    for symbol, feed, state, attempts, strikes, level, lease, wait, _ in rows:
-        own = [sent for sent in world.sent if sent.symbol == symbol and sent.outcome in OWN]
-        bad = [sent for sent in world.sent if sent.symbol == symbol and sent.outcome != "well"]
-        at_work = sum(sent.symbol == symbol and sent.ended_at is None for sent in world.sent)
-        if str(symbol).startswith("P") and level != "critical":
-            yield f"{symbol} ({feed}) is not critical any more"
-        if state == "dead" and (level == "critical" or len(own) + killed < 3):
-            yield f"{symbol} ({feed}) is dead after {len(own)} failures of its own"
-        if int(str(attempts)) > len(own) + killed + at_work:
-            yield f"{symbol} ({feed}): {attempts} attempts count, but {len(own)} failures are its own"
-        if int(str(strikes)) > _most_strikes(world, bad):
-            yield f"{symbol} ({feed}): strike {strikes} without evidence that the provider is well"
-        if state == "leased" and not _jumped(world) and float(str(lease)) > LEASE_SECONDS:
-            yield f"{symbol} ({feed}) is leased for {lease:.0f} s"
-        if state == "waiting" and float(str(wait)) > 3601:
-            yield f"{symbol} ({feed}) waits for {wait:.0f} s"
+    killed += sum(count for name, count in faults.items() if name in {*FAULTS, DIES_IN_FLIGHT})
+    return killed + (world.scenario.before is Before.LEFT)
 
 
 def _most_strikes(world: World, bad: Sequence[Sent]) -> int:
@@ -399,16 +406,16 @@ def _slots(world: World) -> Iterator[str]:
         (PERIOD_SECONDS,),
     )
     most = CALL_SECONDS + FREEZE_SECONDS + PERIOD_SECONDS
-    if longest is not None and float(str(longest)) > most + 1 and not _jumped(world):
+    if longest is not None and longest > most + 1 and not _jumped(world):
         yield f"a slot is held for {longest:.0f} s more"
     if _used(world, Die, Sleep, Interrupt) or _faults(world).keys() & {*FAULTS, DIES_IN_FLIGHT}:
         return
-    if int(str(tokens)) and world.scenario.before is not Before.LEFT:
+    if tokens and world.scenario.before is not Before.LEFT:
         yield f"{tokens} slots are still held though every run has ended"
     now = world.scheduler.now
     recent = [sent for sent in world.sent if sent.sent_at > now - most]
     left = world.scenario.before is Before.LEFT
-    if int(str(used)) > len(recent) + left:
+    if used > len(recent) + left:
         yield f"{used} slots are used for {len(recent)} calls"
 
 
@@ -421,14 +428,15 @@ def _reports(world: World) -> Iterator[str]:
         """,
         (NOON - timedelta(hours=1) if _jumped(world) else NOON,),
     )
-    recorded = {int(str(run)): int(str(count)) for run, count in rows}
+    recorded: Mapping[int, int] = dict(rows)
     if sum(recorded.values()) < len(world.applied) and not _jumped(world):
         yield f"{len(world.applied)} answers are stored, {recorded} are recorded"
     for task in world.tasks:
         told, report = world.told[task.name], world.reports.get(task.name)
         done = sum(isinstance(step, Synced | Filled) for step in told)
-        if report is not None and task.name != "rest" and done > recorded.get(report.run_id, 0):
-            yield f"{task.name} reports {done} answers of which only {recorded.get(report.run_id, 0)} are stored"
+        stored = recorded.get(report.run_id, 0) if report is not None else done
+        if done > stored and task.name != "rest":
+            yield f"{task.name} reports {done} answers of which only {stored} are stored"
         lost = [step for step in told if isinstance(step, Warned) and "lease ended" in step.text]
         if lost and not _used(world, Sleep) and not _jumped(world):
             yield f"{task.name} lost a lease: {lost[0].text}"
@@ -467,8 +475,7 @@ def _everything_is_fresh_at_last(world: World) -> Iterator[str]:
     by_symbol = {row[0]: row for row in rows}
     lanes = set(Lane) if world.rested else {start.lane for start in world.scenario.starts}
     for symbol in world.scenario.symbols:
-        lane = Lane.PRIORITY if symbol.startswith("P") else Lane.QUEUE
-        if lane not in lanes:
+        if lane_of(symbol) not in lanes:
             continue
         row = by_symbol.get(symbol)
         if row is None:
@@ -480,12 +487,11 @@ def _everything_is_fresh_at_last(world: World) -> Iterator[str]:
                 f"{symbol} does not come to rest: {state}, attempts {attempts}, strikes {strikes},"
                 f" status {status}"
             )
-        elif float(str(age)) > now + 5 and not _jumped(world):
+        elif age > now + 5 and not _jumped(world):
             yield f"{symbol} was not refreshed"
-        elif not (_faults(world)[EMPTY] or _jumped(world) or _used(world, Sleep)) and (newest is None or (
-            NOON + timedelta(seconds=now - float(str(age)) - 15)
-        ).timestamp() * 1000 - int(str(newest)) > 2 * BAR_MS + LAG_MS):
+        elif not (_faults(world)[EMPTY] or _jumped(world) or _used(world, Sleep)) and (
+            newest is None
+            or (NOON + timedelta(seconds=now - age - 15)).timestamp() * 1000 - newest
+            > 2 * BAR_MS + LAG_MS
+        ):
             yield f"{symbol} lacks its newest bars"
-
-
-__all__ = ["judgement"]

@@ -1,4 +1,4 @@
-"""The scheduler of the search: who works when, what goes wrong where, and that it can be repeated."""
+"""The search: who works when, what goes wrong where, and that it can be repeated."""
 
 from collections.abc import Callable, Iterator
 

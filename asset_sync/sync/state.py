@@ -178,7 +178,7 @@ class State:
     def leave_to_others(self) -> None:
         """Wait a moment, since another run is just claiming what this one wanted.
 
-        Until that is committed, which may take long, the item looks claimable but cannot be claimed.
+        Until its claim is committed, which may take long, the item looks free but cannot be had.
         """
         self.clock.sleep(_CLAIM_SECONDS)
 

@@ -107,9 +107,7 @@ class Ahead:
 
     def is_planned(self, spot: Spot, step: int) -> bool:
         """Whether something may happen at a point that is still to come."""
-        return spot in self._at_spots or bool(
-            self._at_steps and self._at_steps[0].step <= step
-        )
+        return spot in self._at_spots or bool(self._at_steps and self._at_steps[0].step <= step)
 
     def _take(self, label: str, step: int, offers: Collection[object]) -> Action | None:
         for place, (since, action, labels) in enumerate(self._at_steps):

@@ -1,8 +1,9 @@
 """Lets one task work at a time, and hands over where a plan says so.
 
 A task is a function in a thread of its own. At each of its points (before a statement, before a
-request and so on) it asks the scheduler whether to go on. Time is virtual: it passes only when every
-task sleeps or waits for a lock. So the plan alone decides the order.
+request and so on) it asks the scheduler whether to go on. Time is virtual: a step takes a
+millisecond, and more passes only when every task sleeps or waits for a lock. So the plan alone
+decides the order.
 """
 
 import _thread
@@ -80,8 +81,10 @@ class Task:
         self.at_end: list[Callable[[], None]] = []
         """Called when it has ended, however it did."""
         self.while_asleep: list[Callable[[float], float]] = []
-        """Called if the plan stops it for some seconds; each returns after how many of them it wants
-        to be called again, at most as many as it got."""
+        """Called with the seconds for which the plan still stops it, 0 at the end.
+
+        Each returns after how many of them it wants to be called again.
+        """
         self.seen = 0
         """The scheduler's `changes` when it fell asleep."""
         self.is_ready: Callable[[], bool] = lambda: True
@@ -195,7 +198,9 @@ class Scheduler:
         ahead: Counter[str] = Counter()
         for label in labels:
             ahead[label] += 1
-            spot = Spot(self.running.name, label, self._passed[self.running.name, label] + ahead[label])
+            spot = Spot(
+                self.running.name, label, self._passed[self.running.name, label] + ahead[label]
+            )
             if self._ahead.is_planned(spot, self.steps + ahead.total()):
                 return False
         return True

@@ -1,7 +1,7 @@
 """Sessions of a real PostgreSQL that hand over before each statement.
 
-A session stands in for a psycopg2 connection. Its statements run on a real connection, which is kept
-from one schedule to the next, with plans that were made once. A task that dies or loses its
+A session stands in for a psycopg2 connection. Its statements run on a real connection, which is
+kept from one schedule to the next, with plans that were made once. A task that dies or loses its
 connection leaves the database as a killed process does: its transaction is rolled back.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum, auto
 from itertools import chain
 from types import FrameType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import psycopg2
 from psycopg2 import extensions
@@ -21,6 +21,9 @@ from explorer.plans import Fault
 from explorer.scheduler import DeathError, Scheduler, Task
 from explorer.statements import Statement, Statements, named
 
+# Only the code next to the SQL knows the types of a row.
+Row: TypeAlias = tuple[Any, ...]
+
 LOST = "the connection is lost"
 REPLY_LOST = "the reply is lost"
 RESTART = "the server restarts"
@@ -28,8 +31,8 @@ JUMP = "the database's clock jumps"
 FAULTS = frozenset((LOST, REPLY_LOST, RESTART, JUMP))
 """What can go wrong at each statement."""
 
-# The server ends a session that is idle in a transaction for so long, and a statement that waits for
-# a lock for so long.
+# The server ends a session that is idle in a transaction for so long, and a statement that waits
+# for a lock for so long.
 IDLE_SECONDS = 20.0
 LOCK_SECONDS = 10.0
 
@@ -165,7 +168,7 @@ class Server:
         """Whether it restarts just now."""
         return self.scheduler.now < self._back_at
 
-    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
+    def query(self, sql: str, parameters: Sequence[object] = ()) -> list[Row]:
         """Run SQL that is no part of the schedule, at the time of the database's clock."""
         with self._monitor.cursor() as cursor:
             cursor.execute(f"{self.clock_sql()}; {sql}", parameters)
@@ -241,9 +244,7 @@ class Server:
 
     def holders(self, session: "Session", db: _Real) -> list[str]:
         """Return the tasks whose locks a session waits for."""
-        tasks = {
-            one.real.pid: one.task.name for one in self._open_sessions if one.real is not None
-        }
+        tasks = {one.real.pid: one.task.name for one in self._open_sessions if one.real is not None}
         found = self._blockers(db.pid)
         holders = [tasks[pid] for pid in found if pid in tasks]
         if holders and self._is_deadlock(db.pid):
@@ -408,9 +409,7 @@ class Session:
         self.in_transaction, self._labels = True, list(labels)
         self._begin = f"begin; {self.server.clock_sql()}"
 
-    def _whole(
-        self, cursor: extensions.cursor, text: _Text, given: Mapping[str, object]
-    ) -> None:
+    def _whole(self, cursor: extensions.cursor, text: _Text, given: Mapping[str, object]) -> None:
         """Run a text as a transaction of its own."""
         label, count = text.label, len(text.statements)
         inner = [f"{label} {number}" for number in range(2, count + 1)] + [f"{label} commit"]
@@ -466,7 +465,10 @@ class Session:
         self.in_transaction, self._begin = False, ""
 
     def _point(self, label: str) -> bool:
-        """Pass a point; return whether the reply to what follows is lost. Raises OperationalError."""
+        """Pass a point; return whether the reply to what follows is lost.
+
+        Raises OperationalError if the session has ended.
+        """
         self._label = label
         self._labels.append(label)
         fault = self.server.scheduler.point(label, FAULTS)
@@ -513,7 +515,9 @@ class Session:
                     another.execute(statement.prepare)
                 db.prepared.add(statement.prepare)
         try:
-            cursor.execute("; ".join([*before, *(one.to_send for one in statements)]), given or None)
+            cursor.execute(
+                "; ".join([*before, *(one.to_send for one in statements)]), given or None
+            )
         except psycopg2.Error:
             if self._ends:
                 self._ends = False
@@ -557,6 +561,6 @@ class SessionCursor:
         """Run SQL."""
         self.connection.run(self._real, sql, parameters)
 
-    def fetchall(self) -> list[tuple[object, ...]]:
+    def fetchall(self) -> list[Row]:
         """Return the rows of the last result."""
         return self._real.fetchall()

@@ -12,7 +12,7 @@ def smallest(
 ) -> Plan:
     """Return the plan with the fewest actions that still shows what was found.
 
-    `shows` runs a plan; it returns the actions that were used, or None if the plan does not show it.
+    `shows` runs a plan; it returns the actions that were used, None if the plan does not show it.
     """
     plan = Plan(tuple(order), at_spots=dict(used))
     is_smaller = True

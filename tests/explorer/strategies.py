@@ -20,9 +20,7 @@ def change_points(random: Random, steps: int, depth: int) -> list[Striking]:
     return [Striking(random.randint(1, steps), HandOver(None)) for _ in range(depth)]
 
 
-def preemptions(
-    random: Random, names: Sequence[str], steps: int, bound: int
-) -> list[Striking]:
+def preemptions(random: Random, names: Sequence[str], steps: int, bound: int) -> list[Striking]:
     """Return a few steps at which another task goes on (CHESS: few preemptions find most bugs).
 
     They come in bursts, so that a task is often stopped within what it was let in for.
