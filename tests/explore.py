@@ -69,8 +69,10 @@ def server() -> Iterator[str]:
             _execute(url, f"alter system set {setting} = off")
         _execute(url, "alter system set deadlock_timeout = '50ms'")
         _execute(url, "select pg_reload_conf()")
-        yield url
-        own.leave()
+        try:
+            yield url
+        finally:
+            own.leave()
 
 
 @contextmanager
