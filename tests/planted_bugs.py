@@ -105,6 +105,12 @@ BUGS = (
         "if True:",
     ),
     Bug(
+        "an item that could be claimed before the clock was set back can be claimed after it",
+        "budget/clocks.py",
+        "not_before - before",
+        "not_before - coalesce(last_attempt_at, not_before)",
+    ),
+    Bug(
         "a run compares the database's clock with its own",
         "budget/clocks.py",
         "return apart if abs(apart) > TOLERANCE_SECONDS else 0.0",
@@ -265,7 +271,8 @@ BUGS = (
         "            # Here, so that a signal just before it leaves no transaction open.\n"
         '            cursor.execute("commit")\n'
         "        except BaseException:\n"
-        "            with suppress(psycopg2.Error):  # a lost connection has rolled back by itself\n"
+        "            with suppress(psycopg2.Error):"
+        "  # a lost connection has rolled back by itself\n"
         '                cursor.execute("rollback")\n'
         "            raise\n",
         "        except BaseException:\n"

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pytest
 from exploration import Laboratory, Scenario, Start
 from explore import laboratory as new_laboratory
-from explorer.plans import Action, HandOver, Interrupt, Plan, Spot
+from explorer.plans import Action, Fault, HandOver, Interrupt, Plan, Spot
+from explorer.sessions import JUMP
 
 from asset_sync.model import Lane
 
@@ -22,6 +23,11 @@ class Story(NamedTuple):
     spots: Mapping[Spot, Action]
 
 
+LATER = (
+    Start("queue-1", Lane.QUEUE, 0.0),
+    Start("queue-2", Lane.QUEUE, 45.0),
+    Start("queue-3", Lane.QUEUE, 45.0),
+)
 TWO_QUEUES = (Start("queue-1", Lane.QUEUE, 0.0), Start("queue-2", Lane.QUEUE, 0.0))
 
 STORIES = (
@@ -36,6 +42,12 @@ STORIES = (
         Scenario(TWO_QUEUES, ("S1",), calls=3),
         ("queue-1", "queue-2"),
         {Spot("queue-1", "caller.serve commit", 1): Interrupt()},
+    ),
+    Story(
+        "an item that could be claimed before the clock was set back can be claimed after it",
+        Scenario(LATER, ("S1", "S2"), calls=1),
+        ("queue-1", "queue-3", "queue-2"),
+        {Spot("queue-1", "slots.release", 1): Fault(JUMP, -3600.0)},
     ),
 )
 
