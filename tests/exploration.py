@@ -701,15 +701,35 @@ def schedule_of(seed: int) -> tuple[Scenario, Plan]:
     # About as many points as such runs pass.
     steps = 45 * len(names) + 55 * len(scenario.symbols)
     if random.random() < 0.5:
-        actions = change_points(random, steps, random.randint(0, 3))
+        actions = change_points(random, steps, random.randint(0, 3), _WITHIN)
     else:
-        actions = preemptions(random, names, steps, random.randint(0, 4))
+        actions = preemptions(random, names, steps, random.randint(0, 4), _WITHIN)
     for kind in random.choice(_THEMES):
         where = random.choice(_CLOSE_TO_A_CALL) if random.random() < 0.6 else ""
         actions.append(Striking(random.randint(1, steps), kind(random), where))
     actions.sort(key=lambda striking: striking.step)
     return scenario, Plan(shuffled(random, names), tuple(actions))
 
+
+# Where a run holds a lock, or has read what it is about to change.
+_WITHIN = (
+    "slots.take 3",
+    "slots.take commit",
+    "slots.take commit",
+    "slots.release 2",
+    "slots.release commit",
+    "claiming.claim commit",
+    "entering.reclaim commit",
+    "entering.enqueue 2",
+    "entering.enqueue commit",
+    "ledger.lock 2",
+    "ledger.read",
+    "ledger.save",
+    "market.save",
+    "ending.",
+    "runs.record",
+    "caller.serve commit",
+)
 
 # Most rules are about what a run holds meanwhile.
 _CLOSE_TO_A_CALL = (

@@ -107,7 +107,14 @@ class Ahead:
 
     def is_planned(self, spot: Spot, step: int) -> bool:
         """Whether something may happen at a point that is still to come."""
-        return spot in self._at_spots or bool(self._at_steps and self._at_steps[0].step <= step)
+        if spot in self._at_spots:
+            return True
+        for since, _, labels in self._at_steps:
+            if since > step:
+                return False
+            if spot.label.startswith(labels):
+                return True
+        return False
 
     def _take(self, label: str, step: int, offers: Collection[object]) -> Action | None:
         for place, (since, action, labels) in enumerate(self._at_steps):

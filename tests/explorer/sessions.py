@@ -242,6 +242,10 @@ class Server:
         for session in list(self._open_sessions):
             session.lose()
 
+    def may_block(self, session: "Session") -> bool:
+        """Whether another session may hold a lock."""
+        return any(one.in_transaction and one is not session for one in self._open_sessions)
+
     def holders(self, session: "Session", db: _Real) -> list[str]:
         """Return the tasks whose locks a session waits for."""
         tasks = {one.real.pid: one.task.name for one in self._open_sessions if one.real is not None}
@@ -514,6 +518,8 @@ class Session:
                 with db.cursor() as another:
                     another.execute(statement.prepare)
                 db.prepared.add(statement.prepare)
+        if not self.server.may_block(self):
+            extensions.set_wait_callback(None)  # libpq's own wait costs less
         try:
             cursor.execute(
                 "; ".join([*before, *(one.to_send for one in statements)]), given or None
@@ -523,6 +529,8 @@ class Session:
                 self._ends = False
                 raise self._lost() from None
             raise
+        finally:
+            extensions.set_wait_callback(_wait)
 
 
 class SessionCursor:
