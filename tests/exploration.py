@@ -50,7 +50,7 @@ from asset_sync.store import existing_tables
 from asset_sync.sync import connection as lasting
 from asset_sync.sync import loop
 from asset_sync.sync.progress import Progress, Waiting
-from asset_sync.sync.report import Report
+from asset_sync.sync.report import Ended, Report
 
 NOON = datetime.fromisoformat(WEDNESDAY) + timedelta(seconds=30)
 PERIOD_SECONDS = 20.0
@@ -105,7 +105,7 @@ class Scenario(NamedTuple):
     @property
     def lanes(self) -> tuple[Lane, ...]:
         """The lanes in which there is something to do."""
-        return (Lane.PRIORITY, Lane.QUEUE) if "P1" in self.symbols else (Lane.QUEUE,)
+        return (Lane.QUEUE, Lane.PRIORITY) if "P1" in self.symbols else (Lane.QUEUE,)
 
     @property
     def is_roomy(self) -> bool:
@@ -229,7 +229,6 @@ class StandIn:
 
     def ticker_exists(self, ticker: str) -> bool:
         self._send(ticker, Feed.BARS)
-        self._world.answers.pop(self._world.scheduler.running.name, None)
         return True
 
     def tickers(self, page: str) -> TickersAnswer:
@@ -238,6 +237,7 @@ class StandIn:
     def _send(self, ticker: str, feed: Feed) -> Sent:
         """Make a call; return it if it was answered. Raises any ProviderError."""
         world, scheduler = self._world, self._world.scheduler
+        world.answers.pop(scheduler.running.name, None)
         fault = scheduler.point(f"call for {ticker}", API_FAULTS) or Fault("well")
         if fault.name == NOT_SENT or not self._may_send():
             raise NotSent("the request was not sent")
@@ -393,6 +393,8 @@ class World:
         self.reports: dict[str, Report] = {}
         self.tasks: list[Task] = []
         self.rested = False
+        self.starved = False
+        """Whether a run got no call although it worked alone and nothing was held any more."""
         server.begin(self.scheduler, start.timestamp())
         server.on_commit = self._note_commit
 
@@ -420,6 +422,8 @@ class World:
         for _ in range(3):
             for lane in self.scenario.lanes:
                 self._run("rest", lane)
+                report = self.reports["rest"]
+                self.starved |= report.reason_ended is Ended.BUDGET and not report.updated
             if not self.server.query(_NOT_AT_REST, (list(self.scenario.symbols),)):
                 return
             self.scheduler.sleep(REST_SECONDS)
@@ -705,7 +709,7 @@ def schedule_of(seed: int) -> tuple[Scenario, Plan]:
     else:
         actions = preemptions(random, names, steps, random.randint(0, 4), _WITHIN)
     for kind in random.choice(_THEMES):
-        where = random.choice(_CLOSE_TO_A_CALL) if random.random() < 0.6 else ""
+        where = random.choice(_CLOSE_TO_A_CALL) if random.random() < 0.7 else ""
         actions.append(Striking(random.randint(1, steps), kind(random), where))
     actions.sort(key=lambda striking: striking.step)
     return scenario, Plan(shuffled(random, names), tuple(actions))
@@ -735,17 +739,15 @@ _WITHIN = (
 _CLOSE_TO_A_CALL = (
     "slots.take",
     "claiming.claim",
+    "market.newest_bars",
     "call for",
     "call for",
-    "sent",
     "sent",
     "answer for",
     "answer for",
     "slots.release",
     "ledger.",
-    "market.save",
     "ending.",
-    "caller.serve commit",
     "caller.serve commit",
 )
 
@@ -756,12 +758,12 @@ def _scenario(random: Random) -> Scenario:
         Start(f"{lane}-{number}", lane, random.choice(_STARTS) if number > 1 else 0.0)
         for number, lane in enumerate(lanes, start=1)
     )
-    others = SYMBOLS[1 : random.choice((2, 2, 3, 3, 4))]
+    others = SYMBOLS[1 : random.choice((2, 3, 3, 4, 4))]
     symbols = ("P1", *others) if Lane.PRIORITY in lanes else others
     return Scenario(
         starts,
         symbols,
-        calls=random.choice((1, 1, 2, 2, 3)),
+        calls=random.choice((1, 1, 2, 2, 3, 3)),
         history=random.random() < 0.2,
         before=random.choice((Before.DUE, Before.DUE, Before.DUE, Before.LEFT, Before.NEW)),
         rests=random.random() < 0.1,
@@ -774,7 +776,8 @@ _STARTS = (0.0, 0.0, 0.0, 0.0, 2.0, 21.0, 45.0, 62.0)
 
 
 def _sleep(random: Random) -> Action:
-    return Sleep(random.choice((3.0, 12.0, 25.0, 45.0, 70.0, 95.0)))
+    # Longer than the server allows in a transaction, than a lease, than an unanswered call's slot.
+    return Sleep(random.choice((3.0, 12.0, 25.0, 45.0, 62.0, 62.0, 95.0)))
 
 
 def _die(random: Random) -> Action:
@@ -804,11 +807,17 @@ def _of_provider(random: Random) -> Action:
 
 
 def _silence(random: Random) -> Action:
-    return Fault(random.choice((SILENT, RESET)), random.choice((0.1, FREEZE_SECONDS)))
+    return Fault(random.choice((SILENT, RESET, RESET)), random.choice((0.1, FREEZE_SECONDS)))
 
 
 # What the provider may count later is what the limiter's rules are about.
-_LIKELY = (SILENT, SILENT, SILENT, SILENT, RESET, RESET, DIES_IN_FLIGHT, DIES_IN_FLIGHT, LIMITED)
+_LIKELY = (
+    *(SILENT,) * 4,
+    *(RESET,) * 2,
+    *(DIES_IN_FLIGHT,) * 2,
+    *(LIMITED,) * 2,
+    *(NOT_SENT,) * 2,
+)
 
 
 _THEMES: Sequence[Sequence[Callable[[Random], Action]]] = (

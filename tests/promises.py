@@ -481,6 +481,8 @@ def _locks(world: World) -> Iterator[str]:
 
 def _everything_is_fresh_at_last(world: World) -> Iterator[str]:
     """When all have come to rest, the state is that which one run alone reaches."""
+    if world.starved:
+        yield "a run that works alone gets no call"
     quiet = not _used(world, Die, Sleep, Interrupt, Fault)
     if not world.rested and not (quiet and world.scenario.is_roomy):
         return

@@ -210,9 +210,11 @@ class Server:
                 statements = statements[1:]
             kept = [one for one in statements if not self._ignored.match(one.sql)]
             known = self._texts[sql] = _Text(kind, kept, self._caller())
-        if known.kind is _Kind.PLAIN:
-            return known
-        return known._replace(label=f"{self._caller()} {known.kind.name.lower()}")
+        if known.kind is not _Kind.PLAIN:
+            return known._replace(label=f"{self._caller()} {known.kind.name.lower()}")
+        if "savepoint" in sql:  # every caller has the same
+            return known._replace(label=f"{self._caller()} savepoint")
+        return known
 
     def _caller(self) -> str:
         frame: FrameType | None = sys._getframe()
