@@ -19,10 +19,10 @@ from unittest import mock
 import psycopg2
 from anytime import SEARCH_PATH, WEDNESDAY, shadowing
 from explorer import sessions
-from explorer.plans import Action, Die, Fault, Interrupt, Plan, Sleep, Spot, Striking
+from explorer.plans import Action, Die, Fault, Interrupt, Plan, Sleep, Spot
 from explorer.scheduler import DeathError, Event, Scheduler, StuckError, Task
 from explorer.sessions import JUMP, LOST, REPLY_LOST, RESTART, Server
-from explorer.strategies import change_points, preemptions, shuffled
+from explorer.strategies import change_points, preemptions, shuffled, strike
 from psycopg2.extensions import connection as RealConnection  # noqa: N812  # a class
 from psycopg2.extensions import make_dsn
 
@@ -709,8 +709,7 @@ def schedule_of(seed: int) -> tuple[Scenario, Plan]:
     else:
         actions = preemptions(random, names, steps, random.randint(0, 4), _WITHIN)
     for kind in random.choice(_THEMES):
-        where = random.choice(_CLOSE_TO_A_CALL) if random.random() < 0.7 else ""
-        actions.append(Striking(random.randint(1, steps), kind(random), where))
+        actions.append(strike(random, steps, kind(random), _CLOSE_TO_A_CALL, 0.7))
     actions.sort(key=lambda striking: striking.step)
     return scenario, Plan(shuffled(random, names), tuple(actions))
 
@@ -763,7 +762,7 @@ def _scenario(random: Random) -> Scenario:
     return Scenario(
         starts,
         symbols,
-        calls=random.choice((1, 1, 2, 2, 3, 3)),
+        calls=random.choice((1, 1, 1, 2, 2, 3)),
         history=random.random() < 0.2,
         before=random.choice((Before.DUE, Before.DUE, Before.DUE, Before.LEFT, Before.NEW)),
         rests=random.random() < 0.1,

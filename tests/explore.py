@@ -45,8 +45,8 @@ class Batch(NamedTuple):
 
     schedules: int
     shapes: frozenset[int]
-    broken: tuple[int, ...]
-    """The seeds of those that broke a promise."""
+    broken: Mapping[int, str]
+    """The first finding of each that broke a promise, by its seed."""
     cpu_seconds: float
     """Of the process, without the server's."""
 
@@ -114,24 +114,29 @@ def search(
 ) -> None:
     """Run every so many seeds from the first one on, in a process of its own."""
     with laboratory(url) as lab:
-        results.put(Batch(0, frozenset(), (), 0.0))  # it begins
+        results.put(Batch(0, frozenset(), {}, 0.0))  # it begins
         seed = first
-        while time.monotonic() < until and seed < first + most * every:
+        parent = multiprocessing.parent_process()
+        while (
+            time.monotonic() < until
+            and seed < first + most * every
+            and (parent is None or parent.is_alive())
+        ):
             began = time.process_time()
             shapes: set[int] = set()
-            broken: list[int] = []
+            broken: dict[int, str] = {}
             ended = 0
             for _ in range(BATCH):
                 verdict = lab.explore(*schedule_of(seed))
                 shapes.add(verdict.shape)
                 if verdict.findings:
-                    broken.append(seed)
+                    broken[seed] = verdict.findings[0]
                 seed += every
                 ended += 1
                 if time.monotonic() > until or (broken and until_found):
                     break
             cpu = time.process_time() - began
-            results.put(Batch(ended, frozenset(shapes), tuple(broken), cpu))
+            results.put(Batch(ended, frozenset(shapes), broken, cpu))
 
 
 def explore(url: str, first: int, seconds: float, *, most: int, until_found: bool) -> list[int]:
@@ -159,31 +164,37 @@ def explore(url: str, first: int, seconds: float, *, most: int, until_found: boo
         worker.start()
     schedules, cpu = 0, 0.0
     shapes: set[int] = set()
-    broken: list[int] = []
-    while any(worker.is_alive() for worker in workers) or not results.empty():
-        try:
-            batch = results.get(timeout=0.5)
-        except Empty:
-            continue
-        schedules += batch.schedules
-        shapes |= batch.shapes
-        broken += batch.broken
-        cpu += batch.cpu_seconds
-        if not schedules:
-            began = time.monotonic()  # the databases are made
-        if broken and until_found:
-            say(f"found after {time.monotonic() - began:.1f} s")
-            break
-    for worker in workers:
-        worker.terminate()
-        worker.join()
+    broken: dict[int, str] = {}
+    try:
+        while any(worker.is_alive() for worker in workers) or not results.empty():
+            try:
+                batch = results.get(timeout=0.5)
+            except Empty:
+                continue
+            schedules += batch.schedules
+            shapes |= batch.shapes
+            broken |= batch.broken
+            cpu += batch.cpu_seconds
+            if not schedules:
+                began = time.monotonic()  # the databases are made
+            if broken and until_found:
+                seconds = time.monotonic() - began
+                first_one = next(iter(broken.values()))
+                say(f"found after {seconds:.1f} s, {schedules} schedules: {first_one}")
+                break
+    except KeyboardInterrupt:
+        say("interrupted")
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
     took = time.monotonic() - began
     say(
         f"{schedules} schedules from {first} on, {len(shapes)} distinct, {schedules / took:.1f} a"
         f" second ({1000 * cpu / max(1, schedules):.0f} ms of a core each, without the server's);"
         f" {len(broken)} broke a promise, load {os.getloadavg()[0]:.1f}"
     )
-    return broken
+    return list(broken)
 
 
 # --- stories ----------------------------------------------------------------------------------
@@ -250,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, help="the first seed; by default new ones")
     parser.add_argument("--schedules", type=int, default=10**9, help="at most so many")
     parser.add_argument("--seed", type=int, help="replay this schedule and tell its story")
-    parser.add_argument("--until-found", action="store_true", help="stop at the first one")
+    parser.add_argument("--until-found", action="store_true", help="stop at the first one, untold")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is removed
     first = options.first if options.first is not None else SystemRandom().randrange(10**12)
@@ -265,8 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         else:
             broken = [options.seed]
-        if not broken:
-            return 0
+        if not broken or options.until_found:
+            return int(bool(broken))
         with laboratory(url) as lab:
             return int(sum(tell(lab, seed) for seed in broken[:5]) > 0)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from random import Random
 
-from explorer.plans import HandOver, Striking
+from explorer.plans import Action, HandOver, Striking
 
 
 def shuffled(random: Random, names: Sequence[str]) -> tuple[str, ...]:
@@ -20,10 +20,7 @@ def change_points(
     orders to be right is found with a probability of at least 1 / (tasks * steps ** (depth - 1)).
     Half of them wait for the next point with one of these labels.
     """
-    return [
-        Striking(random.randint(1, steps), HandOver(None), _label(random, labels))
-        for _ in range(depth)
-    ]
+    return [strike(random, steps, HandOver(None), labels) for _ in range(depth)]
 
 
 def preemptions(
@@ -35,12 +32,23 @@ def preemptions(
     wait for the next point with one of these labels.
     """
     found: list[Striking] = []
-    step = random.randint(1, steps)
     for _ in range(bound):
-        found.append(Striking(step, HandOver(random.choice(names)), _label(random, labels)))
-        step = step + random.randint(1, 12) if random.random() < 0.5 else random.randint(1, steps)
+        action = HandOver(random.choice(names))
+        if found and random.random() < 0.5:
+            found.append(Striking(found[-1].step + random.randint(1, 12), action))
+        else:
+            found.append(strike(random, steps, action, labels))
     return found
 
 
-def _label(random: Random, labels: Sequence[str]) -> str:
-    return random.choice(labels) if labels and random.random() < 0.5 else ""
+def strike(
+    random: Random, steps: int, action: Action, labels: Sequence[str] = (), share: float = 0.5
+) -> Striking:
+    """Return an action at a random step; such a share waits for the next point with a label.
+
+    Those come rather early, when more is still to be done.
+    """
+    step = random.randint(1, steps)
+    if labels and random.random() < share:
+        return Striking(max(1, int(step * random.random())), action, random.choice(labels))
+    return Striking(step, action)
