@@ -92,11 +92,13 @@ class Ahead:
         self._at_spots = plan.at_spots
         self._at_steps = list(plan.at_steps)
 
-    def at(self, spot: Spot, step: int, offers: Collection[object]) -> Action | None:
-        """Return what happens at a point."""
+    def at(
+        self, spot: Spot, step: int, offers: Collection[object], *, is_servers: bool
+    ) -> Action | None:
+        """Return what happens at a point; nothing happens to a task for which a server works."""
         action = self._at_spots.get(spot)
         if action is None and self._at_steps and self._at_steps[0].step <= step:
-            action = self._take(spot.label, step, offers)
+            action = self._take(spot.label, step, offers, is_servers=is_servers)
         if action is not None:
             self.used[spot] = action
         return action
@@ -116,11 +118,16 @@ class Ahead:
                 return True
         return False
 
-    def _take(self, label: str, step: int, offers: Collection[object]) -> Action | None:
+    def _take(
+        self, label: str, step: int, offers: Collection[object], *, is_servers: bool
+    ) -> Action | None:
         for place, (since, action, labels) in enumerate(self._at_steps):
             if since > step:
                 return None
-            is_offered = not isinstance(action, Fault) or action.name in offers
+            if isinstance(action, Fault):
+                is_offered = action.name in offers
+            else:
+                is_offered = isinstance(action, HandOver) or not is_servers
             if is_offered and label.startswith(labels):
                 del self._at_steps[place]
                 return action

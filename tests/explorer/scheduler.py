@@ -26,9 +26,6 @@ from explorer.plans import (
     Spot,
 )
 
-ALWAYS = frozenset((HandOver, Sleep, Die, Interrupt))
-"""The kinds of actions that every point offers."""
-
 TICK_SECONDS = 0.001
 """How long each step takes in virtual time."""
 
@@ -162,18 +159,21 @@ class Scheduler:
 
     # --- from a task --------------------------------------------------------------------------
 
-    def point(self, label: str, offers: Collection[object] = ()) -> Fault | None:
+    def point(
+        self, label: str, offers: Collection[object] = (), *, is_servers: bool = False
+    ) -> Fault | None:
         """Pass a point; another task may work before this returns.
 
         `offers` are the names of the faults that can happen here; the one that happens is returned.
-        Raises DeathError, or SystemExit for an interrupt.
+        With `is_servers` a server works on what the task has sent, whatever becomes of the task
+        meanwhile. Raises DeathError, or SystemExit for an interrupt.
         """
         task = self.running
         if task.dead:
             raise DeathError
         self._count(task.name, label)
         spot = Spot(task.name, label, self._passed[task.name, label])
-        action = self._ahead.at(spot, self.steps, offers)
+        action = self._ahead.at(spot, self.steps, offers, is_servers=is_servers)
         if action is None:
             return None
         self.note(str(action))

@@ -431,18 +431,15 @@ class Session:
         try:
             self._send_next(cursor, text.statements[:1], given)
             for place, statement in enumerate(text.statements[1:]):
-                if self._point(inner[place]):
+                if self._point(inner[place], is_servers=True):
                     raise self._lost()
                 self._send_next(cursor, [statement], given)
             with self._connection().cursor() as another:
-                self._commit(another, inner[-1])
+                self._commit(another, inner[-1], is_servers=True)
         except psycopg2.Error:
             if self.real is not None:
                 with self.real.cursor() as another:
                     self._rollback(another)
-            raise
-        except SystemExit:
-            self.lose()  # a signal ends the wait for a statement with its connection
             raise
 
     def _one_by_one(
@@ -454,8 +451,8 @@ class Session:
             if is_lost:
                 raise self._lost()
 
-    def _commit(self, cursor: extensions.cursor, label: str) -> None:
-        is_lost = self._point(label)
+    def _commit(self, cursor: extensions.cursor, label: str, *, is_servers: bool = False) -> None:
+        is_lost = self._point(label, is_servers=is_servers)
         self._send(cursor, [self._tick(), "commit"], (), {})
         self.in_transaction = False
         self.server.scheduler.changes += 1
@@ -470,14 +467,14 @@ class Session:
             self._send(cursor, ["rollback"], (), {})
         self.in_transaction, self._begin = False, ""
 
-    def _point(self, label: str) -> bool:
+    def _point(self, label: str, *, is_servers: bool = False) -> bool:
         """Pass a point; return whether the reply to what follows is lost.
 
         Raises OperationalError if the session has ended.
         """
         self._label = label
         self._labels.append(label)
-        fault = self.server.scheduler.point(label, FAULTS)
+        fault = self.server.scheduler.point(label, FAULTS, is_servers=is_servers)
         match fault:
             case Fault(name) if name == LOST:
                 raise self._lost()
