@@ -716,12 +716,11 @@ def schedule_of(seed: int) -> tuple[Scenario, Plan]:
 
 # Where a run holds a lock, or has read what it is about to change.
 _WITHIN = (
+    *("slots.take commit",) * 4,
     "slots.take 3",
-    "slots.take commit",
-    "slots.take commit",
     "slots.release 2",
     "slots.release commit",
-    "claiming.claim commit",
+    *("claiming.claim commit",) * 2,
     "entering.reclaim commit",
     "entering.enqueue 2",
     "entering.enqueue commit",

@@ -99,6 +99,8 @@ class Ahead:
         action = self._at_spots.get(spot)
         if action is None and self._at_steps and self._at_steps[0].step <= step:
             action = self._take(spot.label, step, offers, is_servers=is_servers)
+        if isinstance(action, HandOver) and action.to == spot.task:
+            action = HandOver(None)
         if action is not None:
             self.used[spot] = action
         return action

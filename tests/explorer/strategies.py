@@ -46,9 +46,11 @@ def strike(
 ) -> Striking:
     """Return an action at a random step; such a share waits for the next point with a label.
 
-    Those come rather early, when more is still to be done.
+    Half of those come rather early, when more is still to be done.
     """
     step = random.randint(1, steps)
-    if labels and random.random() < share:
-        return Striking(max(1, int(step * random.random())), action, random.choice(labels))
-    return Striking(step, action)
+    if not labels or random.random() >= share:
+        return Striking(step, action)
+    if random.random() < 0.5:
+        step = max(1, int(step * random.random()))
+    return Striking(step, action, random.choice(labels))
