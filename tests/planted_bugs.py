@@ -325,10 +325,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print the rules and plant nothing")
     parser.add_argument("--only", metavar="WORDS", default="", help="those whose rule holds this")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many of them")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each, at most")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is removed
-    chosen = [bug for bug in BUGS if options.only.lower() in bug.rule.lower()]
+    chosen = [bug for bug in BUGS if options.only.lower() in bug.rule.lower()][options.skip :]
     if options.list:
         say("\n".join(bug.rule for bug in chosen))
         return 0
