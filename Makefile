@@ -2,6 +2,7 @@
 # make test   all tests, with branch coverage (SIMULATED_HOURS=24 simulates whole days)
 # make lint   ruff and mypy
 # make soak   tests the promises under kills, restarts and faults (some minutes; see SOAK_SECONDS)
+# make explore  searches orders of statements for broken promises (two minutes; EXPLORE_SECONDS)
 # make bench  measures speed and size, each beside its floor in the same run
 # make pictures  draws the pictures of the pages from the program's output (needs chromium)
 # make reference  writes docs/commands.md, docs/settings.md and assets.toml from the program
@@ -11,7 +12,7 @@ BIN := .venv/bin
 # More than the cores of a small machine, since most tests wait for servers.
 PROCESSES ?= 4
 
-.PHONY: demo test lint soak bench pictures reference clean
+.PHONY: demo test lint soak explore bench pictures reference clean
 
 demo: .venv/installed
 	$(BIN)/asset-sync demo
@@ -29,6 +30,9 @@ lint: .venv/installed-dev
 
 soak: .venv/installed-dev
 	$(BIN)/python tests/soak.py
+
+explore: .venv/installed-dev
+	$(BIN)/python tests/explore.py
 
 bench: .venv/installed-dev
 	$(BIN)/python tests/bench.py

@@ -63,7 +63,7 @@ def shadowing(now: str, clock: str) -> str:
     the time at which an asset was added.
     """
     return f"""
-        create schema world;
+        create schema if not exists world;
         create function world.now() returns timestamptz language sql stable
           as $$select {now}$$;
         create function world.clock_timestamp() returns timestamptz language sql volatile

@@ -14,11 +14,10 @@ import bisect
 import heapq
 import itertools
 import json
-import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -29,6 +28,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import psycopg2.extensions
 from anytime import SEARCH_PATH, WEDNESDAY, shadowing
+from explorer.statements import Statements, named
 from psycopg2.extensions import make_dsn
 
 from asset_sync import database
@@ -304,7 +304,7 @@ def live_through(
     with ExitStack() as stack:
         http = partial(_Http, world, day, api)
         stack.enter_context(mock.patch.object(client, "Http", http))
-        plans = stack.enter_context(closing(_Plans(simulated.reveal())))
+        plans = stack.enter_context(closing(Statements(simulated.reveal())))
         for _, lane in itertools.product(range(hosts), Lane):
             db = stack.enter_context(database.raw_session(simulated))
             db.cursor_factory = _cursors(world, plans)
@@ -358,73 +358,7 @@ def _late(db: Connection, symbols: Sequence[str]) -> list[float]:
 _TIME = "to_timestamp(current_setting('world.now')::float8)"
 
 
-class _Statement(NamedTuple):
-    """One statement of a text, prepared to be run again with other values."""
-
-    sql: str
-    """The statement as the loop sends it through psycopg2."""
-    names: Sequence[str] = ()
-    """The names of its values in order."""
-    prepare: str = ""
-    """The SQL that prepares it; empty if it has to be sent unchanged."""
-    execute: str = ""
-
-
-class _Plans:
-    """Plans each statement once a day: otherwise planning takes three quarters of their time."""
-
-    def __init__(self, url: str) -> None:
-        self._trial = psycopg2.connect(url)
-        self._trial.autocommit = True
-        self._known: dict[str, Sequence[_Statement]] = {}
-        self._numbers = itertools.count()
-
-    def close(self) -> None:
-        self._trial.close()
-
-    def of(self, sql: str, given: Mapping[str, object]) -> Sequence[_Statement]:
-        """Return the statements of a text."""
-        if sql not in self._known:
-            places = itertools.count()
-            named = re.sub(r"%s", lambda _: f"%({next(places)})s", re.sub(r"--.*", "", sql))
-            parts = [part.strip() for part in named.split(";")]
-            self._known[sql] = [self._planned(part, given) for part in parts if part]
-        return self._known[sql]
-
-    def _planned(self, sql: str, given: Mapping[str, object]) -> _Statement:
-        if not sql.startswith(("select", "with", "insert", "update", "delete")):
-            return _Statement(sql)
-        names = tuple(dict.fromkeys(re.findall(r"%\((\w+)\)s", sql)))
-        numbered = sql % {name: f"${number}" for number, name in enumerate(names, 1)}
-        # The type of a value follows from its place or from the value.
-        for types in (["unknown"] * len(names), [_type(given[name]) for name in names]):
-            with suppress(psycopg2.Error), self._trial.cursor() as cursor:
-                return self._prepared(cursor, _Statement(sql, names), numbered, types)
-        return _Statement(sql)
-
-    def _prepared(
-        self, cursor: Cursor, statement: _Statement, numbered: str, types: Sequence[str]
-    ) -> _Statement:
-        name = f"plan_{next(self._numbers)}"
-        prepare = f"prepare {name}{_listed(types)} as {numbered}"
-        cursor.execute(prepare)
-        cursor.execute(
-            "select parameter_types::text[] from pg_prepared_statements where name = %s", (name,)
-        )
-        [(found,)] = cursor.fetchall()
-        values = [f"%({one})s::{kind}" for one, kind in zip(statement.names, found, strict=True)]
-        return statement._replace(prepare=prepare, execute=f"execute {name}{_listed(values)}")
-
-
-def _type(value: object) -> str:
-    return {int: "bigint", float: "double precision"}.get(type(value), "text")
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return f"({', '.join(parts)})" if parts else ""
-
-
-def _cursors(world: World, plans: _Plans) -> type[Cursor]:
+def _cursors(world: World, plans: Statements) -> type[Cursor]:
     """Return cursors of one connection that pass the virtual time with every statement."""
     prepared: set[str] = set()
 
@@ -433,17 +367,13 @@ def _cursors(world: World, plans: _Plans) -> type[Cursor]:
             if sql in {"commit", "rollback"}:
                 super().execute(sql)
                 return
-            given = (
-                parameters
-                if isinstance(parameters, Mapping)
-                else {str(place): value for place, value in enumerate(parameters or ())}
-            )
+            given = named(parameters)
             parts = [f"set local world.now = '{world.epoch_seconds!r}'"]
             for statement in plans.of(str(sql), given):
                 if statement.prepare and statement.prepare not in prepared:
                     prepared.add(statement.prepare)
                     parts.append(statement.prepare.replace("%", "%%"))
-                parts.append(statement.execute or statement.sql)
+                parts.append(statement.to_send)
             super().execute("; ".join(parts), given)
 
     return Timed

@@ -96,7 +96,9 @@ def correct_times(db: Connection, jumps: int, deviation: float) -> None:
     since then, another process has corrected the times, and nothing is done.
 
     The time of an event that now lies in the future is set to now. The end of a wait (a back-off, a
-    lease, a block) is kept at most as far ahead of now as it was when it was written.
+    lease, a block) is kept at most as far ahead of now as it was when it was written; of an item
+    also at most as far as it was ahead of the last time that was seen before the jump. So an item
+    that could be claimed before the jump can be claimed after it.
     """
     query(
         db,
@@ -108,7 +110,8 @@ def correct_times(db: Connection, jumps: int, deviation: float) -> None:
               when %(deviation)s <> 0 then %(deviation)s
               when now < highest then extract(epoch from now - highest)::float8
               else 0
-            end as seconds, highest
+            end as seconds, highest,
+            greatest(highest, 'epoch') as before -- PostgreSQL 16 cannot subtract -infinity
           from (
             select clock_timestamp() as now, jumps, greatest(
               seen_at, (select max(stamped_at) from asset_sync.slots)
@@ -136,13 +139,15 @@ def correct_times(db: Connection, jumps: int, deviation: float) -> None:
             failed_at = least(failed_at, now),
             last_attempt_at = case when last_attempt_at > now then now else last_attempt_at end,
             last_success_at = case when last_success_at > now then now else last_success_at end,
-            not_before = least(not_before, now
-              + greatest(not_before - coalesce(last_attempt_at, not_before), interval '0')),
-            next_at = case when next_at > now then least(next_at, now
-              + greatest(next_at - coalesce(last_success_at, next_at), interval '0'))
+            not_before = least(not_before, now + greatest(interval '0', least(
+              not_before - coalesce(last_attempt_at, not_before), not_before - before))),
+            next_at = case when next_at > now
+              then least(next_at, now + greatest(interval '0', least(
+                next_at - coalesce(last_success_at, next_at), next_at - before)))
               else next_at end,
-            lease_until = case when lease_until > now then least(lease_until, now
-              + greatest(lease_until - coalesce(last_attempt_at, lease_until), interval '0'))
+            lease_until = case when lease_until > now
+              then least(lease_until, now + greatest(interval '0', least(
+                lease_until - coalesce(last_attempt_at, lease_until), lease_until - before)))
               else lease_until end,
             sort_at = case when level = 'critical' then sort_at else
               least(sort_at, now + greatest(sort_at - greatest(due_at, failed_at), interval '0'))

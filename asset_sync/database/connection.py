@@ -188,11 +188,12 @@ def transaction(db: Connection, first: str = "") -> Iterator[Cursor]:
         try:
             cursor.execute("begin; " + TRANSACTION_SETTINGS + first)
             yield cursor
+            # Here, so that a signal just before it leaves no transaction open.
+            cursor.execute("commit")
         except BaseException:
             with suppress(psycopg2.Error):  # a lost connection has rolled back by itself
                 cursor.execute("rollback")
             raise
-        cursor.execute("commit")
 
 
 @contextmanager

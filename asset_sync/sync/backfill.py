@@ -65,6 +65,7 @@ class Backfill:
                 self._caller.serve(held)
                 return
         run.turns.give_back(held.turn)
+        run.leave_to_others()
 
     def _next_symbols(self, most: int) -> list[str]:
         """Return the assets whose past is to be asked next, in the order of the calls."""

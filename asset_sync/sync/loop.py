@@ -366,8 +366,9 @@ class _Refresh(Worker):
                 if held.items:
                     self._state.ask_for_worker(self._state.line.can_claim)
                     self._caller.serve(held)
-                else:  # another run was quicker
+                else:
                     self._state.turns.give_back(turn)
+                    self._state.leave_to_others()
 
     def _begin(self) -> None:
         """Enqueue what is due, and reserve this run's calls."""

@@ -21,6 +21,8 @@ from asset_sync.sync.report import Report
 from asset_sync.sync.scope import Scope, scope_of
 from asset_sync.sync.streaks import Streaks
 
+# So long a run leaves an item to another one that is just claiming it.
+_CLAIM_SECONDS = 0.05
 # A worker that finds nothing to do for longer than this ends, if another one waits already.
 IDLE_SECONDS = 1.0
 
@@ -172,6 +174,13 @@ class State:
         ask = self.shared.needs_worker
         if ask is not None and not self.streaks.is_bad and more_work():
             ask()
+
+    def leave_to_others(self) -> None:
+        """Wait a moment, since another run is just claiming what this one wanted.
+
+        Until its claim is committed, which may take long, the item looks free but cannot be had.
+        """
+        self.clock.sleep(_CLAIM_SECONDS)
 
     def check(self) -> None:
         """Raise Leave if the run's workers should end."""

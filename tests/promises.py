@@ -1,0 +1,528 @@
+"""The promises, as the schedules of `exploration` can break them: judged from outside after each.
+
+The database is compared with what the provider has logged, and with a model of what the committed
+answers must have left.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from itertools import pairwise
+
+import psycopg2
+from exploration import (
+    BAR,
+    BAR_MS,
+    CALL_SECONDS,
+    DIES_IN_FLIGHT,
+    EMPTY,
+    FREEZE_SECONDS,
+    FREQUENCY_SECONDS,
+    LAG_MS,
+    LEASE_SECONDS,
+    NOON,
+    OWN,
+    PERIOD_SECONDS,
+    SILENT,
+    Answer,
+    Before,
+    Sent,
+    World,
+    bars_of,
+    lane_of,
+)
+from explorer.plans import Die, Fault, Interrupt, Sleep
+from explorer.sessions import FAULTS, JUMP, LOST, REPLY_LOST, RESTART
+
+from asset_sync.model import Feed, Lane
+from asset_sync.provider.answers import Bar
+from asset_sync.spans import Span, union
+from asset_sync.sync.progress import Filled, Synced, Warned
+
+LEAST_BLOCK_SECONDS = 60.0
+LONGEST_BACK_OFF_SECONDS = 3600.0
+MAX_ATTEMPTS = 3
+# Statements that never wait for another run's transaction. `enqueue` does where it inserts items.
+NEVER_WAIT = ("claiming.claim ", "entering.enqueue ", "entering.reclaim ")
+
+
+def judgement(world: World) -> list[str]:
+    """Return the broken promises, each as a sentence."""
+    if world.scheduler.is_endless:
+        return [f"no end: {world.scheduler.running_at_last} works on and on without a pause"]
+    return [
+        finding
+        for judge in (
+            _runs_end_well,
+            _limit,
+            _stop_after_429,
+            _one_at_a_time_after_silence,
+            _one_run_holds_an_item,
+            _no_call_is_needless,
+            _bars_and_their_history,
+            _ledger,
+            _items,
+            _slots,
+            _reports,
+            _locks,
+            _everything_is_fresh_at_last,
+        )
+        for finding in judge(world)
+    ]
+
+
+def _used(world: World, *kinds: type) -> bool:
+    return any(isinstance(action, kinds) for action in world.scheduler.used.values())
+
+
+def _faults(world: World) -> Counter[str]:
+    return Counter(
+        action.name for action in world.scheduler.used.values() if isinstance(action, Fault)
+    )
+
+
+def _runs_end_well(world: World) -> Iterator[str]:
+    """A run ends with a report, or because the server was away or it was told to."""
+    for task in world.tasks:
+        error = task.error
+        if error is None:
+            continue
+        if isinstance(error, SystemExit) and _used(world, Interrupt):
+            continue
+        if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) and (
+            _faults(world).keys() & {LOST, REPLY_LOST, RESTART} or _used(world, Sleep)
+        ):
+            continue
+        yield f"{task.name} ended with {type(error).__name__}: {error}"
+
+
+def _limit(world: World) -> Iterator[str]:
+    """No window holds more calls than allowed, by the times at which the provider reads them.
+
+    If the clock jumps forward, only runs that have read it before know that.
+    """
+    if any(
+        begun > jumped
+        for jumped in _jumps_forward(world)
+        for begun in _first_readings(world).values()
+    ):
+        return
+    read = sorted(sent.reads_at for sent in world.sent)
+    most = world.scenario.calls
+    for earlier, later in zip(read, read[most:], strict=False):
+        if later - earlier < PERIOD_SECONDS - 1e-6:
+            yield (
+                f"over the limit: {most + 1} calls within {later - earlier:.3f} s, read at"
+                f" {earlier:.3f} and {later:.3f}"
+            )
+
+
+def _jumps_forward(world: World) -> list[float]:
+    """Return when the database's clock has jumped forward."""
+    jumps = [
+        str(action)
+        for action in world.scheduler.used.values()
+        if isinstance(action, Fault) and action.name == JUMP and action.amount > 0
+    ]
+    return [event.at_seconds for event in world.scheduler.events if event.what in jumps]
+
+
+def _first_readings(world: World) -> dict[str, float]:
+    """Return when each run first read the database's clock."""
+    return dict(reversed(_times_of_commits(world, "clocks.correct_after_jump")))
+
+
+def _stop_after_429(world: World) -> Iterator[str]:
+    """After a 429 nobody takes a slot for a minute, by the database's clock."""
+    if _jumps_forward(world):
+        return
+    taken = _times_of(world, "slots.take")
+    for task, at in _times_of_commits(world, "slots.refused"):
+        for sent in world.sent:
+            grants = [one for name, one in taken if name == sent.task and one <= sent.sent_at]
+            if grants and at < max(grants) < at + LEAST_BLOCK_SECONDS - 1:
+                yield (
+                    f"{sent.task} took a slot at {max(grants):.3f} and called, though {task} was"
+                    f" refused with 429 at {at:.3f}"
+                )
+
+
+def _one_at_a_time_after_silence(world: World) -> Iterator[str]:
+    """After two calls without an answer in a row there is one call each half window."""
+    if _used(world, Die, Sleep, Interrupt) or _faults(world).keys() & FAULTS:
+        return
+    taken = _times_of(world, "slots.take")
+    granted = sorted(
+        (max(at for task, at in taken if task == sent.task and at <= sent.sent_at), sent)
+        for sent in world.sent
+    )
+    for (before, _), (at, sent) in pairwise(granted):
+        ended = sorted(
+            (one.ended_at, one.outcome)
+            for one in world.sent
+            if one.ended_at is not None and one.ended_at + 0.005 < at
+        )
+        last = [outcome for _, outcome in ended[-2:]]
+        if last == [SILENT, SILENT] and at - before < PERIOD_SECONDS / 2 - 0.1:
+            yield f"{sent.task} calls {at - before:.1f} s after another one, and none is answered"
+
+
+def _times_of(world: World, label: str) -> list[tuple[str, float]]:
+    return [(one.task, one.at_seconds) for one in world.scheduler.events if one.what == label]
+
+
+def _times_of_commits(world: World, label: str) -> list[tuple[str, float]]:
+    return [(one.task, one.at_seconds) for one in world.commits if label in one.labels]
+
+
+def _one_run_holds_an_item(world: World) -> Iterator[str]:
+    """No two runs ask for one item at once while the lease of the first lasts."""
+    by_item: dict[tuple[str, str], list[Sent]] = defaultdict(list)
+    for sent in world.sent:
+        by_item[sent.symbol, sent.feed].append(sent)
+    for (symbol, feed), calls in by_item.items():
+        for first, second in pairwise(sorted(calls, key=lambda sent: sent.sent_at)):
+            claimed = max(
+                (
+                    at
+                    for label in ("claiming.claim", "claiming.claim_history")
+                    for task, at in _times_of(world, label)
+                    if task == first.task and at <= first.sent_at
+                ),
+                default=first.sent_at,
+            )
+            done = [
+                one.at_seconds
+                for one in world.commits
+                if one.task == first.task
+                and one.at_seconds >= (first.ended_at or first.sent_at)
+                and any(label.startswith("ending.") for label in one.labels)
+            ]
+            until = min([claimed + LEASE_SECONDS, *done])
+            if second.sent_at < until - 0.5 and second.task != first.task and not _jumped(world):
+                yield (
+                    f"{symbol} ({feed}) was asked by {second.task} at {second.sent_at:.3f} while"
+                    f" {first.task} held it"
+                )
+
+
+def _jumped(world: World) -> bool:
+    return bool(_faults(world)[JUMP])
+
+
+def _no_call_is_needless(world: World) -> Iterator[str]:
+    """An asset whose answer was stored is not asked again before it is due."""
+    stored: dict[str, float] = {}
+    if _jumped(world):
+        return
+    finished = {
+        (one.task, one.at_seconds) for one in world.commits if "ending.finish" in one.labels
+    }
+    for sent in sorted(world.sent, key=lambda sent: sent.sent_at):
+        if sent.feed != Feed.BARS:
+            continue
+        before = stored.get(sent.symbol)
+        if before is not None and sent.sent_at - before < FREQUENCY_SECONDS * 0.1:
+            yield f"{sent.symbol} was asked again {sent.sent_at - before:.1f} s after its success"
+        if sent.outcome == "well" and sent.ended_at is not None:
+            ends = [at for task, at in finished if task == sent.task and at >= sent.ended_at]
+            later = [
+                one.sent_at
+                for one in world.sent
+                if one.task == sent.task and one.sent_at > sent.sent_at
+            ]
+            if ends and min(ends) < min(later, default=float("inf")):
+                stored[sent.symbol] = min(ends)
+    if not _used(world, Die, Interrupt, Sleep, Fault) and not world.rested:
+        asked = Counter(sent.symbol for sent in world.sent if sent.feed == Feed.BARS)
+        for symbol, count in asked.items():
+            if count > 1:
+                yield f"{symbol} was asked {count} times although nothing went wrong"
+
+
+class _Model:
+    """What answers leave that are stored one after the other."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, dict[int, Bar]] = defaultdict(dict)
+        self.revisions: Counter[tuple[str, int, float]] = Counter()
+        self.arrivals: Counter[tuple[str, int, int]] = Counter()
+
+    def store(self, symbol: str, bars: Sequence[Bar]) -> None:
+        if not bars:
+            return
+        stored = self.bars[symbol]
+        first, last = bars[0].start_ms, bars[-1].start_ms
+        sent = {bar.start_ms: bar for bar in bars}
+        between = sorted({at for at in stored if first <= at <= last} | sent.keys())
+        run: list[int] = []
+        if not any(first <= at <= last for at in stored):
+            self.arrivals[symbol, first, last] += 1
+        else:
+            for at in [*between, None]:
+                if at is not None and at not in stored:
+                    run.append(at)
+                elif run:
+                    self.arrivals[symbol, run[0], run[-1]] += 1
+                    run = []
+        for at, bar in sent.items():
+            if at in stored and stored[at] != bar:
+                self.revisions[symbol, at, stored[at].close] += 1
+            stored[at] = bar
+
+
+def _closed(answer: Answer) -> list[Bar]:
+    if answer.feed == Feed.HISTORY:
+        return list(answer.bars)
+    return [bar for bar in answer.bars if bar.start + BAR <= answer.asked_at]
+
+
+def _bars_and_their_history(world: World) -> Iterator[str]:
+    """Bars, revisions and arrivals are what the committed answers leave, and nothing else."""
+    model = _Model()
+    for answer in (*world.answers_before, *world.applied):
+        model.store(answer.symbol, _closed(answer))
+    stored: dict[str, dict[int, Bar]] = defaultdict(dict)
+    for symbol, at, *values in world.server.query(
+        """
+        select symbol, (extract(epoch from ts) * 1000)::bigint, open, high, low, close, volume,
+          vwap, trades
+        from market_data.ohlcv_5m b join trading.symbols s on s.id = b.ticker_id
+        """
+    ):
+        stored[symbol][at] = Bar(at, *values)
+    for symbol in world.scenario.symbols:
+        wrong = [
+            at
+            for at in stored[symbol].keys() | model.bars[symbol].keys()
+            if stored[symbol].get(at) != model.bars[symbol].get(at)
+        ]
+        if wrong:
+            yield f"{symbol}: {len(wrong)} bars are missing or differ from what was answered"
+    kept = Counter(
+        (symbol, at, close)
+        for symbol, at, close in world.server.query(
+            """
+            select symbol, (extract(epoch from ts) * 1000)::bigint, close
+            from asset_sync.revisions
+            """
+        )
+    )
+    if any(
+        isinstance(action, Fault) and action.name == JUMP and action.amount < 0
+        for action in world.scheduler.used.values()
+    ):
+        return  # what came before `changes_from` by the new time is not needed
+    if kept != model.revisions:
+        yield f"revisions: {kept - model.revisions} too many, {model.revisions - kept} missing"
+    came = Counter(
+        (symbol, first, last)
+        for symbol, first, last in world.server.query(
+            """
+            select symbol, (extract(epoch from first_ts) * 1000)::bigint,
+              (extract(epoch from last_ts) * 1000)::bigint from asset_sync.arrivals
+            """
+        )
+    )
+    if came != model.arrivals:
+        yield f"arrivals: {came - model.arrivals} too many, {model.arrivals - came} missing"
+
+
+def _ledger(world: World) -> Iterator[str]:
+    """What is called settled is stored, and nothing that was settled is forgotten."""
+    rows = world.server.query(
+        """
+        select l.symbol, array(select lower(span) from unnest(asked) span),
+          array(select upper(span) from unnest(asked) span), tail_from, tail_until,
+          array(select (extract(epoch from ts) * 1000)::bigint from market_data.ohlcv_5m b
+            join trading.symbols s on s.id = b.ticker_id where s.symbol = l.symbol)
+        from asset_sync.ledger l where l.symbol = any(%s)
+        """,
+        (list(world.scenario.symbols),),
+    )
+    for symbol, starts, ends, tail_from, tail_until, bars in rows:
+        spans = [Span(*span) for span in zip(starts, ends, strict=True)]
+        if tail_from is not None:
+            spans.append(Span(tail_from, tail_until))
+        settled, stored = union(spans), set(bars)
+        for span in settled:
+            there = bars_of(symbol, span.start, span.end, NOON + timedelta(days=1))
+            lacking = [bar for bar in there if bar.start < span.end and bar.start_ms not in stored]
+            if lacking and not _faults(world)[EMPTY]:
+                yield f"{symbol}: {len(lacking)} bars are called settled and are not stored"
+        for task, told in world.told.items():
+            for progress in told:
+                if (
+                    isinstance(progress, Filled)
+                    and progress.symbol == symbol
+                    and not any(
+                        span.start <= progress.settled.start and progress.settled.end <= span.end
+                        for span in settled
+                    )
+                ):
+                    yield f"{symbol}: what {task} has settled is not in the ledger"
+
+
+def _items(world: World) -> Iterator[str]:
+    """Each asset has its item, whose failures are its own, and nobody holds it for ever."""
+    rows = world.server.query(
+        """
+        select symbol, feed, state, attempts, strikes, level,
+          extract(epoch from lease_until - clock_timestamp())::float8,
+          extract(epoch from not_before - clock_timestamp())::float8
+        from asset_sync.queue where symbol = any(%s)
+        """,
+        (list(world.scenario.symbols),),
+    )
+    if not _used(world, Die, Fault, Interrupt):
+        lanes = {start.lane for start in world.scenario.starts}
+        wanted = {symbol for symbol in world.scenario.symbols if lane_of(symbol) in lanes}
+        for symbol in wanted - {row[0] for row in rows if row[1] == "bars"}:
+            yield f"{symbol} has no item"
+    killed = _killed(world)
+    for symbol, feed, state, attempts, strikes, level, lease, wait in rows:
+        name = f"{symbol} ({feed})"
+        sent = [one for one in world.sent if one.symbol == symbol]
+        own = sum(one.outcome in OWN for one in sent)
+        bad = [one for one in sent if one.outcome != "well"]
+        if lane_of(symbol) is Lane.PRIORITY and level != "critical":
+            yield f"{name} is not critical any more"
+        if state == "dead" and (level == "critical" or own + killed < MAX_ATTEMPTS):
+            yield f"{name} is dead after {own} failures of its own"
+        if attempts > own + killed + sum(one.ended_at is None for one in sent):
+            yield f"{name}: {attempts} attempts count, but {own} failures are its own"
+        if strikes > _most_strikes(world, bad):
+            yield f"{name}: strike {strikes} without evidence that the provider is well"
+        if state == "leased" and lease > LEASE_SECONDS and not _jumped(world):
+            yield f"{name} is leased for {lease:.0f} s"
+        if wait > LONGEST_BACK_OFF_SECONDS + 1:
+            yield f"{name} waits for {wait:.0f} s"
+
+
+def _killed(world: World) -> int:
+    """Return how many attempts may count because a run was killed, or stopped for too long."""
+    killed = sum(isinstance(action, Die | Sleep) for action in world.scheduler.used.values())
+    faults = _faults(world)
+    killed += sum(count for name, count in faults.items() if name in {*FAULTS, DIES_IN_FLIGHT})
+    return killed + (world.scenario.before is Before.LEFT)
+
+
+def _most_strikes(world: World, bad: Sequence[Sent]) -> int:
+    """Return how many strikes these calls may have left: the first, and each after evidence."""
+    strikes = min(1, len(bad))
+    well = [sent.ended_at for sent in world.sent if sent.outcome == "well" and sent.ended_at]
+    in_order = sorted(bad, key=lambda sent: sent.sent_at)
+    for earlier, later in pairwise(in_order):
+        until = (later.ended_at or later.sent_at) + 60
+        strikes += any(earlier.sent_at <= at <= until for at in well)
+    return strikes
+
+
+def _slots(world: World) -> Iterator[str]:
+    """A slot in use stands for a call, and none is held for ever."""
+    [(used, longest, tokens)] = world.server.query(
+        """
+        select count(*) filter (where free_in > 0), max(free_in), count(token)
+        from (
+          select token, extract(epoch from stamped_at + make_interval(secs => open_seconds + %s)
+            - clock_timestamp())::float8 as free_in
+          from asset_sync.slots where isfinite(stamped_at)
+        ) slots
+        """,
+        (PERIOD_SECONDS,),
+    )
+    most = CALL_SECONDS + FREEZE_SECONDS + PERIOD_SECONDS
+    if longest is not None and longest > most + 1 and not _jumped(world):
+        yield f"a slot is held for {longest:.0f} s more"
+    if _used(world, Die, Sleep, Interrupt) or _faults(world).keys() & {*FAULTS, DIES_IN_FLIGHT}:
+        return
+    if tokens and world.scenario.before is not Before.LEFT:
+        yield f"{tokens} slots are still held though every run has ended"
+    since = world.scheduler.now - PERIOD_SECONDS - 1
+    calls = sum(
+        max(sent.ended_at or 0, sent.sent_at + FREEZE_SECONDS * (sent.outcome == SILENT)) > since
+        for sent in world.sent
+    )
+    if used > calls + (world.scenario.before is Before.LEFT):
+        yield f"{used} slots are used for {calls} calls"
+
+
+def _reports(world: World) -> Iterator[str]:
+    """What a run reports is stored; and it says that it lost a lease only if it did."""
+    rows = world.server.query(
+        """
+        select run_id, count(*) from asset_sync.calls
+        where outcome = 'ok' and at >= %s group by run_id
+        """,
+        (NOON - timedelta(hours=1) if _jumped(world) else NOON,),
+    )
+    recorded: Mapping[int, int] = dict(rows)
+    if sum(recorded.values()) < len(world.applied) and not _jumped(world):
+        yield f"{len(world.applied)} answers are stored, {recorded} are recorded"
+    for task in world.tasks:
+        told, report = world.told[task.name], world.reports.get(task.name)
+        done = sum(isinstance(step, Synced | Filled) for step in told)
+        stored = recorded.get(report.run_id, 0) if report is not None else done
+        if done > stored and task.name != "rest":
+            yield f"{task.name} reports {done} answers of which only {stored} are stored"
+        lost = [step for step in told if isinstance(step, Warned) and "lease ended" in step.text]
+        if lost and not _used(world, Sleep) and not _jumped(world):
+            yield f"{task.name} lost a lease: {lost[0].text}"
+
+
+def _locks(world: World) -> Iterator[str]:
+    """No deadlock, no transaction left open, and no claim that waits for another run."""
+    for who in world.server.deadlocks:
+        yield f"deadlock of {who}"
+    for session in world.server.ended:
+        if session.was_left_in_transaction:
+            yield f"{session.task.name} has left its connection in a transaction"
+    for wait in world.server.lock_waits:
+        inserts = world.scenario.before is Before.NEW and "enqueue" in wait.label
+        if f"{wait.label} ".startswith(NEVER_WAIT) and not inserts:
+            yield f"{wait.label} of {wait.task} waits for {', '.join(wait.holders)}"
+
+
+def _everything_is_fresh_at_last(world: World) -> Iterator[str]:
+    """When all have come to rest, the state is that which one run alone reaches."""
+    if world.starved:
+        yield "a run that works alone gets no call"
+    quiet = not _used(world, Die, Sleep, Interrupt, Fault)
+    if not world.rested and not (quiet and world.scenario.is_roomy):
+        return
+    now = world.scheduler.now
+    rows = world.server.query(
+        """
+        select q.symbol, q.state, q.attempts, q.strikes, q.lease_token is null,
+          extract(epoch from clock_timestamp() - q.last_success_at)::float8, d.sync_status,
+          (select (extract(epoch from max(ts)) * 1000)::bigint from market_data.ohlcv_5m
+            where ticker_id = s.id)
+        from asset_sync.queue q left join trading.symbols s on s.symbol = q.symbol
+        left join data_sources.data_sync_status d on d.ticker_id = s.id
+        where q.symbol = any(%s) and q.feed = 'bars'
+        """,
+        (list(world.scenario.symbols),),
+    )
+    by_symbol = {row[0]: row for row in rows}
+    lanes = set(Lane) if world.rested else {start.lane for start in world.scenario.starts}
+    for symbol in world.scenario.symbols:
+        if lane_of(symbol) not in lanes:
+            continue
+        row = by_symbol.get(symbol)
+        if row is None:
+            yield f"{symbol} has no item"
+            continue
+        _, state, attempts, strikes, free, age, status, newest = row
+        if (state, attempts, strikes, free, status) != ("idle", 0, 0, True, "success"):
+            yield (
+                f"{symbol} does not come to rest: {state}, attempts {attempts}, strikes {strikes},"
+                f" status {status}"
+            )
+        elif age > now + 5 and not _jumped(world):
+            yield f"{symbol} was not refreshed"
+        elif not (_faults(world)[EMPTY] or _jumped(world) or _used(world, Sleep)) and (
+            newest is None
+            or (NOON + timedelta(seconds=now - age - 15)).timestamp() * 1000 - newest
+            > 2 * BAR_MS + LAG_MS
+        ):
+            yield f"{symbol} lacks its newest bars"
