@@ -180,8 +180,8 @@ BUGS = (
     Bug(
         "a released item does not count its attempt",
         "queue/ending.py",
-        '"""state = \'waiting\', attempts = greatest(0, attempts - 1), last_error = %(reason)s,',
-        '"""state = \'waiting\', last_error = %(reason)s,',
+        '"""state = \'waiting\', attempts = greatest(0, attempts - 1),\n           last_error',
+        '"""state = \'waiting\',\n           last_error',
     ),
     Bug(
         "a further strike needs evidence that the provider is well",
@@ -225,8 +225,8 @@ BUGS = (
     Bug(
         "the ledger's row is locked before it is read",
         "store/ledger.py",
-        "select from asset_sync.ledger where symbol = %s and feed = %s for update",
-        "select from asset_sync.ledger where symbol = %s and feed = %s",
+        "select from asset_sync.ledger where symbol = %(symbol)s and feed = %(feed)s for update",
+        "select from asset_sync.ledger where symbol = %(symbol)s and feed = %(feed)s",
     ),
     Bug(
         "what is settled keeps a margin for late bars",

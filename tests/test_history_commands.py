@@ -19,7 +19,7 @@ from machine import Machine, until
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
-from asset_sync.hours import BAR_LENGTH, CRYPTO, FX
+from asset_sync.hours import BAR_LENGTH, CRYPTO, FX, METALS
 from asset_sync.model import Feed
 from asset_sync.ops import history
 from asset_sync.ops.history import ASKED_EMPTY, NEVER_ASKED
@@ -539,6 +539,20 @@ def test_other_hours_in_the_settings_change_what_is_missing_everywhere(
     ]
     assert sum(lengths, timedelta()) == weekends * BAR_LENGTH
     assert None not in {hole["next_try_at"] for hole in found}
+
+
+def test_the_daily_break_between_two_ranges_that_were_asked_is_no_call_to_go(
+    machine: Machine, db: Connection
+) -> None:
+    machine.file(RATE + block("XAUUSD", "C:XAUUSD", "forex", "metals"))
+    closes = METALS.spans(wednesday(3), wednesday(2))[0].end
+    asked = [Span(wednesday(6), closes), Span(closes + timedelta(hours=1), wednesday(1))]
+    plant(db, "XAUUSD", "C:XAUUSD", asked, Span(closes, closes))
+    query(db, "update asset_sync.ledger set past_begins = %s", (asked[0].start,))
+
+    [gold] = history.history_of(db, settings_of(machine)).assets
+
+    assert (gold.never_asked, gold.calls_left) == (0, 0)
 
 
 def test_another_ticker_begins_anew_with_nothing_asked_and_nothing_missing(

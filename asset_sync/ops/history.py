@@ -331,8 +331,10 @@ class KnownPast:
         return difference([self.past(asset)], self.ledger(asset).settled)
 
     def calls(self, asset: Asset) -> int:
-        """Return how many calls these ranges take."""
-        return coverage.calls_for(self.times(asset).reached_time, self.unasked(asset))
+        """Return how many calls these ranges take, as far as bars are expected in them."""
+        times = self.times(asset)
+        unasked = (gap for gap in self.unasked(asset) if times.bars(gap))
+        return coverage.calls_for(times.reached_time, unasked)
 
     def times(self, asset: Asset) -> "_OpenTimes":
         """Return when the asset trades, computed once for all with the same hours."""
