@@ -212,8 +212,8 @@ MUTANTS = (
     Mutant(
         "a run reserves slots for the next priority run",
         "sync",
-        "(self._release_held, self._reserve_for_next_run, self._note_end)",
-        "(self._release_held, self._note_end)",
+        "(first.give_back, self._reserve_for_next_run, self._note_end)",
+        "(first.give_back, self._note_end)",
         "test_the_queue_leaves_slots_for_the_next_priority_run",
     ),
     Mutant(
@@ -262,7 +262,7 @@ MUTANTS = (
     Mutant(
         "an interrupted run gives its item back",
         "sync",
-        "(self._release_held, self._reserve_for_next_run, self._note_end)",
+        "(first.give_back, self._reserve_for_next_run, self._note_end)",
         "(self._reserve_for_next_run, self._note_end)",
         "test_an_interrupt_in_a_call_puts_the_item_back_without_the_attempt",
     ),
@@ -739,6 +739,27 @@ MUTANTS = (
         "INTERRUPTED = 130",
         "INTERRUPTED = 131",
         "test_an_interrupted_run_says_so_in_its_last_line",
+    ),
+    Mutant(
+        "a signal during an import is not lost",
+        "cli",
+        "    if _is_in_import(frame):\n",
+        "    if False:\n",
+        "test_a_signal_during_an_import_is_raised_when_the_import_is_over",
+    ),
+    Mutant(
+        "a signal in a callback of Python is not lost",
+        "cli",
+        "        sys.unraisablehook = hear\n",
+        "",
+        "test_a_signal_in_a_callback_whose_exception_python_ignores_is_raised_again",
+    ),
+    Mutant(
+        "Ctrl-C before a command begins ends the program with 130 and without a traceback",
+        "",
+        "os._exit(130)",
+        "None",
+        "test_ctrl_c_before_a_command_begins_ends_the_program_without_a_word",
     ),
     Mutant(
         "-q prints nothing about a run that succeeds",
