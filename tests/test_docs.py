@@ -1,11 +1,17 @@
 """The pages agree with the program."""
 
+import io
 import json
+import os
 import re
 import runpy
 import subprocess
 import sys
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from textwrap import dedent
 from typing import get_args
@@ -13,16 +19,22 @@ from typing import get_args
 import pytest
 from conftest import MakeSettings
 from machine import Machine
+from psycopg2.extensions import make_dsn
 from test_layers import LAYERS
+from test_listening import publish_price
 
+import asset_sync
 from asset_sync import __version__, queue
 from asset_sync.cli import app
 from asset_sync.cli.log import _EVENTS
-from asset_sync.database import Connection, DatabaseError, query
+from asset_sync.database import Connection, DatabaseError, query, session
 from asset_sync.demo.server import StandIn
 from asset_sync.errors import ExitCode
 from asset_sync.ops.health import Check, JobStatus, examine, without_database
+from asset_sync.reading.block import numbers_of
+from asset_sync.secret import Secret
 from asset_sync.settings import SHIPPED_FILE, VARIABLES
+from asset_sync.store.bars_query import Every
 from asset_sync.sync.judge import ItemEnd
 from asset_sync.sync.report import Ended
 
@@ -36,6 +48,7 @@ PAGES = {
 OPERATIONS = PAGES["operations.md"]
 SETTINGS = PAGES["settings.md"]
 JSON_AND_TABLES = PAGES["json-and-tables.md"]
+READING = PAGES["reading.md"]
 ARCHITECTURE = PAGES["architecture.md"]
 
 ASSETS = """
@@ -281,6 +294,94 @@ def test_every_query_on_the_pages_returns_rows_after_a_run(
     assert len(QUERIES) == 5
     for text in QUERIES:
         assert query(db, text)
+
+
+def test_every_block_on_the_page_for_readers_works(
+    url: str, db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_month(db)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", url)
+    with Machine(tmp_path, url, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}") as machine:
+        machine.program("asset-sync", f'exec {sys.executable} -m asset_sync "$@"')
+        for language, code in re.findall(r"```(python|bash)\n(.*?)```", READING, re.DOTALL):
+            if language == "bash" and "pip install" not in code:
+                shell = f"import os; os.execvp('sh', ['sh', '-ec', {code!r}])"
+                told = machine.end(machine.python("-c", shell))
+                assert told.code == 0, (code, told.err)
+                assert "bars" in told.out
+            elif "listen(" in code:
+                listening = machine.python("-u", "-c", code)
+                assert listening.stdout is not None
+                assert "last_price=" in listening.stdout.readline()
+                heard = threading.Event()
+                with ThreadPoolExecutor() as threads:
+                    publishing = threads.submit(publish_until, url, heard)
+                    assert listening.stdout.readline().startswith("EURUSD 1.25 ")
+                    heard.set()
+                    publishing.result()
+            elif language == "python":
+                with redirect_stdout(io.StringIO()) as out:
+                    exec(code, {})
+                assert out.getvalue(), code
+    assert sorted(path.name for path in (tmp_path / "training").iterdir()) == [
+        *("BTCUSD.parquet", "EURUSD.parquet", "asset-sync-export.json"),
+    ]
+
+
+def store_month(db: Connection) -> None:
+    """Store five weeks of two assets, without a hole, and that no bar is missing."""
+    query(
+        db,
+        """
+        update asset_sync.limiter set changes_from = now() - interval '1 year';
+        insert into trading.symbols (symbol) values ('BTCUSD'), ('EURUSD');
+        insert into asset_sync.symbol_hours select symbol, 'crypto' from trading.symbols;
+        insert into asset_sync.expected_bars
+        select 'crypto', now()::date - 40 + n, n * 288,
+          (select array_agg(3 * quarter order by quarter) from generate_series(0, 95) quarter)
+        from generate_series(0, 50) n;
+        insert into market_data.ohlcv_5m
+        select id, date_bin('5 min', now(), 'epoch') - n * interval '5 min',
+          1 + mod(n, 7), 8 + mod(n, 7), 0.5, 2 + mod(n, 5), 10, 2, 10
+        from trading.symbols, generate_series(1, 35 * 288) n
+        """,
+    )
+    publish_price(db, "EURUSD", 1.5)
+
+
+def publish_until(url: str, heard: threading.Event) -> None:
+    """Publish prices until one was heard: nobody knows when a listener has begun."""
+    with session(Secret(url)) as db:
+        while not heard.wait(0.05):
+            publish_price(db, "EURUSD", 1.25, datetime.now(UTC))
+
+
+def test_the_page_for_readers_names_exactly_what_is_public() -> None:
+    named = set(re.findall(r"`(?:asset_sync\.)?(\w+)`", section("What is public", READING)))
+
+    assert named == {*asset_sync.__all__} - {"__version__"}
+
+
+def test_the_page_for_readers_lists_exactly_the_columns() -> None:
+    assert first_column(section("Columns", READING)) == ["symbol", "ts", *numbers_of(Every.HOUR)]
+
+
+def test_the_rights_on_the_page_for_readers_are_enough(url: str, db: Connection) -> None:
+    store_month(db)
+    role = f"reader_{os.getpid()}"
+    [rights] = re.findall(r"```sql\n(.*?)```", READING, re.DOTALL)
+    query(db, re.sub(r"\breader\b", role, rights))
+    try:
+        query(db, f"alter role {role} password 'made-up'")
+        theirs = make_dsn(url, user=role, password="made-up")
+        before = datetime.now(UTC) - timedelta(minutes=1)
+        hours = asset_sync.read("EURUSD", every="1h", as_of=before, database_url=theirs)
+        assert len(hours) > 800
+        assert asset_sync.last_price("EURUSD", database_url=theirs) is not None
+        asset_sync.listen(database_url=theirs)
+    finally:
+        query(db, f"drop owned by {role}; drop role {role}")
 
 
 def command_lines(text: str) -> list[str]:

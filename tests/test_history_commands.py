@@ -19,7 +19,7 @@ from machine import Machine, until
 from asset_sync.database import Connection, query, transaction
 from asset_sync.demo import replay
 from asset_sync.demo.server import StandIn
-from asset_sync.hours import BAR_LENGTH, FX
+from asset_sync.hours import BAR_LENGTH, CRYPTO, FX
 from asset_sync.model import Feed
 from asset_sync.ops import history
 from asset_sync.ops.history import ASKED_EMPTY, NEVER_ASKED
@@ -515,6 +515,44 @@ def test_what_is_there_and_what_is_missing_add_up_to_what_is_expected(
         there = [at for at in bars_of(db, asset.symbol) if at >= begins.timestamp() * 1000]
         assert asset.expected_bars == len(there) + 12
         assert asset.there_percent == round(100 * len(there) / asset.expected_bars, 1)
+
+
+def test_other_hours_in_the_settings_change_what_is_missing_everywhere(
+    forex: Machine, db: Connection
+) -> None:
+    settled = Span(wednesday(6), wednesday(1))
+    plant(db, "EURUSD", "C:EURUSD", [settled], Span(settled.start, settled.start))
+    query(db, "update asset_sync.ledger set past_begins = %s", (settled.start,))
+    assert forex.tell("db", "init").code == 0
+    assert status(forex)["assets"][0]["holes"]["asked_empty"] == 0
+
+    forex.file(RATE + block("EURUSD", "C:EURUSD", "forex", "crypto"))
+    assert forex.tell("db", "init").code == 0
+
+    weekends = CRYPTO.expected_bars(*settled) - FX.expected_bars(*settled)
+    [euro] = status(forex)["assets"]
+    assert euro["holes"]["asked_empty"] == weekends
+    found = holes(forex, "EURUSD")
+    lengths = [
+        datetime.fromisoformat(str(hole["until"])) - datetime.fromisoformat(str(hole["from"]))
+        for hole in found
+    ]
+    assert sum(lengths, timedelta()) == weekends * BAR_LENGTH
+    assert None not in {hole["next_try_at"] for hole in found}
+
+
+def test_another_ticker_begins_anew_with_nothing_asked_and_nothing_missing(
+    forex: Machine, db: Connection
+) -> None:
+    settled = Span(wednesday(6), wednesday(1))
+    plant(db, "EURUSD", "C:EURUSD", [settled], Span(wednesday(3), wednesday(2)))
+    with transaction(db) as cursor:
+        ledger.lock(cursor, "EURUSD", Feed.BARS, "C:EURUSX")
+
+    forex.file(RATE + block("EURUSD", "C:EURUSX", "forex", "fx"))
+
+    [euro] = history.history_of(db, settings_of(forex)).assets
+    assert (euro.asked_bars, euro.asked_empty, euro.there) == (0, 0, 0)
 
 
 def test_over_two_years_each_planted_hole_is_found_and_no_closure_is_reported(

@@ -1,6 +1,8 @@
 """A package imports only packages below it."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ LAYERS = (
     {"cli"},
     {"demo", "ops"},
     {"assetfile", "schedule"},
-    {"sync"},
+    {"reading", "sync"},
     {"queue", "store"},
     {"budget"},
     {"database"},
@@ -47,9 +49,30 @@ def test_each_package_imports_only_packages_below_it() -> None:
     files = list(PACKAGE.rglob("*.py"))
     assert len(files) > 60
     for file in files:
+        if file == PACKAGE / "__init__.py":  # see the next test
+            continue
         own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for other in imports_of(file):
             assert other == own or height[other] < height[own], f"{file} imports {other}"
+
+
+def test_the_package_itself_only_passes_on_what_other_programs_may_use() -> None:
+    assert set(imports_of(PACKAGE / "__init__.py")) == {"reading"}
+    for name in asset_sync.__all__:
+        assert getattr(asset_sync, name) is not None
+
+
+def test_importing_the_package_imports_nothing_else_until_a_name_is_used() -> None:
+    script = """
+import sys
+before = set(sys.modules)
+import asset_sync
+assert set(sys.modules) - before == {"asset_sync"}, set(sys.modules) - before
+asset_sync.read
+assert "psycopg2" in sys.modules
+assert "numpy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=PACKAGE.parent)
 
 
 def test_every_package_has_a_layer() -> None:

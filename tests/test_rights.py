@@ -184,7 +184,7 @@ def test_the_doctor_names_each_right_that_is_missing(syncer: Syncer) -> None:
             assert table.split(".")[1] in errors[0], "it is read before the rights are"
         else:
             assert errors[0] == f"the role lacks {right} on {table}: see Rights in the README"
-    assert len(granted) == 48 + 4
+    assert len(granted) == 49 + 4
 
 
 def test_a_run_needs_each_documented_right(syncer: Syncer) -> None:
@@ -197,7 +197,7 @@ def test_a_run_needs_each_documented_right(syncer: Syncer) -> None:
         """,
         (ROLE,),
     )
-    assert len(rights) == 48
+    assert len(rights) == 49
     # The rights that a run without errors needs; the other test uses the rest.
     with StandIn("free", calls=1000) as api:
         assert syncer.tell("sync", "queue", POLYGON_BASE_URL=api.base_url).code == 0

@@ -77,6 +77,7 @@ COMMANDS = Commands(
                 "fill": "history:history_fill",
             },
         ),
+        "export": "export:export",
         "assets": _group(
             "assets",
             "Show and change the assets of the settings file.",

@@ -3,6 +3,7 @@
 import json
 import threading
 from contextlib import suppress
+from functools import partial
 
 import typer
 
@@ -13,7 +14,10 @@ from asset_sync.cli.settings import settings_for
 from asset_sync.database import EMBEDDED_DATABASE, SchemaStatus, embedded
 from asset_sync.database.embedded import data_directory
 from asset_sync.errors import ExitCode
+from asset_sync.model import Lane
 from asset_sync.store import existing_tables, expected
+from asset_sync.sync.apply import recount
+from asset_sync.sync.scope import scope_of
 
 
 @with_common_options
@@ -31,7 +35,8 @@ def db_init(
         status = existing_tables.status(db, settings.assets)
         if status.ready:
             past_days = settings.provider.plan.history_days
-            expected.keep(db, settings.assets, past_days, anew=True)
+            count_again = partial(recount, scope_of(db, settings, Lane.QUEUE))
+            expected.keep(db, settings.assets, past_days, count_again, anew=True)
     for step in applied:
         options.say(f"Applied {step.version:04} {step.name}.")
     if status.missing:

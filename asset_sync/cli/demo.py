@@ -4,6 +4,7 @@ import shutil
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,11 +17,14 @@ from asset_sync.cli.options import Common, Quiet, Verbose, common, finite
 from asset_sync.cli.output import err, out, out_raw
 from asset_sync.cli.page import draw
 from asset_sync.cli.report import private_path
+from asset_sync.database import Connection
 from asset_sync.demo import sandbox
 from asset_sync.demo.server import StandIn
 from asset_sync.errors import ExitCode
 from asset_sync.model import Lane
 from asset_sync.ops.report import report_of
+from asset_sync.reading.export import Format, whole_file, write
+from asset_sync.store.bars_query import Every, Selection
 
 app = typer.Typer(name="demo", add_completion=False)
 
@@ -29,6 +33,7 @@ With your own key (a free one will do); the data goes to the embedded PostgreSQL
   export POLYGON_API_KEY=…
   {program} sync priority --dry-run
   {program} sync priority && {program} sync queue
+  {program} export EURUSD --every 1h --output eurusd.csv
 With a server of yours: export DATABASE_URL=postgresql://…, then {program} db init.
 Then let cron do it: asset-sync schedule cron --install"""
 
@@ -68,6 +73,7 @@ def _demo(options: Common) -> None:
         page = private_path("demo.html")
         out(f"\n$ asset-sync report --output {page}")
         write_output(page, draw(report_of(db, settings), None))
+        _export(db, page.with_name("eurusd.csv"))
         stored, different = sandbox.bars_unlike_the_replay(db)
         refused = api.refused
     out(
@@ -81,6 +87,20 @@ def _demo(options: Common) -> None:
     # After `make demo` the program is not on the PATH.
     program = "asset-sync" if shutil.which("asset-sync") else sys.argv[0]
     out(_NEXT_STEPS.format(program=program))
+
+
+def _export(db: Connection, path: Path) -> None:
+    """Write the hours of an asset into a file, as the command that is shown does."""
+    out(f"\n$ asset-sync export EURUSD --every 1h --output {path}")
+    bars = 0
+
+    def count(_symbol: str, written: int) -> None:
+        nonlocal bars
+        bars += written
+
+    with whole_file(path) as file:
+        write(db, Selection(("EURUSD",), every=Every.HOUR), Format.CSV, file, count)
+    out(f"{path}: {bars:,} bars.")
 
 
 @app.command("serve")

@@ -191,7 +191,7 @@ def _group(view: _PlanView, group: Sequence[AssetForecast]) -> list[str]:
         duration(first.update_frequency_seconds),
         f"{calls:,.0f}",
         _percent(calls / view.forecast.calls_a_day),
-        *(_age(seconds) for seconds in staleness(group)),
+        *(never_or(seconds) for seconds in staleness(group)),
         _data_age(view, group),
     ]
 
@@ -213,18 +213,18 @@ def _plan(view: _PlanView) -> list[str]:
         "-" if one.plan.usd_a_month is None else str(one.plan.usd_a_month),
         f"{one.calls_a_day:,.0f}",
         _percent(one.share),
-        _age(staleness(one.assets).p95_seconds) if one.assets else "-",
+        never_or(staleness(one.assets).p95_seconds) if one.assets else "-",
         _data_age(view, one.assets) if one.assets else "-",
-        _age(one.all_fresh_seconds),
+        never_or(one.all_fresh_seconds),
         f"{one.left_a_day:,.0f}",
-        _age(view.history_days * forecast.DAY_SECONDS),
+        never_or(view.history_days * forecast.DAY_SECONDS),
         "yes" if one.enough else "no",
     ]
 
 
 def _data_age(view: _PlanView, assets: Sequence[AssetForecast]) -> str:
     age = view.data_age(assets)
-    return "-" if age is None else _age(age.p95_seconds)
+    return "-" if age is None else never_or(age.p95_seconds)
 
 
 def _history(view: _PlanView, settings: Settings) -> str:
@@ -240,7 +240,7 @@ def _history(view: _PlanView, settings: Settings) -> str:
     said = f"{spare}: complete by {moment(done_at)[:16]} UTC"
     if not settings.history.enabled:
         return f"{said} if runs fetched it, but [history] enabled = false."
-    return f"{said} (in {_age(view.history_days * forecast.DAY_SECONDS)})."
+    return f"{said} (in {never_or(view.history_days * forecast.DAY_SECONDS)})."
 
 
 def _done_at(view: _PlanView) -> datetime | None:
@@ -249,7 +249,8 @@ def _done_at(view: _PlanView) -> datetime | None:
     return view.outlook.now + timedelta(days=days) if 0 < days < math.inf else None
 
 
-def _age(seconds: float) -> str:
+def never_or(seconds: float) -> str:
+    """Return a length of time, or that it is infinite."""
     return "never" if math.isinf(seconds) else duration(seconds)
 
 

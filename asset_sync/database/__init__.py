@@ -16,6 +16,7 @@ from asset_sync.database.connection import (
     transaction_number,
     was_committed,
 )
+from asset_sync.database.copying import can_copy, can_read, copied
 from asset_sync.database.errors import (
     SERVER_ERRORS,
     DatabaseError,
@@ -61,7 +62,10 @@ __all__ = [
     "Row",
     "SchemaStatus",
     "address_of",
+    "can_copy",
+    "can_read",
     "connect",
+    "copied",
     "errors_as_sentences",
     "explanation",
     "is_transient",

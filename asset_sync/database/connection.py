@@ -34,7 +34,7 @@ STATEMENT_SECONDS = 20
 LOCK_SECONDS = 10
 # With JIT a statement over the limiter's one row took 2 to 7 s on a new PostgreSQL 15, whose
 # planner expects hundreds of rows before the first analyse; JIT makes no statement here faster.
-_TRANSACTION_SETTINGS = (
+TRANSACTION_SETTINGS = (
     "set local jit = off; "
     "set local transaction_isolation = 'read committed'; "
     f"set local statement_timeout = '{STATEMENT_SECONDS}s'; "
@@ -98,17 +98,30 @@ class _Cursor(psycopg2.extensions.cursor):
         if not in_time:
             raise psycopg2.OperationalError("timeout expired")
         error = outcome.pop()
-        if isinstance(error, psycopg2.DatabaseError) and type(error) in _LOST and not error.pgcode:
-            # psycopg2 passes on libpq's last message; why the server hung up stands before it. And
-            # it may take a connection that was lost while a statement was sent for an open one.
-            message = self.connection.info.error_message or str(error)
-            self.connection.close()
-            error = psycopg2.OperationalError(message)
         if error is not None:
+            error = with_reason(error, self.connection)
             try:
                 raise error
             finally:
                 del error  # its traceback holds this frame
+
+
+def answer_seconds() -> float:
+    """Return how long to wait for an answer, as `statement_timeout` has it here."""
+    return _answer_seconds.get()
+
+
+def with_reason(error: BaseException, db: Connection) -> BaseException:
+    """Return a statement's error; if libpq has lost the connection, with the server's reason.
+
+    psycopg2 passes on libpq's last message; why the server hung up stands before it. And it may
+    take a connection that was lost while a statement was sent for an open one.
+    """
+    if not isinstance(error, psycopg2.DatabaseError) or type(error) not in _LOST or error.pgcode:
+        return error
+    message = db.info.error_message or str(error)
+    db.close()
+    return psycopg2.OperationalError(message)
 
 
 def connect(conninfo: Secret | None, *, within_seconds: float = CONNECT_SECONDS) -> Connection:
@@ -161,7 +174,7 @@ def query(db: Connection, sql: str, parameters: Parameters = ()) -> list[Row]:
     changed, and what other transactions committed before it began.
     """
     with db.cursor() as cursor:
-        cursor.execute(_TRANSACTION_SETTINGS + sql, parameters)
+        cursor.execute(TRANSACTION_SETTINGS + sql, parameters)
         return cursor.fetchall() if cursor.description is not None else []
 
 
@@ -173,7 +186,7 @@ def transaction(db: Connection, first: str = "") -> Iterator[Cursor]:
     """
     with db.cursor() as cursor:
         try:
-            cursor.execute("begin; " + _TRANSACTION_SETTINGS + first)
+            cursor.execute("begin; " + TRANSACTION_SETTINGS + first)
             yield cursor
         except BaseException:
             with suppress(psycopg2.Error):  # a lost connection has rolled back by itself

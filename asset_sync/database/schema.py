@@ -276,12 +276,15 @@ _RIGHTS = (
             (
                 (
                     *("asset_sync.queue", "asset_sync.slots", "asset_sync.entitlements"),
-                    *("asset_sync.ledger", "asset_sync.weeks"),
+                    "asset_sync.ledger",
                 ),
                 "select insert update",
             ),
             (
-                ("asset_sync.runs", "asset_sync.symbol_hours", "asset_sync.expected_bars"),
+                (
+                    *("asset_sync.runs", "asset_sync.weeks"),
+                    *("asset_sync.symbol_hours", "asset_sync.expected_bars"),
+                ),
                 "select insert update delete",
             ),
             (

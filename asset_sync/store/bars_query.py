@@ -66,13 +66,15 @@ def bars_query(db: Connection, selection: Selection) -> str:
 
     The rows have the `COLUMNS`, in the order of the symbols as they are asked for, then of `ts`.
     A symbol without bars has no row. Raises AsOfError if it is not known any more, or not yet, what
-    was stored at `as_of`. That what is known is not deleted before it is read, only a transaction
-    ensures that is repeatable read and holds both this call and the reading.
+    was stored at `as_of`. A run may delete it before it is read: then `require_kept` raises.
     """
     every = selection.every
     if selection.as_of is not None:
-        _require_kept(db, selection.as_of)
-    source = (_STORED if selection.as_of is None else _STORED_THEN) + _within(selection)
+        require_kept(db, selection.as_of)
+        stored = _STORED_THEN
+    else:
+        stored = _STORED_OF_ONE if len(selection.symbols) == 1 else _STORED
+    source = f"select * from ({stored}) bar {_within(selection)}"
     if every is Every.FIVE_MINUTES:
         larger = f"select bar.*, 1 as bars, null as expected from ({source}) bar"
     else:
@@ -112,6 +114,16 @@ join trading.symbols s on s.symbol = asked.symbol
 join market_data.ohlcv_5m bar on bar.ticker_id = s.id
 """
 
+# The index has the bars of one asset in the order that is asked for. From a join the planner cannot
+# tell that there is one asset, and so it sorts them.
+_STORED_OF_ONE = f"""
+select 1 as number, (%(symbols)s::text[])[1] as symbol, bar.ts, {VALUES}
+from market_data.ohlcv_5m bar
+where bar.ticker_id = (
+  select id from trading.symbols where symbol = (%(symbols)s::text[])[1]
+)
+"""
+
 # A bar was first stored at the latest arrival that covers it. So one that a later arrival covers
 # was not there yet. Of any other, the first later revision has the values that it had.
 _STORED_THEN = f"""
@@ -131,7 +143,7 @@ left join (
 """
 
 
-def _require_kept(db: Connection, as_of: datetime) -> None:
+def require_kept(db: Connection, as_of: datetime) -> None:
     """Raise AsOfError unless it is known what was stored at that moment."""
     [(now, is_future, anything, reaches, since)] = query(
         db,

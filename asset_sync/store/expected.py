@@ -4,7 +4,7 @@ Larger bars say beside how many five-minute bars they are made of how many there
 tables hold a count for each quarter of an hour of the hours that the settings give an asset.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import accumulate
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import psycopg2.errors
 
-from asset_sync.database import Connection, query, transaction
+from asset_sync.database import Connection, Cursor, query, transaction
 from asset_sync.hours import BAR_LENGTH, Hours
 from asset_sync.model import Asset
 from asset_sync.provider.current import hours_name, hours_of
@@ -37,11 +37,19 @@ class Day(NamedTuple):
     """From the beginning of the day to that of each quarter of an hour."""
 
 
-def keep(db: Connection, assets: Sequence[Asset], past_days: int, *, anew: bool = False) -> None:
+def keep(
+    db: Connection,
+    assets: Sequence[Asset],
+    past_days: int,
+    recount: Callable[[Cursor, Asset], None],
+    *,
+    anew: bool = False,
+) -> None:
     """Write what is missing or no longer right, or all `anew`; one short query if nothing is.
 
     Each day from `past_days` ago to some weeks ahead is written of all hours that an asset has.
-    Assets that the settings do not name keep their hours: their bars are still there.
+    Assets that the settings do not name keep their hours: their bars are still there. `recount` is
+    called in the same transaction for each asset whose hours have changed.
     """
     names = {asset.symbol: hours_name(asset) for asset in assets}
     lacking = _lacking(db, names, past_days, anew=anew)
@@ -76,9 +84,17 @@ def keep(db: Connection, assets: Sequence[Asset], past_days: int, *, anew: bool 
                     [f"{{{','.join(map(str, one.before_quarter))}}}" for one in days],
                 ),
             )
+        for asset in assets:
+            if asset.symbol in lacking.changed:
+                recount(cursor, asset)
 
 
-def keep_quietly(db: Connection, assets: Sequence[Asset], past_days: int) -> None:
+def keep_quietly(
+    db: Connection,
+    assets: Sequence[Asset],
+    past_days: int,
+    recount: Callable[[Cursor, Asset], None],
+) -> None:
     """Do as `keep` does, as far as locks and the role's rights allow it now: no run needs it."""
     with suppress(
         psycopg2.errors.LockNotAvailable,
@@ -86,13 +102,16 @@ def keep_quietly(db: Connection, assets: Sequence[Asset], past_days: int) -> Non
         psycopg2.errors.DeadlockDetected,
         psycopg2.errors.InsufficientPrivilege,
     ):
-        keep(db, assets, past_days)
+        keep(db, assets, past_days, recount)
 
 
 class _Lacking(NamedTuple):
     """What is to be written."""
 
     symbols: Sequence[str]
+    """Whose hours are not known, or have changed."""
+    changed: Sequence[str]
+    """Those of them whose hours have changed."""
     hours: Sequence[str]
     since: date
     until: date
@@ -111,6 +130,11 @@ def _lacking(db: Connection, names: Mapping[str, str], past_days: int, *, anew: 
             select own.symbol from unnest(%(symbols)s::text[], %(names)s::text[]) own (symbol, name)
             left join asset_sync.symbol_hours known on known.symbol = own.symbol
             where known.hours is distinct from own.name
+          ),
+          array(
+            select own.symbol from unnest(%(symbols)s::text[], %(names)s::text[]) own (symbol, name)
+            join asset_sync.symbol_hours known on known.symbol = own.symbol
+            where known.hours <> own.name
           ),
           array(
             select name from there

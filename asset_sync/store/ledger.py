@@ -137,15 +137,20 @@ def lock(cursor: Cursor, symbol: str, feed: Feed, ticker: str) -> None:
     """
     cursor.execute(
         """
-        insert into asset_sync.ledger as known (symbol, feed, ticker) values (%s, %s, %s)
+        delete from asset_sync.weeks where symbol = %(symbol)s and exists (
+          select from asset_sync.ledger
+          where symbol = %(symbol)s and feed = %(feed)s and ticker <> %(ticker)s
+        );
+        insert into asset_sync.ledger as known (symbol, feed, ticker)
+        values (%(symbol)s, %(feed)s, %(ticker)s)
         on conflict (symbol, feed) do update
         set ticker = excluded.ticker, asked = '{}', tail_from = null, tail_until = null,
           asked_at = null, reread_at = null, past_begins = null, unasked_until = null,
           retry_at = null
         where known.ticker <> excluded.ticker;
-        select from asset_sync.ledger where symbol = %s and feed = %s for update
+        select from asset_sync.ledger where symbol = %(symbol)s and feed = %(feed)s for update
         """,
-        (symbol, feed, ticker, symbol, feed),
+        {"symbol": symbol, "feed": feed, "ticker": ticker},
     )
 
 
@@ -287,6 +292,11 @@ def weeks(db: Connection, symbols: Sequence[str], first: date) -> dict[str, list
         (list(symbols), first),
     )
     return {symbol: list(map(Week, *columns)) for symbol, *columns in rows}
+
+
+def forget_weeks(cursor: Cursor, symbol: str) -> None:
+    """Delete what came of an asset week by week, to be counted anew."""
+    cursor.execute("delete from asset_sync.weeks where symbol = %s", (symbol,))
 
 
 def due_weeks(db: Connection, symbols: Sequence[str]) -> dict[str, list[date]]:

@@ -18,10 +18,11 @@ from asset_sync.database import (
     savepoint,
     servers_words,
 )
-from asset_sync.model import Feed
+from asset_sync.model import Asset, Feed
 from asset_sync.provider.answers import Quote, SnapshotAnswer
 from asset_sync.provider.errors import NotSent, ProviderError
 from asset_sync.queue import Item, Struck
+from asset_sync.spans import Span
 from asset_sync.store import entitlements, ledger, market, publish, runs
 from asset_sync.store.ledger import Ledger
 from asset_sync.store.market import LastPrice
@@ -130,6 +131,20 @@ def no_history_left(cursor: Cursor, scope: Scope, item: Item) -> None:
     queue.idle(cursor, [item])
 
 
+def recount(scope: Scope, cursor: Cursor, asset: Asset) -> None:
+    """Count anew what came of an asset and what is missing: the settings give it other hours."""
+    ledger.lock(cursor, asset.symbol, Feed.BARS, asset.ticker)
+    [known] = ledger.read(cursor.connection, Feed.BARS, {asset.symbol: asset.ticker}).values()
+    if not known.settled:
+        return
+    hours = scope.hours(asset.symbol)
+    _, now = market.newest_bars(cursor.connection, ())
+    whole = Span(known.settled[0].start, known.settled[-1].end)
+    left = coverage.unasked_until(hours, known, scope.past_begins(asset.symbol, now, known))
+    ledger.forget_weeks(cursor, asset.symbol)
+    _note(cursor, scope, asset, Entry(known, whole, hours, left))
+
+
 def refused_by_database(
     cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch, error: DriverError
 ) -> Result:
@@ -227,7 +242,7 @@ def _store(
     return bars_written, prices, progress
 
 
-def _note(cursor: Cursor, scope: Scope, item: Item, entry: Entry) -> None:
+def _note(cursor: Cursor, scope: Scope, item: Item | Asset, entry: Entry) -> None:
     """Write the ledger, what came in the weeks that the answer touches, and the lag."""
     days = coverage.asked_days(entry.hours, entry.ledger, entry.settled)
     came = ledger.count_bars(cursor, item.symbol, [span for day in days for span in day.asked])

@@ -30,6 +30,7 @@ from asset_sync.secret import Secret
 from asset_sync.settings import ProviderSettings, Settings
 from asset_sync.spans import Span
 from asset_sync.store import existing_tables, expected, months, runs
+from asset_sync.sync.apply import recount
 from asset_sync.sync.backfill import Backfill
 from asset_sync.sync.caller import Caller
 from asset_sync.sync.line import LEASE_MARGIN_SECONDS, SECOND_TRY_SECONDS
@@ -373,7 +374,12 @@ class _Refresh(Worker):
         runs.prune(self._state.db, self._state.settings.history)
         months.make_missing_quietly(self._state.db)
         settings = self._state.settings
-        expected.keep_quietly(self._state.db, settings.assets, settings.provider.plan.history_days)
+        expected.keep_quietly(
+            self._state.db,
+            settings.assets,
+            settings.provider.plan.history_days,
+            partial(recount, self._state.scope),
+        )
         # A queue run that has work also waits for assets that become due. If it refreshed these
         # early, it would take calls from assets that are due already: in a simulation with a long
         # queue, a high asset was refreshed every 539 s instead of every 410 s.

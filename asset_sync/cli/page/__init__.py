@@ -13,7 +13,7 @@ from pathlib import Path
 
 from asset_sync import __version__
 from asset_sync.cli.format import duration, moment
-from asset_sync.cli.page import assets, details, summary
+from asset_sync.cli.page import assets, cards, details, summary
 from asset_sync.cli.page.markup import PATTERNS, text
 from asset_sync.ops.report import Report
 
@@ -80,7 +80,7 @@ was true then, not now.</div>
 {moment(written)} UTC</time><span id="age">: without JavaScript the page cannot tell how old it \
 is</span>, by asset-sync {text(__version__)}. All times are UTC.</p></header>
 <nav aria-label="Sections">{links}</nav><main>"""
-    yield summary.cards(report)
+    yield cards.cards(report)
     yield assets.section(report)
     yield f'<div class="columns">{"".join(details.sections(report))}</div>'
     yield f"</main><script>{_file('page.js')}</script></body></html>"

@@ -32,6 +32,9 @@ _WORDS = {
     "data.old": "no new bars",
     "history.holes": "past not asked for",
 }
+_COLUMNS = ("Asset", "Level", "Newest bar", "Refreshed", "History", "Two years", "Trouble")
+_NUMBERS = ("Newest bar", "Refreshed", "History")
+_RIGHT = ' class="r"'
 _LONGEST_ERROR = 160
 _FEW = 40  # assets, without a scroll bar of their own
 
@@ -45,6 +48,16 @@ def section(report: Report) -> str:
             "<p>The settings name no asset: <code>asset-sync assets add EURUSD --type forex"
             "</code> adds one.</p>",
         )
+    return markup.section(
+        "assets",
+        "Assets",
+        '<div class="tools" hidden><label>Show only <input type="search" id="filter"'
+        ' placeholder="symbol, level, error"></label> <span id="found" role="status"></span></div>'
+        f"{_legend(report)}{_table(report)}",
+    )
+
+
+def _table(report: Report) -> str:
     faults = _faults(report)
     order = list(Level).index
     lines = sorted(
@@ -55,29 +68,15 @@ def section(report: Report) -> str:
             order(one.asset.level),
         ),
     )
-    rows = "\n".join(_row(one, faults.get(one.asset.symbol, ())) for one in lines)
-    columns = "".join(
-        f'<th scope="col"{side}>{name}'
-        for name, side in (
-            ("Asset", ""),
-            ("Level", ""),
-            ("Newest bar", ' class="r"'),
-            ("Refreshed", ' class="r"'),
-            ("History", ' class="r"'),
-            ("Two years", ""),
-            ("Trouble", ""),
-        )
+    head = "".join(
+        f'<th scope="col"{_RIGHT if name in _NUMBERS else ""}>{name}' for name in _COLUMNS
     )
-    return markup.section(
-        "assets",
-        "Assets",
-        f'<div class="tools" hidden><label>Show only <input type="search" id="filter"'
-        f' placeholder="symbol, level, error"></label> <span id="found" role="status"></span></div>'
-        f"{_legend(report)}"
+    rows = "\n".join(_row(one, faults.get(one.asset.symbol, ())) for one in lines)
+    return (
         f'<div class="{"long" if len(lines) > _FEW else "short"}" role="region" tabindex="0"'
         ' aria-label="Table of assets"><table class="assets">'
         f"<caption>{counted(len(lines), 'asset')}, those with trouble first</caption>"
-        f"<thead><tr>{columns}</thead><tbody>\n{rows}</tbody></table></div>",
+        f"<thead><tr>{head}</thead><tbody>\n{rows}</tbody></table></div>"
     )
 
 

@@ -1,16 +1,15 @@
 """What is below the first screen: queue, runs, holes, plan, lag, checks."""
 
-import math
 from collections.abc import Iterator
 
 from asset_sync.cli.format import duration, ended, short_moment, slots_in_words
 from asset_sync.cli.page.markup import counted, foreign, section, table, text
-from asset_sync.cli.plan import advice_in_words
+from asset_sync.cli.plan import advice_in_words, never_or
 from asset_sync.ops.forecast import Forecast, staleness
 from asset_sync.ops.report import Report
 from asset_sync.store.ledger import LEAST_LAGS, Lag
 
-_HOLES_SHOWN = 10
+_SHOWN = 10
 
 
 def sections(report: Report) -> Iterator[str]:
@@ -27,7 +26,15 @@ def _queue(report: Report) -> Iterator[str]:
     budget = report.budget
     blocked = f"; no call for {duration(budget.blocked_seconds)}" if budget.blocked_seconds else ""
     yield f"<p>{text(slots_in_words(budget))}{blocked}.</p>"
-    yield table(
+    yield _levels(report)
+    if report.next:
+        yield _line(report)
+    if report.failing:
+        yield _failing(report)
+
+
+def _levels(report: Report) -> str:
+    return table(
         "Items by level",
         ["level", ">waiting", ">leased", ">dead", ">oldest, due for"],
         (
@@ -41,35 +48,34 @@ def _queue(report: Report) -> Iterator[str]:
             for one in report.health.levels
         ),
     )
-    if report.next:
-        yield table(
-            "Next in line",
-            ["asset", "feed", "level", "due since", ">tried in"],
-            (
-                [
-                    text(one.symbol),
-                    text(one.feed),
-                    one.level.value,
-                    short_moment(one.due_at),
-                    duration(one.wait_seconds) if one.wait_seconds else "now",
-                ]
-                for one in report.next
-            ),
-        )
-    if report.failing:
-        yield table(
-            "Failing, and tried again",
-            ["asset", ">times", ">tried in", "error"],
-            (
-                [
-                    text(one.symbol),
-                    str(one.strikes),
-                    duration(one.wait_seconds),
-                    foreign(one.error),
-                ]
-                for one in report.failing[:_HOLES_SHOWN]
-            ),
-        )
+
+
+def _line(report: Report) -> str:
+    return table(
+        "Next in line",
+        ["asset", "feed", "level", "due since", ">tried in"],
+        (
+            [
+                text(one.symbol),
+                text(one.feed),
+                one.level.value,
+                short_moment(one.due_at),
+                duration(one.wait_seconds) if one.wait_seconds else "now",
+            ]
+            for one in report.next
+        ),
+    )
+
+
+def _failing(report: Report) -> str:
+    return table(
+        "Failing, and tried again",
+        ["asset", ">times", ">tried in", "error"],
+        (
+            [text(one.symbol), str(one.strikes), duration(one.wait_seconds), foreign(one.error)]
+            for one in report.failing[:_SHOWN]
+        ),
+    )
 
 
 def _runs(report: Report) -> str:
@@ -117,7 +123,7 @@ def _holes(report: Report) -> str:
                 f"{one.there_percent:.1f} %",
                 f"{one.calls_left:,}",
             ]
-            for one in largest[:_HOLES_SHOWN]
+            for one in largest[:_SHOWN]
         ),
     )
 
@@ -142,13 +148,9 @@ def _of_plan(one: Forecast, report: Report) -> list[str]:
         "-" if one.plan.usd_a_month is None else f"{one.plan.usd_a_month:,}",
         f"{one.calls_a_day:,.0f}",
         f"{one.share:.1%}",
-        _time(staleness(one.assets).p95_seconds) if one.assets else "-",
+        never_or(staleness(one.assets).p95_seconds) if one.assets else "-",
         "yes" if one.enough else "<b>no</b>",
     ]
-
-
-def _time(seconds: float) -> str:
-    return "never" if math.isinf(seconds) else duration(seconds)
 
 
 def _lag(report: Report) -> str:

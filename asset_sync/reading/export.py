@@ -1,0 +1,272 @@
+"""Writes bars into files: as text (CSV), Parquet or Arrow, in little memory and never by halves."""
+
+import fcntl
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, cast
+from urllib.parse import quote
+
+from asset_sync.database import Connection, copied, query
+from asset_sync.errors import AssetSyncError
+from asset_sync.reading.bars import as_arrow
+from asset_sync.reading.block import Block, blocks, numbers_of, queries
+from asset_sync.reading.errors import needs_the_extra
+from asset_sync.store.bars_query import Selection
+
+ROW_GROUP_BARS = 100_000
+"""How many bars a row group of Parquet has: a reader may skip those out of its range."""
+_CHUNK_BYTES = 1 << 18
+_PART = ".part"
+
+Tell = Callable[[str, int], None]
+"""Gets the asset, and how many of its bars were written since the last time."""
+
+
+class ExportError(AssetSyncError):
+    """A file could not be written; the message says which and why."""
+
+
+class Format(StrEnum):
+    """How bars are written."""
+
+    CSV = "csv"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+
+
+# --- the bars ---------------------------------------------------------------------------------
+
+
+def write(db: Connection, selection: Selection, form: Format, file: IO[bytes], tell: Tell) -> int:
+    """Write the bars into the file, asset by asset; return how many there are.
+
+    Raises what psycopg2 raises, OSError if the file cannot be written, and ReadingError if
+    `asset-sync[read]` is not installed, which only CSV does not need.
+    """
+    written = 0
+
+    def count(symbol: str, bars: int) -> None:
+        nonlocal written
+        written += bars
+        tell(symbol, bars)
+
+    if form is Format.CSV:
+        _write_csv(db, selection, file, count)
+    else:
+        _write_arrow(db, selection, form, file, count)
+    return written
+
+
+def _write_csv(db: Connection, selection: Selection, file: IO[bytes], tell: Tell) -> None:
+    numbers = ", ".join(numbers_of(selection.every))
+    file.write(f"symbol, ts, {numbers}\n".replace(" ", "").encode())
+    for symbol, chosen in queries(db, selection):
+        utc = """to_char(ts at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"""
+        bars = f"select symbol, {utc}, {numbers} from ({chosen}) bar where isfinite(ts)"
+        with copied(db, f"copy ({bars}) to stdout (format csv)") as rows:
+            while chunk := rows.read(_CHUNK_BYTES):
+                file.write(chunk)
+                tell(symbol, chunk.count(b"\n"))
+
+
+def _write_arrow(
+    db: Connection, selection: Selection, form: Format, file: IO[bytes], tell: Tell
+) -> None:
+    with needs_the_extra():
+        from arro3 import io as arro3  # noqa: PLC0415  # takes 20 ms, and CSV does not need it
+    output = _Output(file)
+    source = _Source(blocks(db, selection), output, tell)
+    stream = as_arrow(selection.symbols, selection.every, source)
+    if form is Format.PARQUET:
+        arro3.write_parquet(
+            stream,
+            cast("IO[bytes]", output),
+            compression="zstd(3)",
+            max_row_group_size=ROW_GROUP_BARS,
+        )
+    else:
+        arro3.write_ipc(stream, cast("IO[bytes]", output))
+    for error in (source.error, output.error):
+        if error is not None:
+            raise error
+
+
+class _Output(io.RawIOBase):
+    """A file for arro3, which would print a stack trace if a write raised: the error is kept."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]  # arro3 sends bytes
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+
+class _Source:
+    """The blocks for arro3, which would raise an error of its own for any: the error is kept."""
+
+    def __init__(self, source: Iterable[Block], output: _Output, tell: Tell) -> None:
+        self._source = source
+        self._output = output
+        self._tell = tell
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Block]:
+        try:
+            for block in self._source:
+                yield block
+                if self._output.error is not None:
+                    return
+                self._tell(block.symbol, len(block.ts))
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001  # raised by `_write_arrow`
+            self.error = error
+
+
+# --- a file -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file that takes the place of `path` if the block ends well, and else vanishes.
+
+    What is not a regular file (a pipe, /dev/null) is written as it is. Raises ExportError if the
+    file cannot be written, or if another export writes it at the moment.
+    """
+    with _errors_as_sentences(path):
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        path = path.resolve()
+        part = part_of(path)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:  # noqa: PTH123
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ExportError(f"Another export is just writing {path}.") from None
+            file.truncate()
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                part.replace(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+        _sync_directory(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """Return the name of a file that is not whole yet; a killed export leaves one."""
+    return path.with_name(path.name + _PART)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _errors_as_sentences(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ExportError(
+            f"{path} cannot be written: {error.strerror or 'no reason given'}."
+        ) from None
+
+
+# --- a directory ------------------------------------------------------------------------------
+
+
+class Directory:
+    """A directory with a file for each asset, and a note of the question that they answer.
+
+    Files that answer the same question are kept. A question without an end is the same until its
+    export has finished: one that was interrupted continues, up to the same moment.
+    """
+
+    NOTE = "asset-sync-export.json"
+
+    def __init__(self, db: Connection, path: Path, selection: Selection, form: Format) -> None:
+        """Read the note, or begin a new one. Raises ExportError if the directory cannot be used."""
+        self._path = path
+        self._form = form
+        bounds = (selection.start, selection.until, selection.as_of)
+        self._question: list[object] = [
+            *(at and at.astimezone(UTC).isoformat() for at in bounds),
+            *(selection.every.value, selection.complete, form.value),
+        ]
+        with _errors_as_sentences(path):
+            path.mkdir(parents=True, exist_ok=True)
+            until, self._bytes = self._known(selection.until)
+        [(now,)] = query(db, "select clock_timestamp()")
+        self.until: datetime = until or min(selection.until or now, now)
+        """Before which moment the bars of all files start."""
+
+    def file_of(self, symbol: str) -> Path:
+        """Return the asset's file; a sign that no name of a file has is written with `%`."""
+        return self._path / f"{quote(symbol, safe='')}.{self._form}"
+
+    def is_whole(self, symbol: str) -> bool:
+        """Return whether the asset's file answers the question already."""
+        file = self.file_of(symbol)
+        return file.is_file() and file.stat().st_size == self._bytes.get(symbol)
+
+    def note(self, symbol: str) -> None:
+        """Note that the asset's file is whole."""
+        self._bytes[symbol] = self.file_of(symbol).stat().st_size
+        self._save(finished=False)
+
+    def finish(self) -> None:
+        """Note that no file is missing."""
+        self._save(finished=True)
+
+    def _known(self, asked_until: datetime | None) -> tuple[datetime | None, dict[str, int]]:
+        """Return up to when the files here answer the question, and their sizes; none if not."""
+        try:
+            note = json.loads((self._path / self.NOTE).read_text())
+        except (FileNotFoundError, ValueError):
+            return None, {}
+        match note:
+            case {
+                "question": self._question,
+                "until": str(text),
+                "finished": bool(finished),
+                "bytes": dict(sizes),
+            }:
+                until = datetime.fromisoformat(text)
+                return (None, {}) if finished and until != asked_until else (until, sizes)
+            case _:
+                return None, {}
+
+    def _save(self, *, finished: bool) -> None:
+        note = {
+            "question": self._question,
+            "until": self.until.isoformat(),
+            "finished": finished,
+            "bytes": self._bytes,
+        }
+        with whole_file(self._path / self.NOTE) as file:
+            file.write(json.dumps(note, indent=2).encode())

@@ -1,0 +1,411 @@
+"""`asset-sync export` writes bars as CSV, Parquet and Arrow: whole files or none."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+from machine import Machine, until
+from test_reading import MONDAY, store
+
+import asset_sync
+from asset_sync.database import Connection, query
+from asset_sync.reading import export
+from asset_sync.reading.block import BLOCK_BARS
+from asset_sync.reading.export import Directory, part_of, whole_file
+
+NOTE = Directory.NOTE
+
+
+@pytest.fixture
+def machine(url: str, db: Connection, tmp_path: Path) -> Iterator[Machine]:
+    """A user with two assets that have bars, and a third one that has none."""
+    store(db, "EURUSD", 900)
+    store(db, "BTCUSD", 30)
+    store(db, "EMPTY", 0)
+    with Machine(tmp_path, url) as machine:
+        yield machine
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# --- CSV on stdout ----------------------------------------------------------------------------
+
+
+def test_stdout_gets_the_bars_as_csv(machine: Machine, url: str) -> None:
+    told = machine.tell("export", "EURUSD", "BTCUSD")
+
+    assert (told.code, told.err) == (0, "")
+    bars = asset_sync.read(["EURUSD", "BTCUSD"], database_url=url).to_polars()
+    assert told.out.splitlines()[:4] == [
+        ",".join(bars.columns),
+        "EURUSD,2025-03-03T00:00:00Z,2,3,1,2.5,1.5,1.25,1",
+        "EURUSD,2025-03-03T00:05:00Z,3,4,2,3.5,3,2.25,2",
+        "EURUSD,2025-03-03T00:10:00Z,4,5,3,4.5,,,",
+    ]
+    read = pl.read_csv(io.StringIO(told.out), try_parse_dates=True, schema=dict(bars.schema))
+    assert read.rows() == bars.rows()
+
+
+def test_csv_needs_neither_numpy_nor_arro3(machine: Machine) -> None:
+    script = "import sys; sys.modules |= {'numpy': None, 'arro3': None}\n"
+    script += "from asset_sync.cli import main; main()"
+
+    told = machine.end(machine.python("-c", script, "export", "BTCUSD"))
+    assert (told.code, len(rows(told.out))) == (0, 30)
+
+    told = machine.end(machine.python("-c", script, "export", "BTCUSD", "--output", "bars.parquet"))
+    assert (told.code, told.out) == (2, "")
+    assert "pip install 'asset-sync[read]'" in told.err
+    assert not list(machine.home.glob("*parquet*"))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "first", "last"),
+    [
+        (["--from", "2025-03-04"], "2025-03-04T00:00:00Z", "2025-03-06T02:55:00Z"),
+        (["--until", "2025-03-04"], "2025-03-03T00:00:00Z", "2025-03-04T23:55:00Z"),
+        (["--until", "2025-03-04T00:00"], "2025-03-03T00:00:00Z", "2025-03-03T23:55:00Z"),
+        (
+            ["--from", "2025-03-04T12:30+01:00", "--until", "2025-03-04T12:40Z"],
+            "2025-03-04T11:30:00Z",
+            "2025-03-04T12:35:00Z",
+        ),
+    ],
+)
+def test_the_bars_are_those_from_one_moment_until_another(
+    machine: Machine, bounds: list[str], first: str, last: str
+) -> None:
+    found = rows(machine.tell("export", "EURUSD", *bounds).out)
+
+    assert (found[0]["ts"], found[-1]["ts"]) == (first, last)
+
+
+def test_larger_bars_say_how_many_bars_they_are_made_of(machine: Machine) -> None:
+    found = rows(machine.tell("export", "BTCUSD", "--every", "1h").out)
+
+    assert [(one["ts"], one["bars"]) for one in found] == [
+        ("2025-03-03T00:00:00Z", "12"),
+        ("2025-03-03T01:00:00Z", "12"),
+        ("2025-03-03T02:00:00Z", "6"),
+    ]
+
+
+def test_all_assets_are_those_of_the_database_and_one_without_bars_is_named(
+    machine: Machine,
+) -> None:
+    told = machine.tell("export", "--all")
+
+    assert (told.code, told.err) == (0, "No bars there: EMPTY.\n")
+    assert {one["symbol"] for one in rows(told.out)} == {"EURUSD", "BTCUSD"}
+
+
+def test_an_asset_that_was_named_and_has_no_bars_is_a_failure(machine: Machine) -> None:
+    told = machine.tell("export", "BTCUSD", "EMPTY")
+
+    assert (told.code, told.err) == (1, "No bars there: EMPTY.\n")
+    assert len(rows(told.out)) == 30
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bars.csv", "bars.parquet", "bars.arrow"])
+def test_a_file_has_the_bars_of_all_assets_in_the_format_of_its_name(
+    machine: Machine, url: str, name: str
+) -> None:
+    told = machine.tell("export", "EURUSD", "BTCUSD", "--output", name)
+
+    assert told == (0, f"{name}: 930 bars.\n", "")
+    bars = asset_sync.read(["EURUSD", "BTCUSD"], database_url=url).to_polars()
+    path = machine.home / name
+    read = {
+        "bars.csv": lambda: pl.read_csv(path, try_parse_dates=True, schema=dict(bars.schema)),
+        "bars.parquet": lambda: pl.read_parquet(path),
+        "bars.arrow": lambda: pl.read_ipc(path),
+    }[name]()
+    assert read.rows() == bars.rows()
+    assert list(machine.home.glob("bars*")) == [path]
+
+
+def test_parquet_is_compressed_and_keeps_the_types(machine: Machine, url: str) -> None:
+    machine.tell("export", "EURUSD", "--output", "bars.parquet")
+
+    path = machine.home / "bars.parquet"
+    file = pyarrow.parquet.ParquetFile(path)
+    assert file.metadata.row_group(0).column(2).compression == "ZSTD"
+    assert file.schema_arrow == pyarrow.table(asset_sync.read("EURUSD", database_url=url)).schema
+    found = duckdb.sql(f"select max(ts), sum(close) from '{path}'")
+    assert found is not None
+    assert found.fetchall() == [
+        (MONDAY + timedelta(minutes=899 * 5), sum(1.5 + n for n in range(1, 901)))
+    ]
+
+
+def test_arrow_of_several_assets_and_blocks_is_one_table(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asset_sync.reading.block.BLOCK_BARS", 90)
+
+    machine.tell("export", "EURUSD", "BTCUSD", "--output", "bars.arrow")
+
+    table = pyarrow.feather.read_table(machine.home / "bars.arrow")
+    assert table["symbol"].combine_chunks().to_pylist() == ["EURUSD"] * 900 + ["BTCUSD"] * 30
+
+
+def test_the_format_can_be_named(machine: Machine) -> None:
+    assert machine.tell("export", "BTCUSD", "--output", "bars", "--format", "parquet").code == 0
+    assert pl.read_parquet(machine.home / "bars").height == 30
+
+    told = machine.tell("export", "BTCUSD", "--output", "bars.txt")
+    assert told.code == 2
+    assert "ends with none of .csv, .parquet, .arrow" in " ".join(told.err.split())
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(machine: Machine) -> None:
+    path = machine.home / "bars.csv"
+    path.write_text("old")
+
+    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
+        file.write(str(1 // 0).encode())
+    assert path.read_text() == "old"
+    assert list(machine.home.glob("bars*")) == [path]
+
+    with whole_file(path) as file:
+        file.write(b"new")
+    assert path.read_text() == "new"
+
+
+def test_two_exports_do_not_write_one_file_at_once(machine: Machine) -> None:
+    with whole_file(machine.home / "bars.csv") as file:
+        told = machine.tell("export", "BTCUSD", "--output", "bars.csv")
+        file.write(b"of the first")
+
+    assert told.code == 2
+    assert told.err == f"asset-sync: Another export is just writing {machine.home}/bars.csv.\n"
+    assert (machine.home / "bars.csv").read_text() == "of the first"
+
+
+def test_a_link_stays_and_the_file_behind_it_is_replaced(machine: Machine) -> None:
+    (machine.home / "real.csv").write_text("old")
+    (machine.home / "bars.csv").symlink_to("real.csv")
+
+    machine.tell("export", "BTCUSD", "--output", "bars.csv")
+
+    assert (machine.home / "bars.csv").is_symlink()
+    assert len(rows((machine.home / "real.csv").read_text())) == 30
+
+
+# --- a directory ------------------------------------------------------------------------------
+
+
+def test_a_directory_gets_a_file_for_each_asset_that_has_bars(machine: Machine) -> None:
+    told = machine.tell("export", "--all", "--format", "parquet", "--output", "set/")
+
+    assert told == (0, "set: 930 bars in 2 files.\n", "No bars there: EMPTY.\n")
+    assert names(machine) == ["BTCUSD.parquet", "EURUSD.parquet", NOTE]
+    assert pl.read_parquet(machine.home / "set" / "EURUSD.parquet").height == 900
+
+
+def names(machine: Machine) -> list[str]:
+    return sorted(path.name for path in (machine.home / "set").iterdir())
+
+
+def test_files_that_answer_the_same_question_are_kept(machine: Machine, db: Connection) -> None:
+    question = ["--until", "2025-03-04", "--output", "set/"]
+    machine.tell("export", "EURUSD", *question)
+    before = (machine.home / "set" / "EURUSD.csv").stat()
+
+    told = machine.tell("export", "EURUSD", "BTCUSD", *question)
+    assert told.out == "set: 30 bars in 1 file.\n"
+    assert "1 of 2 files answer the same question already and stay" in told.err
+    assert (machine.home / "set" / "EURUSD.csv").stat() == before
+
+    told = machine.tell("export", "EURUSD", "BTCUSD", *question, "--every", "1h")
+    assert (told.out, told.err) == ("set: 51 bars in 2 files.\n", "")
+
+
+def test_a_question_without_an_end_is_answered_anew_once_it_was_answered(
+    machine: Machine, db: Connection
+) -> None:
+    machine.tell("export", "BTCUSD", "--output", "set/")
+    store(db, "BTCUSD", 5, start=MONDAY + timedelta(days=1))
+
+    told = machine.tell("export", "BTCUSD", "--output", "set/")
+
+    assert told == (0, "set: 35 bars in 1 file.\n", "")
+
+
+def test_an_interrupted_export_continues_up_to_the_same_moment(
+    machine: Machine, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    written = export.write
+
+    def interrupt_second(*arguments: object) -> int:
+        if (machine.home / "set" / "BTCUSD.csv").exists():
+            raise KeyboardInterrupt
+        return written(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("asset_sync.cli.export.write", interrupt_second)
+    told = machine.tell("export", "BTCUSD", "EURUSD", "--output", "set/")
+    assert told.code == 130
+    assert told.err == (
+        "asset-sync: interrupted; whole files stay, and the same command makes the others.\n"
+    )
+    assert names(machine) == ["BTCUSD.csv", NOTE]
+
+    monkeypatch.undo()
+    note = machine.home / "set" / NOTE
+    kept = json.loads(note.read_text())
+    note.write_text(json.dumps(kept | {"until": (now - timedelta(hours=1)).isoformat()}))
+    store(db, "EURUSD", 1, start=now - timedelta(minutes=30))
+    told = machine.tell("export", "BTCUSD", "EURUSD", "--output", "set/")
+    assert told.out == "set: 900 bars in 1 file.\n", "the bar that came later is not among them"
+    assert "1 of 2 files answer the same question already" in told.err
+    assert names(machine) == ["BTCUSD.csv", "EURUSD.csv", NOTE]
+
+
+def test_a_file_that_a_killed_export_left_is_made_again(machine: Machine) -> None:
+    (machine.home / "set").mkdir()
+    part = part_of(machine.home / "set" / "BTCUSD.csv")
+    part.write_text("half of a much longer file" * 1000)
+
+    told = machine.tell("export", "BTCUSD", "--output", "set")
+
+    assert told.err == "set/BTCUSD.csv was interrupted and is made again.\n"
+    assert len(rows((machine.home / "set" / "BTCUSD.csv").read_text())) == 30
+    assert names(machine) == ["BTCUSD.csv", NOTE]
+
+
+def test_a_file_that_has_changed_since_is_made_again(machine: Machine) -> None:
+    question = ["export", "BTCUSD", "--until", "2025-03-04", "--output", "set/"]
+    machine.tell(*question)
+    (machine.home / "set" / "BTCUSD.csv").write_text("changed")
+
+    assert machine.tell(*question).out == "set: 30 bars in 1 file.\n"
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"until": 1}'])
+def test_a_note_that_cannot_be_read_is_begun_anew(machine: Machine, note: str) -> None:
+    (machine.home / "set").mkdir()
+    (machine.home / "set" / NOTE).write_text(note)
+
+    assert machine.tell("export", "BTCUSD", "--output", "set/").code == 0
+
+
+def test_a_symbol_that_no_file_may_be_named_by_stays_in_its_directory(
+    machine: Machine, db: Connection
+) -> None:
+    store(db, "../BTC/USD", 2)
+
+    machine.tell("export", "../BTC/USD", "--output", "set/")
+
+    assert names(machine) == ["..%2FBTC%2FUSD.csv", NOTE]
+
+
+# --- what goes wrong --------------------------------------------------------------------------
+
+
+def test_each_mistake_is_a_sentence(machine: Machine) -> None:
+    for arguments, sentence in (
+        (["EURUS"], "The database has no asset 'EURUS'. Did you mean EURUSD?"),
+        ([], "Name assets, or give --all."),
+        (["EURUSD", "--all"], "Name assets, or give --all."),
+        (["EURUSD", "--from", "x"], "--from is 'x': write a day as 2025-01-31, or a moment as"),
+        (["EURUSD", "--every", "2h"], "'2h' is not one of"),
+        (["EURUSD", "--output", "no/bars.csv"], "no/bars.csv cannot be written: No such file or"),
+    ):
+        told = machine.tell("export", *arguments)
+        assert (told.code, told.out) == (2, "")
+        assert sentence in " ".join(told.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "arrow"])
+def test_a_full_disk_is_a_sentence(machine: Machine, db: Connection, form: str) -> None:
+    store(db, "LONG", 3 * BLOCK_BARS)
+
+    told = machine.run("export", "LONG", "--output", "/dev/full", "--format", form)
+
+    assert told.code == 2
+    assert told.err == "asset-sync: /dev/full cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_reader_that_has_gone_is_no_news(machine: Machine, db: Connection, form: str) -> None:
+    store(db, "LONG", 3 * BLOCK_BARS)
+    process = machine.start("export", "LONG", "--format", form)
+    assert process.stdout is not None
+    process.stdout.close()
+
+    assert machine.end(process).err == ""
+
+
+def test_a_signal_leaves_no_half_file(machine: Machine, db: Connection) -> None:
+    store(db, "LONG", 20 * BLOCK_BARS)
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = machine.start("export", "LONG", "--output", "long.parquet")
+        until(lambda: part_of(machine.home / "long.parquet").exists())
+        process.send_signal(number)
+
+        assert machine.end(process).code == code
+        assert not list(machine.home.glob("long*"))
+
+
+def test_parquet_does_not_go_to_a_terminal(machine: Machine) -> None:
+    leader, terminal = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "asset_sync", "export", "BTCUSD", "--format", "parquet"],
+        env=machine.environ,
+        cwd=machine.home,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(terminal)
+    os.close(leader)
+
+    assert done.returncode == 2
+    assert "parquet is not for a terminal: give --output FILE." in done.stderr
+
+
+def test_a_terminal_sees_how_far_it_is_and_nothing_of_it_stays(machine: Machine) -> None:
+    leader, terminal = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "asset_sync", "export", "EURUSD", "BTCUSD", "--output", "bars.csv"],
+        env=machine.environ | {"TERM": "xterm"},
+        cwd=machine.home,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+        check=True,
+    )
+    os.close(terminal)
+    shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+
+    assert done.stdout == "bars.csv: 930 bars.\n"
+    assert "1/2 assets 930 bars  BTCUSD" in shown
+    assert shown.endswith("\x1b[2K"), "the line is cleared"
+
+
+def test_nothing_of_the_bars_is_in_the_database_afterwards(
+    machine: Machine, db: Connection
+) -> None:
+    machine.tell("export", "--all")
+
+    assert query(db, "select count(*) from market_data.ohlcv_5m") == [(930,)]
