@@ -3,10 +3,9 @@
 import io
 import os
 import re
-import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -41,7 +40,6 @@ def asset_sync(
         chdir(directory),
         redirect_stdout(out),
         redirect_stderr(err),
-        _signals_as_they_were(),
     ):
         code: object = None
         try:
@@ -70,13 +68,3 @@ def without_times(err: str) -> str:
 def _text(stream: io.TextIOWrapper) -> str:
     stream.seek(0)
     return stream.read()
-
-
-@contextmanager
-def _signals_as_they_were() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

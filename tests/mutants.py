@@ -741,6 +741,27 @@ MUTANTS = (
         "test_an_interrupted_run_says_so_in_its_last_line",
     ),
     Mutant(
+        "a signal during an import is not lost",
+        "cli",
+        "    if _is_in_import(frame):\n",
+        "    if False:\n",
+        "test_a_signal_during_an_import_is_raised_when_the_import_is_over",
+    ),
+    Mutant(
+        "a signal in a callback of Python is not lost",
+        "cli",
+        "        sys.unraisablehook = hear\n",
+        "",
+        "test_a_signal_in_a_callback_whose_exception_python_ignores_is_raised_again",
+    ),
+    Mutant(
+        "Ctrl-C before a command begins ends the program with 130 and without a traceback",
+        "",
+        "os._exit(130)",
+        "None",
+        "test_ctrl_c_before_a_command_begins_ends_the_program_without_a_word",
+    ),
+    Mutant(
         "-q prints nothing about a run that succeeds",
         "cli",
         "if self._options.quiet and not _is_news(progress, severity):",

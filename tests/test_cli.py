@@ -178,22 +178,6 @@ def test_bash_completes_commands_once_completion_is_installed(
     assert str(tmp_path) in shown.stderr, "it says what it wrote"
 
 
-def test_ctrl_c_while_the_program_loads_ends_it_without_a_traceback(tmp_path: Path) -> None:
-    script = (
-        "import os, runpy, signal, sys\n"
-        "class Early:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'asset_sync.cli.commands': os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.meta_path.insert(0, Early())\n"
-        "runpy.run_module('asset_sync', run_name='__main__')"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-
-    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
-
-
 def test_without_a_key_a_run_says_how_to_set_one_and_which_commands_work_without(run: Run) -> None:
     answer = run("sync", "priority", POLYGON_API_KEY="")
 

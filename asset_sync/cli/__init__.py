@@ -1,10 +1,8 @@
 """The command line: arguments in; tables, JSON and exit codes out. No SQL and no HTTP here."""
 
 import os
-import signal
 import sys
 from io import TextIOWrapper
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,6 +13,7 @@ from asset_sync.cli.commands import COMMANDS
 from asset_sync.cli.exits import explain
 from asset_sync.cli.options import Config, Quiet, Verbose, common
 from asset_sync.cli.output import err, out
+from asset_sync.cli.signals import signals_as_exceptions
 from asset_sync.errors import ExitCode
 
 _root = typer.Typer(
@@ -53,17 +52,15 @@ app.commands = COMMANDS
 
 def main() -> NoReturn:
     """Run the command line; every error becomes a message for the user and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` has it ignored
-        signal.signal(signal.SIGHUP, _terminate)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see asset_sync.__main__
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    _open_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no ● gets a ?
     try:
-        app()
+        with signals_as_exceptions():
+            _open_streams()
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, TextIOWrapper):
+                    stream.reconfigure(errors="replace")  # a terminal that has no ● gets a ?
+            app()
+    except KeyboardInterrupt:  # typer handles it only within a command
+        sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:  # noqa: BLE001  # the user gets a message, not a traceback
         code, why = explain(error)
         err(f"asset-sync: {why}")
@@ -80,8 +77,3 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """End as on Ctrl-C: the item goes back, the slot is stamped."""
-    sys.exit(ExitCode.TERMINATED)
