@@ -23,7 +23,8 @@ import asset_sync
 from asset_sync.database import Connection, query
 from asset_sync.reading import export
 from asset_sync.reading.block import BLOCK_BARS
-from asset_sync.reading.export import Directory, part_of, whole_file
+from asset_sync.reading.export import Directory, Format, part_of, whole_file
+from asset_sync.store.bars_query import Selection
 
 NOTE = Directory.NOTE
 
@@ -363,6 +364,23 @@ def test_a_signal_leaves_no_half_file(machine: Machine, db: Connection) -> None:
 
         assert machine.end(process).code == code
         assert not list(machine.home.glob("long*"))
+
+
+class Interrupting(io.BytesIO):
+    """A file whose first write is interrupted by Ctrl-C."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]  # all that an export writes
+        if not self.tell():
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().write(data)
+
+
+@pytest.mark.parametrize("form", list(Format))
+def test_ctrl_c_during_a_write_ends_the_export_as_ctrl_c(db: Connection, form: Format) -> None:
+    store(db, "EURUSD", 3)
+
+    with pytest.raises(KeyboardInterrupt):
+        export.write(db, Selection(["EURUSD"]), form, Interrupting(), lambda *_: None)
 
 
 def test_parquet_does_not_go_to_a_terminal(machine: Machine) -> None:

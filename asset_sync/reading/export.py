@@ -4,11 +4,13 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, cast
 from urllib.parse import quote
 
@@ -78,23 +80,82 @@ def _write_csv(db: Connection, selection: Selection, file: IO[bytes], tell: Tell
 def _write_arrow(
     db: Connection, selection: Selection, form: Format, file: IO[bytes], tell: Tell
 ) -> None:
-    with needs_the_extra():
-        from arro3 import io as arro3  # noqa: PLC0415  # takes 20 ms, and CSV does not need it
-    output = _Output(file)
-    source = _Source(blocks(db, selection), output, tell)
-    stream = as_arrow(selection.symbols, selection.every, source)
-    if form is Format.PARQUET:
-        arro3.write_parquet(
-            stream,
-            cast("IO[bytes]", output),
-            compression="zstd(3)",
-            max_row_group_size=ROW_GROUP_BARS,
-        )
-    else:
-        arro3.write_ipc(stream, cast("IO[bytes]", output))
-    for error in (source.error, output.error):
-        if error is not None:
-            raise error
+    writer = _ArrowWriter(selection, form, file)
+    try:
+        writer.start()
+        for block in blocks(db, selection):
+            writer.put(block)
+            tell(block.symbol, len(block.ts))
+        writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+class _ArrowWriter(threading.Thread):
+    """Writes blocks by arro3, in a thread of its own.
+
+    A signal interrupts only the main thread. arro3 would lose the exception that it raises.
+    """
+
+    def __init__(self, selection: Selection, form: Format, file: IO[bytes]) -> None:
+        super().__init__()
+        with needs_the_extra():
+            from arro3 import io as arro3  # noqa: PLC0415  # takes 20 ms, and CSV does not need it
+        self._arro3 = arro3
+        self._selection = selection
+        self._form = form
+        self._output = _Output(file)
+        self._blocks: SimpleQueue[Block | None] = SimpleQueue()
+        self._room = threading.Semaphore(1)
+        self._ended = threading.Event()
+        self._error: Exception | None = None
+
+    def put(self, block: Block) -> None:
+        """Hand over a block. Raises OSError if an earlier one could not be written."""
+        self._room.acquire()
+        self._blocks.put(block)
+        if self._output.error is not None:
+            raise self._output.error
+
+    def finish(self) -> None:
+        """Wait until all is written. Raises OSError if it could not be written."""
+        self._blocks.put(None)
+        self._ended.wait()  # not `join`, which an interrupt breaks
+        for error in (self._output.error, self._error):
+            if error is not None:
+                raise error
+
+    def abandon(self) -> None:
+        """Write nothing more; the thread ends soon."""
+        self._output.discards = True
+        self._blocks.put(None)
+
+    def run(self) -> None:
+        """Write what is handed over, up to None."""
+        handed = self._handed()
+        try:
+            stream = as_arrow(self._selection.symbols, self._selection.every, handed)
+            output = cast("IO[bytes]", self._output)
+            if self._form is Format.PARQUET:
+                self._arro3.write_parquet(
+                    stream,
+                    output,
+                    compression="zstd(3)",
+                    max_row_group_size=ROW_GROUP_BARS,
+                )
+            else:
+                self._arro3.write_ipc(stream, output)
+        except Exception as error:  # noqa: BLE001  # raised by `finish`
+            self._error = error
+        for _ in handed:  # `put` must not wait for ever
+            pass
+        self._ended.set()
+
+    def _handed(self) -> Iterator[Block]:
+        for block in iter(self._blocks.get, None):
+            self._room.release()
+            yield block
 
 
 class _Output(io.RawIOBase):
@@ -103,39 +164,19 @@ class _Output(io.RawIOBase):
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.error: OSError | None = None
+        self.discards = False
+        """Whether nothing more is to be written."""
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: bytes) -> int:  # type: ignore[override]  # arro3 sends bytes
-        if self.error is None:
+        if self.error is None and not self.discards:
             try:
                 self._file.write(data)
             except OSError as error:
                 self.error = error
         return len(data)
-
-
-class _Source:
-    """The blocks for arro3, which would raise an error of its own for any: the error is kept."""
-
-    def __init__(self, source: Iterable[Block], output: _Output, tell: Tell) -> None:
-        self._source = source
-        self._output = output
-        self._tell = tell
-        self.error: BaseException | None = None
-
-    def __iter__(self) -> Iterator[Block]:
-        try:
-            for block in self._source:
-                yield block
-                if self._output.error is not None:
-                    return
-                self._tell(block.symbol, len(block.ts))
-        except GeneratorExit:
-            raise
-        except BaseException as error:  # noqa: BLE001  # raised by `_write_arrow`
-            self.error = error
 
 
 # --- a file -----------------------------------------------------------------------------------
