@@ -4,12 +4,14 @@ For other programs, these names are public; all others may change with any versi
 
 - `read` returns bars, as `Bars`
 - `listen` yields each new price, `last_price` returns the stored one, as `Price`
-- `AssetSyncError` is the base of all errors; `ReadingError` and `DatabaseError` are two of them
+- `AssetSyncError` is the base of all errors; `ReadingError`, `AsOfError` and `DatabaseError` are
+  three of them
 """
 
 TYPE_CHECKING = False  # as in `typing`, whose import would take ten times as long as this one
 if TYPE_CHECKING:
     from asset_sync.reading import (
+        AsOfError,
         AssetSyncError,
         Bars,
         DatabaseError,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsOfError",
     "AssetSyncError",
     "Bars",
     "DatabaseError",
@@ -44,3 +47,8 @@ def __getattr__(name: str) -> object:
     from asset_sync import reading  # noqa: PLC0415  # takes 50 ms
 
     return getattr(reading, name)
+
+
+def __dir__() -> list[str]:
+    """Return what is public, for a notebook that completes names."""
+    return __all__

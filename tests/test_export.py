@@ -17,6 +17,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 from machine import Machine, until
+from test_log import redirected
 from test_reading import MONDAY, store
 
 import asset_sync
@@ -85,6 +86,8 @@ def test_csv_needs_neither_numpy_nor_arro3(machine: Machine) -> None:
             "2025-03-04T11:30:00Z",
             "2025-03-04T12:35:00Z",
         ),
+        (["--until", "20250304T05+05"], "2025-03-03T00:00:00Z", "2025-03-03T23:55:00Z"),
+        (["--until", "9999-12-31"], "2025-03-03T00:00:00Z", "2025-03-06T02:55:00Z"),
     ],
 )
 def test_the_bars_are_those_from_one_moment_until_another(
@@ -225,8 +228,8 @@ def names(machine: Machine) -> list[str]:
     return sorted(path.name for path in (machine.home / "set").iterdir())
 
 
-def test_files_that_answer_the_same_question_are_kept(machine: Machine, db: Connection) -> None:
-    question = ["--until", "2025-03-04", "--output", "set/"]
+def test_files_that_answer_the_same_question_are_kept(machine: Machine) -> None:
+    question = ["--until", "2025-03-04", "--as-of", f"{datetime.now(UTC)}", "--output", "set/"]
     machine.tell("export", "EURUSD", *question)
     before = (machine.home / "set" / "EURUSD.csv").stat()
 
@@ -239,15 +242,65 @@ def test_files_that_answer_the_same_question_are_kept(machine: Machine, db: Conn
     assert (told.out, told.err) == ("set: 51 bars in 2 files.\n", "")
 
 
-def test_a_question_without_an_end_is_answered_anew_once_it_was_answered(
-    machine: Machine, db: Connection
+@pytest.mark.parametrize("until", [[], ["--until", "2025-03-04"]])
+def test_a_finished_export_of_what_is_stored_now_is_made_anew(
+    machine: Machine, db: Connection, until: list[str]
 ) -> None:
-    machine.tell("export", "BTCUSD", "--output", "set/")
+    machine.tell("export", "BTCUSD", *until, "--output", "set/")
     store(db, "BTCUSD", 5, start=MONDAY + timedelta(days=1))
 
-    told = machine.tell("export", "BTCUSD", "--output", "set/")
+    told = machine.tell("export", "BTCUSD", *until, "--output", "set/")
 
     assert told == (0, "set: 35 bars in 1 file.\n", "")
+
+
+def unfinish(machine: Machine, **changes: object) -> None:
+    """Change the note as if the export had been interrupted."""
+    note = machine.home / "set" / NOTE
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"finished": False} | changes))
+
+
+def test_files_of_another_database_are_no_answer(machine: Machine, db: Connection) -> None:
+    machine.tell("export", "BTCUSD", "--output", "set/")
+    unfinish(machine)
+    assert "already and stay" in machine.tell("export", "BTCUSD", "--output", "set/").err
+
+    unfinish(machine)
+    query(db, "update asset_sync.migrations set applied_at = applied_at - interval '1 s'")
+    assert machine.tell("export", "BTCUSD", "--output", "set/") == (
+        0,
+        "set: 30 bars in 1 file.\n",
+        "",
+    )
+
+
+def test_an_export_that_continues_sees_larger_bars_as_they_were_when_it_began(
+    machine: Machine, db: Connection
+) -> None:
+    machine.tell("export", "BTCUSD", "--output", "set/", "--every", "1h")
+    unfinish(machine, bytes={}, until="2025-03-03T01:30:00+00:00")
+
+    machine.tell("export", "BTCUSD", "--output", "set/", "--every", "1h")
+    found = rows((machine.home / "set" / "BTCUSD.csv").read_text())
+    assert [one["bars"] for one in found] == ["12", "6"]
+
+    machine.tell("export", "BTCUSD", "--output", "set/", "--every", "5m", "--complete")
+    unfinish(machine, bytes={}, until="2025-03-03T01:32:00+00:00")
+    machine.tell("export", "BTCUSD", "--output", "set/", "--every", "5m", "--complete")
+    found = rows((machine.home / "set" / "BTCUSD.csv").read_text())
+    assert found[-1]["ts"] == "2025-03-03T01:25:00Z", "the next one was not over"
+
+
+def test_files_of_another_export_are_named(machine: Machine) -> None:
+    machine.tell("export", "EURUSD", "BTCUSD", "--every", "1h", "--output", "set/")
+
+    told = machine.tell("export", "BTCUSD", "--every", "1d", "--output", "set/")
+
+    assert told == (
+        0,
+        "set: 1 bar in 1 file.\n",
+        "set also has files of another export: EURUSD.csv.\n",
+    )
 
 
 def test_an_interrupted_export_continues_up_to_the_same_moment(
@@ -295,6 +348,7 @@ def test_a_file_that_a_killed_export_left_is_made_again(machine: Machine) -> Non
 def test_a_file_that_has_changed_since_is_made_again(machine: Machine) -> None:
     question = ["export", "BTCUSD", "--until", "2025-03-04", "--output", "set/"]
     machine.tell(*question)
+    unfinish(machine)
     (machine.home / "set" / "BTCUSD.csv").write_text("changed")
 
     assert machine.tell(*question).out == "set: 30 bars in 1 file.\n"
@@ -306,6 +360,13 @@ def test_a_note_that_cannot_be_read_is_begun_anew(machine: Machine, note: str) -
     (machine.home / "set" / NOTE).write_text(note)
 
     assert machine.tell("export", "BTCUSD", "--output", "set/").code == 0
+
+
+def test_a_note_with_a_moment_that_is_none_is_begun_anew(machine: Machine) -> None:
+    machine.tell("export", "BTCUSD", "--output", "set/")
+    unfinish(machine, until="yesterday")
+
+    assert machine.tell("export", "BTCUSD", "--output", "set/").out == "set: 30 bars in 1 file.\n"
 
 
 def test_a_symbol_that_no_file_may_be_named_by_stays_in_its_directory(
@@ -327,6 +388,11 @@ def test_each_mistake_is_a_sentence(machine: Machine) -> None:
         ([], "Name assets, or give --all."),
         (["EURUSD", "--all"], "Name assets, or give --all."),
         (["EURUSD", "--from", "x"], "--from is 'x': write a day as 2025-01-31, or a moment as"),
+        (["EURUSD", "--from", ""], "--from is '': write a day as 2025-01-31, or a moment as"),
+        (["EURUSD", "--until", ""], "--until is '': write a day as 2025-01-31, or a moment as"),
+        (["EURUSD", "--as-of", ""], "--as-of is '': write a day as 2025-01-31, or a moment as"),
+        (["EURUSD", "--as-of", "2020-01-01"], "Bars can be read as they were at"),
+        (["EURUSD", "--output", ""], "--output is empty: give a file, a directory or - for"),
         (["EURUSD", "--every", "2h"], "'2h' is not one of"),
         (["EURUSD", "--output", "no/bars.csv"], "no/bars.csv cannot be written: No such file or"),
     ):
@@ -343,6 +409,15 @@ def test_a_full_disk_is_a_sentence(machine: Machine, db: Connection, form: str) 
 
     assert told.code == 2
     assert told.err == "asset-sync: /dev/full cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_stdout_that_is_full_or_closed_is_a_sentence(machine: Machine, form: str) -> None:
+    for to, why in ((">/dev/full", "No space left on device"), (">&-", "stdout is closed")):
+        told = redirected(to, machine, "export", "BTCUSD", "--format", form)
+
+        assert told.stderr == f"asset-sync: The output could not be written: {why}.\n"
+        assert (machine.home / "code").read_text() == "2\n"
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])

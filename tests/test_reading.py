@@ -119,6 +119,10 @@ def test_bars_of_each_length_are_those_of_the_query(url: str, db: Connection, ev
         "2025-03-04T01:00+01:00",
         datetime(2025, 3, 4),  # noqa: DTZ001  # without a zone it is UTC
         datetime(2025, 3, 4, 1, tzinfo=timezone(timedelta(hours=1))),
+        np.datetime64("2025-03-04"),
+        np.datetime64("2025-03-04T00:00:00.000000000"),
+        pd.Timestamp("2025-03-04"),
+        pd.Timestamp("2025-03-04T01:00+01:00"),
     ],
 )
 def test_the_bars_start_at_the_start_or_later_and_before_the_end(
@@ -341,26 +345,48 @@ def test_nothing_can_be_written_by_a_copy(db: Connection) -> None:
 
 def test_each_mistake_is_a_sentence(url: str, db: Connection) -> None:
     store(db, "EURUSD", 1)
+    unknown = "If `asset-sync assets list` names it, no run has fetched it yet."
+    how = "write a day as 2025-01-31, or a moment as 2025-01-31T14:30."
 
     for mistake, sentence in (
-        ({"symbols": "EURUS"}, "The database has no asset 'EURUS'. Did you mean EURUSD?"),
         (
-            {"symbols": ["EURUSD", "nothing"]},
-            "The database has no asset 'nothing'. `asset-sync assets list` names all.",
+            {"symbols": "EURUS"},
+            f"The database has no asset 'EURUS'. Did you mean EURUSD? {unknown}",
         ),
+        ({"symbols": ["EURUSD", "nothing"]}, f"The database has no asset 'nothing'. {unknown}"),
         (
             {"symbols": "EURUSD", "every": "2h"},
             "There are no bars of '2h'; there are 5m, 15m, 1h, 4h, 1d, 1d-ny.",
         ),
-        (
-            {"symbols": "EURUSD", "start": "yesterday"},
-            "start is 'yesterday': write a day as 2025-01-31, or a moment as 2025-01-31T14:30.",
-        ),
+        ({"symbols": "EURUSD", "start": "yesterday"}, f"start is 'yesterday': {how}"),
     ):
         with pytest.raises(asset_sync.ReadingError) as raised:
             asset_sync.read(**mistake, database_url=url)
         assert str(raised.value) == sentence
         assert isinstance(raised.value, asset_sync.AssetSyncError)
+
+    for moment in (5, pd.NaT, np.datetime64("NaT"), "", "0001-01-01T00:00+14:00"):
+        with pytest.raises(asset_sync.ReadingError) as raised:
+            asset_sync.read("EURUSD", as_of=moment, database_url=url)  # type: ignore[arg-type]
+        assert str(raised.value) == f"as_of is {moment!r}: {how}"
+
+    for symbol in (None, 5, b"EURUSD", ["EURUSD"], "EUR\0USD", "\udcff"):
+        with pytest.raises(asset_sync.ReadingError) as raised:
+            asset_sync.last_price(symbol, database_url=url)  # type: ignore[arg-type]
+        assert str(raised.value) == f"{symbol!r} is no symbol: name an asset as 'EURUSD'."
+    with pytest.raises(asset_sync.ReadingError, match="^5 is no symbol: name an asset as"):
+        asset_sync.read(5, database_url=url)  # type: ignore[arg-type]
+
+
+def test_a_completion_offers_what_is_public() -> None:
+    assert dir(asset_sync) == sorted(asset_sync.__all__)
+
+
+def test_a_moment_of_which_nothing_is_kept_raises_a_public_error(url: str, db: Connection) -> None:
+    store(db, "EURUSD", 1)
+
+    with pytest.raises(asset_sync.AsOfError, match="Bars can be read as they were at"):
+        asset_sync.read("EURUSD", as_of="2020-01-01", database_url=url)
 
 
 def test_a_database_that_is_not_reachable_is_named_without_its_password() -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -13,7 +13,7 @@ import typer
 from asset_sync import database
 from asset_sync.cli.log import names
 from asset_sync.cli.options import Common, with_common_options
-from asset_sync.cli.output import OutputError, err
+from asset_sync.cli.output import binary_stdout, err
 from asset_sync.cli.settings import settings_for
 from asset_sync.database import Connection
 from asset_sync.errors import ExitCode
@@ -93,15 +93,17 @@ def export(
     """
     if bool(symbols) == every_asset:
         raise typer.BadParameter("Name assets, or give --all.")
+    if not output:
+        raise typer.BadParameter("--output is empty: give a file, a directory or - for stdout.")
     form = _format_of(output, form)
     if output == _STDOUT and form is not Format.CSV and sys.stdout.isatty():
         raise typer.BadParameter(f"{form} is not for a terminal: give --output FILE.")
     asked = Selection(
         (),
-        moment_of(start, "--from") if start else None,
-        _end_of(until) if until else None,
+        None if start is None else moment_of(start, "--from"),
+        None if until is None else _end_of(until),
         every,
-        moment_of(as_of, "--as-of") if as_of else None,
+        None if as_of is None else moment_of(as_of, "--as-of"),
         complete,
     )
     try:
@@ -141,22 +143,18 @@ class _Job:
     def run(self, output: str) -> None:
         """Write everything."""
         if output == _STDOUT:
-            self._to_stdout()
+            with binary_stdout() as file:
+                self._write(self._asked, file)
         elif _is_directory(output):
             self._to_directory(Path(output))
         else:
             with whole_file(Path(output)) as file:
                 self._write(self._asked, file)
-            self.summary = f"{output}: {sum(self.bars.values()):,} bars."
+            self.summary = f"{output}: {self._count()}."
 
-    def _to_stdout(self) -> None:
-        try:
-            self._write(self._asked, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise  # the reader has gone; typer ends the command
-        except OSError as error:
-            raise OutputError(f"The output could not be written: {error.strerror}.") from None
+    def _count(self) -> str:
+        bars = sum(self.bars.values())
+        return "1 bar" if bars == 1 else f"{bars:,} bars"
 
     def _to_directory(self, path: Path) -> None:
         directory = Directory(self._db, path, self._asked, self._form)
@@ -173,15 +171,17 @@ class _Job:
             if part_of(file).exists():
                 self._options.say(f"{file} was interrupted and is made again.")
             try:
-                self._to_file(file, replace(self._asked, symbols=(symbol,), until=directory.until))
+                self._to_file(file, directory.selection_of(symbol))
             except _NothingError:
                 file.unlink(missing_ok=True)  # it would answer another question
             else:
                 directory.note(symbol)
         directory.finish()
+        if others := directory.others():
+            self._options.say(f"{path} also has files of another export: {names(others)}.")
         made = sum(1 for bars in self.bars.values() if bars)
         files = "1 file" if made == 1 else f"{made} files"
-        self.summary = f"{path}: {sum(self.bars.values()):,} bars in {files}."
+        self.summary = f"{path}: {self._count()} in {files}."
 
     def _to_file(self, path: Path, selection: Selection) -> None:
         with whole_file(path) as file:
@@ -248,5 +248,10 @@ def _format_of(output: str, form: Format | None) -> Format:
 def _end_of(text: str) -> datetime:
     """Return the moment; of a day it is the end, as for `history fill --until`."""
     moment = moment_of(text, "--until")
-    is_day = moment.time() == time() and ":" not in text
-    return moment + timedelta(days=1) if is_day else moment
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return moment
+    day = timedelta(days=1)
+    # After the last day that Python knows there is no moment.
+    return min(moment, datetime.max.replace(tzinfo=UTC) - day) + day

@@ -5,9 +5,10 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import IO, Protocol, TextIO
 
 import typer
 
@@ -25,8 +26,24 @@ def out(text: str) -> None:
 
 def out_raw(text: str) -> None:
     """Print to stdout without breaking lines, for example what is to be copied."""
-    try:
+    with _errors_as_sentences():
         print(_printable(text), flush=True)  # noqa: T201
+
+
+@contextmanager
+def binary_stdout() -> Iterator[IO[bytes]]:
+    """Give stdout for what is no text. Raises OutputError if it cannot be written, or is closed."""
+    if sys.__stdout__ is None:  # `main` has put the null device in its place
+        raise OutputError("The output could not be written: stdout is closed.")
+    with _errors_as_sentences():
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _errors_as_sentences() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         raise  # the reader has gone; typer ends the command
     except OSError as error:

@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from asset_sync.database import Connection, DatabaseError, session
@@ -16,9 +16,10 @@ from asset_sync.reading.errors import ReadingError
 from asset_sync.reading.prices import Price, heard, stored_prices
 from asset_sync.secret import Secret
 from asset_sync.settings import load
-from asset_sync.store.bars_query import Selection
+from asset_sync.store.bars_query import AsOfError, Selection
 
 __all__ = [
+    "AsOfError",
     "AssetSyncError",
     "Bars",
     "DatabaseError",
@@ -44,16 +45,18 @@ def read(
     """Return the bars of one or more assets, by default all five-minute bars.
 
     The bars are those that start at `start` or later, and before `end`. A moment is a datetime, a
-    date or ISO text such as `2025-01-31T14:30`; one without a time is midnight, and one without a
-    zone is UTC. `every` is how long a bar is: `5m`, `15m`, `1h`, `4h`, `1d` (of UTC) or `1d-ny` (it
-    ends at 17:00 in New York). `as_of` asks for the bars as they were stored at that moment.
-    `complete` leaves out the bars that are not over, and larger ones of which a part is missing.
+    date, a numpy.datetime64 or ISO text such as `2025-01-31T14:30`; one without a time is midnight,
+    and one without a zone is UTC. `every` is how long a bar is: `5m`, `15m`, `1h`, `4h`, `1d` (of
+    UTC) or `1d-ny` (it ends at 17:00 in New York). `as_of` asks for the bars as they were stored at
+    that moment. `complete` leaves out the bars that are not over, and larger ones of which a part
+    is missing.
 
     `database_url` is a URL or another address that libpq takes. Without one, it is the database of
     the settings, as for the command line. A connection is opened and closed again.
 
     Raises ReadingError if an asset or `every` is not known, a moment cannot be read, or
-    `asset-sync[read]` is not installed; and DatabaseError if the database cannot be used.
+    `asset-sync[read]` is not installed; AsOfError if it is not kept what was stored at `as_of`; and
+    DatabaseError if the database cannot be used.
     """
     chosen = every_of(every)
     bounds = {
@@ -109,4 +112,8 @@ def _address(url: str | None) -> Secret | None:
 
 
 def _as_list(symbols: str | Sequence[str]) -> list[str]:
-    return [symbols] if isinstance(symbols, str) else list(symbols)
+    if isinstance(symbols, str):
+        return [symbols]
+    if not isinstance(symbols, Iterable):
+        raise ReadingError(f"{symbols!r} is no symbol: name an asset as 'EURUSD'.")
+    return list(symbols)

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -67,14 +68,16 @@ def write(db: Connection, selection: Selection, form: Format, file: IO[bytes], t
 
 def _write_csv(db: Connection, selection: Selection, file: IO[bytes], tell: Tell) -> None:
     numbers = ", ".join(numbers_of(selection.every))
-    file.write(f"symbol, ts, {numbers}\n".replace(" ", "").encode())
+    header = f"symbol, ts, {numbers}\n".replace(" ", "").encode()
     for symbol, chosen in queries(db, selection):
         utc = """to_char(ts at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"""
         bars = f"select symbol, {utc}, {numbers} from ({chosen}) bar where isfinite(ts)"
         with copied(db, f"copy ({bars}) to stdout (format csv)") as rows:
             while chunk := rows.read(_CHUNK_BYTES):
-                file.write(chunk)
+                file.write(header + chunk)
+                header = b""  # it comes with the first bars, so not before an error
                 tell(symbol, chunk.count(b"\n"))
+    file.write(header)
 
 
 def _write_arrow(
@@ -244,8 +247,9 @@ def _errors_as_sentences(path: Path) -> Iterator[None]:
 class Directory:
     """A directory with a file for each asset, and a note of the question that they answer.
 
-    Files that answer the same question are kept. A question without an end is the same until its
-    export has finished: one that was interrupted continues, up to the same moment.
+    An export that was interrupted continues, up to the same moment: files that answer the same
+    question are kept. After one that has finished they are kept only with `as_of`, since what is
+    stored now may differ.
     """
 
     NOTE = "asset-sync-export.json"
@@ -254,17 +258,35 @@ class Directory:
         """Read the note, or begin a new one. Raises ExportError if the directory cannot be used."""
         self._path = path
         self._form = form
+        self._selection = selection
         bounds = (selection.start, selection.until, selection.as_of)
+        [(now, made)] = query(
+            db, "select clock_timestamp(), min(applied_at) from asset_sync.migrations"
+        )
         self._question: list[object] = [
+            made.astimezone(UTC).isoformat(),  # no other database was made at that moment
             *(at and at.astimezone(UTC).isoformat() for at in bounds),
             *(selection.every.value, selection.complete, form.value),
         ]
         with _errors_as_sentences(path):
             path.mkdir(parents=True, exist_ok=True)
-            until, self._bytes = self._known(selection.until)
-        [(now,)] = query(db, "select clock_timestamp()")
-        self.until: datetime = until or min(selection.until or now, now)
-        """Before which moment the bars of all files start."""
+            until, self._bytes = self._known()
+        self._until: datetime = until or min(selection.until or now, now)
+
+    def selection_of(self, symbol: str) -> Selection:
+        """Return which bars the asset's file has: of all files up to the same moment."""
+        is_now = self._until != self._selection.until
+        return replace(
+            self._selection,
+            symbols=(symbol,),
+            until=self._until,
+            now=self._until if is_now else None,
+        )
+
+    def others(self) -> list[str]:
+        """Return the names of files in the same format that another export has made."""
+        own = {self.file_of(symbol).name for symbol in self._bytes}
+        return sorted({file.name for file in self._path.glob(f"*.{self._form}")} - own)
 
     def file_of(self, symbol: str) -> Path:
         """Return the asset's file; a sign that no name of a file has is written with `%`."""
@@ -284,28 +306,25 @@ class Directory:
         """Note that no file is missing."""
         self._save(finished=True)
 
-    def _known(self, asked_until: datetime | None) -> tuple[datetime | None, dict[str, int]]:
+    def _known(self) -> tuple[datetime | None, dict[str, int]]:
         """Return up to when the files here answer the question, and their sizes; none if not."""
         try:
-            note = json.loads((self._path / self.NOTE).read_text())
+            match json.loads((self._path / self.NOTE).read_text()):
+                case {
+                    "question": self._question,
+                    "until": str(until),
+                    "finished": bool(finished),
+                    "bytes": dict(sizes),
+                } if self._selection.as_of is not None or not finished:
+                    return datetime.fromisoformat(until).astimezone(UTC), sizes
         except (FileNotFoundError, ValueError):
-            return None, {}
-        match note:
-            case {
-                "question": self._question,
-                "until": str(text),
-                "finished": bool(finished),
-                "bytes": dict(sizes),
-            }:
-                until = datetime.fromisoformat(text)
-                return (None, {}) if finished and until != asked_until else (until, sizes)
-            case _:
-                return None, {}
+            pass
+        return None, {}
 
     def _save(self, *, finished: bool) -> None:
         note = {
             "question": self._question,
-            "until": self.until.isoformat(),
+            "until": self._until.isoformat(),
             "finished": finished,
             "bytes": self._bytes,
         }

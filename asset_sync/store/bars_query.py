@@ -32,6 +32,8 @@ class Selection:
     complete: bool = False
     """Whether to leave out bars that are not over, and larger bars of which a part is missing, or
     of which it is not known how many parts are expected."""
+    now: datetime | None = None
+    """The moment that counts as now: no five-minute bar starts then or later; None for now."""
 
 
 class Column(NamedTuple):
@@ -98,6 +100,7 @@ def bars_query(db: Connection, selection: Selection) -> str:
                 "start": selection.start,
                 "until": selection.until,
                 "as_of": selection.as_of,
+                "now": selection.now,
             },
         ).decode()
 
@@ -178,7 +181,10 @@ def _complete(selection: Selection) -> str:
     """Return SQL that leaves out the bars that are not whole, if that is asked for."""
     if not selection.complete:
         return ""
-    now = "now()" if selection.as_of is None else "%(as_of)s"
+    if selection.as_of is not None:
+        now = "%(as_of)s"
+    else:
+        now = "now()" if selection.now is None else "%(now)s"
     over = f"{selection.every.end('ts')} <= {now}"
     is_part = selection.every is Every.FIVE_MINUTES  # nothing can be missing of it
     return f"where {over}" if is_part else f"where {over} and bars >= expected"
@@ -194,4 +200,6 @@ def _within(selection: Selection) -> str:
         )
         if moment is not None
     ]
+    if selection.now is not None:
+        bounds.append("bar.ts < %(now)s")
     return f"where {' and '.join(bounds)}" if bounds else ""
