@@ -135,7 +135,7 @@ def test_the_readme_and_the_page_on_reliability_make_the_same_promises() -> None
     promise = re.compile(r"^\d\. \*\*(.+?)\*\*", re.MULTILINE)
     made = promise.findall(section("What it promises", README))
 
-    assert len(made) == 7
+    assert len(made) == 8
     assert made == promise.findall(PAGES["reliability.md"])[:7]
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -191,6 +191,21 @@ def test_a_file_is_replaced_only_by_a_whole_one(machine: Machine) -> None:
     with whole_file(path) as file:
         file.write(b"new")
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("make", [lambda part: part.symlink_to("victim"), os.mkfifo])
+def test_a_link_or_a_pipe_in_the_place_of_the_unfinished_file_is_not_followed(
+    machine: Machine, make: Callable[[Path], None]
+) -> None:
+    (machine.home / "victim").write_text("another file")
+    part = part_of(machine.home / "bars.csv")
+    make(part)
+
+    told = machine.run("export", "BTCUSD", "--output", "bars.csv")
+
+    assert (told.code, told.out) == (2, "")
+    assert "bars.csv cannot be written" in told.err
+    assert (machine.home / "victim").read_text() == "another file"
 
 
 def test_two_exports_do_not_write_one_file_at_once(machine: Machine) -> None:

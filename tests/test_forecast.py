@@ -206,6 +206,13 @@ def test_a_priority_asset_is_refreshed_by_the_last_run_before_it_is_stale(
     assert told.kept
 
 
+@pytest.mark.parametrize("call_seconds", [0.1, 0.25, 0.5, 0.9, 2.3])
+def test_no_fewer_than_no_calls_are_kept_for_priority_runs(call_seconds: float) -> None:
+    paid = with_plan(settings_for(*several(1, Level.CRITICAL)), PLANS["starter"])
+
+    assert forecast(paid, call_seconds).kept_a_day >= 0
+
+
 def test_a_paid_plan_needs_a_call_for_bars_per_asset_and_one_for_quotes_per_250_assets() -> None:
     settings = settings_for(*several(500, Level.MEDIUM))
     paid = forecast(with_plan(settings, PLANS["starter"]))

@@ -374,7 +374,7 @@ def test_each_mistake_is_a_sentence(url: str, db: Connection) -> None:
         with pytest.raises(asset_sync.ReadingError) as raised:
             asset_sync.last_price(symbol, database_url=url)  # type: ignore[arg-type]
         assert str(raised.value) == f"{symbol!r} is no symbol: name an asset as 'EURUSD'."
-    with pytest.raises(asset_sync.ReadingError, match="^5 is no symbol: name an asset as"):
+    with pytest.raises(asset_sync.ReadingError, match=r"^5 is no symbol: name an asset as"):
         asset_sync.read(5, database_url=url)  # type: ignore[arg-type]
 
 

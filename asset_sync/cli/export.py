@@ -86,8 +86,8 @@ def export(
 ) -> None:
     """Write bars as CSV, Parquet or Arrow.
 
-    In a directory, files that answer the same question are kept, and an export that was interrupted
-    continues. Parquet and Arrow need asset-sync[read].
+    In a directory, an export that was interrupted continues, and with --as-of files that answer the
+    same question are kept. Parquet and Arrow need asset-sync[read].
 
     Example: asset-sync export EURUSD --from 2025-01-01 --every 1h --output eurusd.parquet
     """

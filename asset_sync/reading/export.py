@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ ROW_GROUP_BARS = 100_000
 """How many bars a row group of Parquet has: a reader may skip those out of its range."""
 _CHUNK_BYTES = 1 << 18
 _PART = ".part"
+# Where another user may write, that name may be a link to any file, or a pipe without a reader.
+_PART_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 Tell = Callable[[str, int], None]
 """Gets the asset, and how many of its bars were written since the last time."""
@@ -199,7 +202,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             return
         path = path.resolve()
         part = part_of(path)
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:  # noqa: PTH123
+        with open(os.open(part, _PART_FLAGS, 0o666), "wb") as file:  # noqa: PTH123
+            made = os.fstat(file.fileno())
+            if not stat.S_ISREG(made.st_mode) or made.st_uid != os.geteuid():
+                raise ExportError(f"{part} is not what an export left: remove it.")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
