@@ -323,6 +323,27 @@ def test_a_connection_that_is_cut_is_an_error_and_no_end_of_the_bars(
             list(arriving)
 
 
+def test_a_server_that_ends_the_connection_during_a_copy_leaves_no_traceback(
+    url: str, db: Connection, capfd: pytest.CaptureFixture[str]
+) -> None:
+    many = "generate_series(1, 3000) a, generate_series(1, 3000) b"
+
+    def copy() -> None:
+        with (
+            database.session(Secret(url)) as own,
+            copied(own, f"copy (select 1 from {many}) to stdout") as file,
+        ):
+            file.read(1)
+            query(db, "select pg_terminate_backend(%s)", (own.info.backend_pid,))
+            file.readall()
+
+    for _ in range(10):  # psycopg2 sees the server's last message in about two of five
+        with pytest.raises(asset_sync.DatabaseError):
+            copy()
+
+    assert capfd.readouterr().err == ""
+
+
 def test_a_mistake_in_the_statement_is_raised_as_that(db: Connection) -> None:
     with (
         pytest.raises(psycopg2.errors.UndefinedTable),

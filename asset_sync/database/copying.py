@@ -4,9 +4,11 @@ import io
 import os
 import select
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -88,7 +90,11 @@ class _Copy(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        with suppress(BrokenPipeError), open(self._writing, "wb", _BUFFER_BYTES) as file:  # noqa: PTH123  # a descriptor
+        with (
+            suppress(BrokenPipeError),
+            open(self._writing, "wb", _BUFFER_BYTES) as file,  # noqa: PTH123  # a descriptor
+            _no_traceback_of_psycopg2(),
+        ):
             try:
                 with psycopg2.extensions.cursor(self._db) as cursor:
                     cursor.execute("begin; " + TRANSACTION_SETTINGS + _COPY_SETTINGS)
@@ -96,6 +102,28 @@ class _Copy(threading.Thread):
                     cursor.execute("commit")
             except Exception as error:  # noqa: BLE001  # raised in the other thread
                 self.error = with_reason(error, self._db)
+
+
+@contextmanager
+def _no_traceback_of_psycopg2() -> Iterator[None]:
+    """Keep psycopg2 from printing a traceback if the server ends the connection during a COPY.
+
+    It turns the server's last message into a notice while the statement's error is set. Python
+    objects with a SystemError, which psycopg2 prints. The statement's error is raised all the same.
+    """
+    print_error = sys.excepthook
+
+    def print_others(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, SystemError) or not isinstance(error.__cause__, psycopg2.Error):
+            print_error(kind, error, trace)
+
+    sys.excepthook = print_others
+    try:
+        yield
+    finally:
+        sys.excepthook = print_error
 
 
 class _Stream(io.RawIOBase):

@@ -330,7 +330,8 @@ class _Line:
             slots = min(self._critical_cost, left)
             left -= slots
             made = 1 + (period - self._limit.period_seconds) // self._window
-            lost += slots * (1 / self._window - made / period)
+            # The period may begin and end with a window, and so hold more than its share.
+            lost += slots * max(0.0, 1 / self._window - made / period)
         return lost
 
     # --- the queue: by the time since which an asset is due, plus its level's allowance ----------
