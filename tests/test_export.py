@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -206,6 +207,16 @@ def test_a_link_or_a_pipe_in_the_place_of_the_unfinished_file_is_not_followed(
     assert (told.code, told.out) == (2, "")
     assert "bars.csv cannot be written" in told.err
     assert (machine.home / "victim").read_text() == "another file"
+
+
+def test_a_file_that_is_replaced_keeps_who_may_read_it(machine: Machine) -> None:
+    path = machine.home / "bars.csv"
+    path.touch(0o600)
+
+    machine.tell("export", "BTCUSD", "--output", "bars.csv")
+
+    assert len(rows(path.read_text())) == 30
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_two_exports_do_not_write_one_file_at_once(machine: Machine) -> None:

@@ -299,7 +299,7 @@ def test_priority_assets_that_got_no_answer_have_not_succeeded(
         if check.name == "batch.priority.success_rate"
     ]
     assert (rate.value, rate.verdict) == (0, Verdict.UNHEALTHY)
-    assert rate.about == "0 of 1 priority assets refreshed in the last hour"
+    assert rate.about == "0 of 1 refreshes of priority assets succeeded in the last hour"
 
 
 def test_a_call_that_succeeds_on_retry_counts_as_a_success(

@@ -42,7 +42,11 @@ def test_an_asset_without_a_price_has_none(url: str, db: Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["{}", "[1]", '"x"', '{"last_price": 1}', '{"last_price": 1, "timestamp": "now"}']
+    "written",
+    [
+        *("{}", "[1]", '"x"', '{"last_price": 1}', '{"last_price": 1, "timestamp": "now"}'),
+        '{"last_price": true, "bid": null, "ask": null, "timestamp": "2025-01-31T00:00Z"}',
+    ],
 )
 def test_what_another_program_wrote_in_another_form_is_no_price(
     url: str, db: Connection, written: str

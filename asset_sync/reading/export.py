@@ -211,6 +211,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             except BlockingIOError:
                 raise ExportError(f"Another export is just writing {path}.") from None
             file.truncate()
+            if path.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             try:
                 yield file
                 file.flush()

@@ -1,6 +1,7 @@
 """Last prices: the stored ones, and new ones as runs publish them."""
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,7 +76,7 @@ def _price_of(message: object) -> Price | None:
             "bid": float() | int() | None as bid,
             "ask": float() | int() | None as ask,
             "timestamp": str(at),
-        }:
+        } if math.isfinite(price) and not isinstance(price, bool):
             pass
         case _:
             return None
