@@ -160,7 +160,8 @@ def _of_priority_runs(record: JobRecord, settings: Settings) -> Iterator[Check]:
         rate,
         limits.success_rate_percent,
         Verdict.UNHEALTHY if rate == 0 else Verdict.DEGRADED if low else Verdict.HEALTHY,
-        f"{record.updated} of {record.tried} refreshes of priority assets succeeded in the last hour",
+        f"{record.updated} of {record.tried} refreshes of priority assets succeeded in the last"
+        " hour",
     )
     slow = record.p95_ms is not None and record.p95_ms > limits.latency_ms
     yield Check(
