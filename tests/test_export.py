@@ -464,7 +464,7 @@ def test_a_signal_leaves_no_half_file(machine: Machine, db: Connection) -> None:
         process.send_signal(number)
 
         assert machine.end(process).code == code
-        assert not list(machine.home.glob("long*"))
+        assert not list(machine.home.glob("long*")), number
 
 
 class Interrupting(io.BytesIO):
