@@ -961,7 +961,7 @@ MUTANTS = (
     Mutant(
         "export: no half file stays",
         "reading/export.py",
-        "                part.unlink(missing_ok=True)\n",
+        "            part.unlink(missing_ok=True)\n",
         "",
         "test_a_signal_leaves_no_half_file",
     ),

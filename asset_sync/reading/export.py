@@ -202,33 +202,38 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             return
         path = path.resolve()
         part = part_of(path)
-        with open(os.open(part, _PART_FLAGS, 0o666), "wb") as file:  # noqa: PTH123
-            try:
-                _claim(file, path)
+        try:
+            with _unfinished(path) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
                 part.replace(path)
-            except ExportError:  # it is not ours
-                raise
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
+        except ExportError:  # it is not ours
+            raise
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         _sync_directory(path.parent)
 
 
-def _claim(file: IO[bytes], path: Path) -> None:
-    """Make the unfinished file of `path` ours alone, and empty. Raises ExportError."""
-    made = os.fstat(file.fileno())
-    if not stat.S_ISREG(made.st_mode) or made.st_uid != os.geteuid():
-        raise ExportError(f"{part_of(path)} is not what an export left: remove it.")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ExportError(f"Another export is just writing {path}.") from None
-    file.truncate()
-    if path.exists():
-        os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+@contextmanager
+def _unfinished(path: Path) -> Iterator[IO[bytes]]:
+    """Give the unfinished file of `path`, ours alone and empty. Raises ExportError."""
+    part = part_of(path)
+    with _errors_as_sentences(path):
+        descriptor = os.open(part, _PART_FLAGS, 0o666)
+    with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor
+        made = os.fstat(descriptor)
+        if not stat.S_ISREG(made.st_mode) or made.st_uid != os.geteuid():
+            raise ExportError(f"{part} is not what an export left: remove it.")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExportError(f"Another export is just writing {path}.") from None
+        file.truncate()
+        if path.exists():
+            os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
+        yield file
 
 
 def part_of(path: Path) -> Path:
