@@ -103,6 +103,27 @@ def test_every_larger_bar_says_how_many_bars_were_expected(
         assert query(db, called) == shown
 
 
+@pytest.mark.parametrize("hours", ["metals", "crypto"])
+@pytest.mark.parametrize("missing", ["10:00", "23:55"])
+def test_a_bar_outside_the_hours_makes_up_for_none_within(
+    db: Connection, hours: str, missing: str
+) -> None:
+    """In winter metals pause from 22:00 to 23:00 UTC: a day has 276 bars."""
+    keep(db, replace(EURUSD, hours=hours))
+    midnight = datetime(2026, 11, 4, tzinfo=UTC)
+    day = [midnight + number * timedelta(minutes=5) for number in range(288)]
+    within = [start for start in day if NAMED[hours].is_open(start)]
+    lost = datetime.fromisoformat(f"2026-11-04T{missing}Z")
+    selection = Selection(["EURUSD"], every=Every.DAY, complete=True)
+
+    save(db, *(bar(start) for start in day if start != lost))
+    assert read(db, selection) == []
+
+    save(db, bar(lost))
+    [whole] = read(db, selection)
+    assert (whole.bars, whole.expected) == (288, len(within))
+
+
 def test_what_is_not_written_is_null(db: Connection) -> None:
     keep(db, EURUSD)
     save(db, bar("2001-03-05"), bar("2039-03-07"))

@@ -109,6 +109,28 @@ def expected_joins(symbol: str, start: str, end: str) -> str:
     return joins
 
 
+def is_expected(ts: str) -> str:
+    """Return SQL for whether bars are expected in the quarter of an hour of a moment.
+
+    It needs the joins of `is_expected_joins`.
+    """
+    quarter = f"mod(date_part('epoch', {ts})::bigint / 900, 96)::int"
+    return f"""
+      case when {quarter} = 95 then next.before - day.before
+        else day.before_quarter[{quarter} + 2] end > day.before_quarter[{quarter} + 1]
+    """
+
+
+def is_expected_joins(symbol: str, ts: str) -> str:
+    """Return SQL that joins what `is_expected` needs."""
+    return f"""
+      left join asset_sync.symbol_hours own on own.symbol = {symbol}
+      left join asset_sync.expected_bars day on day.hours = own.hours
+        and day.day = ({ts} at time zone 'UTC')::date
+      left join asset_sync.expected_bars next on next.hours = own.hours and next.day = day.day + 1
+    """
+
+
 # --- the views and the function ------------------------------------------------------------------
 
 

@@ -6,7 +6,16 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from asset_sync.database import Connection, query
-from asset_sync.database.larger_bars import FIGURES, TOTALS, VALUES, Every, expected, expected_joins
+from asset_sync.database.larger_bars import (
+    FIGURES,
+    TOTALS,
+    VALUES,
+    Every,
+    expected,
+    expected_joins,
+    is_expected,
+    is_expected_joins,
+)
 from asset_sync.errors import AssetSyncError
 
 __all__ = ["COLUMNS", "AsOfError", "Column", "Every", "Selection", "bars_query"]
@@ -82,11 +91,18 @@ def bars_query(db: Connection, selection: Selection) -> str:
     else:
         start = every.start("bar.ts")
         end = every.end("total.start")
+        totals = TOTALS
+        if selection.complete:  # bars outside of the hours make up for none within
+            source = f"""
+            select bar.*, {is_expected("bar.ts")} as is_expected
+            from ({source}) bar {is_expected_joins("bar.symbol", "bar.ts")}
+            """
+            totals += ", count(*) filter (where bar.is_expected) as expected_there"
         larger = f"""
         select total.*, total.start as ts, {expected("total.start", end)} as expected
         from (
-          select number, symbol, {start} as start, {TOTALS} from ({source}) bar
-          group by number, symbol, start
+          select number, bar.symbol, {start} as start, {totals} from ({source}) bar
+          group by number, bar.symbol, start
         ) total
         {expected_joins("total.symbol", "total.start", end)}
         """
@@ -187,7 +203,7 @@ def _complete(selection: Selection) -> str:
         now = "now()" if selection.now is None else "%(now)s"
     over = f"{selection.every.end('ts')} <= {now}"
     is_part = selection.every is Every.FIVE_MINUTES  # nothing can be missing of it
-    return f"where {over}" if is_part else f"where {over} and bars >= expected"
+    return f"where {over}" if is_part else f"where {over} and expected_there >= expected"
 
 
 def _within(selection: Selection) -> str:
