@@ -299,7 +299,11 @@ def test_priority_assets_that_got_no_answer_have_not_succeeded(
         if check.name == "batch.priority.success_rate"
     ]
     assert (rate.value, rate.verdict) == (0, Verdict.UNHEALTHY)
-    assert rate.about == "0 of 1 refreshes of priority assets succeeded in the last hour"
+    assert rate.about == (
+        "0 of 1 refreshes of priority assets succeeded in the last hour; with an error: BTCUSD,"
+        " EURUSD, XAUUSD"
+    )
+    assert rate.symbols == ("BTCUSD", "EURUSD", "XAUUSD")
 
 
 def test_a_call_that_succeeds_on_retry_counts_as_a_success(

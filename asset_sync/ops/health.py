@@ -93,7 +93,11 @@ def examine(db: Connection, settings: Settings) -> Health:
         levels=levels,
         checks=(
             *(_overdue(lane, records[lane], settings) for lane in lanes),
-            *(_of_priority_runs(records[Lane.PRIORITY], settings) if len(lanes) > 1 else ()),
+            *(
+                _of_priority_runs(db, records[Lane.PRIORITY], settings, freshness)
+                if len(lanes) > 1
+                else ()
+            ),
             _size(levels, settings),
             _dead(levels, queue.dead(db, symbols, most=_MOST_DEAD), freshness),
             _failing(queue.failing(db, symbols), freshness),
@@ -150,18 +154,25 @@ def _overdue(lane: Lane, record: JobRecord, settings: Settings) -> Check:
     )
 
 
-def _of_priority_runs(record: JobRecord, settings: Settings) -> Iterator[Check]:
+def _of_priority_runs(
+    db: Connection, record: JobRecord, settings: Settings, freshness: Mapping[str, Freshness]
+) -> Iterator[Check]:
     """Check the priority runs of the last hour."""
     limits = settings.health
     rate = None if not record.tried else 100 * record.updated / record.tried
     low = rate is not None and rate < limits.success_rate_percent
+    critical = [asset.symbol for asset in settings.critical]
+    failing = tuple(queue.last_errors(db, critical)) if low else ()
+    named = f"; with an error: {_named(failing)}" if failing else ""
     yield Check(
         "batch.priority.success_rate",
         rate,
         limits.success_rate_percent,
         Verdict.UNHEALTHY if rate == 0 else Verdict.DEGRADED if low else Verdict.HEALTHY,
         f"{record.updated} of {record.tried} refreshes of priority assets succeeded in the last"
-        " hour",
+        f" hour{named}",
+        failing,
+        _last_well(failing, freshness),
     )
     slow = record.p95_ms is not None and record.p95_ms > limits.latency_ms
     yield Check(
