@@ -49,6 +49,12 @@ STORIES = (
         ("queue-1", "queue-3", "queue-2"),
         {Spot("queue-1", "slots.release", 1): Fault(JUMP, -3600.0)},
     ),
+    Story(
+        "a clock that is set back after a run began is noticed before any slot is taken",
+        Scenario(TWO_QUEUES, ("S1", "S2"), calls=1),
+        ("queue-1", "queue-2"),
+        {Spot("queue-1", "entering.enqueue 2", 1): Fault(JUMP, -3600.0)},
+    ),
 )
 
 

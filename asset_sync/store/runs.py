@@ -113,10 +113,17 @@ class LastRun(NamedTuple):
 
 
 def start(db: Connection, command: str) -> int:
-    """Note that a run begins; return its id."""
+    """Note that a run begins; return its id.
+
+    The limiter notes the time: if the database's clock is set back before the run takes a slot, the
+    next run sees it, although the times that this one wrote into the queue lie ahead.
+    """
     [(run_id,)] = query(
         db,
         """
+        with seen as (
+          update asset_sync.limiter set seen_at = greatest(seen_at, clock_timestamp())
+        )
         insert into asset_sync.runs (command, host, pid, started_by) values (%s, %s, %s, %s)
         returning id
         """,
