@@ -1,6 +1,6 @@
 """Measures speed and size, each figure beside its floor, in the same run.
 
-`make bench` makes an embedded PostgreSQL of its own, takes about two minutes, prints a
+`make bench` makes an embedded PostgreSQL of its own, takes some minutes, prints a
 table and exits 1 if a target is missed. Repetitions are interleaved and the median counts, so
 that a busy machine slows both sides of a ratio.
 """
@@ -897,7 +897,8 @@ def memory(address: str, directory: Path) -> Line:
     with long_answers() as base_url:
         run = subprocess.run(
             [sys.executable, "-c", PEAK_OF, *program(), "sync", "queue", "--json"],
-            env=environment(address, directory, POLYGON_BASE_URL=base_url),
+            # Its answers never end, so neither would the history.
+            env=environment(address, directory, POLYGON_BASE_URL=base_url, HISTORY_ENABLED="false"),
             cwd=directory,
             capture_output=True,
             text=True,
