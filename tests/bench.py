@@ -911,7 +911,7 @@ def memory(address: str, directory: Path) -> Line:
             check=True,
         )
     written = json.loads(run.stdout)["bars_written"]
-    if written != BIG_ANSWER // 5:
+    if written != BIG_ANSWER // 5 - 1:  # the bar that still runs is not stored
         raise RuntimeError(f"the run wrote {written} bars: {run.stdout}")
     peak, floor = (int(done.stderr.splitlines()[-1]) / 1024 for done in (run, bare_python))
     return Line(
