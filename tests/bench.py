@@ -77,8 +77,8 @@ YEAR_BARS, READS = 365 * 288, 15
 HOURS_TARGET, AS_OF_TARGET = 4, 1.3
 MEMORY_TARGET_MB = 80
 # A paid plan: each call takes so long, and each asset needs a call for its last weeks and another
-# one for the weeks before. Two years are the second step more often. With 40 assets the start of the
-# run is a third of its time, and the ratio 1.55 where that of 200 is 0.86.
+# one for the weeks before. Two years are the second step more often. With 40 assets, of which the
+# start of the run is a larger part, the ratio was 1.55 where that of 200 was 0.86.
 CALL_SECONDS, PAID_ASSETS, PAID_DAYS = 0.3, 200, 60
 PAID_TARGET = 1.5
 PAID_CALLS_A_SECOND = 100
