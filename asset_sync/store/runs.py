@@ -116,13 +116,15 @@ def start(db: Connection, command: str) -> int:
     """Note that a run begins; return its id.
 
     The limiter notes the time: if the database's clock is set back before the run takes a slot, the
-    next run sees it, although the times that this one wrote into the queue lie ahead.
+    next run sees it, although the times that this one wrote into the queue lie ahead. The run does
+    not wait for the limiter: who holds it notes the time itself.
     """
     [(run_id,)] = query(
         db,
         """
         with seen as (
           update asset_sync.limiter set seen_at = greatest(seen_at, clock_timestamp())
+          where id in (select id from asset_sync.limiter for update skip locked)
         )
         insert into asset_sync.runs (command, host, pid, started_by) values (%s, %s, %s, %s)
         returning id
