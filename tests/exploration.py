@@ -196,6 +196,16 @@ class Answer(NamedTuple):
     bars: tuple[Bar, ...]
 
 
+class Applied(NamedTuple):
+    """An answer whose bars were committed."""
+
+    answer: Answer
+    written_after: float
+    """Before the statement that wrote them, which notes when it did."""
+    at_seconds: float
+    """When they were committed."""
+
+
 class StandIn:
     """The provider's client of one run."""
 
@@ -386,8 +396,8 @@ class World:
         self.answers: dict[str, Answer] = {}
         """The last answer of each run."""
         self.asked_at: dict[str, datetime] = {}
-        self.applied: list[Answer] = []
-        """The answers whose bars were committed, in that order."""
+        self.applied: list[Applied] = []
+        """In the order of the commits."""
         self.commits: list[Commit] = []
         self.told: dict[str, list[Progress]] = defaultdict(list)
         self.reports: dict[str, Report] = {}
@@ -454,7 +464,12 @@ class World:
         if labels == ["market.newest_bars"]:
             self.asked_at[task] = datetime.fromtimestamp(self.server.epoch_seconds, UTC)
         if "market.save_bars" in labels and task in self.answers:
-            self.applied.append(self.answers.pop(task))
+            written_after = max(
+                event.at_seconds
+                for event in self.scheduler.events
+                if event.task == task and event.what == "market.save_bars"
+            )
+            self.applied.append(Applied(self.answers.pop(task), written_after, self.scheduler.now))
         if labels[0] not in _POLLS:
             self.scheduler.changes += 1
         self.commits.append(Commit(self.scheduler.now, task, list(labels)))
@@ -566,8 +581,8 @@ class Laboratory:
         for patch in self._patches:
             patch.start()
         self._runs = 0
-        # When the database was made, which is after the time of the schedules.
-        _execute(url, "update asset_sync.limiter set changes_from = 'infinity'")
+        # Not when the database was made, which is after the time of the schedules.
+        _execute(url, "update asset_sync.limiter set changes_from = '2000-01-01'")
         _execute(url, "create schema kept")
         self._keep(url, Before.NEW)
         self._fetch_everything()
@@ -624,7 +639,7 @@ class Laboratory:
         errors = [task.error for task in world.tasks if task.error]
         if errors:
             raise errors[0]
-        self._answers = world.applied
+        self._answers = [one.answer for one in world.applied]
 
     def _keep(self, url: str, before: Before) -> None:
         for table in _TABLES:

@@ -37,6 +37,7 @@ from explorer.sessions import FAULTS, JUMP, LOST, REPLY_LOST, RESTART
 from asset_sync.model import Feed, Lane
 from asset_sync.provider.answers import Bar
 from asset_sync.spans import Span, union
+from asset_sync.store.bars_query import Selection, bars_query
 from asset_sync.sync.progress import Filled, Synced, Warned
 
 LEAST_BLOCK_SECONDS = 60.0
@@ -60,6 +61,7 @@ def judgement(world: World) -> list[str]:
             _one_run_holds_an_item,
             _no_call_is_needless,
             _bars_and_their_history,
+            _reads_of_the_past,
             _ledger,
             _items,
             _slots,
@@ -280,7 +282,7 @@ def _closed(answer: Answer) -> list[Bar]:
 def _bars_and_their_history(world: World) -> Iterator[str]:
     """Bars, revisions and arrivals are what the committed answers leave, and nothing else."""
     model = _Model()
-    for answer in (*world.answers_before, *world.applied):
+    for answer in (*world.answers_before, *(one.answer for one in world.applied)):
         model.store(answer.symbol, _closed(answer))
     stored: dict[str, dict[int, Bar]] = defaultdict(dict)
     for symbol, at, *values in world.server.query(
@@ -326,6 +328,36 @@ def _bars_and_their_history(world: World) -> Iterator[str]:
     )
     if came != model.arrivals:
         yield f"arrivals: {came - model.arrivals} too many, {model.arrivals - came} missing"
+
+
+def _reads_of_the_past(world: World) -> Iterator[str]:
+    """A read as of a moment returns what the answers had left that were committed by then.
+
+    It is read as of a commit in the middle. What was written before it and committed after it is in
+    either state.
+    """
+    if not world.applied or _jumped(world):
+        return
+    middle = world.applied[len(world.applied) // 2].at_seconds
+    model = _Model()
+    for answer in world.answers_before:
+        model.store(answer.symbol, _closed(answer))
+    between = set()
+    for one in world.applied:
+        if one.at_seconds <= middle:
+            model.store(one.answer.symbol, _closed(one.answer))
+        elif one.written_after <= middle:
+            between.add(one.answer.symbol)
+    then = NOON + timedelta(seconds=middle)
+    stored: dict[str, dict[int, Bar]] = defaultdict(dict)
+    with world.server.reader() as db, db.cursor() as cursor:
+        cursor.execute(bars_query(db, Selection(world.scenario.symbols, as_of=then)))
+        for symbol, ts, *values in cursor.fetchall():
+            at = round(ts.timestamp() * 1000)
+            stored[symbol][at] = Bar(at, *values[: len(Bar._fields) - 1])
+    for symbol in world.scenario.symbols:
+        if symbol not in between and stored[symbol] != model.bars[symbol]:
+            yield f"{symbol}: a read as of {middle:.3f} is not what was stored then"
 
 
 def _ledger(world: World) -> Iterator[str]:

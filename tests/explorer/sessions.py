@@ -8,7 +8,8 @@ connection leaves the database as a killed process does: its transaction is roll
 import re
 import select
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum, auto
 from itertools import chain
 from types import FrameType
@@ -173,6 +174,16 @@ class Server:
         with self._monitor.cursor() as cursor:
             cursor.execute(f"{self.clock_sql()}; {sql}", parameters)
             return cursor.fetchall() if cursor.description is not None else []
+
+    @contextmanager
+    def reader(self) -> Iterator[extensions.connection]:
+        """A connection that is no part of the schedule, at the time of the database's clock."""
+        with self._monitor.cursor() as cursor:
+            cursor.execute(f"begin; {self.clock_sql()}")
+            try:
+                yield self._monitor
+            finally:
+                cursor.execute("rollback")
 
     def query_alone(self, sql: str) -> None:
         """Run a statement that allows no transaction around it."""
