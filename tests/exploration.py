@@ -56,6 +56,9 @@ NOON = datetime.fromisoformat(WEDNESDAY) + timedelta(seconds=30)
 PERIOD_SECONDS = 20.0
 CALL_SECONDS = 10.0
 LEASE_SECONDS = CALL_SECONDS + 30
+MAX_ATTEMPTS = 3
+ATTEMPTS_BEFORE = MAX_ATTEMPTS - 1
+"""How many attempts count when the schedule begins with failing assets."""
 FREEZE_SECONDS = 1.5 * PERIOD_SECONDS
 FREQUENCY_SECONDS = 300
 QUEUE_SECONDS, PRIORITY_SECONDS = 100.0, 60.0
@@ -87,6 +90,8 @@ class Before(StrEnum):
     """Every asset was fetched once and is due."""
     LEFT = "left"
     """So it is, and a run that died holds the first asset and a slot."""
+    FAILING = "failing"
+    """Every asset is due, and failed in all of its attempts but one."""
 
 
 class Scenario(NamedTuple):
@@ -110,7 +115,7 @@ class Scenario(NamedTuple):
     @property
     def is_roomy(self) -> bool:
         """Whether every asset can be fetched before the last run's end, if nothing goes wrong."""
-        return self.before is not Before.LEFT and all(
+        return self.before in {Before.NEW, Before.DUE} and all(
             start.lane is Lane.QUEUE for start in self.starts
         )
 
@@ -588,6 +593,8 @@ class Laboratory:
         self._fetch_everything()
         self._keep(url, Before.DUE)
         self._keep(url, Before.LEFT)
+        self._keep(url, Before.FAILING)
+        _execute(url, _WATCH)
         _execute(url, _reset_function())
 
     def close(self) -> None:
@@ -623,11 +630,11 @@ class Laboratory:
         self._runs += 1
         self._server.begin(Scheduler(Plan(())), NOON.timestamp())
         if self._runs % 250 == 0:
-            for table in _TABLES:
+            for table in (*_TABLES, "world.leases"):
                 self._server.query_alone(f"vacuum {table}")
         self._server.query(f"select world.reset('{before}')")
-        if before is Before.LEFT:
-            self._server.query(_LEFT)
+        if before in _BEFORE:
+            self._server.query(_BEFORE[before])
 
     def _fetch_everything(self) -> None:
         """Fetch every asset once, well before the schedules begin."""
@@ -675,7 +682,7 @@ def _kept(table: str, before: Before) -> str:
 def _reset_function() -> str:
     parts = []
     for before in Before:
-        emptied = "".join(f"delete from {table};" for table in reversed(_TABLES))
+        emptied = "".join(f"delete from {table};" for table in (*reversed(_TABLES), "world.leases"))
         filled = "".join(
             f"insert into {table} overriding system value table {_kept(table, before)};"
             for table in _TABLES
@@ -687,8 +694,26 @@ def _reset_function() -> str:
     )
 
 
-# What a run leaves that was killed in its call a while ago.
-_LEFT = f"""
+# Every change of a lease, and who made it. At each a new claim or none holds the item.
+_WATCH = """
+create unlogged table world.leases (
+  number bigserial, at timestamptz, task text, symbol text, feed text,
+  before uuid, until timestamptz, after uuid
+);
+create function world.note_lease() returns trigger language plpgsql as $$
+begin
+  insert into world.leases (at, task, symbol, feed, before, until, after)
+  values (world.clock_timestamp(), current_setting('world.task'), new.symbol, new.feed,
+    old.lease_token, old.lease_until, new.lease_token);
+  return null;
+end $$;
+create trigger note_lease after update on asset_sync.queue for each row
+when (old.lease_token is distinct from new.lease_token) execute function world.note_lease()
+"""
+
+_BEFORE: Mapping[Before, str] = {
+    # What a run leaves that was killed in its call a while ago.
+    Before.LEFT: f"""
 update asset_sync.queue set state = 'leased', lease_token = gen_random_uuid(), attempts = 1,
   last_attempt_at = clock_timestamp() - interval '25 s',
   lease_until = clock_timestamp() + interval '{LEASE_SECONDS - 25} s'
@@ -696,7 +721,13 @@ where symbol = 'S1' and feed = 'bars';
 update asset_sync.slots set stamped_at = clock_timestamp() - interval '25 s',
   open_seconds = {CALL_SECONDS + FREEZE_SECONDS}, token = gen_random_uuid()
 where slot = (select min(slot) from asset_sync.slots)
-"""
+""",
+    Before.FAILING: f"""
+update asset_sync.queue set attempts = {ATTEMPTS_BEFORE}, strikes = {ATTEMPTS_BEFORE},
+  failed_at = clock_timestamp() - interval '1 h', last_error = 'failed'
+where feed = 'bars'
+""",
+}
 
 
 def _execute(url: str, sql: str) -> None:
@@ -724,7 +755,7 @@ def schedule_of(seed: int) -> tuple[Scenario, Plan]:
     else:
         actions = preemptions(random, names, steps, random.randint(0, 4), _WITHIN)
     for kind in random.choice(_THEMES):
-        actions.append(strike(random, steps, kind(random), _CLOSE_TO_A_CALL, 0.7))
+        actions.append(strike(random, steps, kind.choose(random), kind.labels, 0.7))
     actions.sort(key=lambda striking: striking.step)
     return scenario, Plan(shuffled(random, names), tuple(actions))
 
@@ -778,36 +809,22 @@ def _scenario(random: Random) -> Scenario:
         symbols,
         calls=random.choice((1, 1, 1, 2, 2, 3)),
         history=random.random() < 0.2,
-        before=random.choice((Before.DUE, Before.DUE, Before.DUE, Before.LEFT, Before.NEW)),
+        before=random.choice(_BEFORES),
         rests=random.random() < 0.1,
     )
 
 
 _Q, _P = Lane.QUEUE, Lane.PRIORITY
 _LANES = ((_Q, _Q), (_Q, _Q, _Q), (_Q, _P), (_Q, _Q, _P), (_P, _P, _Q))
+_BEFORES = (*(Before.DUE,) * 5, *(Before.LEFT,) * 2, Before.NEW, Before.FAILING)
 _STARTS = (0.0, 0.0, 0.0, 0.0, 2.0, 21.0, 45.0, 62.0)
 
 
-def _sleep(random: Random) -> Action:
-    # Longer than the server allows in a transaction, than a lease, than an unanswered call's slot.
-    return Sleep(random.choice((3.0, 12.0, 25.0, 45.0, 62.0, 62.0, 95.0)))
+class _Kind(NamedTuple):
+    """A kind of action, and the points before which it mostly happens."""
 
-
-def _die(random: Random) -> Action:
-    return Die()
-
-
-def _interrupt(random: Random) -> Action:
-    return Interrupt()
-
-
-def _of_database(random: Random) -> Action:
-    name = random.choice((LOST, REPLY_LOST, REPLY_LOST, RESTART))
-    return Fault(name, random.choice((0.5, 3.0, 12.0)) if name == RESTART else 0.0)
-
-
-def _jump(random: Random) -> Action:
-    return Fault(JUMP, random.choice((-3600.0, -40.0, -5.0, 15.0, 3600.0)))
+    choose: Callable[[Random], Action]
+    labels: Sequence[str] = _CLOSE_TO_A_CALL
 
 
 def _of_provider(random: Random) -> Action:
@@ -819,42 +836,60 @@ def _of_provider(random: Random) -> Action:
     return Fault(name)
 
 
-def _silence(random: Random) -> Action:
-    return Fault(random.choice((SILENT, RESET, RESET)), random.choice((0.1, FREEZE_SECONDS)))
-
-
 # What the provider may count later is what the limiter's rules are about.
 _LIKELY = (
     *(SILENT,) * 4,
     *(RESET,) * 2,
     *(DIES_IN_FLIGHT,) * 2,
     *(LIMITED,) * 2,
-    *(NOT_SENT,) * 2,
+    *(NOT_SENT,) * 3,
 )
 
 
-_THEMES: Sequence[Sequence[Callable[[Random], Action]]] = (
-    (),
-    (),
-    (),
-    (),
-    (_die,),
-    (_die, _die),
-    (_sleep,),
-    (_sleep, _sleep),
-    (_interrupt,),
-    (_of_database,),
-    (_of_database, _of_database),
-    (_of_provider,),
-    (_of_provider,),
-    (_of_provider, _of_provider),
-    (_silence, _silence),
-    (_silence, _silence, _of_provider),
-    (_of_provider, _of_provider, _of_provider),
-    (_of_provider, _die),
-    (_of_provider, _sleep),
-    (_of_database, _sleep),
-    (_die, _sleep),
-    (_jump,),
-    (_jump, _of_provider),
+def _of_database(random: Random) -> Action:
+    name = random.choice((LOST, REPLY_LOST, REPLY_LOST, RESTART))
+    return Fault(name, random.choice((0.5, 3.0, 12.0)) if name == RESTART else 0.0)
+
+
+_DIE = _Kind(lambda _: Die())
+_INTERRUPT = _Kind(lambda _: Interrupt())
+# Longer than the server allows in a transaction, than a lease, than an unanswered call's slot.
+_SLEEP = _Kind(lambda random: Sleep(random.choice((3.0, 12.0, 25.0, 45.0, 62.0, 62.0, 95.0))))
+# Longer than a lease, where nothing but the lease is held.
+_STALL = _Kind(lambda random: Sleep(random.choice((42.0, 45.0, 62.0))), ("sent", "answer for"))
+_JUMP = _Kind(lambda random: Fault(JUMP, random.choice((-3600.0, -40.0, -5.0, 15.0, 3600.0))))
+_PROVIDER = _Kind(_of_provider)
+_SILENCE = _Kind(
+    lambda random: Fault(
+        random.choice((SILENT, RESET, RESET)), random.choice((0.1, FREEZE_SECONDS))
+    )
+)
+_DATABASE = _Kind(_of_database)
+# Where a run cannot know whether it has committed.
+_COMMITTING = _Kind(_of_database, ("caller.serve commit",) * 3 + ("slots.", "claiming.", "ending."))
+
+_THEMES: Sequence[Sequence[_Kind]] = (
+    *[()] * 4,
+    (_DIE,),
+    (_DIE, _DIE),
+    (_SLEEP,),
+    (_SLEEP, _SLEEP),
+    (_STALL, _SILENCE),
+    (_STALL, _STALL),
+    (_INTERRUPT,),
+    (_DATABASE,),
+    (_COMMITTING,),
+    (_COMMITTING, _DATABASE),
+    (_PROVIDER,),
+    (_PROVIDER,),
+    (_PROVIDER, _PROVIDER),
+    (_SILENCE, _SILENCE),
+    (_SILENCE, _SILENCE, _PROVIDER),
+    (_PROVIDER, _PROVIDER, _PROVIDER),
+    (_PROVIDER, _DIE),
+    (_PROVIDER, _SLEEP),
+    (_DATABASE, _SLEEP),
+    (_DIE, _SLEEP),
+    (_JUMP,),
+    (_JUMP, _PROVIDER),
 )

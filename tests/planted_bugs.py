@@ -225,8 +225,20 @@ BUGS = (
     Bug(
         "the ledger's row is locked before it is read",
         "store/ledger.py",
-        "select from asset_sync.ledger where symbol = %(symbol)s and feed = %(feed)s for update",
-        "select from asset_sync.ledger where symbol = %(symbol)s and feed = %(feed)s",
+        """on conflict (symbol, feed) do update
+        set ticker = excluded.ticker, asked = '{}', tail_from = null, tail_until = null,
+          asked_at = null, reread_at = null, past_begins = null, unasked_until = null,
+          retry_at = null
+        where known.ticker <> excluded.ticker;
+        select from asset_sync.ledger where symbol = %(symbol)s and feed = %(feed)s for update
+""",
+        "on conflict (symbol, feed) do nothing\n",
+    ),
+    Bug(
+        "the time of a change is read when its bars are written",
+        "store/market.py",
+        "select id, symbol, clock_timestamp() as now from trading.symbols",
+        "select id, symbol, now() as now from trading.symbols",
     ),
     Bug(
         "what is settled keeps a margin for late bars",

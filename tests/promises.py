@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import psycopg2
 from exploration import (
+    ATTEMPTS_BEFORE,
     BAR,
     BAR_MS,
     CALL_SECONDS,
@@ -20,6 +21,7 @@ from exploration import (
     FREQUENCY_SECONDS,
     LAG_MS,
     LEASE_SECONDS,
+    MAX_ATTEMPTS,
     NOON,
     OWN,
     PERIOD_SECONDS,
@@ -42,7 +44,6 @@ from asset_sync.sync.progress import Filled, Synced, Warned
 
 LEAST_BLOCK_SECONDS = 60.0
 LONGEST_BACK_OFF_SECONDS = 3600.0
-MAX_ATTEMPTS = 3
 # Statements that never wait for another run's transaction. `enqueue` does where it inserts items.
 NEVER_WAIT = ("claiming.claim ", "entering.enqueue ", "entering.reclaim ")
 
@@ -58,7 +59,9 @@ def judgement(world: World) -> list[str]:
             _limit,
             _stop_after_429,
             _one_at_a_time_after_silence,
+            _requests_leave_in_time,
             _one_run_holds_an_item,
+            _only_the_holder_ends_a_lease,
             _no_call_is_needless,
             _bars_and_their_history,
             _reads_of_the_past,
@@ -175,6 +178,31 @@ def _times_of(world: World, label: str) -> list[tuple[str, float]]:
 
 def _times_of_commits(world: World, label: str) -> list[tuple[str, float]]:
     return [(one.task, one.at_seconds) for one in world.commits if label in one.labels]
+
+
+def _requests_leave_in_time(world: World) -> Iterator[str]:
+    """A request leaves only while the slot that was taken for it is its own."""
+    taken = _times_of(world, "slots.take")
+    for sent in world.sent:
+        granted = max(at for task, at in taken if task == sent.task and at <= sent.sent_at)
+        if sent.sent_at > granted + CALL_SECONDS + 0.01:
+            yield f"{sent.task} sends a request {sent.sent_at - granted:.1f} s after its slot"
+
+
+def _only_the_holder_ends_a_lease(world: World) -> Iterator[str]:
+    """Nobody else changes an item that is leased, until the lease has ended."""
+    if _jumped(world):
+        return
+    holders: dict[str, str] = {}
+    for symbol, task, before, after, left in world.server.query(
+        """
+        select symbol, task, before::text, after::text, extract(epoch from until - at)::float8
+        from world.leases order by number
+        """
+    ):
+        if before is not None and left > 0 and holders.get(before) not in {None, task}:
+            yield f"{task} ends the lease of {symbol} that {holders[before]} holds"
+        holders[after] = task
 
 
 def _one_run_holds_an_item(world: World) -> Iterator[str]:
@@ -416,6 +444,7 @@ def _items(world: World) -> Iterator[str]:
         name = f"{symbol} ({feed})"
         sent = [one for one in world.sent if one.symbol == symbol]
         own = sum(one.outcome in OWN for one in sent)
+        own += ATTEMPTS_BEFORE * (world.scenario.before is Before.FAILING)
         bad = [one for one in sent if one.outcome != "well"]
         if lane_of(symbol) is Lane.PRIORITY and level != "critical":
             yield f"{name} is not critical any more"
@@ -423,7 +452,8 @@ def _items(world: World) -> Iterator[str]:
             yield f"{name} is dead after {own} failures of its own"
         if attempts > own + killed + sum(one.ended_at is None for one in sent):
             yield f"{name}: {attempts} attempts count, but {own} failures are its own"
-        if strikes > _most_strikes(world, bad):
+        strikes_before = ATTEMPTS_BEFORE * (world.scenario.before is Before.FAILING)
+        if strikes > strikes_before + _most_strikes(world, bad):
             yield f"{name}: strike {strikes} without evidence that the provider is well"
         if state == "leased" and lease > LEASE_SECONDS and not _jumped(world):
             yield f"{name} is leased for {lease:.0f} s"
@@ -545,12 +575,14 @@ def _everything_is_fresh_at_last(world: World) -> Iterator[str]:
             yield f"{symbol} has no item"
             continue
         _, state, attempts, strikes, free, age, status, newest = row
+        if state == "dead":  # whether it may be is judged above
+            continue
         if (state, attempts, strikes, free, status) != ("idle", 0, 0, True, "success"):
             yield (
                 f"{symbol} does not come to rest: {state}, attempts {attempts}, strikes {strikes},"
                 f" status {status}"
             )
-        elif age > now + 5 and not _jumped(world):
+        elif age is None or (age > now + 5 and not _jumped(world)):
             yield f"{symbol} was not refreshed"
         elif not (_faults(world)[EMPTY] or _jumped(world) or _used(world, Sleep)) and (
             newest is None

@@ -50,12 +50,14 @@ CLOCK = """
 """
 """SQL that makes `now()` and `clock_timestamp()` return the virtual time of a schedule.
 
-It holds in sessions whose search path has the schema `world` first.
+It holds in sessions whose search path has the schema `world` first. The setting `world.task` is the
+name of the task that works.
 """
 
 _PREPARED = """
-  prepare begins (bigint, text) as
-    select setval('world.ticks', $1), set_config('world.now', $2, true);
+  prepare begins (bigint, text, text) as
+    select setval('world.ticks', $1), set_config('world.now', $2, true),
+      set_config('world.task', $3, true);
   prepare ticks (bigint) as select setval('world.ticks', $1)
 """
 
@@ -190,10 +192,10 @@ class Server:
         with self._monitor.cursor() as cursor:
             cursor.execute(sql)
 
-    def clock_sql(self) -> str:
-        """Return SQL that gives the database the virtual time, until the transaction's end."""
+    def clock_sql(self, task: str = "") -> str:
+        """Return SQL that gives a transaction the virtual time and the name of its task."""
         at = self.epoch_seconds
-        return f"execute begins({round(at * 1e6)}, '{at!r}')"
+        return f"execute begins({round(at * 1e6)}, '{at!r}', '{task}')"
 
     def connect(self) -> "Session":
         """Open a session for the running task. Raises OperationalError while the server is away."""
@@ -424,7 +426,7 @@ class Session:
 
     def _start_transaction(self, *labels: str) -> None:
         self.in_transaction, self._labels = True, list(labels)
-        self._begin = f"begin; {self.server.clock_sql()}"
+        self._begin = f"begin; {self.server.clock_sql(self.task.name)}"
 
     def _whole(self, cursor: extensions.cursor, text: _Text, given: Mapping[str, object]) -> None:
         """Run a text as a transaction of its own."""
@@ -433,7 +435,7 @@ class Session:
         is_lost = self._point(label)
         if is_lost or self.server.scheduler.is_quiet(inner):
             self.server.scheduler.pass_quietly(inner)
-            self._send(cursor, [self.server.clock_sql()], text.statements, given)
+            self._send(cursor, [self.server.clock_sql(self.task.name)], text.statements, given)
             self.server.on_commit(self.task.name, [label])
             if is_lost:
                 raise self._lost()
