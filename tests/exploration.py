@@ -20,9 +20,10 @@ import psycopg2
 from anytime import SEARCH_PATH, WEDNESDAY, shadowing
 from explorer import sessions
 from explorer.plans import Action, Die, Fault, Interrupt, Plan, Sleep, Spot
-from explorer.scheduler import DeathError, Event, Scheduler, StuckError, Task
+from explorer.scheduler import Event, Scheduler, StuckError, Task
 from explorer.sessions import JUMP, LOST, REPLY_LOST, RESTART, Server
 from explorer.strategies import change_points, preemptions, shuffled, strike
+from explorer.threads import Threads
 from psycopg2.extensions import connection as RealConnection  # noqa: N812  # a class
 from psycopg2.extensions import make_dsn
 
@@ -48,7 +49,7 @@ from asset_sync.settings import SHIPPED_FILE, Settings, load
 from asset_sync.spans import Span
 from asset_sync.store import existing_tables
 from asset_sync.sync import connection as lasting
-from asset_sync.sync import loop
+from asset_sync.sync import loop, team
 from asset_sync.sync.progress import Progress, Waiting
 from asset_sync.sync.report import Ended, Report
 
@@ -104,6 +105,8 @@ class Scenario(NamedTuple):
     """How many a window may hold."""
     history: bool = False
     before: Before = Before.DUE
+    workers: int = 1
+    """How many calls a run may have in flight."""
     rests: bool = False
     """Whether further runs follow even if nothing is left to do."""
 
@@ -111,6 +114,11 @@ class Scenario(NamedTuple):
     def lanes(self) -> tuple[Lane, ...]:
         """The lanes in which there is something to do."""
         return (Lane.QUEUE, Lane.PRIORITY) if "P1" in self.symbols else (Lane.QUEUE,)
+
+    @property
+    def forks(self) -> int:
+        """How many threads a run may have beside its main one."""
+        return 0 if self.workers == 1 else self.workers
 
     @property
     def is_roomy(self) -> bool:
@@ -268,8 +276,7 @@ class StandIn:
         world.sent.append(sent)
         world.scheduler.changes += 1
         if fault.name == DIES_IN_FLIGHT:
-            scheduler.running.dead = True
-            raise DeathError
+            scheduler.kill()
         scheduler.point(f"sent {ticker}")
         if fault.name == RESET:
             raise self._unanswered(sent, ticker)
@@ -485,21 +492,28 @@ def _base() -> Settings:
     environ = {
         "POLYGON_API_KEY": "key-for-tests",
         "POLYGON_BASE_URL": "http://127.0.0.1:9",
-        "POLYGON_PARALLEL_CALLS": "1",
         "DATABASE_URL": "postgresql:///nowhere",
     }
     return load(SHIPPED_FILE, environ)
 
 
 @lru_cache(maxsize=256)
-def _settings(symbols: tuple[str, ...], calls: int, history: bool) -> Settings:  # noqa: FBT001
+def _settings(
+    symbols: tuple[str, ...],
+    calls: int,
+    workers: int,
+    history: bool,  # noqa: FBT001
+) -> Settings:
     base = _base()
     return replace(
         base,
         assets=tuple(asset_of(symbol) for symbol in symbols),
         rate_limit=replace(base.rate_limit, calls=calls, period_seconds=PERIOD_SECONDS),
         provider=replace(
-            base.provider, read_timeout_seconds=CALL_SECONDS, call_timeout_seconds=CALL_SECONDS
+            base.provider,
+            read_timeout_seconds=CALL_SECONDS,
+            call_timeout_seconds=CALL_SECONDS,
+            parallel_calls=workers,
         ),
         history=replace(base.history, enabled=history, days=60),
         batch=replace(base.batch, interval_minutes=1.0),
@@ -507,7 +521,7 @@ def _settings(symbols: tuple[str, ...], calls: int, history: bool) -> Settings: 
 
 
 def settings_of(scenario: Scenario) -> Settings:
-    return _settings(scenario.symbols, scenario.calls, scenario.history)
+    return _settings(scenario.symbols, scenario.calls, scenario.workers, scenario.history)
 
 
 def asset_of(symbol: str) -> Asset:
@@ -578,10 +592,15 @@ class Laboratory:
             ignored=r"set local (jit|transaction_isolation|\w+_timeout)\b",
             on_open=clamp_timestamps,
         )
+        threads = Threads(lambda: self._server.scheduler)
         self._patches = (
             mock.patch.object(lasting, "connect", self._connect),
             # The tables are as they should be, and to read that takes a tenth of the time.
             mock.patch.object(existing_tables, "require_usable"),
+            mock.patch.object(team, "connect", self._connect),
+            mock.patch.object(team, "threading", threads),
+            mock.patch.object(team, "SimpleQueue", threads.SimpleQueue),
+            mock.patch.object(team, "_SLICE_SECONDS", 60.0),  # nothing is missed here
         )
         for patch in self._patches:
             patch.start()
@@ -747,9 +766,13 @@ def schedule_of(seed: int) -> tuple[Scenario, Plan]:
     """Return the schedule that an integer stands for."""
     random = Random(seed)
     scenario = _scenario(random)
-    names = [start.name for start in scenario.starts]
+    names = [
+        name
+        for start in scenario.starts
+        for name in (start.name, *(f"{start.name}.{1 + n}" for n in range(scenario.forks)))
+    ]
     # About as many points as such runs pass.
-    steps = 45 * len(names) + 55 * len(scenario.symbols)
+    steps = 45 * len(scenario.starts) + 55 * len(scenario.symbols)
     if random.random() < 0.5:
         actions = change_points(random, steps, random.randint(0, 3), _WITHIN)
     else:
@@ -804,10 +827,12 @@ def _scenario(random: Random) -> Scenario:
     )
     others = SYMBOLS[1 : random.choice((2, 3, 3, 4, 4))]
     symbols = ("P1", *others) if Lane.PRIORITY in lanes else others
+    calls = random.choice((1, 1, 1, 2, 2, 3))
     return Scenario(
         starts,
         symbols,
-        calls=random.choice((1, 1, 1, 2, 2, 3)),
+        calls=calls,
+        workers=random.randint(2, calls) if calls > 1 and random.random() < 0.3 else 1,
         history=random.random() < 0.2,
         before=random.choice(_BEFORES),
         rests=random.random() < 0.1,

@@ -200,9 +200,15 @@ def _only_the_holder_ends_a_lease(world: World) -> Iterator[str]:
         from world.leases order by number
         """
     ):
-        if before is not None and left > 0 and holders.get(before) not in {None, task}:
+        # A run that ends gives back what its workers hold.
+        if before is not None and left > 0 and holders.get(before) not in {None, _run_of(task)}:
             yield f"{task} ends the lease of {symbol} that {holders[before]} holds"
-        holders[after] = task
+        holders[after] = _run_of(task)
+
+
+def _run_of(task: str) -> str:
+    """Return the run of a worker."""
+    return task.partition(".")[0]
 
 
 def _one_run_holds_an_item(world: World) -> Iterator[str]:
@@ -224,7 +230,7 @@ def _one_run_holds_an_item(world: World) -> Iterator[str]:
             done = [
                 one.at_seconds
                 for one in world.commits
-                if one.task == first.task
+                if one.task in {first.task, _run_of(first.task)}
                 and one.at_seconds >= (first.ended_at or first.sent_at)
                 and any(label.startswith("ending.") for label in one.labels)
             ]
@@ -466,7 +472,8 @@ def _killed(world: World) -> int:
     killed = sum(isinstance(action, Die | Sleep) for action in world.scheduler.used.values())
     faults = _faults(world)
     killed += sum(count for name, count in faults.items() if name in {*FAULTS, DIES_IN_FLIGHT})
-    return killed + (world.scenario.before is Before.LEFT)
+    # With a process all of its calls end.
+    return killed * world.scenario.workers + (world.scenario.before is Before.LEFT)
 
 
 def _most_strikes(world: World, bad: Sequence[Sent]) -> int:

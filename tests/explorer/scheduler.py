@@ -1,9 +1,9 @@
 """Lets one task work at a time, and hands over where a plan says so.
 
-A task is a function in a thread of its own. At each of its points (before a statement, before a
-request and so on) it asks the scheduler whether to go on. Time is virtual: a step takes a
-millisecond, and more passes only when every task sleeps or waits for a lock. So the plan alone
-decides the order.
+A task is a function in a thread of its own; some tasks may be threads of one process. At each of
+its points (before a statement, before a request and so on) it asks the scheduler whether to go on.
+Time is virtual: a step takes a millisecond, and more passes only when every task sleeps or waits
+for a lock. So the plan alone decides the order.
 """
 
 import _thread
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from explorer.plans import (
     Action,
@@ -67,8 +67,14 @@ class Event(NamedTuple):
 class Task:
     """One of the functions that run concurrently."""
 
-    def __init__(self, name: str, starts_at: float) -> None:
+    def __init__(self, name: str, starts_at: float, main: "Task | None" = None) -> None:
         self.name = name
+        self.main = main or self
+        """The main thread of its process."""
+        self.forks = 0
+        """How many threads it has started."""
+        self.is_interrupted = False
+        """Whether a signal waits for it, as the main thread."""
         self.state = State.ASLEEP
         self.wakes_at = starts_at
         self.dead = False
@@ -139,12 +145,20 @@ class Scheduler:
 
     def add(self, name: str, work: Callable[[], None], *, starts_at: float = 0.0) -> Task:
         """Add a task that starts then."""
-        task = Task(name, starts_at)
-        if name not in self._order:
-            self._order.append(name)
+        return self._add(Task(name, starts_at), work)
+
+    def _add(self, task: Task, work: Callable[[], None]) -> Task:
+        if task.name not in self._order:
+            self._order.append(task.name)
         self._tasks.append(task)
         threading.Thread(target=self._live, args=(task, work), daemon=True).start()
         return task
+
+    def fork(self, work: Callable[[], None]) -> Task:
+        """Add a task in the running one's process; it dies with the process' main thread."""
+        main = self.running.main
+        main.forks += 1
+        return self._add(Task(f"{main.name}.{main.forks}", self.now, main), work)
 
     def expect_nothing_more(self) -> None:
         """Let the rest of the plan not happen."""
@@ -171,6 +185,7 @@ class Scheduler:
         task = self.running
         if task.dead:
             raise DeathError
+        self._take_signal()
         self._count(task.name, label)
         spot = Spot(task.name, label, self._passed[task.name, label])
         action = self._ahead.at(spot, self.steps, offers, is_servers=is_servers)
@@ -185,13 +200,28 @@ class Scheduler:
             case Sleep(seconds):
                 self._stop(seconds)
             case Die():
-                task.dead = True
-                raise DeathError
-            case Interrupt():
+                self.kill()
+            case Interrupt() if task.main is task:
                 raise SystemExit(143)
+            case Interrupt():
+                task.main.is_interrupted = True
             case Fault():
                 return action
         return None
+
+    def kill(self) -> NoReturn:
+        """End the process of the running task at once. Raises DeathError."""
+        self._end_process(self.running.main)
+        raise DeathError
+
+    def _end_process(self, main: Task) -> None:
+        for task in self._tasks:
+            if task.main is main and task.state is not State.OVER:
+                task.dead = True
+                if task.state is State.BLOCKED:
+                    task.give_up()
+                if task is not self._running:
+                    task.state = State.READY
 
     def is_quiet(self, labels: Sequence[str]) -> bool:
         """Whether nothing would happen at the next points, if the running task passes these."""
@@ -233,6 +263,23 @@ class Scheduler:
         task.state, task.wakes_at = State.BLOCKED, self.now + most_seconds
         self._switch()
 
+    def wait_until(self, is_true: Callable[[], bool], *, most_seconds: float) -> None:
+        """Let the others work until something is true, or for so long."""
+        task, end = self.running, self.now + most_seconds
+        if task.dead:
+            raise DeathError
+        task.is_ready = lambda: is_true() or task.is_interrupted or self.now >= end
+        task.give_up = lambda: None
+        task.state, task.wakes_at = State.BLOCKED, end
+        self._switch()
+        self._take_signal()
+
+    def _take_signal(self) -> None:
+        """Raise SystemExit if a signal waits for the running task."""
+        if self.running.is_interrupted:
+            self.running.is_interrupted = False
+            raise SystemExit(143)
+
     def note(self, what: str) -> None:
         """Add to the story what the running task does."""
         self.events.append(Event(self.now, self.running.name, what, is_action=True))
@@ -262,6 +309,8 @@ class Scheduler:
             with suppress(DeathError):
                 act()
         task.state = State.OVER
+        if task.main is task:
+            self._end_process(task)
         self.changes += 1
         self._pass_on()
 
@@ -288,11 +337,10 @@ class Scheduler:
         """Let the task work whose turn it is; return when it is the running one's again."""
         task = self.running
         following = self._next()
-        if following is task:
-            return
-        self._running = following
-        following.baton.release()
-        task.baton.acquire()
+        if following is not task:
+            self._running = following
+            following.baton.release()
+            task.baton.acquire()
         if task.dead:
             raise DeathError
 

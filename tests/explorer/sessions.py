@@ -406,6 +406,7 @@ class Session:
         parameters: Mapping[str, object] | Sequence[object] | None,
     ) -> None:
         """Run a text as psycopg2 does, and pass the points of its statements."""
+        self._work_for(self.server.scheduler.running)
         given = named(parameters)
         text = self.server.text(sql, given)
         match text.kind:
@@ -423,6 +424,13 @@ class Session:
                 self._one_by_one(cursor, text, given)
             case _Kind.PLAIN:
                 self._whole(cursor, text, given)
+
+    def _work_for(self, task: Task) -> None:
+        """Belong to the thread that uses it now; it ends with the one that has opened it."""
+        if task is not self.task:
+            self.task.while_asleep.remove(self._stand_still)
+            task.while_asleep.append(self._stand_still)
+            self.task = task
 
     def _start_transaction(self, *labels: str) -> None:
         self.in_transaction, self._labels = True, list(labels)
