@@ -134,7 +134,8 @@ def _jumps_forward(world: World) -> list[float]:
 
 def _first_readings(world: World) -> dict[str, float]:
     """Return when each run first read the database's clock."""
-    return dict(reversed(_times_of_commits(world, "clocks.correct_after_jump")))
+    readings = _times_of_commits(world, "clocks.correct_after_jump")
+    return {_run_of(task): at for task, at in reversed(readings)}
 
 
 def _stop_after_429(world: World) -> Iterator[str]:
@@ -463,7 +464,8 @@ def _items(world: World) -> Iterator[str]:
             yield f"{name}: strike {strikes} without evidence that the provider is well"
         if state == "leased" and lease > LEASE_SECONDS and not _jumped(world):
             yield f"{name} is leased for {lease:.0f} s"
-        if wait > LONGEST_BACK_OFF_SECONDS + 1:
+        is_corrected = world.rested or not _jumped(world)
+        if wait > LONGEST_BACK_OFF_SECONDS + 1 and is_corrected:
             yield f"{name} waits for {wait:.0f} s"
 
 
@@ -552,12 +554,19 @@ def _locks(world: World) -> Iterator[str]:
             yield f"{wait.label} of {wait.task} waits for {', '.join(wait.holders)}"
 
 
+def _all_is_done(world: World) -> bool:
+    """Whether the runs had the time for everything, however they were disturbed."""
+    if world.rested:
+        # After a jump back it may be that nothing is due, and so the failures are still there.
+        return not (_jumped(world) and world.scenario.before is Before.FAILING)
+    return world.scenario.is_roomy and not _used(world, Die, Sleep, Interrupt, Fault)
+
+
 def _everything_is_fresh_at_last(world: World) -> Iterator[str]:
     """When all have come to rest, the state is that which one run alone reaches."""
     if world.starved:
         yield "a run that works alone gets no call"
-    quiet = not _used(world, Die, Sleep, Interrupt, Fault)
-    if not world.rested and not (quiet and world.scenario.is_roomy):
+    if not _all_is_done(world):
         return
     now = world.scheduler.now
     rows = world.server.query(

@@ -55,6 +55,18 @@ STORIES = (
         ("queue-1", "queue-2"),
         {Spot("queue-1", "entering.enqueue 2", 1): Fault(JUMP, -3600.0)},
     ),
+    Story(
+        "another thread of the run knows the time from before the clock was set forward",
+        Scenario(
+            (Start("queue-1", Lane.QUEUE, 0.0), Start("priority-2", Lane.PRIORITY, 0.0)),
+            ("P1", "S1", "S2", "S3"),
+            calls=2,
+            history=True,
+            workers=2,
+        ),
+        ("priority-2.2", "priority-2.1", "priority-2", "queue-1", "queue-1.1", "queue-1.2"),
+        {Spot("queue-1.1", "claiming.claim", 1): Fault(JUMP, 3600.0)},
+    ),
 )
 
 

@@ -37,7 +37,10 @@ class _Reading(NamedTuple):
 
 
 class Watch:
-    """Compares the database's clock with this process's clock, from one reading to the next."""
+    """Compares the database's clock with this process's clock, from one reading to the next.
+
+    The threads of a process share one: a thread that begins after a jump would not notice it alone.
+    """
 
     def __init__(self, own_clock: Callable[[], float] = monotonic) -> None:
         self.own_clock = own_clock
@@ -46,19 +49,20 @@ class Watch:
     def deviation(self, database_seconds: float, jumps: int, sent: float) -> float:
         """Return by how many seconds the database's clock has jumped since the last reading.
 
-        Up to a second counts as 0. `jumps` is how many jumps all processes have recognised so far.
-        If that number has grown, another process has corrected the times already, and the result
-        is 0. `sent` is when the reading was asked for: the database read its clock between then and
-        now, so a slow answer is not taken for a jump.
+        Up to a second counts as 0. A jump is returned until it is corrected. `jumps` is how many
+        jumps all processes have recognised so far. If that number has grown, another process has
+        corrected the times already, and the result is 0. `sent` is when the reading was asked for:
+        the database read its clock between then and now, so a slow answer is not taken for a jump.
         """
         before, now = self._last, _Reading(database_seconds, jumps, sent, self.own_clock())
+        if before is not None and before.jumps == jumps:
+            passed = now.database_seconds - before.database_seconds
+            least, most = now.sent - before.received, now.received - before.sent
+            apart = passed - min(max(passed, least), most)
+            if abs(apart) > TOLERANCE_SECONDS:
+                return apart
         self._last = now
-        if before is None or before.jumps != jumps:
-            return 0.0
-        passed = now.database_seconds - before.database_seconds
-        least, most = now.sent - before.received, now.received - before.sent
-        apart = passed - min(max(passed, least), most)
-        return apart if abs(apart) > TOLERANCE_SECONDS else 0.0
+        return 0.0
 
 
 class Jump(NamedTuple):

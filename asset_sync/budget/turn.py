@@ -45,7 +45,7 @@ class Turn:
 
 
 class Turns:
-    """Takes slots for one process, one at a time."""
+    """Takes slots, one at a time."""
 
     def __init__(
         self,
@@ -53,16 +53,17 @@ class Turns:
         rate: Rate,
         lane: Lane,
         clock: Clock,
+        watch: Watch,
         waiting: Callable[[float], None],
     ) -> None:
         """Take no slot yet.
 
-        `connection` returns the current connection. `waiting` is called before each wait for a
-        slot, with its length in seconds.
+        `connection` returns the current connection, `watch` is the process's. `waiting` is called
+        before each wait for a slot, with its length in seconds.
         """
         self.waited_seconds = 0.0
-        """How long the process has waited for slots."""
-        self.watch = Watch(clock.steady)
+        """How long it has waited for slots."""
+        self._watch = watch
         self._connection = connection
         self._rate = rate
         self._lane = lane
@@ -149,5 +150,5 @@ class Turns:
         if self._limiter is None or self._limiter_on is not db:
             from asset_sync.budget.bucket import Limiter  # noqa: PLC0415
 
-            self._limiter, self._limiter_on = Limiter(db, self._rate, self.watch), db
+            self._limiter, self._limiter_on = Limiter(db, self._rate, self._watch), db
         return self._limiter

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Self, TypeVar
 
 from asset_sync.budget import slots
+from asset_sync.budget.clocks import Watch
 from asset_sync.budget.turn import INTERRUPTED_SECONDS, Turn, Turns
 from asset_sync.clock import Clock
 from asset_sync.database import SERVER_ERRORS, Connection, statement_timeout
@@ -51,7 +52,14 @@ class Questions:
         self._clock = clock or Clock()
         self._deadline = self._clock.monotonic() + within_seconds
         self._rate = slots.effective_rate(db, slots.rate_of(settings))
-        self._turns = Turns(lambda: db, self._rate, Lane.QUEUE, self._clock, self._wait)
+        self._turns = Turns(
+            lambda: db,
+            self._rate,
+            Lane.QUEUE,
+            self._clock,
+            Watch(self._clock.steady),
+            self._wait,
+        )
         self._api = open_provider(settings.provider, key)
 
     def __enter__(self) -> Self:

@@ -6,6 +6,7 @@ from threading import Lock
 
 from asset_sync import bus, queue
 from asset_sync.budget import slots
+from asset_sync.budget.clocks import Watch
 from asset_sync.budget.turn import Turn, Turns
 from asset_sync.clock import Clock
 from asset_sync.database import Connection
@@ -67,6 +68,7 @@ class Shared:
         self.tell = tell
         self.clock = clock
         self.lock = Lock()
+        self.watch = Watch(clock.steady)
         self.scope = scope_of(db, settings, lane, only)
         self.started = clock.monotonic()
         self.deadline = self.started + (most_seconds or self.scope.runtime_seconds)
@@ -114,14 +116,19 @@ class State:
             is_callers=is_callers,
         )
         self.turns = Turns(
-            lambda: self.db, self.scope.rate, self.lane, self.clock, self._wait_for_a_slot
+            lambda: self.db,
+            self.scope.rate,
+            self.lane,
+            self.clock,
+            shared.watch,
+            self._wait_for_a_slot,
         )
         self.line = Line(
             lambda: self.db,
             lambda: self.scope,
             shared.reading,
             self.clock,
-            self.turns.watch,
+            shared.watch,
             self.tell,
         )
 
