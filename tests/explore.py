@@ -26,6 +26,7 @@ from typing import NamedTuple
 import psycopg2
 from exploration import Laboratory, Scenario, Verdict, schedule_of
 from explorer.plans import Action, Plan, Spot
+from explorer.scheduler import StuckError
 from explorer.shrinking import smallest
 from explorer.stories import story
 from psycopg2.extensions import make_dsn
@@ -113,30 +114,38 @@ def search(
     until_found: bool,  # noqa: FBT001  # passed to another process
 ) -> None:
     """Run every so many seeds from the first one on, in a process of its own."""
-    with laboratory(url) as lab:
-        results.put(Batch(0, frozenset(), {}, 0.0))  # it begins
-        seed = first
-        parent = multiprocessing.parent_process()
-        while (
-            time.monotonic() < until
-            and seed < first + most * every
-            and (parent is None or parent.is_alive())
-        ):
-            began = time.process_time()
-            shapes: set[int] = set()
-            broken: dict[int, str] = {}
-            ended = 0
-            for _ in range(BATCH):
-                verdict = lab.explore(*schedule_of(seed))
-                shapes.add(verdict.shape)
-                if verdict.findings:
-                    broken[seed] = verdict.findings[0]
-                seed += every
-                ended += 1
-                if time.monotonic() > until or (broken and until_found):
-                    break
-            cpu = time.process_time() - began
-            results.put(Batch(ended, frozenset(shapes), broken, cpu))
+    parent = multiprocessing.parent_process()
+    seed = first
+    is_stuck = True
+    while is_stuck:
+        is_stuck = False
+        with laboratory(url) as lab:
+            results.put(Batch(0, frozenset(), {}, 0.0))  # it begins
+            while (
+                time.monotonic() < until
+                and seed < first + most * every
+                and (parent is None or parent.is_alive())
+                and not is_stuck
+            ):
+                began = time.process_time()
+                shapes: set[int] = set()
+                broken: dict[int, str] = {}
+                ended = 0
+                for _ in range(BATCH):
+                    try:
+                        verdict = lab.explore(*schedule_of(seed))
+                    except StuckError as error:  # the laboratory is of no more use
+                        broken[seed], is_stuck = f"it hangs: {error}", True
+                    else:
+                        shapes.add(verdict.shape)
+                        if verdict.findings:
+                            broken[seed] = verdict.findings[0]
+                    seed += every
+                    ended += 1
+                    if time.monotonic() > until or is_stuck or (broken and until_found):
+                        break
+                cpu = time.process_time() - began
+                results.put(Batch(ended, frozenset(shapes), broken, cpu))
 
 
 def explore(url: str, first: int, seconds: float, *, most: int, until_found: bool) -> list[int]:

@@ -428,9 +428,14 @@ class Session:
     def _work_for(self, task: Task) -> None:
         """Belong to the thread that uses it now; it ends with the one that has opened it."""
         if task is not self.task:
+            # As a second thread that uses a connection of psycopg2 does.
+            self.server.scheduler.wait_until(self._is_free, most_seconds=LOCK_SECONDS)
             self.task.while_asleep.remove(self._stand_still)
             task.while_asleep.append(self._stand_still)
             self.task = task
+
+    def _is_free(self) -> bool:
+        return self.real is None or not self.real.isexecuting()
 
     def _start_transaction(self, *labels: str) -> None:
         self.in_transaction, self._labels = True, list(labels)
