@@ -209,6 +209,19 @@ class Answer(NamedTuple):
     bars: tuple[Bar, ...]
 
 
+class Answers(tuple[Answer, ...]):
+    """Answers that were committed before the schedules; equal only to itself, so it is a key."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+NO_ANSWERS = Answers()
+
+
 class Applied(NamedTuple):
     """An answer whose bars were committed."""
 
@@ -396,7 +409,7 @@ class World:
         plan: Plan,
         *,
         start: datetime = NOON,
-        answers_before: Sequence[Answer] = (),
+        answers_before: Answers = NO_ANSWERS,
     ) -> None:
         self.server = server
         self.start = start
@@ -626,7 +639,7 @@ class Laboratory:
         from promises import judgement  # noqa: PLC0415  # it judges what is made here
 
         self._reset(scenario.before)
-        before = () if scenario.before is Before.NEW else self._answers
+        before = NO_ANSWERS if scenario.before is Before.NEW else self._answers
         world = World(self._server, scenario, plan, answers_before=before)
         try:
             world.live()
@@ -665,7 +678,7 @@ class Laboratory:
         errors = [task.error for task in world.tasks if task.error]
         if errors:
             raise errors[0]
-        self._answers = [one.answer for one in world.applied]
+        self._answers = Answers(one.answer for one in world.applied)
 
     def _keep(self, url: str, before: Before) -> None:
         for table in _TABLES:

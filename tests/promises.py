@@ -7,6 +7,7 @@ answers must have left.
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from itertools import pairwise
 
 import psycopg2
@@ -27,6 +28,7 @@ from exploration import (
     PERIOD_SECONDS,
     SILENT,
     Answer,
+    Answers,
     Before,
     Sent,
     World,
@@ -285,6 +287,14 @@ class _Model:
         self.revisions: Counter[tuple[str, int, float]] = Counter()
         self.arrivals: Counter[tuple[str, int, int]] = Counter()
 
+    def copy(self) -> "_Model":
+        """Return one that changes by itself."""
+        other = _Model()
+        other.bars.update({symbol: dict(bars) for symbol, bars in self.bars.items()})
+        other.revisions.update(self.revisions)
+        other.arrivals.update(self.arrivals)
+        return other
+
     def store(self, symbol: str, bars: Sequence[Bar]) -> None:
         if not bars:
             return
@@ -308,17 +318,27 @@ class _Model:
             stored[at] = bar
 
 
+@lru_cache(maxsize=8)
+def _model_before(answers: Answers) -> _Model:
+    """Return what was stored when the schedules began."""
+    model = _Model()
+    for answer in answers:
+        model.store(answer.symbol, _closed(answer))
+    return model
+
+
 def _closed(answer: Answer) -> list[Bar]:
     if answer.feed == Feed.HISTORY:
         return list(answer.bars)
-    return [bar for bar in answer.bars if bar.start + BAR <= answer.asked_at]
+    last = (answer.asked_at - BAR).timestamp() * 1000
+    return [bar for bar in answer.bars if bar.start_ms <= last]
 
 
 def _bars_and_their_history(world: World) -> Iterator[str]:
     """Bars, revisions and arrivals are what the committed answers leave, and nothing else."""
-    model = _Model()
-    for answer in (*world.answers_before, *(one.answer for one in world.applied)):
-        model.store(answer.symbol, _closed(answer))
+    model = _model_before(world.answers_before).copy()
+    for one in world.applied:
+        model.store(one.answer.symbol, _closed(one.answer))
     stored: dict[str, dict[int, Bar]] = defaultdict(dict)
     for symbol, at, *values in world.server.query(
         """
@@ -371,12 +391,10 @@ def _reads_of_the_past(world: World) -> Iterator[str]:
     It is read as of a commit in the middle. What was written before it and committed after it is in
     either state.
     """
-    if not world.applied or _jumped(world):
+    if not world.applied or _jumped(world) or world.rested:
         return
     middle = world.applied[len(world.applied) // 2].at_seconds
-    model = _Model()
-    for answer in world.answers_before:
-        model.store(answer.symbol, _closed(answer))
+    model = _model_before(world.answers_before).copy()
     between = set()
     for one in world.applied:
         if one.at_seconds <= middle:
@@ -386,10 +404,16 @@ def _reads_of_the_past(world: World) -> Iterator[str]:
     then = NOON + timedelta(seconds=middle)
     stored: dict[str, dict[int, Bar]] = defaultdict(dict)
     with world.server.reader() as db, db.cursor() as cursor:
-        cursor.execute(bars_query(db, Selection(world.scenario.symbols, as_of=then)))
-        for symbol, ts, *values in cursor.fetchall():
-            at = round(ts.timestamp() * 1000)
-            stored[symbol][at] = Bar(at, *values[: len(Bar._fields) - 1])
+        past = bars_query(db, Selection(world.scenario.symbols, as_of=then))
+        cursor.execute(
+            f"""
+            select symbol, (extract(epoch from ts) * 1000)::bigint, open, high, low, close, volume,
+              vwap, trades
+            from ({past}) past
+            """
+        )
+        for symbol, at, *values in cursor.fetchall():
+            stored[symbol][at] = Bar(at, *values)
     for symbol in world.scenario.symbols:
         if symbol not in between and stored[symbol] != model.bars[symbol]:
             yield f"{symbol}: a read as of {middle:.3f} is not what was stored then"
@@ -414,7 +438,8 @@ def _ledger(world: World) -> Iterator[str]:
         settled, stored = union(spans), set(bars)
         for span in settled:
             there = bars_of(symbol, span.start, span.end, NOON + timedelta(days=1))
-            lacking = [bar for bar in there if bar.start < span.end and bar.start_ms not in stored]
+            end_ms = span.end.timestamp() * 1000
+            lacking = [b for b in there if b.start_ms < end_ms and b.start_ms not in stored]
             if lacking and not _faults(world)[EMPTY]:
                 yield f"{symbol}: {len(lacking)} bars are called settled and are not stored"
         for task, told in world.told.items():
