@@ -183,6 +183,8 @@ def explore(url: str, first: int, seconds: float, *, most: int, until_found: boo
             schedules += batch.schedules
             shapes |= batch.shapes
             broken |= batch.broken
+            for seed, finding in batch.broken.items():
+                say(f"{seed}: {finding}")
             cpu += batch.cpu_seconds
             if not schedules:
                 began = time.monotonic()  # the databases are made
