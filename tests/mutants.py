@@ -297,8 +297,8 @@ MUTANTS = (
     Mutant(
         "if the answer to a commit is lost the server is asked",
         "sync",
-        "if not committed:\n                raise",
-        "if committed:\n                raise",
+        "if not self._was_committed(number):\n                raise",
+        "if self._was_committed(number):\n                raise",
         "test_if_the_answer_to_a_statement_is_lost_the_run_finds_out_whether_it_was_committed",
     ),
     Mutant(

@@ -268,14 +268,26 @@ BUGS = (
     Bug(
         "after a lost reply the run asks whether the commit failed",
         "sync/connection.py",
-        "            if not committed:\n                raise",
-        "            if committed is None:\n                raise",
+        "            if not self._was_committed(number):\n                raise",
+        "            self._was_committed(number)",
     ),
     Bug(
         "after a lost reply the run asks whether the commit succeeded",
         "sync/connection.py",
-        "            if not committed:\n                raise",
+        "            if not self._was_committed(number):\n                raise",
         "            raise",
+    ),
+    Bug(
+        "if the connection is lost with that question, the run asks again",
+        "sync/connection.py",
+        "                self.reconnect(error)\n                continue",
+        "                raise",
+    ),
+    Bug(
+        "the workers of a run share one watch of the database's clock",
+        "sync/state.py",
+        "            shared.watch,\n            self._wait_for_a_slot,",
+        "            Watch(shared.clock.steady),\n            self._wait_for_a_slot,",
     ),
     Bug(
         "a signal just before a commit leaves no transaction open",

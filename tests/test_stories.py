@@ -11,7 +11,7 @@ import pytest
 from exploration import Laboratory, Scenario, Start
 from explore import laboratory as new_laboratory
 from explorer.plans import Action, Fault, HandOver, Interrupt, Plan, Spot
-from explorer.sessions import JUMP
+from explorer.sessions import JUMP, LOST, REPLY_LOST
 
 from asset_sync.model import Lane
 
@@ -66,6 +66,15 @@ STORIES = (
         ),
         ("priority-2.2", "priority-2.1", "priority-2", "queue-1", "queue-1.1", "queue-1.2"),
         {Spot("queue-1.1", "claiming.claim", 1): Fault(JUMP, 3600.0)},
+    ),
+    Story(
+        "a connection that is lost while the run asks whether it has committed is no lost lease",
+        Scenario((Start("priority-1", Lane.PRIORITY, 0.0),), ("P1",), calls=1),
+        ("priority-1",),
+        {
+            Spot("priority-1", "caller.serve commit", 1): Fault(REPLY_LOST),
+            Spot("priority-1", "caller.serve commit", 2): Fault(LOST),
+        },
     ),
 )
 

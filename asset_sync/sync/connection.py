@@ -95,10 +95,25 @@ class LastingConnection:
             if not whole or not self.db.closed:
                 raise
             self.reconnect(error)
-            while (committed := was_committed(self.db, number)) is None and self._remaining() > 0:
-                self._clock.sleep(RECONNECT_SECONDS)
-            if not committed:
+            if not self._was_committed(number):
                 raise
+
+    def _was_committed(self, number: str) -> bool:
+        """Return whether a transaction was committed, asking again if a connection is lost.
+
+        At the run's end a transaction that is still under way counts as not committed.
+        """
+        while True:
+            try:
+                committed = was_committed(self.db, number)
+            except SERVER_ERRORS as error:
+                if not self.db.closed:
+                    raise
+                self.reconnect(error)
+                continue
+            if committed is not None or self._remaining() <= 0:
+                return bool(committed)
+            self._clock.sleep(RECONNECT_SECONDS)
 
     def try_twice(self, step: Callable[[], None]) -> None:
         """Run the step, and once more on a new connection if this one is lost.
