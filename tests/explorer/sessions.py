@@ -90,6 +90,8 @@ class _Real(extensions.connection):
         super().__init__(*arguments, **named_ones)  # type: ignore[arg-type]
         self.autocommit = True
         self.session: Session | None = None
+        self.is_busy = False
+        """Whether a thread waits for its reply. psycopg2 says no after the first of several."""
         self.prepared: set[str] = set()
         self.pid = self.get_backend_pid()
         self.replies = select.poll()
@@ -341,7 +343,7 @@ class Session:
         db = self.real
         if db is None:
             return
-        if db.isexecuting():  # it waits for a lock
+        if db.is_busy:  # it waits for a lock
             self._ends = True
             self.server.cancel(db)
             return
@@ -435,7 +437,7 @@ class Session:
             self.task = task
 
     def _is_free(self) -> bool:
-        return self.real is None or not self.real.isexecuting()
+        return self.real is None or not self.real.is_busy
 
     def _start_transaction(self, *labels: str) -> None:
         self.in_transaction, self._labels = True, list(labels)
@@ -545,17 +547,20 @@ class Session:
                 db.prepared.add(statement.prepare)
         if not self.server.may_block(self):
             extensions.set_wait_callback(None)  # libpq's own wait costs less
+        db.is_busy = True
         try:
             cursor.execute(
                 "; ".join([*before, *(one.to_send for one in statements)]), given or None
             )
         except psycopg2.Error:
-            if self._ends:
-                self._ends = False
-                raise self._lost() from None
-            raise
+            if not self._ends:
+                raise
         finally:
+            db.is_busy = False
             extensions.set_wait_callback(_wait)
+        if self._ends:  # while it waited; perhaps the wait had ended just before
+            self._ends = False
+            raise self._lost()
 
 
 class SessionCursor:
