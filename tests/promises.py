@@ -506,6 +506,9 @@ def _killed(world: World) -> int:
 def _most_strikes(world: World, bad: Sequence[Sent]) -> int:
     """Return how many strikes these calls may have left: the first, and each after evidence."""
     strikes = min(1, len(bad))
+    # After an answer without bars the run asks whether the ticker exists. That it does is evidence,
+    # and also a failure of an asset that has no bars yet.
+    strikes += any(sent.outcome == EMPTY for sent in bad)
     well = [sent.ended_at for sent in world.sent if sent.outcome == "well" and sent.ended_at]
     in_order = sorted(bad, key=lambda sent: sent.sent_at)
     for earlier, later in pairwise(in_order):
