@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from itertools import islice
 from multiprocessing.queues import Queue
 from pathlib import Path
 from queue import Empty
@@ -113,39 +114,49 @@ def search(
     most: int,
     until_found: bool,  # noqa: FBT001  # passed to another process
 ) -> None:
-    """Run every so many seeds from the first one on, in a process of its own."""
+    """Run every so many seeds from the first one on, in a process of its own.
+
+    A laboratory in which a schedule hangs is of no more use, and another one is made.
+    """
     parent = multiprocessing.parent_process()
-    seed = first
-    is_stuck = True
-    while is_stuck:
-        is_stuck = False
+    seeds = iter(range(first, first + most * every, every))
+
+    def goes_on() -> bool:
+        return time.monotonic() < until and (parent is None or parent.is_alive())
+
+    hangs = True
+    while hangs and goes_on():
         with laboratory(url) as lab:
             results.put(Batch(0, frozenset(), {}, 0.0))  # it begins
-            while (
-                time.monotonic() < until
-                and seed < first + most * every
-                and (parent is None or parent.is_alive())
-                and not is_stuck
-            ):
-                began = time.process_time()
-                shapes: set[int] = set()
-                broken: dict[int, str] = {}
-                ended = 0
-                for _ in range(BATCH):
-                    try:
-                        verdict = lab.explore(*schedule_of(seed))
-                    except StuckError as error:  # the laboratory is of no more use
-                        broken[seed], is_stuck = f"it hangs: {error}", True
-                    else:
-                        shapes.add(verdict.shape)
-                        if verdict.findings:
-                            broken[seed] = verdict.findings[0]
-                    seed += every
-                    ended += 1
-                    if time.monotonic() > until or is_stuck or (broken and until_found):
-                        break
-                cpu = time.process_time() - began
-                results.put(Batch(ended, frozenset(shapes), broken, cpu))
+            hangs = False
+            while not hangs and goes_on():
+                batch, hangs = _try(lab, islice(seeds, BATCH), until, until_found=until_found)
+                if not batch.schedules:
+                    return
+                results.put(batch)
+
+
+def _try(
+    lab: Laboratory, seeds: Iterator[int], until: float, *, until_found: bool
+) -> tuple[Batch, bool]:
+    """Run some seeds; return what they showed, and whether the last one hangs."""
+    began = time.process_time()
+    shapes: set[int] = set()
+    broken: dict[int, str] = {}
+    ended, hangs = 0, False
+    for seed in seeds:
+        ended += 1
+        try:
+            verdict = lab.explore(*schedule_of(seed))
+        except StuckError as error:
+            broken[seed], hangs = f"it hangs: {error}", True
+        else:
+            shapes.add(verdict.shape)
+            if verdict.findings:
+                broken[seed] = verdict.findings[0]
+        if hangs or time.monotonic() > until or (broken and until_found):
+            break
+    return Batch(ended, frozenset(shapes), broken, time.process_time() - began), hangs
 
 
 def explore(url: str, first: int, seconds: float, *, most: int, until_found: bool) -> list[int]:

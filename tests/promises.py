@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from itertools import pairwise
+from operator import itemgetter
 
 import psycopg2
 from exploration import (
@@ -36,7 +37,7 @@ from exploration import (
     lane_of,
 )
 from explorer.plans import Die, Fault, Interrupt, Sleep
-from explorer.sessions import FAULTS, JUMP, LOST, REPLY_LOST, RESTART
+from explorer.sessions import FAULTS, JUMP, LOST, REPLY_LOST, RESTART, Row
 
 from asset_sync.model import Feed, Lane
 from asset_sync.provider.answers import Bar
@@ -144,13 +145,12 @@ def _stop_after_429(world: World) -> Iterator[str]:
     """After a 429 nobody takes a slot for a minute, by the database's clock."""
     if _jumps_forward(world):
         return
-    taken = _times_of(world, "slots.take")
+    granted = _slots_of_calls(world)
     for task, at in _times_of_commits(world, "slots.refused"):
-        for sent in world.sent:
-            grants = [one for name, one in taken if name == sent.task and one <= sent.sent_at]
-            if grants and at < max(grants) < at + LEAST_BLOCK_SECONDS - 1:
+        for slot_at, sent in granted:
+            if at < slot_at < at + LEAST_BLOCK_SECONDS - 1:
                 yield (
-                    f"{sent.task} took a slot at {max(grants):.3f} and called, though {task} was"
+                    f"{sent.task} took a slot at {slot_at:.3f} and called, though {task} was"
                     f" refused with 429 at {at:.3f}"
                 )
 
@@ -159,12 +159,7 @@ def _one_at_a_time_after_silence(world: World) -> Iterator[str]:
     """After two calls without an answer in a row there is one call each half window."""
     if _used(world, Die, Sleep, Interrupt) or _faults(world).keys() & FAULTS:
         return
-    taken = _times_of(world, "slots.take")
-    granted = sorted(
-        (max(at for task, at in taken if task == sent.task and at <= sent.sent_at), sent)
-        for sent in world.sent
-    )
-    for (before, _), (at, sent) in pairwise(granted):
+    for (before, _), (at, sent) in pairwise(sorted(_slots_of_calls(world), key=itemgetter(0))):
         ended = sorted(
             (one.ended_at, one.outcome)
             for one in world.sent
@@ -173,6 +168,15 @@ def _one_at_a_time_after_silence(world: World) -> Iterator[str]:
         last = [outcome for _, outcome in ended[-2:]]
         if last == [SILENT, SILENT] and at - before < PERIOD_SECONDS / 2 - 0.1:
             yield f"{sent.task} calls {at - before:.1f} s after another one, and none is answered"
+
+
+def _slots_of_calls(world: World) -> list[tuple[float, Sent]]:
+    """Return each call with the time at which its run last asked for a slot before."""
+    taken = _times_of(world, "slots.take")
+    return [
+        (max(at for task, at in taken if task == sent.task and at <= sent.sent_at), sent)
+        for sent in world.sent
+    ]
 
 
 def _times_of(world: World, label: str) -> list[tuple[str, float]]:
@@ -185,11 +189,9 @@ def _times_of_commits(world: World, label: str) -> list[tuple[str, float]]:
 
 def _requests_leave_in_time(world: World) -> Iterator[str]:
     """A request leaves only while the slot that was taken for it is its own."""
-    taken = _times_of(world, "slots.take")
-    for sent in world.sent:
-        granted = max(at for task, at in taken if task == sent.task and at <= sent.sent_at)
-        if sent.sent_at > granted + CALL_SECONDS + 0.01:
-            yield f"{sent.task} sends a request {sent.sent_at - granted:.1f} s after its slot"
+    for at, sent in _slots_of_calls(world):
+        if sent.sent_at > at + CALL_SECONDS + 0.01:
+            yield f"{sent.task} sends a request {sent.sent_at - at:.1f} s after its slot"
 
 
 def _only_the_holder_ends_a_lease(world: World) -> Iterator[str]:
@@ -334,20 +336,31 @@ def _closed(answer: Answer) -> list[Bar]:
     return [bar for bar in answer.bars if bar.start_ms <= last]
 
 
+_BAR = "(extract(epoch from ts) * 1000)::bigint, open, high, low, close, volume, vwap, trades"
+
+
+def _by_symbol(rows: Sequence[Row]) -> dict[str, dict[int, Bar]]:
+    """Return rows of a symbol and its `_BAR` as bars, by symbol and start."""
+    bars: dict[str, dict[int, Bar]] = defaultdict(dict)
+    for symbol, *values in rows:
+        bar = Bar(*values)
+        bars[symbol][bar.start_ms] = bar
+    return bars
+
+
 def _bars_and_their_history(world: World) -> Iterator[str]:
     """Bars, revisions and arrivals are what the committed answers leave, and nothing else."""
     model = _model_before(world.answers_before).copy()
     for one in world.applied:
         model.store(one.answer.symbol, _closed(one.answer))
-    stored: dict[str, dict[int, Bar]] = defaultdict(dict)
-    for symbol, at, *values in world.server.query(
-        """
-        select symbol, (extract(epoch from ts) * 1000)::bigint, open, high, low, close, volume,
-          vwap, trades
-        from market_data.ohlcv_5m b join trading.symbols s on s.id = b.ticker_id
-        """
-    ):
-        stored[symbol][at] = Bar(at, *values)
+    stored = _by_symbol(
+        world.server.query(
+            f"""
+            select symbol, {_BAR}
+            from market_data.ohlcv_5m b join trading.symbols s on s.id = b.ticker_id
+            """
+        )
+    )
     for symbol in world.scenario.symbols:
         wrong = [
             at
@@ -402,18 +415,10 @@ def _reads_of_the_past(world: World) -> Iterator[str]:
         elif one.written_after <= middle:
             between.add(one.answer.symbol)
     then = NOON + timedelta(seconds=middle)
-    stored: dict[str, dict[int, Bar]] = defaultdict(dict)
     with world.server.reader() as db, db.cursor() as cursor:
         past = bars_query(db, Selection(world.scenario.symbols, as_of=then))
-        cursor.execute(
-            f"""
-            select symbol, (extract(epoch from ts) * 1000)::bigint, open, high, low, close, volume,
-              vwap, trades
-            from ({past}) past
-            """
-        )
-        for symbol, at, *values in cursor.fetchall():
-            stored[symbol][at] = Bar(at, *values)
+        cursor.execute(f"select symbol, {_BAR} from ({past}) past")
+        stored = _by_symbol(cursor.fetchall())
     for symbol in world.scenario.symbols:
         if symbol not in between and stored[symbol] != model.bars[symbol]:
             yield f"{symbol}: a read as of {middle:.3f} is not what was stored then"
@@ -472,11 +477,11 @@ def _items(world: World) -> Iterator[str]:
         for symbol in wanted - {row[0] for row in rows if row[1] == "bars"}:
             yield f"{symbol} has no item"
     killed = _killed(world)
+    before = ATTEMPTS_BEFORE if world.scenario.before is Before.FAILING else 0
     for symbol, feed, state, attempts, strikes, level, lease, wait in rows:
         name = f"{symbol} ({feed})"
         sent = [one for one in world.sent if one.symbol == symbol]
-        own = sum(one.outcome in OWN for one in sent)
-        own += ATTEMPTS_BEFORE * (world.scenario.before is Before.FAILING)
+        own = before + sum(one.outcome in OWN for one in sent)
         bad = [one for one in sent if one.outcome != "well"]
         if lane_of(symbol) is Lane.PRIORITY and level != "critical":
             yield f"{name} is not critical any more"
@@ -484,8 +489,7 @@ def _items(world: World) -> Iterator[str]:
             yield f"{name} is dead after {own} failures of its own"
         if attempts > own + killed + sum(one.ended_at is None for one in sent):
             yield f"{name}: {attempts} attempts count, but {own} failures are its own"
-        strikes_before = ATTEMPTS_BEFORE * (world.scenario.before is Before.FAILING)
-        if strikes > strikes_before + _most_strikes(world, bad):
+        if strikes > before + _most_strikes(world, bad):
             yield f"{name}: strike {strikes} without evidence that the provider is well"
         if state == "leased" and lease > LEASE_SECONDS and not _jumped(world):
             yield f"{name} is leased for {lease:.0f} s"

@@ -1,6 +1,7 @@
 """The search: who works when, what goes wrong where, and that it can be repeated."""
 
 from collections.abc import Callable, Iterator
+from queue import Empty
 
 import psycopg2
 import pytest
@@ -20,6 +21,7 @@ from explorer.scheduler import Event, Scheduler
 from explorer.sessions import LOST, Server
 from explorer.shrinking import smallest
 from explorer.stories import story
+from explorer.threads import Threads
 from psycopg2.extensions import make_dsn
 
 from asset_sync.budget import slots
@@ -66,7 +68,7 @@ def test_time_passes_only_when_every_task_sleeps() -> None:
     trial.add("a", 5.0, "1")
     trial.add("b", 2.0, "1", starts_at=1.0)
     assert trial.run() == "b1 a1"
-    assert trial.scheduler.now == pytest.approx(5.0, abs=0.01)
+    assert trial.scheduler.now == pytest.approx(10.0, abs=0.01)
 
 
 def test_a_task_goes_last_from_the_point_on_at_which_the_plan_says_so() -> None:
@@ -156,6 +158,67 @@ def test_a_sleeper_learns_whether_anything_changed_meanwhile() -> None:
 
 
 # --- shrinking and telling ----------------------------------------------------------------------
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+
+class Threaded:
+    """A process with a main thread that waits for what its second thread tells it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.scheduler = Scheduler(plan)
+        self.threads = Threads(lambda: self.scheduler)
+        self.steps: list[str] = []
+
+    def run(self, *labels: str, pause: float = 0.0, patience: float = 60.0) -> str:
+        """Let the second thread pass these points after a pause each and tell; return the steps."""
+        told = self.threads.SimpleQueue()
+
+        def work() -> None:
+            for label in labels:
+                self.scheduler.sleep(pause)
+                self.scheduler.point(label)
+                told.put(label)
+
+        def main() -> None:
+            try:
+                self.threads.Thread(target=work, daemon=True).start()
+                for _ in labels:
+                    self.steps.append(f"heard {told.get(timeout=patience)}")
+            except Empty:
+                self.steps.append("heard nothing")
+            except SystemExit:
+                self.steps.append("signal")
+                raise
+            self.scheduler.point("end")
+            self.steps.append("end")
+
+        self.scheduler.add("a", main)
+        self.scheduler.run()
+        return " ".join(self.steps)
+
+
+def test_a_thread_that_waits_goes_on_as_soon_as_another_one_tells_it() -> None:
+    trial = Threaded(Plan(("a", "a.1")))
+    assert trial.run("1", "2", pause=5.0) == "heard 1 heard 2 end"
+    assert trial.scheduler.now == pytest.approx(10.0, abs=0.01)
+
+
+def test_a_thread_that_waits_for_too_long_goes_on_and_its_end_ends_the_process() -> None:
+    trial = Threaded(Plan(("a", "a.1")))
+    assert trial.run("1", pause=5.0, patience=2.0) == "heard nothing end"
+    assert trial.scheduler.now == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_killed_thread_takes_its_whole_process_along() -> None:
+    trial = Threaded(Plan(("a", "a.1"), at_spots={Spot("a.1", "2", 1): Die()}))
+    assert trial.run("1", "2") == "heard 1"
+
+
+def test_a_signal_for_any_thread_reaches_the_main_one() -> None:
+    trial = Threaded(Plan(("a", "a.1"), at_spots={Spot("a.1", "1", 1): Interrupt()}))
+    assert trial.run("1", "2", pause=5.0) == "signal"
 
 
 def test_a_plan_shrinks_to_the_actions_that_matter() -> None:

@@ -50,7 +50,7 @@ class State(Enum):
     READY = auto()
     ASLEEP = auto()
     BLOCKED = auto()
-    """It waits for a lock that another task holds."""
+    """It waits for something that another task does, such as ending a transaction."""
     OVER = auto()
 
 
@@ -91,9 +91,9 @@ class Task:
         self.seen = 0
         """The scheduler's `changes` when it fell asleep."""
         self.is_ready: Callable[[], bool] = lambda: True
-        """Whether it does not wait for a lock any more."""
+        """Whether it does not wait any more, if it is blocked."""
         self.give_up: Callable[[], None] = lambda: None
-        """Ends its wait for a lock with an error."""
+        """Called when it has waited for too long."""
         self.baton = _thread.allocate_lock()
         self.baton.acquire()
 
@@ -257,22 +257,26 @@ class Scheduler:
 
         After `most_seconds` of virtual time `give_up` has to end the wait.
         """
-        task = self.running
         self.note("waits for a lock")
-        task.is_ready, task.give_up = is_ready, give_up
-        task.state, task.wakes_at = State.BLOCKED, self.now + most_seconds
-        self._switch()
+        self._block(is_ready, give_up, most_seconds)
 
     def wait_until(self, is_true: Callable[[], bool], *, most_seconds: float) -> None:
         """Let the others work until something is true, or for so long."""
         task, end = self.running, self.now + most_seconds
         if task.dead:
             raise DeathError
-        task.is_ready = lambda: is_true() or task.is_interrupted or self.now >= end
-        task.give_up = lambda: None
-        task.state, task.wakes_at = State.BLOCKED, end
-        self._switch()
+        self._block(
+            lambda: is_true() or task.is_interrupted or self.now >= end, lambda: None, most_seconds
+        )
         self._take_signal()
+
+    def _block(
+        self, is_ready: Callable[[], bool], give_up: Callable[[], None], most_seconds: float
+    ) -> None:
+        task = self.running
+        task.is_ready, task.give_up = is_ready, give_up
+        task.state, task.wakes_at = State.BLOCKED, self.now + most_seconds
+        self._switch()
 
     def _take_signal(self) -> None:
         """Raise SystemExit if a signal waits for the running task."""

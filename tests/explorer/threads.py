@@ -6,13 +6,8 @@ A program uses them if a test puts them in the places of the originals.
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty
-from typing import Generic, TypeVar
 
 from explorer.scheduler import Scheduler, State, Task
-
-Element = TypeVar("Element")
-
-_FOR_EVER = 1e9
 
 
 class Threads:
@@ -33,7 +28,7 @@ class Threads:
         """Return an event that is not set."""
         return Event(self._scheduler())
 
-    def SimpleQueue(self) -> "SimpleQueue[object]":  # noqa: N802  # as the original
+    def SimpleQueue(self) -> "SimpleQueue":  # noqa: N802  # as the original
         """Return an empty queue."""
         return SimpleQueue(self._scheduler())
 
@@ -76,18 +71,18 @@ class Event:
         return self._is_set
 
 
-class SimpleQueue(Generic[Element]):
+class SimpleQueue:
     """A queue between threads."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._elements: deque[Element] = deque()
+        self._elements: deque[object] = deque()
 
-    def put(self, element: Element) -> None:
+    def put(self, element: object) -> None:
         """Add an element."""
         self._elements.append(element)
 
-    def get(self, *, timeout: float = _FOR_EVER) -> Element:
+    def get(self, *, timeout: float) -> object:
         """Return the first element, as soon as there is one. Raises Empty after so long."""
         self._scheduler.wait_until(lambda: bool(self._elements), most_seconds=timeout)
         if not self._elements:
