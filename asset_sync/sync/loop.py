@@ -374,6 +374,13 @@ class _Refresh(Worker):
         """Enqueue what is due, and reserve this run's calls."""
         runs.prune(self._state.db, self._state.settings.history)
         months.make_missing_quietly(self._state.db)
+        settings = self._state.settings
+        expected.keep_quietly(
+            self._state.db,
+            settings.assets,
+            settings.provider.plan.history_days,
+            partial(recount, self._state.scope),
+        )
         # A queue run that has work also waits for assets that become due. If it refreshed these
         # early, it would take calls from assets that are due already: in a simulation with a long
         # queue, a high asset was refreshed every 539 s instead of every 410 s.
@@ -381,14 +388,6 @@ class _Refresh(Worker):
         self._state.line.read(ahead if self._state.lane is Lane.PRIORITY else None)
         if ahead is not None and self._state.line.empty:
             self._state.line.enqueue(ahead)
-        if not self._state.line.empty:
-            settings = self._state.settings
-            expected.keep_quietly(
-                self._state.db,
-                settings.assets,
-                settings.provider.plan.history_days,
-                partial(recount, self._state.scope),
-            )
         if said := self._state.scope.bars_end_yesterday(self._state.db):
             self._state.tell(Noted(said))
         self._state.reserve(in_seconds=0)
