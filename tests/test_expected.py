@@ -202,3 +202,14 @@ def test_a_run_keeps_them_current_without_the_right_to_and_without_a_word(
         assert versions(db) == before
         assert machine.tell("db", "init").code == 0
         assert versions(db) != before, "with what a newer version knows of holidays"
+
+
+def test_other_hours_count_from_the_next_run_on_even_if_it_has_nothing_to_do(
+    url: str, db: Connection, api: StandIn, tmp_path: Path
+) -> None:
+    with Machine(tmp_path, url, api) as machine:
+        machine.file(ETHER)
+        assert machine.tell("sync", "queue").code == 0
+        machine.file(f'{ETHER}hours = "us"\n')
+        assert "Nothing was due" in machine.tell("sync", "queue").out
+    assert [hours for hours, *_ in written(db)] == ["us"]
