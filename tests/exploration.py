@@ -845,7 +845,7 @@ def _scenario(random: Random) -> Scenario:
         starts,
         symbols,
         calls=calls,
-        workers=random.randint(2, calls) if calls > 1 and random.random() < 0.3 else 1,
+        workers=random.randint(2, calls) if calls > 1 and random.random() < 0.5 else 1,
         history=random.random() < 0.2,
         before=random.choice(_BEFORES),
         rests=random.random() < 0.1,
@@ -896,6 +896,11 @@ _SLEEP = _Kind(lambda random: Sleep(random.choice((3.0, 12.0, 25.0, 45.0, 62.0, 
 # Longer than a lease, where nothing but the lease is held.
 _STALL = _Kind(lambda random: Sleep(random.choice((42.0, 45.0, 62.0))), ("sent", "answer for"))
 _JUMP = _Kind(lambda random: Fault(JUMP, random.choice((-3600.0, -40.0, -5.0, 15.0, 3600.0))))
+# Between a run's first call and the next one.
+_FORWARD = _Kind(
+    lambda random: Fault(JUMP, random.choice((15.0, 3600.0))),
+    ("claiming.claim", "slots.take commit", "call for", "sent"),
+)
 _PROVIDER = _Kind(_of_provider)
 _SILENCE = _Kind(
     lambda random: Fault(
@@ -930,4 +935,5 @@ _THEMES: Sequence[Sequence[_Kind]] = (
     (_DIE, _SLEEP),
     (_JUMP,),
     (_JUMP, _PROVIDER),
+    (_FORWARD,),
 )

@@ -719,7 +719,7 @@ def test_the_demo_ends_with_seven_fresh_assets_and_no_call_refused(at_home: Mach
     [(file, bars)] = re.findall(r"^(/.+/eurusd\.csv): (\d+) bars\.$", answer.out, re.MULTILINE)
     first, *rows = Path(file).read_text().splitlines()
     assert first.startswith("symbol,ts,open,")
-    assert len(rows) == int(bars) > 600
+    assert len(rows) == int(bars) > 100
 
 
 def test_demo_serve_runs_the_stand_in_for_developers(

@@ -6,9 +6,9 @@ The plans are those of the SQL that the program sends.
 import json
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import conftest
 import psycopg2
@@ -25,7 +25,8 @@ from asset_sync.queue import Wanted
 from asset_sync.queue.claiming import _HEAD_LENGTH
 from asset_sync.secret import Secret
 from asset_sync.settings import QueueSettings
-from asset_sync.store import partitioning
+from asset_sync.spans import Span
+from asset_sync.store import ledger, partitioning
 from asset_sync.store.bars_query import Every, Selection, bars_query
 from asset_sync.store.partitioning import Layout
 
@@ -36,7 +37,7 @@ SEVEN = [Wanted(asset(f"NEW{number}"), Feed.BARS) for number in range(7)]
 class RecordingCursor(psycopg2.extensions.cursor):
     """A cursor that records the SQL it sends, including the values."""
 
-    sent: list[str]
+    sent: ClassVar[list[str]] = []
 
     def execute(self, query: object, vars: object = None) -> None:  # noqa: A002  # psycopg2's name
         super().execute(query, vars)  # type: ignore[arg-type]
@@ -125,7 +126,6 @@ def crowded(maintenance_url: str, template: str) -> Iterator[Connection]:
     for url in conftest._fresh_database(maintenance_url, template):
         db = psycopg2.connect(url, cursor_factory=RecordingCursor)
         db.autocommit = True
-        RecordingCursor.sent = []
         fill(db, waiting_percent=100)
         yield db
         db.close()
@@ -227,7 +227,6 @@ def idle_crowd(maintenance_url: str, template: str) -> Iterator[Connection]:
     for url in conftest._fresh_database(maintenance_url, template):
         db = psycopg2.connect(url, cursor_factory=RecordingCursor)
         db.autocommit = True
-        RecordingCursor.sent = []
         fill(db, waiting_percent=0)
         query(
             db,
@@ -339,3 +338,20 @@ def test_a_query_reads_only_the_bars_of_its_range(many_bars: Connection, every: 
     selection = Selection(["S7", "S9"], start, until, every)
     plan = plan_of(many_bars, bars_query(many_bars, selection))
     assert plan.bars_read <= 2 * 288
+
+
+def test_counting_the_days_of_an_answer_reads_each_of_their_bars_once(
+    many_bars: Connection,
+) -> None:
+    first, day = datetime(2026, 3, 2, tzinfo=UTC), timedelta(days=1)
+    days = [Span(first + number * day, first + (number + 1) * day) for number in range(20)]
+    counts: dict[Span, int] = {}
+
+    def count() -> None:
+        with many_bars.cursor(cursor_factory=RecordingCursor) as cursor:
+            counts.update(ledger.count_bars(cursor, "S7", days))
+
+    found = plans(many_bars, count)
+
+    assert counts == dict.fromkeys(days, 288)
+    assert sum(plan.bars_read for plan in found) == 20 * 288
