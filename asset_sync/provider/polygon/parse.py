@@ -302,6 +302,9 @@ def _bar_or_object(row: dict[str, object], length_ms: int = BAR_MS) -> object:
 
 def _flaw(open_: float, high: float, low: float, close: float) -> Flaw | None:
     """Return why the figures of a bar cannot be true, None if they can."""
+    # So it is with nearly all bars, and the checks below take longer.
+    if _LEAST_PRICE <= low <= open_ <= high <= _MOST_PRICE and low <= close <= high:
+        return None
     if high < low:
         return Flaw.HIGH_BELOW_LOW
     if min(low, open_, close) < _LEAST_PRICE or max(high, open_, close) > _MOST_PRICE:
@@ -408,12 +411,14 @@ def _read_time(value: object) -> datetime | None:
 
 def _number(value: object) -> float | None:
     """Return a finite JSON number as a float; None for anything else, including a bool."""
-    if type(value) is int:
-        try:
-            value = float(value)
-        except OverflowError:
-            return None
-    return value if type(value) is float and math.isfinite(value) else None
+    if type(value) is float:
+        return value if math.isfinite(value) else None
+    if type(value) is not int:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _price(value: object) -> float | None:
