@@ -485,9 +485,9 @@ class World:
         if session.real is not None and not session.in_transaction:
             session.lose()
 
-    def _note_commit(self, task: str, labels: Sequence[str]) -> None:
+    def _note_commit(self, task: str, labels: Sequence[str], last_at: float) -> None:
         if set(labels) <= {"market.newest_bars", "market.newest_bars commit"}:  # alone
-            self.asked_at[task] = datetime.fromtimestamp(self.server.epoch_seconds, UTC)
+            self.asked_at[task] = datetime.fromtimestamp(last_at, UTC)
         if "market.save_bars" in labels and task in self.answers:
             written_after = max(
                 event.at_seconds

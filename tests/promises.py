@@ -232,11 +232,14 @@ def _one_run_holds_an_item(world: World) -> Iterator[str]:
                 ),
                 default=first.sent_at,
             )
+            # A run that is told to end gives back what its workers hold, during their calls.
+            since = {_run_of(first.task): first.sent_at}
+            since[first.task] = first.ended_at or first.sent_at
             done = [
                 one.at_seconds
                 for one in world.commits
-                if one.task in {first.task, _run_of(first.task)}
-                and one.at_seconds >= (first.ended_at or first.sent_at)
+                if one.task in since
+                and one.at_seconds >= since[one.task]
                 and any(label.startswith("ending.") for label in one.labels)
             ]
             until = min([claimed + LEASE_SECONDS, *done])

@@ -138,8 +138,9 @@ class Server:
         self._monitor = self._open()
         self._open_sessions: list[Session] = []
         self.scheduler: Scheduler
-        self.on_commit: Callable[[str, Sequence[str]], None] = lambda _task, _labels: None
-        """Called with a task and the names of the statements that it has committed."""
+        self.on_commit: Callable[[str, Sequence[str], float], None] = lambda *_: None
+        """Called with a task, the names of the statements that it has committed, and the time of
+        the database's clock at the last of them."""
         self.lock_waits: list[LockWait] = []
         self.deadlocks: list[str] = []
         self.ended: list[Session] = []
@@ -319,6 +320,8 @@ class Session:
         self._ends = False
         self._label = ""
         self._labels: list[str] = []
+        self._last_at = 0.0
+        """The time of the database's clock at the last statement."""
         """The points of the transaction."""
         task.at_end.append(self._end)
         task.while_asleep.append(self._stand_still)
@@ -451,7 +454,7 @@ class Session:
         if is_lost or self.server.scheduler.is_quiet(inner):
             self.server.scheduler.pass_quietly(inner)
             self._send(cursor, [self.server.clock_sql(self.task.name)], text.statements, given)
-            self.server.on_commit(self.task.name, [label])
+            self.server.on_commit(self.task.name, [label], self._last_at)
             if is_lost:
                 raise self._lost()
             return
@@ -484,7 +487,7 @@ class Session:
         self._send(cursor, [self._tick(), "commit"], (), {})
         self.in_transaction = False
         self.server.scheduler.changes += 1
-        self.server.on_commit(self.task.name, self._labels)
+        self.server.on_commit(self.task.name, self._labels, self._last_at)
         if is_lost:
             raise self._lost()
 
@@ -540,6 +543,8 @@ class Session:
         given: Mapping[str, object],
     ) -> None:
         db = self._connection()
+        if statements:
+            self._last_at = self.server.epoch_seconds
         for statement in statements:
             if statement.prepare and statement.prepare not in db.prepared:
                 with db.cursor() as another:
