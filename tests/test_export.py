@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -454,6 +455,23 @@ def test_a_reader_that_has_gone_is_no_news(machine: Machine, db: Connection, for
     process.stdout.close()
 
     assert machine.end(process).err == ""
+
+
+@pytest.mark.parametrize("form", [Format.PARQUET, Format.ARROW])
+def test_an_interrupted_export_has_ended_its_thread(
+    machine: Machine, db: Connection, form: Format
+) -> None:
+    # Python would end the thread within Rust, which aborts the process for that.
+    store(db, "LONG", 3 * BLOCK_BARS)
+    threads = threading.active_count()
+
+    def interrupt(_symbol: str, _bars: int) -> None:
+        raise KeyboardInterrupt
+
+    with (machine.home / "long").open("wb") as file, pytest.raises(KeyboardInterrupt):
+        export.write(db, Selection(("LONG",)), form, file, interrupt)
+
+    assert threading.active_count() == threads
 
 
 def test_a_signal_leaves_no_half_file(machine: Machine, db: Connection) -> None:

@@ -26,6 +26,8 @@ from asset_sync.store.bars_query import Selection
 ROW_GROUP_BARS = 100_000
 """How many bars a row group of Parquet has: a reader may skip those out of its range."""
 _CHUNK_BYTES = 1 << 18
+_END_SECONDS = 2.0
+"""How long an interrupted export waits for the thread that writes."""
 _PART = ".part"
 # Where another user may write, that name may be a link to any file, or a pipe without a reader.
 _PART_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -133,9 +135,15 @@ class _ArrowWriter(threading.Thread):
                 raise error
 
     def abandon(self) -> None:
-        """Write nothing more; the thread ends soon."""
+        """Write nothing more, and wait for the end of the thread.
+
+        If the process ended while the thread is in arro3, Python would end the thread there, and
+        Rust would abort the process for that. A signal may come before the thread has begun.
+        """
         self._output.discards = True
         self._blocks.put(None)
+        if self._ended.wait(_END_SECONDS):
+            self.join()
 
     def run(self) -> None:
         """Write what is handed over, up to None."""
