@@ -708,8 +708,10 @@ def test_the_demo_ends_with_seven_fresh_assets_and_no_call_refused(at_home: Mach
 
     assert answer.code == 0
     assert "REPLAYED" in answer.out
+    # 59,304 to 62,148 within a week, as markets are closed or not; 56,520 after two holidays.
+    stored = r"(5[6-9]|6\d),\d{3} bars stored"
     assert re.search(
-        r"7 of 7 assets fresh; \d{2},\d{3} bars stored, 0 unlike those replayed; 0 calls refused",
+        rf"7 of 7 assets fresh; {stored}, 0 unlike those replayed; 0 calls refused",
         answer.out,
     )
     assert "POLYGON_API_KEY" in answer.out
@@ -719,7 +721,7 @@ def test_the_demo_ends_with_seven_fresh_assets_and_no_call_refused(at_home: Mach
     [(file, bars)] = re.findall(r"^(/.+/eurusd\.csv): (\d+) bars\.$", answer.out, re.MULTILINE)
     first, *rows = Path(file).read_text().splitlines()
     assert first.startswith("symbol,ts,open,")
-    assert len(rows) == int(bars) > 100
+    assert len(rows) == int(bars) > 600
 
 
 def test_demo_serve_runs_the_stand_in_for_developers(

@@ -320,9 +320,9 @@ class Session:
         self._ends = False
         self._label = ""
         self._labels: list[str] = []
+        """The points of the transaction."""
         self._last_at = 0.0
         """The time of the database's clock at the last statement."""
-        """The points of the transaction."""
         task.at_end.append(self._end)
         task.while_asleep.append(self._stand_still)
 

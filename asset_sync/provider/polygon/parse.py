@@ -302,7 +302,7 @@ def _bar_or_object(row: dict[str, object], length_ms: int = BAR_MS) -> object:
 
 def _flaw(open_: float, high: float, low: float, close: float) -> Flaw | None:
     """Return why the figures of a bar cannot be true, None if they can."""
-    # So it is with nearly all bars, and the checks below take longer.
+    # Nearly all bars are in order, and the checks below take longer.
     if _LEAST_PRICE <= low <= open_ <= high <= _MOST_PRICE and low <= close <= high:
         return None
     if high < low:
