@@ -98,8 +98,8 @@ cursor.fetchall()
 connection.close()
 """
 
-# A user's host has no provider on it, so this one spends little of the processors: the assets of the
-# paid plan all ask for the same bars, and it makes an answer with the same bars once.
+# A user's host has no provider on it, so this one must cost little: the assets of the paid plan all
+# ask for the same bars, and it makes an answer with the same bars once.
 STAND_IN = """
 import gzip, sys
 from asset_sync.demo import answers

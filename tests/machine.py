@@ -1,8 +1,10 @@
 """A user's machine for the tests: a home, an environment, and the command line."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -130,6 +132,14 @@ def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+PIPE_BYTES = 65_536  # of Linux; small writes do not fill all of its pages
+
+
+def bytes_waiting_in(pipe: int) -> int:
+    """Return how many bytes in the pipe nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def one_bar(

@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from machine import Machine, until
+from machine import PIPE_BYTES, Machine, bytes_waiting_in, until
 from test_log import redirected
 from test_reading import MONDAY, store
 
@@ -455,6 +455,48 @@ def test_a_reader_that_has_gone_is_no_news(machine: Machine, db: Connection, for
     process.stdout.close()
 
     assert machine.end(process).err == ""
+
+
+@pytest.mark.parametrize("form", list(Format))
+def test_a_pipe_that_does_not_block_gets_every_bar(db: Connection, form: Format) -> None:
+    # An earlier program may have left stdout so.
+    store(db, "LONG", 3 * BLOCK_BARS)
+    whole, pieces = io.BytesIO(), list[bytes]()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def read() -> None:
+        pieces.extend(iter(lambda: os.read(reader, 1 << 16), b""))
+
+    thread = threading.Thread(target=read)
+    with open(writer, "wb", buffering=0) as pipe:  # noqa: PTH123  # a descriptor
+        thread.start()
+        export.write(db, Selection(("LONG",)), form, pipe, lambda *_: None)
+    thread.join()
+    os.close(reader)
+
+    export.write(db, Selection(("LONG",)), form, whole, lambda *_: None)
+    assert b"".join(pieces) == whole.getvalue()
+
+
+@pytest.mark.parametrize("form", list(Format))
+@pytest.mark.parametrize("to", ["-", "pipe"])
+def test_a_signal_ends_an_export_that_nobody_reads(
+    machine: Machine, db: Connection, form: Format, to: str
+) -> None:
+    store(db, "LONG", 3 * BLOCK_BARS)
+    os.mkfifo(machine.home / "pipe")
+    pipe = os.open(machine.home / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    process = machine.start("export", "LONG", "--format", form, "--output", to)
+    assert process.stdout is not None
+    reader = pipe if to == "pipe" else process.stdout.fileno()
+    until(lambda: bytes_waiting_in(reader) > PIPE_BYTES / 2)  # it has no room for more
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(20) == 143
+    process.stdout.close()
+    assert machine.end(process).err == ""
+    os.close(pipe)
 
 
 @pytest.mark.parametrize("form", [Format.PARQUET, Format.ARROW])

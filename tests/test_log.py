@@ -1,6 +1,7 @@
 """Without a terminal a run prints one line per event, as text or as JSON."""
 
 import ast
+import fcntl
 import json
 import os
 import pty
@@ -16,7 +17,7 @@ import commandline
 import pytest
 from commandline import without_times
 from conftest import ETHER, TYPO, with_ether
-from machine import Machine
+from machine import Machine, until
 
 import asset_sync
 from asset_sync.cli.log import Log, LogFormat, sentence
@@ -322,6 +323,35 @@ def redirected(to: str, machine: Machine, *arguments: str) -> "subprocess.Comple
         check=False,
         timeout=60,
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("stream", "command"), [("stdout", "--help"), ("stderr", "asets"), ("stderr", "-v sync queue")]
+)
+def test_a_signal_ends_a_command_whose_output_nobody_reads(
+    machine: Machine, stream: str, command: str, number: signal.Signals
+) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, bytes(fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)))  # it is full
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asset_sync", *command.split()],
+        cwd=machine.home,
+        env=machine.environ,
+        stdout=writer if stream == "stdout" else subprocess.DEVNULL,
+        stderr=writer if stream == "stderr" else subprocess.DEVNULL,
+    )
+    waits_in = Path(f"/proc/{process.pid}/wchan")  # which function of the kernel
+    try:
+        until(lambda: "pipe_write" in waits_in.read_text())
+        process.send_signal(number)
+
+        assert process.wait(10) == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+        os.close(writer)
 
 
 # --- the texts and the source -------------------------------------------------------------------

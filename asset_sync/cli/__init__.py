@@ -12,7 +12,7 @@ from asset_sync import __version__
 from asset_sync.cli.commands import COMMANDS
 from asset_sync.cli.exits import explain
 from asset_sync.cli.options import Config, Quiet, Verbose, common
-from asset_sync.cli.output import err, out
+from asset_sync.cli.output import discard_unwritten, err, out
 from asset_sync.cli.signals import signals_as_exceptions
 from asset_sync.errors import ExitCode
 
@@ -60,7 +60,12 @@ def main() -> NoReturn:
                     stream.reconfigure(errors="replace")  # a terminal that has no ● gets a ?
             app()
     except KeyboardInterrupt:  # typer handles it only within a command
+        discard_unwritten()
         sys.exit(ExitCode.INTERRUPTED)
+    except SystemExit as end:
+        if end.code in {ExitCode.INTERRUPTED, ExitCode.TERMINATED}:
+            discard_unwritten()
+        raise
     except Exception as error:  # noqa: BLE001  # the user gets a message, not a traceback
         code, why = explain(error)
         err(f"asset-sync: {why}")

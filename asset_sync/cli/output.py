@@ -5,9 +5,11 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import UnsupportedOperation
 from pathlib import Path
+from select import select
 from typing import IO, Protocol, TextIO
 
 import typer
@@ -32,12 +34,14 @@ def out_raw(text: str) -> None:
 
 @contextmanager
 def binary_stdout() -> Iterator[IO[bytes]]:
-    """Give stdout for what is no text. Raises OutputError if it cannot be written, or is closed."""
+    """Give stdout for what is no text. Raises OutputError if it cannot be written, or is closed.
+
+    It has no buffer, which Python would write at the end, even into a pipe that nobody reads.
+    """
     if sys.__stdout__ is None:  # `main` has put the null device in its place
         raise OutputError("The output could not be written: stdout is closed.")
     with _errors_as_sentences():
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        yield getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)  # `python -u` gives no buffer
 
 
 @contextmanager
@@ -57,11 +61,25 @@ def err(text: str) -> None:
 
 
 def err_raw(line: str) -> None:
-    """Print to stderr as it is; a full disk or a reader that has gone ends no run."""
+    """Print to stderr as it is; a full disk or a reader that has gone ends no run.
+
+    After a signal, nothing more goes into a pipe that is full because nobody reads it.
+    """
     try:
         print(_printable(line), file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
         _give_up(sys.stderr)
+    except (KeyboardInterrupt, SystemExit):
+        if not select((), (sys.stderr,), (), 0)[1]:
+            _give_up(sys.stderr)
+        raise
+
+
+def discard_unwritten() -> None:
+    """Discard what a signal has kept from being written: the end would wait for the reader."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(UnsupportedOperation):  # the caller has put something else in its place
+            _give_up(stream)
 
 
 def agreed(question: str) -> bool:

@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import select
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -79,10 +80,21 @@ def _write_csv(db: Connection, selection: Selection, file: IO[bytes], tell: Tell
         bars = f"select symbol, {utc}, {numbers} from ({chosen}) bar where isfinite(ts)"
         with copied(db, f"copy ({bars}) to stdout (format csv)") as rows:
             while chunk := rows.read(_CHUNK_BYTES):
-                file.write(header + chunk)
+                _write_all(file, header + chunk)
                 header = b""  # it comes with the first bars, so not before an error
                 tell(symbol, chunk.count(b"\n"))
-    file.write(header)
+    _write_all(file, header)
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    """Write the data; a file without a buffer may take it in pieces, or, full, nothing yet."""
+    rest = memoryview(data)
+    while rest:
+        written = cast("int | None", file.write(rest))
+        if written is None:  # a pipe that does not block, as some programs give
+            select.select((), (file,), ())
+        else:
+            rest = rest[written:]
 
 
 def _write_arrow(
@@ -107,7 +119,9 @@ class _ArrowWriter(threading.Thread):
     """
 
     def __init__(self, selection: Selection, form: Format, file: IO[bytes]) -> None:
-        super().__init__()
+        # At the end of the process Python waits for other threads, even for one in a pipe that
+        # nobody reads.
+        super().__init__(daemon=True)
         with needs_the_extra():
             from arro3 import io as arro3  # noqa: PLC0415  # takes 20 ms, and CSV does not need it
         self._arro3 = arro3
@@ -129,7 +143,8 @@ class _ArrowWriter(threading.Thread):
     def finish(self) -> None:
         """Wait until all is written. Raises OSError if it could not be written."""
         self._blocks.put(None)
-        self._ended.wait()  # not `join`, which an interrupt breaks
+        self._ended.wait()  # not only `join`, which an interrupt breaks
+        self.join()
         for error in (self._output.error, self._error):
             if error is not None:
                 raise error
@@ -187,7 +202,7 @@ class _Output(io.RawIOBase):
     def write(self, data: bytes) -> int:  # type: ignore[override]  # arro3 sends bytes
         if self.error is None and not self.discards:
             try:
-                self._file.write(data)
+                _write_all(self._file, data)
             except OSError as error:
                 self.error = error
         return len(data)
@@ -205,7 +220,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """
     with _errors_as_sentences(path):
         if path.exists() and not path.is_file():
-            with path.open("wb") as file:
+            with path.open("wb", buffering=0) as file:  # nothing is left to write at an interrupt
                 yield file
             return
         path = path.resolve()
