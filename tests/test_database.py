@@ -901,6 +901,20 @@ def test_a_missing_root_certificate_is_not_taken_for_a_missing_database() -> Non
     assert "sslrootcert" in sentence
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("PGTZ", "nonsense"), ("PGOPTIONS", "-c no_such_setting=1")]
+)
+def test_an_option_of_the_session_that_the_server_refuses_is_named(
+    url: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    sentence = trouble_with(url)
+
+    assert "it refuses an option of the session" in sentence
+    assert name in sentence
+
+
 def test_a_port_without_a_listener_is_reported_in_a_sentence() -> None:
     sentence = trouble_with(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:1/x")
 

@@ -263,6 +263,11 @@ _REFUSALS = {
     "57014": "The database did not answer in time ({}).",
 }
 
+_REFUSED_OPTION = (
+    "it refuses an option of the session (see PGTZ, PGDATESTYLE, PGOPTIONS, and `options` in "
+    "the address)"
+)
+
 # What libpq says when it cannot connect, and what the user should know.
 _CONNECTION_TROUBLE = (
     ("password authentication failed", "the role or its password is wrong"),
@@ -280,6 +285,8 @@ _CONNECTION_TROUBLE = (
     ("too many connections", "it has no free connection"),
     ("remaining connection slots", "it has no free connection"),
     ("no more connections allowed", "it has no free connection"),  # PgBouncer
+    ("invalid value for parameter", _REFUSED_OPTION),
+    ("unrecognized configuration parameter", _REFUSED_OPTION),
     ("starting up", "it is just starting up"),
     ("shutting down", "it is shutting down"),
     ("SSL", "the encrypted connection failed (see sslmode)"),
