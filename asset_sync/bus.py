@@ -5,6 +5,7 @@ warning; no sync fails because of it.
 """
 
 from collections.abc import Iterable
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from asset_sync.errors import AssetSyncError
@@ -34,28 +35,35 @@ class EventsError(AssetSyncError):
 
 
 class Client:
-    """Sends the JSON of each price to the channel `asset:update:{symbol}`."""
+    """Sends the JSON of each price to the channel `asset:update:{symbol}`, from any thread."""
 
     def __init__(self, url: Secret) -> None:
         """Open nothing yet."""
         self._url = url
         self._redis: Redis | None = None
         self._gave_up = False
+        self._one_at_a_time = Lock()
 
     def publish(self, messages: Iterable[tuple[str, str]]) -> None:
         """Publish pairs of symbol and JSON; after the first failure do nothing any more."""
-        if self._gave_up:
-            return
+        with self._one_at_a_time:
+            if self._gave_up:
+                return
+            try:
+                self._publish(messages)
+            except EventsError:
+                self._gave_up = True
+                raise
+
+    def _publish(self, messages: Iterable[tuple[str, str]]) -> None:
         try:
             pipeline = self._connected().pipeline(transaction=False)
             for symbol, message in messages:
                 pipeline.publish(f"asset:update:{symbol}", message)
             pipeline.execute()
         except EventsError:
-            self._gave_up = True
             raise
         except Exception as error:  # noqa: BLE001  # the client raises its own, OSError, ValueError
-            self._gave_up = True
             raise EventsError(
                 f"Redis did not get the new prices ({type(error).__name__}); the data is stored. "
                 "Check REDIS_URL and that the server runs."

@@ -73,7 +73,7 @@ EMPTY_RANGE_TARGET, BARS_TARGET = 13, 9
 MANY_BARS = int(os.environ.get("BENCH_BARS", "1000000"))
 FEW_BARS, SCALE_ASSETS, LOOKS = 100_000, 50, 300
 SCALE_TARGET = 1.2  # the queries of a run, among MANY_BARS and among FEW_BARS
-YEAR_BARS, READS = 365 * 288, 15
+YEAR_BARS, LENGTHS = 365 * 288, 15
 HOURS_TARGET, AS_OF_TARGET = 4, 1.3
 MEMORY_TARGET_MB = 80
 # A paid plan: each call takes so long, and each asset needs a call for its last weeks and another
@@ -719,7 +719,7 @@ def read(address: str) -> Iterator[Line]:
         )
         for work in works:
             work()
-        plain, by_hour, hours_read, days_read, bars, as_of = interleaved(READS, *works)
+        plain, by_hour, hours_read, days_read, bars, as_of = interleaved(LENGTHS, *works)
     of = f"of {assets * YEAR_BARS:,} bars"
     for what, seconds, floor, beside, target in (
         (f"a year of hours, {of}", by_hour, plain, "their bars summed", HOURS_TARGET),

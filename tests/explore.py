@@ -4,8 +4,8 @@
     .venv/bin/python tests/explore.py --seed 4711        replays one schedule and tells its story
     EXPLORE_SECONDS=3600 make explore
 
-A schedule is an integer. It exits 1 if a schedule broke a promise, and prints the story of each,
-shrunk to as few hand-overs and faults as show it.
+A schedule is an integer. It exits 1 if a schedule broke a promise, or if a process of the search
+failed, and prints the story of each, shrunk to as few hand-overs and faults as show it.
 """
 
 import argparse
@@ -160,7 +160,10 @@ def _try(
 
 
 def explore(url: str, first: int, seconds: float, *, most: int, until_found: bool) -> list[int]:
-    """Search with several processes; return the seeds that broke a promise."""
+    """Search with several processes; return the seeds that broke a promise.
+
+    Ends the program with 1 if a process fails, or if no schedule was tried.
+    """
     context = multiprocessing.get_context("spawn")
     results: Queue[Batch] = context.Queue()
     began = time.monotonic()
@@ -207,6 +210,7 @@ def explore(url: str, first: int, seconds: float, *, most: int, until_found: boo
     except KeyboardInterrupt:
         say("interrupted")
     finally:
+        failed = any(worker.exitcode for worker in workers)
         for worker in workers:
             worker.terminate()
             worker.join()
@@ -216,6 +220,8 @@ def explore(url: str, first: int, seconds: float, *, most: int, until_found: boo
         f" second ({1000 * cpu / max(1, schedules):.0f} ms of a core each, without the server's);"
         f" {len(broken)} broke a promise, load {os.getloadavg()[0]:.1f}"
     )
+    if failed or not schedules:
+        sys.exit("a process of the search failed, or no schedule was tried")
     return list(broken)
 
 
@@ -245,15 +251,20 @@ def kind_of(finding: str) -> str:
     return " ".join(word for word in finding.split() if word.isalpha() and word.islower())
 
 
-def tell(lab: Laboratory, seed: int) -> bool:
+def tell(url: str, seed: int) -> bool:
     """Replay a schedule, shrink it and print its story; return whether it breaks a promise."""
     scenario, plan = schedule_of(seed)
-    verdict = lab.explore(scenario, plan)
-    if not verdict.findings:
-        say(f"schedule {seed} keeps every promise")
-        _say_story(scenario, plan, verdict)
-        return False
-    smaller, verdict = shrunk(lab, scenario, plan, verdict)
+    with laboratory(url) as lab:
+        try:
+            verdict = lab.explore(scenario, plan)
+        except StuckError as error:
+            say(f"schedule {seed} hangs: {error}")
+            return True
+        if not verdict.findings:
+            say(f"schedule {seed} keeps every promise")
+            _say_story(scenario, plan, verdict)
+            return False
+        smaller, verdict = shrunk(lab, scenario, plan, verdict)
     say(f"\nschedule {seed}:")
     for finding in verdict.findings:
         say(f"  {finding}")
@@ -300,8 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             broken = [options.seed]
         if not broken or options.until_found:
             return int(bool(broken))
-        with laboratory(url) as lab:
-            return int(sum(tell(lab, seed) for seed in broken[:5]) > 0)
+        stories = [tell(url, seed) for seed in broken[:5]]
+        return int(options.seed is None or any(stories))
 
 
 if __name__ == "__main__":

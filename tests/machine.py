@@ -1,10 +1,8 @@
 """A user's machine for the tests: a home, an environment, and the command line."""
 
-import fcntl
 import os
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -134,12 +132,10 @@ def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-PIPE_BYTES = 65_536  # of Linux; small writes do not fill all of its pages
-
-
-def bytes_waiting_in(pipe: int) -> int:
-    """Return how many bytes in the pipe nobody has read yet."""
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+def waits_for_a_reader(process: "subprocess.Popen[Any]") -> bool:
+    """Return whether a thread of the process waits for room in a pipe."""
+    threads = Path(f"/proc/{process.pid}/task").glob("*/wchan")  # which function of the kernel
+    return any("pipe_write" in thread.read_text() for thread in threads)
 
 
 def one_bar(

@@ -272,6 +272,27 @@ def test_a_redis_that_is_down_is_tried_once(closing: Closing) -> None:
     assert len(tries) == 1
 
 
+def test_a_redis_that_does_not_answer_several_workers_causes_one_warning(closing: Closing) -> None:
+    pytest.importorskip("redis", reason="the extra `redis` is not installed")
+    warnings = list[EventsError]()
+
+    def work() -> None:
+        try:
+            publish.send(publisher, [price()])
+        except EventsError as error:
+            warnings.append(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        publisher = closing(Client(Secret(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")))
+        workers = [threading.Thread(target=work) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    assert len(warnings) == 1
+
+
 def test_a_redis_that_refuses_to_publish_causes_one_warning(closing: Closing) -> None:
     pytest.importorskip("redis", reason="the extra `redis` is not installed")
     with FakeRedis(refuses=[b"PUBLISH"]) as server:

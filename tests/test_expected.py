@@ -31,7 +31,7 @@ def _nothing(_cursor: Cursor, _asset: Asset) -> None:
 
 
 def written(db: Connection) -> list[Row]:
-    """Return of each hours how many days are written, and the first and the last one from now."""
+    """Return for each kind of hours how many days are written, the first and the last from now."""
     return query(
         db,
         """
@@ -190,7 +190,7 @@ def test_other_hours_in_the_settings_count_at_once_and_those_of_nobody_go(db: Co
     ]
 
 
-def test_a_run_keeps_them_current_without_the_right_to_and_without_a_word(
+def test_a_run_writes_them_once_and_db_init_anew(
     url: str, db: Connection, api: StandIn, tmp_path: Path
 ) -> None:
     with Machine(tmp_path, url, api) as machine:

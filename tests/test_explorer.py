@@ -157,9 +157,6 @@ def test_a_sleeper_learns_whether_anything_changed_meanwhile() -> None:
     assert alone == [True, False]
 
 
-# --- shrinking and telling ----------------------------------------------------------------------
-
-
 # --- threads ------------------------------------------------------------------------------------
 
 
@@ -266,12 +263,8 @@ def try_sessions(server: Server, plan: Plan, *works: Callable[[sessions.Session]
     scheduler = Scheduler(plan)
     server.begin(scheduler, 1_000_000.0)
     for name, work in zip("abc", works, strict=False):
-        task = scheduler.add(name, lambda work=work: work(server.session_of(scheduler.running)))  # type: ignore[misc]
-        tasks.append(task)
+        scheduler.add(name, lambda work=work: work(server.session_of(scheduler.running)))  # type: ignore[misc]
     scheduler.run()
-
-
-tasks: list[object] = []
 
 
 def add_one(session: sessions.Session) -> None:

@@ -1,6 +1,7 @@
 """`asset-sync export` writes bars as CSV, Parquet and Arrow: whole files or none."""
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,12 +20,12 @@ import polars as pl
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from machine import PIPE_BYTES, Machine, bytes_waiting_in, until
+from machine import Machine, until, waits_for_a_reader
 from test_log import redirected
 from test_reading import MONDAY, store
 
 import asset_sync
-from asset_sync.database import Connection, query
+from asset_sync.database import Connection, query, transaction
 from asset_sync.reading import export
 from asset_sync.reading.block import BLOCK_BARS
 from asset_sync.reading.export import Directory, Format, part_of, whole_file
@@ -208,6 +210,40 @@ def test_a_link_or_a_pipe_in_the_place_of_the_unfinished_file_is_not_followed(
     assert (told.code, told.out) == (2, "")
     assert "bars.csv cannot be written" in told.err
     assert (machine.home / "victim").read_text() == "another file"
+
+
+@pytest.mark.parametrize("end", ["whole", "interrupted"])
+def test_an_export_that_ends_while_another_one_begins_does_not_share_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    path, lock = tmp_path / "bars.csv", fcntl.flock
+    first = ExitStack()
+    first.enter_context(whole_file(path)).write(b"of the first")
+
+    def end_the_first_before(file: int, how: int) -> None:
+        with suppress(KeyboardInterrupt), first.pop_all():
+            if end == "interrupted":
+                raise KeyboardInterrupt
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", end_the_first_before)
+    with whole_file(path) as file:
+        file.write(b"of the second")
+        before = path.read_text() if path.exists() else None
+
+    assert before == {"whole": "of the first", "interrupted": None}[end]
+    assert path.read_text() == "of the second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_export_deletes_no_file_that_another_one_has_begun(tmp_path: Path) -> None:
+    path = tmp_path / "bars.csv"
+    with ExitStack() as second, suppress(KeyboardInterrupt), whole_file(path):
+        part_of(path).rename(path)  # as at its end, just before the interrupt
+        second.enter_context(whole_file(path)).write(b"of the second")
+        raise KeyboardInterrupt
+
+    assert path.read_text() == "of the second"
 
 
 def test_a_file_that_is_replaced_keeps_who_may_read_it(machine: Machine) -> None:
@@ -489,8 +525,7 @@ def test_a_signal_ends_an_export_that_nobody_reads(
     pipe = os.open(machine.home / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     process = machine.start("export", "LONG", "--format", form, "--output", to)
     assert process.stdout is not None
-    reader = pipe if to == "pipe" else process.stdout.fileno()
-    until(lambda: bytes_waiting_in(reader) > PIPE_BYTES / 2)  # it has no room for more
+    until(lambda: waits_for_a_reader(process))
     process.send_signal(signal.SIGTERM)
 
     assert process.wait(20) == 143
@@ -513,17 +548,20 @@ def test_an_interrupted_export_has_ended_its_thread(
     with (machine.home / "long").open("wb") as file, pytest.raises(KeyboardInterrupt):
         export.write(db, Selection(("LONG",)), form, file, interrupt)
 
-    assert threading.active_count() == threads
+    until(lambda: threading.active_count() == threads)
 
 
-def test_a_signal_leaves_no_half_file(machine: Machine, db: Connection) -> None:
-    store(db, "LONG", 20 * BLOCK_BARS)
+def test_a_signal_leaves_no_half_file(
+    machine: Machine, db: Connection, connect: Callable[[], Connection]
+) -> None:
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        process = machine.start("export", "LONG", "--output", "long.parquet")
-        until(lambda: part_of(machine.home / "long.parquet").exists())
-        process.send_signal(number)
+        with transaction(connect()) as cursor:
+            cursor.execute("lock table market_data.ohlcv_5m")  # so that it does not end before
+            process = machine.start("export", "EURUSD", "--output", "long.parquet")
+            until(lambda: part_of(machine.home / "long.parquet").exists())
+            process.send_signal(number)
 
-        assert machine.end(process).code == code
+            assert machine.end(process).code == code
         assert not list(machine.home.glob("long*")), number
 
 
@@ -580,6 +618,26 @@ def test_a_terminal_sees_how_far_it_is_and_nothing_of_it_stays(machine: Machine)
     assert done.stdout == "bars.csv: 930 bars.\n"
     assert "1/2 assets 930 bars  BTCUSD" in shown
     assert shown.endswith("\x1b[2K"), "the line is cleared"
+
+
+def test_a_terminal_shows_a_symbol_with_brackets(machine: Machine, db: Connection) -> None:
+    store(db, "BRK[/]B", 1)
+    leader, terminal = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "asset_sync", "export", "BRK[/]B", "--output", "bars.csv"],
+        env=machine.environ | {"TERM": "xterm"},
+        cwd=machine.home,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+        check=False,
+    )
+    os.close(terminal)
+    shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+
+    assert (done.returncode, done.stdout) == (0, "bars.csv: 1 bar.\n")
+    assert "1 bars  BRK[/]B" in shown
 
 
 def test_nothing_of_the_bars_is_in_the_database_afterwards(

@@ -17,7 +17,7 @@ import commandline
 import pytest
 from commandline import without_times
 from conftest import ETHER, TYPO, with_ether
-from machine import Machine, until
+from machine import Machine, until, waits_for_a_reader
 
 import asset_sync
 from asset_sync.cli.log import Log, LogFormat, sentence
@@ -300,6 +300,24 @@ def test_a_run_does_its_work_even_if_its_output_cannot_be_written(
     assert query(db, "select reason_ended from asset_sync.runs") == [("done",)]
 
 
+@pytest.mark.parametrize(
+    ("command", "to", "code", "said"),
+    [
+        ("--help", ">/dev/full", 2, "The output could not be written: No space left on device."),
+        ("plan --help", ">/dev/full", 2, "The output could not be written: No space left"),
+        ("asets", "2>/dev/full", 2, ""),
+    ],
+)
+def test_help_and_a_usage_error_on_a_full_disk_are_no_bug(
+    machine: Machine, tmp_path: Path, command: str, to: str, code: int, said: str
+) -> None:
+    told = redirected(to, machine, *command.split()).stderr
+
+    assert said in told
+    assert "bug" not in told
+    assert (tmp_path / "code").read_text() == f"{code}\n"
+
+
 def test_a_report_that_cannot_be_written_is_no_bug_and_the_run_has_one_end(
     machine: Machine, tmp_path: Path
 ) -> None:
@@ -341,9 +359,8 @@ def test_a_signal_ends_a_command_whose_output_nobody_reads(
         stdout=writer if stream == "stdout" else subprocess.DEVNULL,
         stderr=writer if stream == "stderr" else subprocess.DEVNULL,
     )
-    waits_in = Path(f"/proc/{process.pid}/wchan")  # which function of the kernel
     try:
-        until(lambda: "pipe_write" in waits_in.read_text())
+        until(lambda: waits_for_a_reader(process))
         process.send_signal(number)
 
         assert process.wait(10) == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]

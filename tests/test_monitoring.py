@@ -20,6 +20,7 @@ import pytest
 from commandline import without_times
 from conftest import ETHER, TYPO, with_ether
 from machine import Machine, until
+from test_log import redirected
 
 from asset_sync.database import Connection
 from asset_sync.demo.server import StandIn
@@ -425,6 +426,16 @@ def test_the_output_of_the_command_goes_to_stderr(
 
     assert (code, out) == (1, "")
     assert err.splitlines()[1:] == ["one", "two"]
+
+
+def test_the_command_can_write_to_stderr_even_if_the_run_has_none(
+    machine: Machine, failing: Callable[..., None], tmp_path: Path
+) -> None:
+    failing("sh", "-ec", "echo two >&2; touch done")
+
+    redirected("2>&-", machine, "-q", "sync", "queue")
+
+    assert (tmp_path / "done").exists()
 
 
 @pytest.mark.parametrize(

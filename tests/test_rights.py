@@ -110,6 +110,20 @@ def test_the_documented_role_can_do_all_that_a_run_does(syncer: Syncer) -> None:
     assert kinds == ["feed_denied", "ok", "rate_limited", "ticker_unknown"]
 
 
+def test_a_run_without_the_rights_to_what_only_readers_need_does_its_work_without_a_word(
+    syncer: Syncer,
+) -> None:
+    query(
+        syncer.admin,
+        f"revoke all on asset_sync.symbol_hours, asset_sync.expected_bars from {ROLE}",
+    )
+    with StandIn("free", calls=1000) as api:
+        told = syncer.tell("-q", "sync", "queue", POLYGON_BASE_URL=api.base_url)
+
+    assert told == (0, "", "")
+    assert query(syncer.admin, "select count(*) from asset_sync.expected_bars") == [(0,)]
+
+
 FORBIDDEN = [
     "drop table asset_sync.queue",
     "drop table market_data.ohlcv_5m",

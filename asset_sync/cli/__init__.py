@@ -69,6 +69,7 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001  # the user gets a message, not a traceback
         code, why = explain(error)
         err(f"asset-sync: {why}")
+        discard_unwritten()
         sys.exit(code)
     sys.exit(ExitCode.DONE)
 
@@ -81,4 +82,5 @@ def _open_streams() -> None:
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this
+            os.set_inheritable(number, True)  # for the hooks
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))

@@ -1,5 +1,7 @@
 """The exit code and the sentence for an error or a signal that ends the program."""
 
+import errno
+
 from asset_sync import __version__
 from asset_sync.errors import AssetSyncError, ExitCode
 
@@ -15,6 +17,8 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
             return ExitCode.INTERRUPTED, f"interrupted; {_GIVEN_BACK}"
         case SystemExit():
             return ExitCode.TERMINATED, f"terminated; {_GIVEN_BACK}"
+        case OSError(errno=errno.ENOSPC):  # typer itself prints help and usage errors
+            return ExitCode.USAGE, f"The output could not be written: {error.strerror}."
         case _:
             return ExitCode.BUG, _bug(error)
 

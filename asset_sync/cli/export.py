@@ -46,7 +46,7 @@ def export(
         typer.Option(
             "--until",
             metavar="MOMENT",
-            help="Up to and with this day (UTC), or before this moment.",
+            help="Up to and including this day (UTC), or before this moment.",
             show_default=False,
         ),
     ] = None,
@@ -113,8 +113,7 @@ def export(
             with _progress(options, len(chosen), output) as job.draw:
                 job.run(output)
     except KeyboardInterrupt:
-        stays = "whole files stay, and the same command makes the others"
-        err(f"asset-sync: interrupted; {stays if _is_directory(output) else 'no file was made'}.")
+        err(f"asset-sync: interrupted; {_left_by_an_interrupt(output)}.")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     if job.summary:
         options.confirm(job.summary)
@@ -209,7 +208,7 @@ def _progress(options: Common, assets: int, output: str) -> Iterator[Tell]:
     columns = [
         BarColumn(bar_width=16),
         TextColumn("{task.fields[done]}/{task.fields[assets]} assets"),
-        TextColumn("{task.fields[bars]:,} bars  {task.description}"),
+        TextColumn("{task.fields[bars]:,} bars  {task.description}", markup=False),
     ]
     console = Console(stderr=True, highlight=False)
     screen = Progress(*columns, console=console, transient=True, redirect_stdout=False)
@@ -228,6 +227,15 @@ def _progress(options: Common, assets: int, output: str) -> Iterator[Tell]:
 
     with screen:
         yield tell
+
+
+def _left_by_an_interrupt(output: str) -> str:
+    if _is_directory(output):
+        return "whole files stay, and the same command makes the others"
+    path = Path(output)
+    if output == _STDOUT or (path.exists() and not path.is_file()):
+        return "not all bars were written"
+    return "no file was made"
 
 
 def _is_directory(output: str) -> bool:

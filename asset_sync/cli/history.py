@@ -96,7 +96,7 @@ def history_fill(
             "--until",
             formats=_DAY_FORMATS,
             metavar="DATE",
-            help="Up to and with this day (UTC). Default: today.",
+            help="Up to and including this day (UTC). Default: today.",
             show_default=False,
         ),
     ] = None,

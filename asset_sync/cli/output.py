@@ -2,14 +2,13 @@
 
 import os
 import re
+import select
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from io import UnsupportedOperation
 from pathlib import Path
-from select import select
 from typing import IO, Protocol, TextIO
 
 import typer
@@ -36,7 +35,8 @@ def out_raw(text: str) -> None:
 def binary_stdout() -> Iterator[IO[bytes]]:
     """Give stdout for what is no text. Raises OutputError if it cannot be written, or is closed.
 
-    It has no buffer, which Python would write at the end, even into a pipe that nobody reads.
+    It is not buffered: Python would flush a buffer at its exit, and wait for a reader that never
+    reads.
     """
     if sys.__stdout__ is None:  # `main` has put the null device in its place
         raise OutputError("The output could not be written: stdout is closed.")
@@ -70,16 +70,18 @@ def err_raw(line: str) -> None:
     except OSError:
         _give_up(sys.stderr)
     except (KeyboardInterrupt, SystemExit):
-        if not select((), (sys.stderr,), (), 0)[1]:
+        if _is_full(sys.stderr):
             _give_up(sys.stderr)
         raise
 
 
 def discard_unwritten() -> None:
-    """Discard what a signal has kept from being written: the end would wait for the reader."""
+    """Discard what is still in the buffers, so that the exit does not try to write it again.
+
+    The exit would fail as the write before it, or wait for a reader that never reads.
+    """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(UnsupportedOperation):  # the caller has put something else in its place
-            _give_up(stream)
+        _give_up(stream)
 
 
 def agreed(question: str) -> bool:
@@ -94,8 +96,17 @@ def agreed(question: str) -> bool:
 
 def _give_up(stream: TextIO) -> None:
     """Discard what the stream still holds: Python would try again, and exit with 120."""
-    with Path(os.devnull).open("w", encoding="utf-8") as null_device:
+    with suppress(ValueError), Path(os.devnull).open("wb") as null_device:  # it is no open file
         os.dup2(null_device.fileno(), stream.fileno())
+
+
+def _is_full(stream: TextIO) -> bool:
+    """Return whether a write would wait for the reader of a pipe."""
+    poll = select.poll()
+    with suppress(ValueError):  # it is no open file
+        poll.register(stream, select.POLLOUT)
+        return not poll.poll(0)
+    return False
 
 
 class Row(Protocol):

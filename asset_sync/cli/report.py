@@ -13,6 +13,7 @@ from asset_sync.cli.files import READABLE, write_output
 from asset_sync.cli.options import Common, with_common_options
 from asset_sync.cli.output import out, out_raw
 from asset_sync.cli.settings import settings_for
+from asset_sync.database.private_files import user_directory
 from asset_sync.errors import AssetSyncError
 
 _PRIVATE = 0o600
@@ -36,8 +37,8 @@ def report(
             "--every",
             metavar="MINUTES",
             min=1,
-            help="How often cron writes it: the page turns red when it was not. Default: as often"
-            " as the jobs run.",
+            help="How often cron writes it: an older page turns red. Default: as often as the jobs"
+            " run.",
             show_default=False,
         ),
     ] = None,
@@ -72,9 +73,9 @@ def private_path(name: str) -> Path:
 
     Raises AssetSyncError if there is no such place.
     """
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not base.is_absolute():  # the XDG specification: a relative one is to be ignored
-        base = Path(os.environ.get("HOME") or "~").expanduser() / ".local" / "state"
+    base = user_directory("XDG_STATE_HOME", ".local/state", os.environ)
+    if base is None:
+        raise AssetSyncError("The page has no place, since this user has no home: set HOME.")
     directory = base / "asset-sync"
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -62,21 +62,22 @@ def copied(db: Connection, sql: str) -> Iterator[io.RawIOBase]:
     answer may take (`statement_timeout`), or ends with an error. If the block ends before the file
     does, the connection is closed.
     """
-    reading, writing = os.pipe()
-    copy = _Copy(db, sql, writing)
     # A second descriptor, as libpq may close the first one.
-    with socket.socket(fileno=os.dup(db.fileno())) as line, closing(_Stream(reading, copy)) as file:
-        copy.start()
-        try:
-            yield file
-        finally:
-            if not file.ended:
-                with suppress(OSError):  # the server has just closed it
-                    line.shutdown(socket.SHUT_RDWR)
-                file.close()  # ends a write that waits for the reader
-                copy.join(timeout=1)
-                if not copy.is_alive():  # psycopg2 must not close what the thread still uses
-                    db.close()
+    with socket.socket(fileno=os.dup(db.fileno())) as line:
+        reading, writing = os.pipe()
+        copy = _Copy(db, sql, writing)
+        with closing(_Stream(reading, copy)) as file:
+            copy.start()
+            try:
+                yield file
+            finally:
+                if not file.ended:
+                    with suppress(OSError):  # the server has just closed it
+                        line.shutdown(socket.SHUT_RDWR)
+                    file.close()  # ends a write that waits for the reader
+                    copy.join(timeout=1)
+                    if not copy.is_alive():  # psycopg2 must not close what the thread still uses
+                        db.close()
 
 
 class _Copy(threading.Thread):

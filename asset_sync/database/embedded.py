@@ -43,6 +43,7 @@ from asset_sync.database.private_files import (
     own_directory,
     read,
     trusted_directory,
+    user_directory,
     write,
 )
 
@@ -88,15 +89,12 @@ def data_directory(environ: "Mapping[str, str]" = os.environ) -> Path:
 
     Raises EmbeddedError for a user without a home.
     """
-    base = Path(environ.get("XDG_DATA_HOME", ""))
-    if not base.is_absolute():  # the XDG specification: a relative one is to be ignored
-        try:
-            base = Path(environ.get("HOME") or "~").expanduser().absolute() / ".local" / "share"
-        except RuntimeError as error:
-            raise EmbeddedError(
-                "The embedded PostgreSQL has no place for its data, since this user has no home: "
-                "set XDG_DATA_HOME to a directory, or DATABASE_URL."
-            ) from error
+    base = user_directory("XDG_DATA_HOME", ".local/share", environ)
+    if base is None:
+        raise EmbeddedError(
+            "The embedded PostgreSQL has no place for its data, since this user has no home: "
+            "set XDG_DATA_HOME to a directory, or DATABASE_URL."
+        )
     return base / "asset-sync" / "postgres"
 
 

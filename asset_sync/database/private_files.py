@@ -1,15 +1,29 @@
-"""Directories and files of the embedded PostgreSQL, kept safe from other accounts."""
+"""A user's directories and files, kept safe from other accounts."""
 
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from asset_sync.database.errors import EmbeddedError
 
 _LARGEST_FILE = 65536
+
+
+def user_directory(variable: str, default: str, environ: Mapping[str, str]) -> Path | None:
+    """Return one of a user's base directories by the XDG specification; None without a home.
+
+    It ignores a relative path in the variable, as the specification demands.
+    """
+    base = Path(environ.get(variable, ""))
+    if base.is_absolute():
+        return base
+    try:
+        return Path(environ.get("HOME") or "~").expanduser().absolute() / default
+    except RuntimeError:
+        return None
 
 
 def own_directory(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Writes bars into files: as text (CSV), Parquet or Arrow, in little memory and never by halves."""
+"""Writes bars into files as text (CSV), Parquet or Arrow: in little memory, whole files only."""
 
 import fcntl
 import io
@@ -8,7 +8,7 @@ import select
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -92,7 +92,9 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
     while rest:
         written = cast("int | None", file.write(rest))
         if written is None:  # a pipe that does not block, as some programs give
-            select.select((), (file,), ())
+            poll = select.poll()  # select.select allows no number above 1023
+            poll.register(file, select.POLLOUT)
+            poll.poll()
         else:
             rest = rest[written:]
 
@@ -119,8 +121,8 @@ class _ArrowWriter(threading.Thread):
     """
 
     def __init__(self, selection: Selection, form: Format, file: IO[bytes]) -> None:
-        # At the end of the process Python waits for other threads, even for one in a pipe that
-        # nobody reads.
+        # At its exit Python waits for every thread that is no daemon, also for one that writes into
+        # a pipe that nobody reads.
         super().__init__(daemon=True)
         with needs_the_extra():
             from arro3 import io as arro3  # noqa: PLC0415  # takes 20 ms, and CSV does not need it
@@ -143,7 +145,7 @@ class _ArrowWriter(threading.Thread):
     def finish(self) -> None:
         """Wait until all is written. Raises OSError if it could not be written."""
         self._blocks.put(None)
-        self._ended.wait()  # not only `join`, which an interrupt breaks
+        self._ended.wait()  # an interrupted `join` would take the thread for ended
         self.join()
         for error in (self._output.error, self._error):
             if error is not None:
@@ -153,7 +155,8 @@ class _ArrowWriter(threading.Thread):
         """Write nothing more, and wait for the end of the thread.
 
         If the process ended while the thread is in arro3, Python would end the thread there, and
-        Rust would abort the process for that. A signal may come before the thread has begun.
+        Rust would abort the process for that. A thread that waits for the reader of a pipe is left
+        behind.
         """
         self._output.discards = True
         self._blocks.put(None)
@@ -192,7 +195,7 @@ class _Output(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.error: OSError | None = None
+        self.error: OSError | ValueError | None = None
         self.discards = False
         """Whether nothing more is to be written."""
 
@@ -203,7 +206,7 @@ class _Output(io.RawIOBase):
         if self.error is None and not self.discards:
             try:
                 _write_all(self._file, data)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: it was closed meanwhile
                 self.error = error
         return len(data)
 
@@ -213,29 +216,22 @@ class _Output(io.RawIOBase):
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file that takes the place of `path` if the block ends well, and else vanishes.
+    """Give a file that replaces `path` if the block succeeds, and that is deleted otherwise.
 
     What is not a regular file (a pipe, /dev/null) is written as it is. Raises ExportError if the
     file cannot be written, or if another export writes it at the moment.
     """
-    with _errors_as_sentences(path):
+    with _naming(path):
         if path.exists() and not path.is_file():
-            with path.open("wb", buffering=0) as file:  # nothing is left to write at an interrupt
+            with path.open("wb", buffering=0) as file:  # an interrupt leaves nothing to write
                 yield file
             return
         path = path.resolve()
-        part = part_of(path)
-        try:
-            with _unfinished(path) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                part.replace(path)
-        except ExportError:  # it is not ours
-            raise
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with _unfinished(path) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part_of(path).replace(path)
         _sync_directory(path.parent)
 
 
@@ -243,20 +239,42 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 def _unfinished(path: Path) -> Iterator[IO[bytes]]:
     """Give the unfinished file of `path`, ours alone and empty. Raises ExportError."""
     part = part_of(path)
-    with _errors_as_sentences(path):
-        descriptor = os.open(part, _PART_FLAGS, 0o666)
-    with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor
-        made = os.fstat(descriptor)
-        if not stat.S_ISREG(made.st_mode) or made.st_uid != os.geteuid():
-            raise ExportError(f"{part} is not what an export left: remove it.")
+    with _locked(part, path) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExportError(f"Another export is just writing {path}.") from None
-        file.truncate()
-        if path.exists():
-            os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
-        yield file
+            file.truncate()
+            if path.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            yield file
+        except BaseException:
+            if _is_at(part, file):
+                part.unlink()
+            raise
+
+
+def _locked(part: Path, path: Path) -> IO[bytes]:
+    """Open the unfinished file of `path`, and lock it against other exports. Raises ExportError."""
+    while True:
+        with ExitStack() as opened:
+            descriptor = os.open(part, _PART_FLAGS, 0o666)
+            file = opened.enter_context(open(descriptor, "wb"))  # noqa: PTH123  # a descriptor
+            made = os.fstat(descriptor)
+            if not stat.S_ISREG(made.st_mode) or made.st_uid != os.geteuid():
+                raise ExportError(f"{part} is not what an export left: remove it.")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ExportError(f"Another export is just writing {path}.") from None
+            if _is_at(part, file):  # and not renamed or deleted by one that ended meanwhile
+                opened.pop_all()
+                return file
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Return whether this path leads to the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def part_of(path: Path) -> Path:
@@ -273,7 +291,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _errors_as_sentences(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
+    """Raise an ExportError with the path for each OSError of the block."""
     try:
         yield
     except BrokenPipeError:
@@ -311,7 +330,7 @@ class Directory:
             *(at and at.astimezone(UTC).isoformat() for at in bounds),
             *(selection.every.value, selection.complete, form.value),
         ]
-        with _errors_as_sentences(path):
+        with _naming(path):
             path.mkdir(parents=True, exist_ok=True)
             until, self._bytes = self._known()
         self._until: datetime = until or min(selection.until or now, now)

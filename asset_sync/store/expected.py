@@ -45,7 +45,9 @@ def keep(
     *,
     anew: bool = False,
 ) -> None:
-    """Write what is missing or no longer right, or all `anew`; one short query if nothing is.
+    """Write what is missing or no longer right; with `anew`, write everything.
+
+    If nothing is to be written, this is one short query.
 
     Each day from `past_days` ago to some weeks ahead is written of all hours that an asset has.
     Assets that the settings do not name keep their hours: their bars are still there. `recount` is

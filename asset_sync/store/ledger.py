@@ -75,8 +75,8 @@ class Lag(NamedTuple):
     p95: float | None
     p99: float | None
     at_least: float = 0
-    """What half of the bars were late by at least: calls are minutes apart, so the others are upper
-    bounds."""
+    """The median of the lower bounds. Calls are minutes apart, so a lag is only known to be between
+    two bounds; the percentiles are of the upper ones."""
 
     @property
     def is_known(self) -> bool:
@@ -320,7 +320,7 @@ def due_weeks(db: Connection, symbols: Sequence[str]) -> dict[str, list[date]]:
 
 
 def forget_due_weeks(cursor: Cursor, symbol: str) -> None:
-    """Ask an asset's weeks that are due again no more: they lie before the past that is wanted."""
+    """Stop asking for an asset's due weeks: they lie before the past that is wanted."""
     cursor.execute(
         """
         update asset_sync.weeks set next_try_at = null
@@ -340,7 +340,7 @@ class Came(NamedTuple):
     """Bars of the weeks that were asked."""
     empty_slots: int
     empty_in_first_week: int
-    """Those of them in the week of that moment, as a whole."""
+    """The empty slots of the whole week in which the past begins."""
     silent_days: Sequence[date]
 
 
@@ -416,7 +416,7 @@ def count_revisions(db: Connection, symbol: str | None = None) -> int:
 
 
 def given_up(db: Connection, symbols: Sequence[str]) -> dict[str, int]:
-    """Return of how many weeks of each asset the empty ranges are asked no more, by symbol.
+    """Return how many weeks of each asset have empty ranges that were given up, by symbol.
 
     Each was asked at all dates of `RETRY_DAYS`, and once before it left the plan's years.
     """

@@ -64,7 +64,10 @@ class Caller:
         self._follow(result)
 
     def _finish_without_call(self, item: Item) -> None:
-        """Finish an item whose newer bars this key may get only tomorrow, or without history."""
+        """Finish an item that needs no call.
+
+        The key gets its newer bars only tomorrow, or there is no history left to ask for.
+        """
         if item.feed is Feed.HISTORY:
             with self._run.connection.transaction() as cursor:
                 no_history_left(cursor, self._run.scope, item)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from threading import Lock
 
 from asset_sync.clock import Clock
 from asset_sync.database import (
@@ -27,8 +28,22 @@ class Outage:
     """A failure of the database, which a run reports once, however many connections it has."""
 
     def __init__(self) -> None:
-        self.since: float | None = None
-        """None while the database works."""
+        self._since: float | None = None  # None while the database works
+        self._lock = Lock()
+
+    def begin(self, now: float) -> bool:
+        """Note that the database fails; return whether nobody has noted it before."""
+        with self._lock:
+            is_new = self._since is None
+            if is_new:
+                self._since = now
+            return is_new
+
+    def end(self) -> float | None:
+        """Note that the database works; return since when it had failed, None if it had not."""
+        with self._lock:
+            since, self._since = self._since, None
+            return since
 
 
 class LastingConnection:
@@ -59,8 +74,7 @@ class LastingConnection:
 
     def reconnect(self, error: DriverError) -> None:
         """Connect again, trying until the run's end; then raise the error."""
-        if self._outage.since is None:
-            self._outage.since = self._clock.monotonic()
+        if self._outage.begin(self._clock.monotonic()):
             self._tell(
                 Warned(f"{explanation(error, self._conninfo)} Trying again until the run's end.")
             )
@@ -74,7 +88,7 @@ class LastingConnection:
 
     def report_recovery(self) -> None:
         """Report the recovery, if there was a failure; called after a successful write."""
-        since, self._outage.since = self._outage.since, None
+        since = self._outage.end()
         if since is not None:
             seconds = self._clock.monotonic() - since
             self._tell(Recovered("the database", seconds))

@@ -117,7 +117,6 @@ class Scheduler:
         self._running: Task | None = None
         self._passed: Counter[tuple[str, str]] = Counter()
         self._over = threading.Event()
-        self._switches = 0
 
     # --- from outside -------------------------------------------------------------------------
 
@@ -125,11 +124,6 @@ class Scheduler:
     def used(self) -> dict[Spot, Action]:
         """The actions that were taken, and where."""
         return self._ahead.used
-
-    @property
-    def hand_overs(self) -> int:
-        """How often the plan took the baton from a task that could have gone on."""
-        return sum(isinstance(action, HandOver) for action in self.used.values())
 
     @property
     def running(self) -> Task:
