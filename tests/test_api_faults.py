@@ -306,7 +306,7 @@ def test_a_key_that_may_not_see_today_gets_bars_until_yesterday_and_the_run_succ
     api.set_faults(["today"])
     code, told = host.report()
     assert (code, told["updated"]) == (0, SYMBOLS)
-    assert host.outcomes()[0] == "today_denied"
+    assert host.outcomes()[0] == "range_denied"
     assert set(host.items().values()) == {FRESH}
 
 

@@ -37,6 +37,17 @@ spans = st.lists(
 )
 
 
+def test_a_range_of_the_past_reaches_the_newer_one_also_within_a_daily_break() -> None:
+    days = METALS.spans(NOW - 2 * DAY, NOW)
+    newer = Span(days[0].end + HOUR / 2, NOW)
+    assert newer.start < days[1].start
+
+    older = coverage.next_unasked(METALS, Ledger(tail=newer), NOW - 10 * DAY)
+
+    assert older is not None
+    assert older.end == newer.start
+
+
 # --- the ledger ---------------------------------------------------------------------------------
 
 
@@ -153,7 +164,9 @@ def test_the_calls_ask_for_every_open_minute_once_and_none_reaches_the_limit(
         assert hours.open_time(*span) < timedelta(minutes=coverage.BASE_BARS)
         assert intersection([span], ledger.settled) == []
         newest = coverage.unasked_until(hours, ledger, since)
-        assert span.end == newest
+        assert newest is not None
+        assert newest <= span.end
+        assert hours.expected_bars(newest, span.end) == 0
         ledger = ledger.with_settled(span)
     assert coverage.missing(hours, ledger, since, now) == []
 

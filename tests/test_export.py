@@ -174,6 +174,13 @@ def test_arrow_of_several_assets_and_blocks_is_one_table(
     assert table["symbol"].combine_chunks().to_pylist() == ["EURUSD"] * 900 + ["BTCUSD"] * 30
 
 
+def test_bounds_in_the_wrong_order_are_named(machine: Machine) -> None:
+    told = machine.tell("export", "BTCUSD", "--from", "2025-03-04", "--until", "2025-03-01")
+
+    assert (told.code, told.out) == (2, "")
+    assert "--from is after --until." in told.err
+
+
 def test_the_format_can_be_named(machine: Machine) -> None:
     assert machine.tell("export", "BTCUSD", "--output", "bars", "--format", "parquet").code == 0
     assert pl.read_parquet(machine.home / "bars").height == 30

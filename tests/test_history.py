@@ -286,6 +286,31 @@ def test_a_start_before_the_plans_past_narrows_the_range_and_the_rest_is_fetched
     job.run(seconds=600)
     assert len(job.api.log) == calls
 
+    # Once a day the range before is tried again, and once the plan has it, all of it is fetched.
+    calls = len(job.calls())
+    job.clock.sleep(ONE_DAY + 60)
+    job.run(seconds=600)
+    assert len(job.calls()) == calls + 1
+    job.clock.sleep(ONE_DAY + 60)
+    job.api._plan = replace(job.api._plan, history_days=730)
+    job.run(seconds=3000)
+    oldest = datetime.fromtimestamp(job.bars("BTCUSD")[0][0] / 1000, UTC)
+    assert datetime.now(UTC) - oldest > timedelta(days=79)
+    assert job.ledger(COIN).past_begins is None
+
+
+def test_one_wrong_refusal_cuts_the_past_off_for_a_day_only(job: Past) -> None:
+    job.wish(COIN)
+    job.first_sync()
+    job.api.set_faults(["timeframe:1"])
+    job.run(seconds=600)
+    job.clock.sleep(ONE_DAY + 60)
+
+    job.run(seconds=600)
+
+    oldest = datetime.fromtimestamp(job.bars("BTCUSD")[0][0] / 1000, UTC)
+    assert datetime.now(UTC) - oldest > timedelta(days=DAYS - 1)
+
 
 def test_a_key_with_less_than_the_settings_say_costs_one_refused_call_a_day_until_its_upgrade(
     job: Past,
@@ -321,6 +346,19 @@ def test_a_key_with_less_than_the_settings_say_costs_one_refused_call_a_day_unti
 
 
 # --- the settings change ------------------------------------------------------------------------
+
+
+def test_a_past_that_became_longer_is_asked_for_by_the_next_run(job: Past) -> None:
+    job.wish(COIN, EURO, days=50)
+    job.run(seconds=600)
+
+    job.wish(COIN, EURO)
+    job.run(seconds=600)
+
+    assert_complete(job, COIN, EURO)
+    calls = len(job.api.log)
+    job.run(seconds=600)
+    assert len(job.api.log) == calls
 
 
 def test_weeks_due_again_before_a_past_that_became_shorter_cost_no_call_and_no_loop(

@@ -25,10 +25,11 @@ from asset_sync.ops import history
 from asset_sync.ops.history import ASKED_EMPTY, NEVER_ASKED
 from asset_sync.settings import Settings, load
 from asset_sync.spans import Span, difference, intersection, union
-from asset_sync.store import ledger
+from asset_sync.store import entitlements, ledger
 from asset_sync.store.ledger import Ledger
 from asset_sync.sync import coverage, loop
 from asset_sync.sync.progress import Filled, Noted, Progress, Waiting
+from asset_sync.sync.scope import account
 
 DAYS = 100
 RATE = "[rate_limit]\ncalls = 40\nperiod_seconds = 1\n"
@@ -279,6 +280,23 @@ def test_fill_refuses_days_that_end_before_they_begin(machine: Machine) -> None:
     assert told.code == 2
 
 
+def test_fill_says_if_the_day_is_before_the_past_that_is_wanted(machine: Machine) -> None:
+    told = machine.tell("history", "fill", "--until", "2020-01-01")
+
+    assert told.code == 2
+    assert "--until is before the past that is wanted" in told.err
+
+
+def test_a_fill_whose_reader_has_gone_is_no_bug(machine: Machine) -> None:
+    first_sync(machine)
+    process = machine.start("history", "fill")
+    assert process.stdout is not None
+    process.stdout.close()
+
+    told = machine.end(process)
+    assert (told.code, "bug" in told.err) == (1, False)
+
+
 def test_fill_names_the_assets_that_no_run_has_refreshed(machine: Machine) -> None:
     told = machine.tell("history", "fill")
 
@@ -289,6 +307,15 @@ def test_fill_names_the_assets_that_no_run_has_refreshed(machine: Machine) -> No
 
 def settings_of(machine: Machine) -> Settings:
     return load(machine.home / "assets.toml", machine.environ)
+
+
+def refuse_before(machine: Machine, db: Connection, moment: datetime) -> None:
+    """Let it be known that the API refuses what lies before this moment."""
+    settings = settings_of(machine)
+    with transaction(db) as cursor:
+        cursor.execute("update asset_sync.ledger set past_begins = %s", (moment,))
+        symbols = [asset.symbol for asset in settings.assets]
+        entitlements.note_missing(cursor, *account(settings), "past", symbols)
 
 
 def test_a_fill_that_is_interrupted_between_calls_is_resumed(
@@ -455,9 +482,38 @@ def test_a_planted_gap_is_one_hole_with_its_next_try(forex: Machine, db: Connect
     assert timedelta(hours=23) < retry <= timedelta(days=1)
     [euro, *_] = status(forex)["assets"]
     assert euro["holes"]["asked_empty"] == 24
-    shown = forex.tell("history", "holes", "EURUSD").out
+    shown = forex.tell("history", "holes", "EURUSD", HISTORY_ENABLED="true").out
     assert re.search(rf"{gap.start:%Y-%m-%d %H:%M} .* 2 h +asked, empty", shown)
     assert "with a spare call" in shown
+
+
+def test_a_try_that_is_overdue_is_made_now_or_by_fill_if_runs_fetch_no_history(
+    forex: Machine, db: Connection
+) -> None:
+    start = wednesday(3) + timedelta(hours=10)
+    gap = Span(start, start + timedelta(hours=2))
+    plant(db, "EURUSD", "C:EURUSD", [Span(wednesday(6), wednesday(1))], gap)
+    query(db, "update asset_sync.weeks set next_try_at = now() - interval '1 hour'")
+    [(now,)] = query(db, "select now()")
+
+    [at] = [hole["next_try_at"] for hole in holes(forex, "EURUSD") if hole["class"] == ASKED_EMPTY]
+
+    assert datetime.fromisoformat(str(at)) >= now
+    assert "by history fill" in forex.tell("history", "holes", "EURUSD").out
+
+
+def test_status_names_the_assets_whose_older_bars_the_api_refuses(
+    forex: Machine, db: Connection
+) -> None:
+    plant(db, "EURUSD", "C:EURUSD", [Span(wednesday(6), wednesday(1))])
+    assert "refuses" not in forex.tell("history", "status").out
+
+    refuse_before(forex, db, wednesday(6))
+
+    assert (
+        f"The API refuses older bars of EURUSD (before {wednesday(6):%Y-%m-%d}). They are tried"
+        " again after a day."
+    ) in forex.tell("history", "status").out
 
 
 def test_a_range_between_two_that_were_asked_is_a_hole(forex: Machine, db: Connection) -> None:
@@ -506,7 +562,7 @@ def test_what_is_there_and_what_is_missing_add_up_to_what_is_expected(
     gap = Span(wednesday(5), wednesday(5) + timedelta(hours=1))
     for symbol, ticker in FOREX:
         plant(db, symbol, ticker, [Span(wednesday(6), wednesday(1))], before, gap, holiday)
-    query(db, "update asset_sync.ledger set past_begins = %s", (begins,))
+    refuse_before(forex, db, begins)
 
     found = history.history_of(db, settings_of(forex)).assets
 
@@ -522,7 +578,7 @@ def test_other_hours_in_the_settings_change_what_is_missing_everywhere(
 ) -> None:
     settled = Span(wednesday(6), wednesday(1))
     plant(db, "EURUSD", "C:EURUSD", [settled], Span(settled.start, settled.start))
-    query(db, "update asset_sync.ledger set past_begins = %s", (settled.start,))
+    refuse_before(forex, db, settled.start)
     assert forex.tell("db", "init").code == 0
     assert status(forex)["assets"][0]["holes"]["asked_empty"] == 0
 
@@ -548,7 +604,7 @@ def test_the_daily_break_between_two_ranges_that_were_asked_is_no_call_to_go(
     closes = METALS.spans(wednesday(3), wednesday(2))[0].end
     asked = [Span(wednesday(6), closes), Span(closes + timedelta(hours=1), wednesday(1))]
     plant(db, "XAUUSD", "C:XAUUSD", asked, Span(closes, closes))
-    query(db, "update asset_sync.ledger set past_begins = %s", (asked[0].start,))
+    refuse_before(machine, db, asked[0].start)
 
     [gold] = history.history_of(db, settings_of(machine)).assets
 
@@ -599,7 +655,7 @@ def test_over_two_years_each_planted_hole_is_found_and_no_closure_is_reported(
 def test_without_a_hole_it_says_so(forex: Machine, db: Connection) -> None:
     span = Span(wednesday(3), wednesday(1))
     plant(db, "EURUSD", "C:EURUSD", [span], Span(span.start, span.start))
-    query(db, "update asset_sync.ledger set past_begins = %s", (span.start,))
+    refuse_before(forex, db, span.start)
 
     assert holes(forex, "EURUSD") == []
     assert forex.tell("history", "holes", "EURUSD").out.startswith("EURUSD: no hole.")

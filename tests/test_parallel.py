@@ -87,7 +87,10 @@ class Job:
 
     def fill(self, *symbols: str) -> Report:
         with database.session(self.settings.conninfo) as db:
-            return loop.fill(db, self.settings, symbols)
+            return loop.fill(db, self.settings, symbols, tell=self.heard.append)
+
+    def warnings(self) -> list[str]:
+        return [step.text for step in self.heard if isinstance(step, Warned)]
 
     def most_at_once(self, what: str = "true") -> int:
         """Return how many calls were under way at the same time, by the history of calls."""
@@ -320,6 +323,36 @@ def test_a_wrong_key_costs_no_more_calls_than_are_in_flight(job: Job) -> None:
     assert len(job.api.log) <= IN_FLIGHT
     assert job.held() == (0, 0)
     job.assert_counted(report)
+
+
+def test_a_key_that_sees_nothing_of_today_is_found_out_once_and_loses_no_asset(job: Job) -> None:
+    query(job.db, "update market_data.ohlcv_5m set ts = ts - interval '2 days'")
+    job.api.set_faults(["today"])
+
+    report = job.run()
+
+    assert (sorted(report.updated), report.failed) == (SYMBOLS, [])
+    [warning] = job.warnings()
+    assert "does not include bars of the running day; using bars up to yesterday" in warning
+
+
+def test_a_lapsed_plan_is_found_out_once_and_cuts_no_past_off(job: Job) -> None:
+    job.serve(IN_FLIGHT)
+    job.run()
+    query(
+        job.db,
+        """
+        update asset_sync.ledger set tail_from = date_trunc('day', now()) - interval '715 days',
+          unasked_until = date_trunc('day', now()) - interval '715 days'
+        """,
+    )
+    job.api.set_plan("free", calls=100, period_seconds=1.0)
+
+    job.fill(*SYMBOLS[:IN_FLIGHT])
+
+    assert query(job.db, "select count(past_begins) from asset_sync.ledger") == [(0,)]
+    assert len(job.warnings()) == 1
+    assert "does not include bars of so long ago" in job.warnings()[0]
 
 
 def test_while_the_provider_answers_badly_calls_are_half_a_window_apart(job: Job) -> None:

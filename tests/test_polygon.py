@@ -643,7 +643,7 @@ def test_each_error_says_whose_fault_it_is() -> None:
         RateLimited: (Cause.TEMPORARY, "rate_limited"),
         Unavailable: (Cause.TEMPORARY, "unavailable"),
         KeyRefused: (Cause.ACCOUNT, "key_refused"),
-        TimeRangeDenied: (Cause.ACCOUNT, "today_denied"),
+        TimeRangeDenied: (Cause.ACCOUNT, "range_denied"),
         FeedDenied: (Cause.ACCOUNT, "feed_denied"),
         TickerUnknown: (Cause.ASSET, "ticker_unknown"),
         Unreadable: (Cause.ASSET, "unreadable"),

@@ -1152,7 +1152,7 @@ def test_a_plan_without_today_gets_bars_until_yesterday_and_it_is_remembered(job
     job.api.set_faults(["today"])
     report = job.run()
     assert (report.updated, report.api_calls_used) == (["BTCUSD"], 2)
-    assert job.outcomes() == ["today_denied", "ok"]
+    assert job.outcomes() == ["range_denied", "ok"]
     [warning] = job.warnings()
     assert "running day" in warning
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -151,18 +151,23 @@ def _history(status: AssetStatus, settings: Settings) -> list[tuple[str, str]]:
     holes = []
     if found.never_asked:
         by_run = "with a spare call" if settings.history.enabled else "`asset-sync history fill`"
-        holes.append(f"{found.never_asked:,} bars never asked, next: {by_run}")
+        holes.append(f"{_how_many(found.never_asked)} never asked, next: {by_run}")
     if found.asked_empty:
         again = "not again"
         if status.next_try_at is not None:
-            again = f"next: {moment(status.next_try_at)[:16]} UTC"
-        holes.append(f"{found.asked_empty:,} bars asked and empty, {again}")
+            at = f"{moment(status.next_try_at)[:16]} UTC"
+            again = f"next: {at if settings.history.enabled else '`asset-sync history fill`'}"
+        holes.append(f"{_how_many(found.asked_empty)} asked and empty, {again}")
     first, *others = holes or ["none"]
     return [*lines, ("holes", first), *(("", other) for other in others)]
 
 
 def _changed(bars: int) -> str:
-    return f"{bars:,} bar{'' if bars == 1 else 's'} changed after being stored"
+    return f"{_how_many(bars)} changed after being stored"
+
+
+def _how_many(bars: int) -> str:
+    return "1 bar" if bars == 1 else f"{bars:,} bars"
 
 
 def _at(status: AssetStatus, then: datetime) -> str:

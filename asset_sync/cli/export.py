@@ -106,6 +106,8 @@ def export(
         None if as_of is None else moment_of(as_of, "--as-of"),
         complete,
     )
+    if asked.start is not None and asked.until is not None and asked.start >= asked.until:
+        raise typer.BadParameter("--from is after --until.")
     try:
         with database.session(settings_for(options).conninfo) as db:
             chosen = all_symbols(db) if every_asset else check_symbols(db, symbols or ())

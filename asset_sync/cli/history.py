@@ -10,7 +10,7 @@ import typer
 from asset_sync import database
 from asset_sync.cli.exits import explain
 from asset_sync.cli.format import duration, moment, short_date, table
-from asset_sync.cli.log import Log, LogFormat
+from asset_sync.cli.log import Log, LogFormat, names
 from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import out, out_raw
 from asset_sync.cli.settings import settings_for
@@ -71,7 +71,7 @@ def history_holes(options: Common, symbol: Symbol, as_json: Json = False) -> Non
     longest = sorted(found, key=lambda hole: hole.end - hole.start, reverse=True)[:_HOLES_SHOWN]
     shown = [hole for hole in found if hole in set(longest)]
     columns = ["from (UTC)", "until (UTC)", ">long", "class", "next try (UTC)"]
-    out_raw(table(columns, [_hole(hole) for hole in shown], spare=[">long"]))
+    out_raw(table(columns, [_hole(hole, settings) for hole in shown], spare=[">long"]))
     if left := len(found) - len(shown):
         options.say(f"{left:,} shorter ones are not shown: --json lists all.")
 
@@ -114,7 +114,7 @@ def history_fill(
 
     Example: asset-sync history fill EURUSD --since 2025-01-01
     """
-    log = Log(options, "history", log_format)
+    log, summary = Log(options, "history", log_format), ""
     try:
         settings = settings_for(options, log.info)
         chosen = _known(settings, symbols or [asset.symbol for asset in settings.assets])
@@ -125,13 +125,13 @@ def history_fill(
             _name_never_refreshed(options, db, settings, chosen)
             code, summary, trouble = fill_and_watch(log, db, settings, chosen, only)
         log.end(code, trouble, summary)
-        if not options.quiet and not log.is_json:
-            out(summary)
     except typer.BadParameter:
         raise
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
         code, why = explain(error)
         log.end(code, why)
+    if summary and not options.quiet and not log.is_json:
+        out(summary)
     raise typer.Exit(code)
 
 
@@ -171,7 +171,11 @@ def _bounds(
     begin = since.replace(tzinfo=UTC) if since else max(_EPOCH, now - days)
     end = until.replace(tzinfo=UTC) + timedelta(days=1) if until else now
     if begin >= end:
-        raise typer.BadParameter("--since is after --until, or in the future.")
+        raise typer.BadParameter(
+            "--since is after --until, or in the future."
+            if since
+            else "--until is before the past that is wanted: give --since, too."
+        )
     return Span(max(begin, _EPOCH), end)
 
 
@@ -216,6 +220,11 @@ def _totals(found: History, settings: Settings) -> list[str]:
         lines.append(
             "Runs fetch no history ([history] enabled = false): `asset-sync history fill` does."
         )
+    if found.refused_until:
+        refused = [f"{one} (before {short_date(at)})" for one, at in found.refused_until.items()]
+        lines.append(
+            f"The API refuses older bars of {names(refused)}. They are tried again after a day."
+        )
     if found.revisions:
         lines.append(f"Bars that changed after they were stored: {found.revisions:,}.")
     return lines
@@ -232,10 +241,15 @@ def _percent(percent: float) -> str:
     return f"{percent:.0f} %" if percent in {0.0, 100.0} else f"{percent:.1f} %"
 
 
-def _hole(hole: Hole) -> list[str]:
-    next_try = moment(hole.next_try_at)[:16]
-    if hole.next_try_at is None:
-        next_try = "with a spare call" if hole.kind == history.NEVER_ASKED else "never"
+def _hole(hole: Hole, settings: Settings) -> list[str]:
+    if hole.next_try_at is None and hole.kind == ASKED_EMPTY:
+        next_try = "never"
+    elif not settings.history.enabled:
+        next_try = "by history fill"
+    elif hole.next_try_at is None:
+        next_try = "with a spare call"
+    else:
+        next_try = moment(hole.next_try_at)[:16]
     return [
         moment(hole.start)[:16],
         moment(hole.end)[:16],

@@ -56,6 +56,7 @@ def status_of(db: Connection, settings: Settings, asset: Asset) -> AssetStatus:
     live = (*settings.provider.plan.feeds, Feed.HISTORY)
     known = ledger.read(db, Feed.BARS, {asset.symbol: asset.ticker}).get(asset.symbol)
     wanted = asset in settings.assets
+    tries = ledger.next_tries(db, asset.symbol).values()
     return AssetStatus(
         now=now,
         data=data,
@@ -71,7 +72,7 @@ def status_of(db: Connection, settings: Settings, asset: Asset) -> AssetStatus:
         past_begins=scope.past_begins(asset.symbol, now, known or ledger.Ledger())
         if wanted
         else None,
-        next_try_at=min(ledger.next_tries(db, asset.symbol).values(), default=None),
+        next_try_at=max(min(tries), now) if tries else None,
         revisions=ledger.count_revisions(db, asset.symbol),
         lag=scope.lag(asset.asset_type),
     )

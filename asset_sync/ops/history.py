@@ -86,6 +86,8 @@ class History(NamedTuple):
     """When all was asked; None if nothing is left, or if there are no spare calls."""
     revisions: int
     """Values kept that the provider has changed."""
+    refused_until: Mapping[str, datetime]
+    """By symbol, before when the API refuses an asset's past; it is tried again after a day."""
 
     @property
     def asked_percent(self) -> float:
@@ -117,7 +119,10 @@ class Hole(NamedTuple):
     kind: str
     """NEVER_ASKED or ASKED_EMPTY."""
     next_try_at: datetime | None
-    """None for one that was never asked (it is with the next spare call), or never again."""
+    """None for one that was never asked (it is with the next spare call), or never again.
+
+    Of one that is overdue it is now.
+    """
 
 
 def history_of(db: Connection, settings: Settings, known: "KnownPast | None" = None) -> History:
@@ -128,7 +133,12 @@ def history_of(db: Connection, settings: Settings, known: "KnownPast | None" = N
     spare = forecast.forecast(now_settings, call_seconds or forecast.CALL_SECONDS).left_a_day
     days = forecast.days_for(sum(one.calls_left for one in assets), spare)
     done_at = known.now + timedelta(days=days) if 0 < days < math.inf else None
-    return History(known.now, assets, int(spare), done_at, ledger.count_revisions(db))
+    refused = {
+        asset.symbol: until
+        for asset in settings.assets
+        if (until := known.scope.refused_until(asset.symbol, known.ledger(asset)))
+    }
+    return History(known.now, assets, int(spare), done_at, ledger.count_revisions(db), refused)
 
 
 def history_of_asset(db: Connection, settings: Settings, symbol: str) -> AssetHistory:
@@ -251,7 +261,8 @@ def holes_of(db: Connection, settings: Settings, symbol: str) -> list[Hole]:
         missing = difference(hours.spans(*stretch), closed)
         if coverage.expected_bars(missing):
             hole = Span(missing[0].start, missing[-1].end)
-            empty.append(Hole(symbol, *hole, ASKED_EMPTY, _next_try(hole, tries)))
+            again_at = _next_try(hole, tries)
+            empty.append(Hole(symbol, *hole, ASKED_EMPTY, again_at and max(again_at, known.now)))
     return sorted([*never, *empty], key=lambda hole: hole.start, reverse=True)
 
 

@@ -106,7 +106,7 @@ class TimeRangeDenied(ProviderError):
 
     exit_code = ExitCode.REFUSED
     cause = Cause.ACCOUNT
-    kind = "today_denied"
+    kind = "range_denied"
 
 
 class FeedDenied(ProviderError):

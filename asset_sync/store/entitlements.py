@@ -28,6 +28,8 @@ class Missing(NamedTuple):
     """Whether the snapshot feed is refused."""
     snapshot_symbols: frozenset[str]
     """Assets whose snapshots are refused."""
+    past_symbols: frozenset[str] = frozenset()
+    """Assets whose past was refused from some moment on; the ledger has the moment."""
     late_symbols: frozenset[str] = frozenset()
     """Assets whose bars ended with yesterday although their market has been open today.
 
@@ -72,16 +74,18 @@ def missing(db: Connection, key: str, plan: str) -> Missing:
         """,
         (key, plan, KEPT_HOURS),
     )
+
+    def symbols(capability: str) -> frozenset[str]:
+        return frozenset(symbol for what, symbol in rows if what == capability and symbol)
+
     shown = (_SHOWN, "") in rows
-    late = frozenset(symbol for what, symbol in rows if what == RUNNING_DAY)
     return Missing(
         today=("today", "") in rows,
         past=("past", "") in rows,
         snapshot=("snapshot", "") in rows,
-        snapshot_symbols=frozenset(
-            symbol for what, symbol in rows if what == "snapshot" and symbol
-        ),
-        late_symbols=frozenset() if shown else late,
+        snapshot_symbols=symbols("snapshot"),
+        past_symbols=symbols("past"),
+        late_symbols=frozenset() if shown else symbols(RUNNING_DAY),
         shows_running_day=shown,
     )
 

@@ -159,7 +159,7 @@ def save(
 ) -> None:
     """Write the ledger of an asset whose row is locked.
 
-    `unasked_until` is the end of the newest range that was never asked, None if there is none.
+    `unasked_until` is the end of the newest range that was never asked, wanted or not.
     The stored ranges change only if they differ: the tail alone grows with most answers.
     """
     asked = (
@@ -441,6 +441,8 @@ class Wish(NamedTuple):
     """The order of its level, the lowest first."""
     days: int
     """How far back."""
+    is_refused: bool = False
+    """Whether the API refuses what lies before the ledger's `past_begins`."""
 
 
 def next_symbols(db: Connection, wishes: Sequence[Wish], most: int) -> list[str]:
@@ -453,18 +455,26 @@ def next_symbols(db: Connection, wishes: Sequence[Wish], most: int) -> list[str]
         db,
         """
         select own.symbol
-        from unnest(%(symbols)s::text[], %(tickers)s::text[], %(ranks)s::int[], %(days)s::int[])
-          as own (symbol, ticker, rank, days)
+        from unnest(
+          %(symbols)s::text[], %(tickers)s::text[], %(ranks)s::int[], %(days)s::int[],
+          %(refused)s::bool[]
+        ) as own (symbol, ticker, rank, days, is_refused)
         join asset_sync.ledger l on l.symbol = own.symbol and l.ticker = own.ticker
           and l.feed = %(bars)s
         left join asset_sync.queue q on q.symbol = own.symbol and q.feed = %(history)s
+        cross join lateral (
+          select greatest(
+            now() - make_interval(days => own.days), case when own.is_refused then l.past_begins end
+          ) as begins
+        ) past
+        cross join lateral (
+          select case when l.unasked_until > past.begins then l.unasked_until end as ends
+        ) unasked
         where (q.state is null or (q.state in ('idle', 'waiting') and q.not_before <= now())
             or (q.state = 'dead' and q.ticker <> own.ticker))
-          and (l.unasked_until > greatest(now() - make_interval(days => own.days), l.past_begins)
-            or l.retry_at <= now())
-        order by l.unasked_until is null,
-          floor(extract(epoch from now() - l.unasked_until) / %(reach)s), own.rank,
-          l.unasked_until desc, own.symbol
+          and (unasked.ends is not null or l.retry_at <= now())
+        order by unasked.ends is null, floor(extract(epoch from now() - unasked.ends) / %(reach)s),
+          own.rank, unasked.ends desc, own.symbol
         limit %(most)s
         """,
         {
@@ -472,6 +482,7 @@ def next_symbols(db: Connection, wishes: Sequence[Wish], most: int) -> list[str]
             "tickers": [wish.ticker for wish in wishes],
             "ranks": [wish.level_rank for wish in wishes],
             "days": [wish.days for wish in wishes],
+            "refused": [wish.is_refused for wish in wishes],
             "bars": Feed.BARS,
             "history": Feed.HISTORY,
             "reach": _ROUND.total_seconds(),

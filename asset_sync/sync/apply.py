@@ -126,7 +126,7 @@ def no_history_left(cursor: Cursor, scope: Scope, item: Item) -> None:
     known = known_of(cursor.connection, item)
     since = scope.past_begins(item.symbol, known.now, known.ledger)
     ledger.forget_due_weeks(cursor, item.symbol)
-    left = coverage.unasked_until(scope.hours(item.symbol), known.ledger, since)
+    left = coverage.asked_down_to(scope.hours(item.symbol), known.ledger, since)
     ledger.save(cursor, item.symbol, Feed.BARS, known.ledger, left)
     queue.idle(cursor, [item])
 
@@ -140,7 +140,7 @@ def recount(scope: Scope, cursor: Cursor, asset: Asset) -> None:
     hours = scope.hours(asset.symbol)
     _, now = market.newest_bars(cursor.connection, ())
     whole = Span(known.settled[0].start, known.settled[-1].end)
-    left = coverage.unasked_until(hours, known, scope.past_begins(asset.symbol, now, known))
+    left = coverage.asked_down_to(hours, known, scope.past_begins(asset.symbol, now, known))
     ledger.forget_weeks(cursor, asset.symbol)
     _note(cursor, scope, asset, Entry(known, whole, hours, left))
 

@@ -11,11 +11,12 @@ from asset_sync.store.ledger import Wish
 from asset_sync.sync import coverage
 from asset_sync.sync.caller import LEAST_CALL_SECONDS, Caller
 from asset_sync.sync.line import LEASE_MARGIN_SECONDS
-from asset_sync.sync.scope import history_days
+from asset_sync.sync.scope import Scope
 from asset_sync.sync.state import Held, State
 
 # Among so many assets there is nearly always one that no other run holds.
 _CANDIDATES = 8
+_RANKS = {level: rank for rank, level in enumerate(Level)}
 # 0 would mean that a call was made.
 _LEAST_WAIT_SECONDS = 0.02
 
@@ -28,12 +29,6 @@ class Backfill:
         self._run = run
         self._caller = caller
         self._assets = {asset.symbol: asset for asset in assets}
-        settings = run.settings
-        self._wishes = [
-            Wish(asset.symbol, asset.ticker, list(Level).index(asset.level), days)
-            for asset in assets
-            if (days := history_days(settings, asset))
-        ]
         self._spare: Spare | None = None
 
     def next_turn(self) -> Turn | float | None:
@@ -67,11 +62,19 @@ class Backfill:
         run.turns.give_back(held.turn)
         run.leave_to_others()
 
+    def _wishes(self, scope: Scope) -> list[Wish]:
+        refused = scope.missing.past_symbols
+        return [
+            Wish(asset.symbol, asset.ticker, _RANKS[asset.level], days, asset.symbol in refused)
+            for asset in self._assets.values()
+            if (days := scope.past_days(asset))
+        ]
+
     def _next_symbols(self, most: int) -> list[str]:
         """Return the assets whose past is to be asked next, in the order of the calls."""
         db, scope = self._run.db, self._run.scope
         if scope.only is None:
-            return ledger.next_symbols(db, self._wishes, most)
+            return ledger.next_symbols(db, self._wishes(scope), most)
         # The ledger's table has the end of the newest unasked range, which may be out of bounds.
         held = {one.symbol for one in queue.held_history(db, list(self._assets))}
         tickers = {

@@ -16,7 +16,7 @@ from asset_sync.sync import feeds
 from asset_sync.sync.apply import Result, apply, known_of, no_history_left, refused_by_database
 from asset_sync.sync.judge import Answer, Fetch, Request, is_well
 from asset_sync.sync.progress import Calling, Synced, Warned
-from asset_sync.sync.scope import NO_SNAPSHOTS
+from asset_sync.sync.scope import NO_SNAPSHOTS, Scope
 from asset_sync.sync.state import Held, State
 
 LEAST_CALL_SECONDS = 2.0
@@ -37,19 +37,19 @@ class Caller:
 
     def serve(self, held: Held) -> None:
         """Make the one call that these items need, and store its answer."""
-        items = held.items
-        if not self._run.scope.may_use(items[0].feed, items[0].symbol):
+        items, scope = held.items, self._run.scope
+        if not scope.may_use(items[0].feed, items[0].symbol):
             self._run.turns.give_back(held.turn)
             with self._run.connection.transaction() as cursor:
                 queue.skip(cursor, items, NO_SNAPSHOTS)
             return
         known = known_of(self._run.db, items[0])
-        request = feeds.request_of(self._run.scope, items, known)
+        request = feeds.request_of(scope, items, known)
         if request is None:
             self._run.turns.give_back(held.turn)
             self._finish_without_call(items[0])
             return
-        budget = slots.budget(self._run.db, self._run.scope.rate)
+        budget = slots.budget(self._run.db, scope.rate)
         if not self._run.turns.in_time(held.turn):
             self._run.turns.give_back(held.turn)
             with self._run.connection.transaction() as cursor:
@@ -57,7 +57,7 @@ class Caller:
             return
         self._run.tell(Calling([item.symbol for item in items], items[0].feed, budget))
         fetch = self._fetch(held, request, known.now)
-        result = self._store(held, fetch)
+        result = self._store(held, scope, fetch)
         self._run.connection.report_recovery()
         with self._run.shared.lock:
             self._run.streaks.note(fetch, result)
@@ -102,14 +102,18 @@ class Caller:
         self._run.check_abandoned()
         return Fetch(held.items, request, answer, ended - started, asked_at)
 
-    def _store(self, held: Held, fetch: Fetch) -> Result:
-        """Stamp the slot and store the answer, on a new connection if this one is lost."""
+    def _store(self, held: Held, scope: Scope, fetch: Fetch) -> Result:
+        """Stamp the slot and store the answer, on a new connection if this one is lost.
+
+        The answer is judged with the scope of its request: another call in flight may have shown
+        meanwhile that the key allows less.
+        """
         tries = 1
         while True:
             try:
                 self._stamp(held.turn, fetch.answer)
                 with self._run.connection.transaction() as cursor:
-                    result = apply(cursor, self._run.scope, self._run.report.run_id, fetch)
+                    result = apply(cursor, scope, self._run.report.run_id, fetch)
             except SERVER_ERRORS as error:
                 if not is_transient(error) or tries == STORE_TRIES:
                     raise
@@ -144,9 +148,13 @@ class Caller:
     def _follow(self, result: Result) -> None:
         """Publish and report a stored answer; raise Stop if it shows that the run should end."""
         self._publish(result.prices)
-        self._run.say(result.progress)
+        progress = result.progress
         if result.scope_changed:  # another feed serves its items now
+            known = self._run.scope.missing
             self._run.read_scope()
+            if self._run.scope.missing == known:  # another call in flight has told it
+                progress = [step for step in progress if not isinstance(step, Warned)]
+        self._run.say(progress)
         self._run.streaks.check(result)
 
     def _publish(self, prices: Sequence[market.LastPrice]) -> None:

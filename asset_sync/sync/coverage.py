@@ -71,15 +71,27 @@ def unasked_until(
     return None
 
 
+def asked_down_to(hours: Hours, ledger: Ledger, since: datetime) -> datetime | None:
+    """Return down to where all was asked in which bars are expected, but not beyond `since`.
+
+    None if no call has settled anything yet.
+    """
+    return unasked_until(hours, ledger, since) or (since if ledger.tail else None)
+
+
 def next_unasked(
     hours: Hours, ledger: Ledger, since: datetime, until: datetime | None = None
 ) -> Span | None:
-    """Return the newest range that was never asked, at most as long as one call reaches."""
+    """Return the newest range that was never asked, at most as long as one call reaches.
+
+    It ends where the newer range begins, also in closed hours: bars in gold's daily break are few,
+    but what is stored must not depend on where calls happen to end.
+    """
     end = unasked_until(hours, ledger, since, until)
     if end is None:
         return None
     gap = next(gap for gap in ledger.gaps(since, until) if gap.start < end <= gap.end)
-    return Span(max(gap.start, reach(hours, end)), end)
+    return Span(max(gap.start, reach(hours, end)), gap.end)
 
 
 def reach(hours: Hours, end: datetime) -> datetime:

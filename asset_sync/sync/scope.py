@@ -212,11 +212,17 @@ class Scope:
 
     def past_begins(self, symbol: str, now: datetime, ledger: Ledger) -> datetime:
         """Return the earliest moment of an asset's history that is wanted and in the plan."""
-        days = history_days(self.settings, self._asset(symbol))
-        if self.missing.past:
-            days = min(days, SAFE_HISTORY.days)
-        begins = start_of_bar(now - timedelta(days=days))
-        return begins if ledger.past_begins is None else max(begins, ledger.past_begins)
+        begins = start_of_bar(now - timedelta(days=self.past_days(self._asset(symbol))))
+        return max(begins, self.refused_until(symbol, ledger) or begins)
+
+    def past_days(self, asset: Asset) -> int:
+        """Return how many days of an asset's past are wanted and not refused to the key."""
+        days = history_days(self.settings, asset)
+        return min(days, SAFE_HISTORY.days) if self.missing.past else days
+
+    def refused_until(self, symbol: str, ledger: Ledger) -> datetime | None:
+        """Return the moment before which the API refused this asset's past; None after a day."""
+        return ledger.past_begins if symbol in self.missing.past_symbols else None
 
     def past(self, symbol: str, now: datetime, ledger: Ledger) -> Span:
         """Return the part of an asset's past that the run asks for, as far as the plan has it."""
@@ -225,7 +231,7 @@ class Scope:
             return Span(begins, max(begins, now))
         included = SAFE_HISTORY.days if self.missing.past else included_days(self.settings)
         floor = now - timedelta(days=included)
-        begins = max(self.only.start, floor, ledger.past_begins or floor)
+        begins = max(self.only.start, floor, self.refused_until(symbol, ledger) or floor)
         return Span(begins, max(begins, self.only.end))
 
     def _asset(self, symbol: str) -> Asset:

@@ -1,6 +1,7 @@
 """The past of one asset, newest first, as far as one call reaches."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from typing import NamedTuple
 
@@ -108,6 +109,8 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
         error = "The provider cuts its answer off at the first bar, so nothing is settled."
         return Judgement([(fetch.items, Strike(error))], "empty", error)
     ledger = known.ledger.with_settled(settled)
+    if ledger.past_begins is not None and settled.start < ledger.past_begins:
+        ledger = ledger._replace(past_begins=None)
     filled = Filled(item.symbol, settled, 0, fetch.seconds)
     return Judgement(
         [(fetch.items, Idle())],
@@ -118,23 +121,31 @@ def _bars(scope: Scope, fetch: Fetch, answer: BarsAnswer, known: Known) -> Judge
 
 
 def _past_denied(scope: Scope, fetch: Fetch, error: TimeRangeDenied, known: Known) -> Judgement:
-    """Ask for a shorter past: the plan's begins later than the range that was asked."""
+    """Ask for a shorter past: the plan's begins later than the range that was asked.
+
+    After a day one call tries the range before it again.
+    """
     [item], span = fetch.items, _request(fetch).span
     # Time has passed since the call: a start within the safe past lies a little before it now.
     if span.start < known.now - SAFE_HISTORY - _CLOSE_ENOUGH and not scope.missing.past:
         return _not_so_far_back(scope, fetch, error)
-    begins = span.end
-    if span.length > _CLOSE_ENOUGH:
-        begins = start_of_bar(span.start + span.length / 2)
+    begins = known.ledger.past_begins
+    if begins is None or begins < span.end:  # it was not found on an earlier day
+        begins = span.end
+        if span.length > _CLOSE_ENOUGH:
+            begins = start_of_bar(span.start + span.length / 2)
     ledger = known.ledger._replace(past_begins=begins)
+    denied = scope.missing._replace(past_symbols=scope.missing.past_symbols | {item.symbol})
     nothing = Span(span.end, span.end)
     return Judgement(
         [(fetch.items, Idle())],
         TimeRangeDenied.kind,
         f"The plan's past begins after {span.start:%-d %B %Y}; it is asked for from"
-        f" {begins:%-d %B %Y} on.",
+        f" {begins:%-d %B %Y} on. What is before is tried again after a day.",
         bars=(),
-        entry=_entry(scope, fetch, ledger, nothing, tried=False),
+        missing=[NotIncluded("past", [item.symbol])],
+        scope_changed=True,
+        entry=_entry(replace(scope, missing=denied), fetch, ledger, nothing, tried=False),
         progress=[Filled(item.symbol, nothing, 0, fetch.seconds)],
     )
 
@@ -159,7 +170,7 @@ def _entry(scope: Scope, fetch: Fetch, ledger: Ledger, settled: Span, *, tried: 
     [item] = fetch.items
     hours = scope.hours(item.symbol)
     since = scope.past_begins(item.symbol, fetch.asked_at, ledger)
-    left = coverage.unasked_until(hours, ledger, since)
+    left = coverage.asked_down_to(hours, ledger, since)
     return Entry(ledger, settled, hours, left, tried=tried)
 
 
