@@ -159,7 +159,8 @@ def save(
 ) -> None:
     """Write the ledger of an asset whose row is locked.
 
-    `unasked_until` is the end of the newest range that was never asked, wanted or not.
+    `unasked_until` is the end of the newest range that was never asked, wanted or not; None if none
+    is to be asked before the next ordinary call.
     The stored ranges change only if they differ: the tail alone grows with most answers.
     """
     asked = (

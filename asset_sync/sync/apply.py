@@ -120,13 +120,14 @@ def apply(cursor: Cursor, scope: Scope, run_id: int, fetch: Fetch) -> Result:
 def no_history_left(cursor: Cursor, scope: Scope, item: Item) -> None:
     """Note that nothing of an asset's past is to be asked now. Raises LostLeaseError.
 
-    The settings or the plan reach less far back than when the ledger was written.
+    The settings or the plan reach less far back than when the ledger was written. Until the next
+    ordinary call the asset has no history, so that no run claims it again and again.
     """
     ledger.lock(cursor, item.symbol, Feed.BARS, item.ticker)
     known = known_of(cursor.connection, item)
     since = scope.past_begins(item.symbol, known.now, known.ledger)
     ledger.forget_due_weeks(cursor, item.symbol)
-    left = coverage.asked_down_to(scope.hours(item.symbol), known.ledger, since)
+    left = coverage.unasked_until(scope.hours(item.symbol), known.ledger, since)
     ledger.save(cursor, item.symbol, Feed.BARS, known.ledger, left)
     queue.idle(cursor, [item])
 
