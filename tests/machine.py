@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -135,7 +136,11 @@ def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
 def waits_for_a_reader(process: "subprocess.Popen[Any]") -> bool:
     """Return whether a thread of the process waits for room in a pipe."""
     threads = Path(f"/proc/{process.pid}/task").glob("*/wchan")  # which function of the kernel
-    return any("pipe_write" in thread.read_text() for thread in threads)
+    for thread in threads:
+        with suppress(OSError):  # it has ended
+            if "pipe_write" in thread.read_text():
+                return True
+    return False
 
 
 def one_bar(

@@ -994,6 +994,13 @@ MUTANTS = (
         "test_one_wrong_refusal_cuts_the_past_off_for_a_day_only",
     ),
     Mutant(
+        "history: weeks that are due while the API refuses them are asked later",
+        "store/ledger.py",
+        "then clock_timestamp() + interval '1 day' end",
+        "then null end",
+        "test_weeks_that_are_due_again_while_the_api_refuses_them_are_asked_a_day_later",
+    ),
+    Mutant(
         "history: a longer past counts from the next run on",
         "sync/coverage.py",
         "or (since if ledger.tail else None)",

@@ -178,7 +178,7 @@ def test_bounds_in_the_wrong_order_are_named(machine: Machine) -> None:
     told = machine.tell("export", "BTCUSD", "--from", "2025-03-04", "--until", "2025-03-01")
 
     assert (told.code, told.out) == (2, "")
-    assert "--from is after --until." in told.err
+    assert "--from is not before --until." in told.err
 
 
 def test_the_format_can_be_named(machine: Machine) -> None:
@@ -644,7 +644,7 @@ def test_a_terminal_shows_a_symbol_with_brackets(machine: Machine, db: Connectio
     os.close(leader)
 
     assert (done.returncode, done.stdout) == (0, "bars.csv: 1 bar.\n")
-    assert "1 bars  BRK[/]B" in shown
+    assert "1 bar  BRK[/]B" in shown
 
 
 def test_nothing_of_the_bars_is_in_the_database_afterwards(

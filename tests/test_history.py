@@ -378,6 +378,49 @@ def test_weeks_due_again_before_a_past_that_became_shorter_cost_no_call_and_no_l
     calls = len(job.api.log)
     assert job.run(seconds=600).reason_ended is Ended.NOTHING_DUE
     assert len(job.api.log) == calls
+    assert query(job.db, "select count(next_try_at) from asset_sync.weeks") == [(0,)]
+
+
+def test_weeks_that_are_due_again_while_the_api_refuses_them_are_asked_a_day_later(
+    job: Past,
+) -> None:
+    job.wish(COIN, days=60)
+    job.run(seconds=600)
+    query(
+        job.db,
+        """
+        update asset_sync.weeks set next_try_at = now()
+        where week in (select week from asset_sync.weeks order by week limit 3);
+        update asset_sync.ledger set retry_at = now()
+        """,
+    )
+    job.api.set_faults(["timeframe:1"])
+    job.run(seconds=600)
+    calls = len(job.calls())
+
+    job.clock.sleep(ONE_DAY + 60)
+    job.run(seconds=600)
+
+    assert len(job.calls()) > calls
+    assert query(job.db, "select count(next_try_at) from asset_sync.weeks") == [(0,)]
+
+
+def test_days_of_the_past_have_24_hours_whatever_the_time_zone_of_the_session(
+    db: Connection,
+) -> None:
+    query(
+        db,
+        """
+        insert into asset_sync.ledger (symbol, feed, ticker, tail_from, tail_until, unasked_until)
+        select 'A' || days, 'bars', 'X', at, at, at from unnest(array[90, 180, 270]) as days,
+          lateral (select now() - make_interval(hours => 24 * days)) as moment (at)
+        """,
+    )
+    query(db, "set timezone = 'Europe/Berlin'")
+
+    wishes = [ledger.Wish(f"A{days}", "X", 0, days) for days in (90, 180, 270)]
+
+    assert ledger.next_symbols(db, wishes, 3) == []
 
 
 # --- empty weeks --------------------------------------------------------------------------------

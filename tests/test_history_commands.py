@@ -487,7 +487,7 @@ def test_a_planted_gap_is_one_hole_with_its_next_try(forex: Machine, db: Connect
     assert "with a spare call" in shown
 
 
-def test_a_try_that_is_overdue_is_made_now_or_by_fill_if_runs_fetch_no_history(
+def test_a_try_that_is_overdue_is_now_and_without_history_in_runs_fill_is_next(
     forex: Machine, db: Connection
 ) -> None:
     start = wednesday(3) + timedelta(hours=10)
@@ -499,7 +499,7 @@ def test_a_try_that_is_overdue_is_made_now_or_by_fill_if_runs_fetch_no_history(
     [at] = [hole["next_try_at"] for hole in holes(forex, "EURUSD") if hole["class"] == ASKED_EMPTY]
 
     assert datetime.fromisoformat(str(at)) >= now
-    assert "by history fill" in forex.tell("history", "holes", "EURUSD").out
+    assert "never asked   by history fill" in forex.tell("history", "holes", "EURUSD").out
 
 
 def test_status_names_the_assets_whose_older_bars_the_api_refuses(
@@ -510,10 +510,11 @@ def test_status_names_the_assets_whose_older_bars_the_api_refuses(
 
     refuse_before(forex, db, wednesday(6))
 
-    assert (
-        f"The API refuses older bars of EURUSD (before {wednesday(6):%Y-%m-%d}). They are tried"
-        " again after a day."
-    ) in forex.tell("history", "status").out
+    refused = f"The API refuses bars of EURUSD before {wednesday(6):%Y-%m-%d}"
+    told = forex.tell("history", "status").out
+    assert refused in told
+    assert "is wanted was asked" not in told
+    assert refused in forex.tell("history", "holes", "EURUSD").out
 
 
 def test_a_range_between_two_that_were_asked_is_a_hole(forex: Machine, db: Connection) -> None:
@@ -655,10 +656,14 @@ def test_over_two_years_each_planted_hole_is_found_and_no_closure_is_reported(
 def test_without_a_hole_it_says_so(forex: Machine, db: Connection) -> None:
     span = Span(wednesday(3), wednesday(1))
     plant(db, "EURUSD", "C:EURUSD", [span], Span(span.start, span.start))
-    refuse_before(forex, db, span.start)
+    forex.file(f"{RATE}[history]\ndays = 14\n" + block("EURUSD", "C:EURUSD", "forex", "fx"))
 
     assert holes(forex, "EURUSD") == []
     assert forex.tell("history", "holes", "EURUSD").out.startswith("EURUSD: no hole.")
+
+    forex.file(THREE)
+    refuse_before(forex, db, span.start)
+    assert "EURUSD: no hole since then." in forex.tell("history", "holes", "EURUSD").out
 
 
 def test_revisions_are_counted(machine: Machine, db: Connection) -> None:

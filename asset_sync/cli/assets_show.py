@@ -155,8 +155,7 @@ def _history(status: AssetStatus, settings: Settings) -> list[tuple[str, str]]:
     if found.asked_empty:
         again = "not again"
         if status.next_try_at is not None:
-            at = f"{moment(status.next_try_at)[:16]} UTC"
-            again = f"next: {at if settings.history.enabled else '`asset-sync history fill`'}"
+            again = f"next: {moment(status.next_try_at)[:16]} UTC"
         holes.append(f"{_how_many(found.asked_empty)} asked and empty, {again}")
     first, *others = holes or ["none"]
     return [*lines, ("holes", first), *(("", other) for other in others)]

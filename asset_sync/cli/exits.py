@@ -17,7 +17,7 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
             return ExitCode.INTERRUPTED, f"interrupted; {_GIVEN_BACK}"
         case SystemExit():
             return ExitCode.TERMINATED, f"terminated; {_GIVEN_BACK}"
-        case OSError(errno=errno.ENOSPC):  # typer itself prints help and usage errors
+        case OSError(errno=errno.ENOSPC, filename=None):  # typer itself prints help
             return ExitCode.USAGE, f"The output could not be written: {error.strerror}."
         case _:
             return ExitCode.BUG, _bug(error)

@@ -107,7 +107,7 @@ def export(
         complete,
     )
     if asked.start is not None and asked.until is not None and asked.start >= asked.until:
-        raise typer.BadParameter("--from is after --until.")
+        raise typer.BadParameter("--from is not before --until.")
     try:
         with database.session(settings_for(options).conninfo) as db:
             chosen = all_symbols(db) if every_asset else check_symbols(db, symbols or ())
@@ -154,8 +154,7 @@ class _Job:
             self.summary = f"{output}: {self._count()}."
 
     def _count(self) -> str:
-        bars = sum(self.bars.values())
-        return "1 bar" if bars == 1 else f"{bars:,} bars"
+        return _bars(sum(self.bars.values()))
 
     def _to_directory(self, path: Path) -> None:
         directory = Directory(self._db, path, self._asked, self._form)
@@ -210,13 +209,13 @@ def _progress(options: Common, assets: int, output: str) -> Iterator[Tell]:
     columns = [
         BarColumn(bar_width=16),
         TextColumn("{task.fields[done]}/{task.fields[assets]} assets"),
-        TextColumn("{task.fields[bars]:,} bars  {task.description}", markup=False),
+        TextColumn("{task.fields[bars]}  {task.description}", markup=False),
     ]
     console = Console(stderr=True, highlight=False)
     screen = Progress(*columns, console=console, transient=True, redirect_stdout=False)
     # Of one asset nobody knows how many bars there are: the bar only moves.
     total = assets if assets > 1 else None
-    task = screen.add_task("", total=total, bars=0, done=0, assets=assets)
+    task = screen.add_task("", total=total, bars=_bars(0), done=0, assets=assets)
     seen: dict[str, None] = {}
     written = 0
 
@@ -225,10 +224,14 @@ def _progress(options: Common, assets: int, output: str) -> Iterator[Tell]:
         written += bars
         seen[symbol] = None
         done = len(seen) - 1
-        screen.update(task, completed=done, done=done, bars=written, description=symbol)
+        screen.update(task, completed=done, done=done, bars=_bars(written), description=symbol)
 
     with screen:
         yield tell
+
+
+def _bars(number: int) -> str:
+    return "1 bar" if number == 1 else f"{number:,} bars"
 
 
 def _left_by_an_interrupt(output: str) -> str:

@@ -1,7 +1,7 @@
 """`asset-sync history status | holes | fill`: how complete the past is, and fetching it now."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -62,11 +62,17 @@ def history_holes(options: Common, symbol: Symbol, as_json: Json = False) -> Non
     [chosen] = _known(settings, [symbol])
     with database.session(settings.conninfo) as db:
         found = history.holes_of(db, settings, chosen)
+        refused = history.refused_until(db, settings).get(chosen)
     if as_json:
         out_raw(json.dumps({"holes": [_hole_as_json(hole) for hole in found]}, indent=2))
         return
-    if not found:
+    if not found and refused is None:
         out(f"{chosen}: no hole. All that is wanted of its past was asked, and bars are there.")
+        return
+    if refused is not None:
+        out(_refused({chosen: refused}, settings))
+    if not found:
+        out(f"{chosen}: no hole since then.")
         return
     longest = sorted(found, key=lambda hole: hole.end - hole.start, reverse=True)[:_HOLES_SHOWN]
     shown = [hole for hole in found if hole in set(longest)]
@@ -210,7 +216,8 @@ def _totals(found: History, settings: Settings) -> list[str]:
     ]
     calls = "1 call" if found.calls_left == 1 else f"{found.calls_left:,} calls"
     if not found.calls_left:
-        lines.append("All of the past that is wanted was asked.")
+        reach = "the API gives to this key" if found.refused_until else "is wanted"
+        lines.append(f"All of the past that {reach} was asked.")
     else:
         spare = f"{found.spare_calls_per_day:,} calls a day are spare"
         lines.append(
@@ -221,13 +228,16 @@ def _totals(found: History, settings: Settings) -> list[str]:
             "Runs fetch no history ([history] enabled = false): `asset-sync history fill` does."
         )
     if found.refused_until:
-        refused = [f"{one} (before {short_date(at)})" for one, at in found.refused_until.items()]
-        lines.append(
-            f"The API refuses older bars of {names(refused)}. They are tried again after a day."
-        )
+        lines.append(_refused(found.refused_until, settings))
     if found.revisions:
         lines.append(f"Bars that changed after they were stored: {found.revisions:,}.")
     return lines
+
+
+def _refused(until: Mapping[str, datetime], settings: Settings) -> str:
+    which = names([f"{symbol} before {short_date(at)}" for symbol, at in until.items()])
+    by = "" if settings.history.enabled else " by `asset-sync history fill`"
+    return f"The API refuses bars of {which}. They are tried again after a day{by}."
 
 
 def _done(found: History) -> str:
@@ -242,14 +252,10 @@ def _percent(percent: float) -> str:
 
 
 def _hole(hole: Hole, settings: Settings) -> list[str]:
-    if hole.next_try_at is None and hole.kind == ASKED_EMPTY:
-        next_try = "never"
-    elif not settings.history.enabled:
-        next_try = "by history fill"
-    elif hole.next_try_at is None:
-        next_try = "with a spare call"
+    if hole.kind == history.NEVER_ASKED:
+        next_try = "with a spare call" if settings.history.enabled else "by history fill"
     else:
-        next_try = moment(hole.next_try_at)[:16]
+        next_try = moment(hole.next_try_at)[:16] if hole.next_try_at else "never"
     return [
         moment(hole.start)[:16],
         moment(hole.end)[:16],

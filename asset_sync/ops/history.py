@@ -87,7 +87,7 @@ class History(NamedTuple):
     revisions: int
     """Values kept that the provider has changed."""
     refused_until: Mapping[str, datetime]
-    """By symbol, before when the API refuses an asset's past; it is tried again after a day."""
+    """By symbol, before when the API refuses a past that is wanted."""
 
     @property
     def asked_percent(self) -> float:
@@ -133,12 +133,19 @@ def history_of(db: Connection, settings: Settings, known: "KnownPast | None" = N
     spare = forecast.forecast(now_settings, call_seconds or forecast.CALL_SECONDS).left_a_day
     days = forecast.days_for(sum(one.calls_left for one in assets), spare)
     done_at = known.now + timedelta(days=days) if 0 < days < math.inf else None
-    refused = {
-        asset.symbol: until
-        for asset in settings.assets
-        if (until := known.scope.refused_until(asset.symbol, known.ledger(asset)))
-    }
-    return History(known.now, assets, int(spare), done_at, ledger.count_revisions(db), refused)
+    return History(
+        known.now,
+        assets,
+        int(spare),
+        done_at,
+        ledger.count_revisions(db),
+        known.refused_until(),
+    )
+
+
+def refused_until(db: Connection, settings: Settings) -> dict[str, datetime]:
+    """Return by symbol before when the API refuses a past that is wanted."""
+    return KnownPast.read(db, settings).refused_until()
 
 
 def history_of_asset(db: Connection, settings: Settings, symbol: str) -> AssetHistory:
@@ -326,6 +333,15 @@ class KnownPast:
     def ledger(self, asset: Asset) -> Ledger:
         """Return what was asked of an asset."""
         return self._ledgers.get(asset.symbol, Ledger())
+
+    def refused_until(self) -> dict[str, datetime]:
+        """Return by symbol before when the API refuses a past that is wanted."""
+        found = {}
+        for asset in self._assets:
+            until = self.scope.refused_until(asset.symbol, self.now, self.ledger(asset))
+            if until is not None and until > self.scope.wanted_since(asset.symbol, self.now):
+                found[asset.symbol] = until
+        return found
 
     def past(self, asset: Asset) -> Span:
         """Return the range that is wanted, up to where the ordinary calls continue."""

@@ -159,8 +159,8 @@ def save(
 ) -> None:
     """Write the ledger of an asset whose row is locked.
 
-    `unasked_until` is the end of the newest range that was never asked, wanted or not; None if none
-    is to be asked before the next ordinary call.
+    `unasked_until` is the moment down to which all was asked. None hides the asset from
+    `next_symbols` until the next ordinary call.
     The stored ranges change only if they differ: the tail alone grows with most answers.
     """
     asked = (
@@ -320,14 +320,16 @@ def due_weeks(db: Connection, symbols: Sequence[str]) -> dict[str, list[date]]:
     return dict(rows)
 
 
-def forget_due_weeks(cursor: Cursor, symbol: str) -> None:
-    """Stop asking for an asset's due weeks: they lie before the past that is wanted."""
+def put_off_due_weeks(cursor: Cursor, symbol: str, since: datetime) -> None:
+    """Ask an asset's due weeks a day later, and no more those that end before `since`."""
     cursor.execute(
         """
-        update asset_sync.weeks set next_try_at = null
+        update asset_sync.weeks
+        set next_try_at = case when (week + 7)::timestamp at time zone 'UTC' > %s
+          then clock_timestamp() + interval '1 day' end
         where symbol = %s and next_try_at <= clock_timestamp()
         """,
-        (symbol,),
+        (since, symbol),
     )
 
 
@@ -465,7 +467,8 @@ def next_symbols(db: Connection, wishes: Sequence[Wish], most: int) -> list[str]
         left join asset_sync.queue q on q.symbol = own.symbol and q.feed = %(history)s
         cross join lateral (
           select greatest(
-            now() - make_interval(days => own.days), case when own.is_refused then l.past_begins end
+            now() - make_interval(hours => 24 * own.days),
+            case when own.is_refused then l.past_begins end
           ) as begins
         ) past
         cross join lateral (

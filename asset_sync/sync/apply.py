@@ -126,8 +126,8 @@ def no_history_left(cursor: Cursor, scope: Scope, item: Item) -> None:
     ledger.lock(cursor, item.symbol, Feed.BARS, item.ticker)
     known = known_of(cursor.connection, item)
     since = scope.past_begins(item.symbol, known.now, known.ledger)
-    ledger.forget_due_weeks(cursor, item.symbol)
-    left = coverage.unasked_until(scope.hours(item.symbol), known.ledger, since)
+    ledger.put_off_due_weeks(cursor, item.symbol, scope.wanted_since(item.symbol, known.now))
+    left = coverage.unasked_until(scope.hours(item.symbol), known.ledger, since, known.now)
     ledger.save(cursor, item.symbol, Feed.BARS, known.ledger, left)
     queue.idle(cursor, [item])
 
@@ -141,7 +141,7 @@ def recount(scope: Scope, cursor: Cursor, asset: Asset) -> None:
     hours = scope.hours(asset.symbol)
     _, now = market.newest_bars(cursor.connection, ())
     whole = Span(known.settled[0].start, known.settled[-1].end)
-    left = coverage.asked_down_to(hours, known, scope.past_begins(asset.symbol, now, known))
+    left = coverage.asked_down_to(hours, known, scope.past_begins(asset.symbol, now, known), now)
     ledger.forget_weeks(cursor, asset.symbol)
     _note(cursor, scope, asset, Entry(known, whole, hours, left))
 

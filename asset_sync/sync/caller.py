@@ -122,7 +122,7 @@ class Caller:
             except DriverError as error:
                 if not refuses_data(error):
                     raise
-                return self._record_refusal(fetch, error)
+                return self._record_refusal(scope, fetch, error)
             else:
                 self._run.streaks.refused_by_database = None
                 return result
@@ -132,12 +132,10 @@ class Caller:
         if lowered is not None:
             self._run.tell(Warned(str(lowered)))
 
-    def _record_refusal(self, fetch: Fetch, error: DriverError) -> Result:
+    def _record_refusal(self, scope: Scope, fetch: Fetch, error: DriverError) -> Result:
         """Record that the database refuses an asset's data; raise if the data is not the cause."""
         with self._run.connection.transaction() as cursor:
-            result = refused_by_database(
-                cursor, self._run.scope, self._run.report.run_id, fetch, error
-            )
+            result = refused_by_database(cursor, scope, self._run.report.run_id, fetch, error)
         with self._run.shared.lock:
             database_refuses_all = self._run.streaks.refused(fetch.symbols[0], error)
         if database_refuses_all:
@@ -150,10 +148,13 @@ class Caller:
         self._publish(result.prices)
         progress = result.progress
         if result.scope_changed:  # another feed serves its items now
-            known = self._run.scope.missing
             self._run.read_scope()
-            if self._run.scope.missing == known:  # another call in flight has told it
-                progress = [step for step in progress if not isinstance(step, Warned)]
+            # Another call in flight may have told it.
+            progress = [
+                step
+                for step in progress
+                if not isinstance(step, Warned) or self._run.is_new(step.text)
+            ]
         self._run.say(progress)
         self._run.streaks.check(result)
 

@@ -71,12 +71,12 @@ def unasked_until(
     return None
 
 
-def asked_down_to(hours: Hours, ledger: Ledger, since: datetime) -> datetime | None:
-    """Return down to where all was asked in which bars are expected, but not beyond `since`.
+def asked_down_to(hours: Hours, ledger: Ledger, since: datetime, now: datetime) -> datetime | None:
+    """Return the moment from which on every expected bar was asked for; at the earliest `since`.
 
     None if no call has settled anything yet.
     """
-    return unasked_until(hours, ledger, since) or (since if ledger.tail else None)
+    return unasked_until(hours, ledger, since, now) or (since if ledger.tail else None)
 
 
 def next_unasked(

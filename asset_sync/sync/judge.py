@@ -158,7 +158,7 @@ class Entry(NamedTuple):
     settled: Span
     hours: Hours
     unasked_until: datetime | None
-    """The end of the newest range that was never asked."""
+    """As `ledger.save` has it."""
     tried: bool = False
     """Whether this was a try of weeks with empty ranges."""
     lag_seconds: tuple[float, float] | None = None

@@ -212,26 +212,36 @@ class Scope:
 
     def past_begins(self, symbol: str, now: datetime, ledger: Ledger) -> datetime:
         """Return the earliest moment of an asset's history that is wanted and in the plan."""
-        begins = start_of_bar(now - timedelta(days=self.past_days(self._asset(symbol))))
-        return max(begins, self.refused_until(symbol, ledger) or begins)
+        wanted = self.wanted_since(symbol, now)
+        return max(wanted, self.refused_until(symbol, now, ledger) or wanted)
+
+    def wanted_since(self, symbol: str, now: datetime) -> datetime:
+        """Return the earliest moment of an asset's history that the settings want."""
+        days = history_days(self.settings, self._asset(symbol))
+        return start_of_bar(now - timedelta(days=days))
+
+    def refused_until(self, symbol: str, now: datetime, ledger: Ledger) -> datetime | None:
+        """Return the moment before which the API refuses this asset's past to the key.
+
+        None if it refused nothing within the last day.
+        """
+        refused = ledger.past_begins if symbol in self.missing.past_symbols else None
+        safe = start_of_bar(now - SAFE_HISTORY) if self.missing.past else None
+        return max(filter(None, (refused, safe)), default=None)
 
     def past_days(self, asset: Asset) -> int:
         """Return how many days of an asset's past are wanted and not refused to the key."""
         days = history_days(self.settings, asset)
         return min(days, SAFE_HISTORY.days) if self.missing.past else days
 
-    def refused_until(self, symbol: str, ledger: Ledger) -> datetime | None:
-        """Return the moment before which the API refused this asset's past; None after a day."""
-        return ledger.past_begins if symbol in self.missing.past_symbols else None
-
     def past(self, symbol: str, now: datetime, ledger: Ledger) -> Span:
         """Return the part of an asset's past that the run asks for, as far as the plan has it."""
         if self.only is None:
             begins = self.past_begins(symbol, now, ledger)
             return Span(begins, max(begins, now))
-        included = SAFE_HISTORY.days if self.missing.past else included_days(self.settings)
-        floor = now - timedelta(days=included)
-        begins = max(self.only.start, floor, self.refused_until(symbol, ledger) or floor)
+        included = now - timedelta(days=included_days(self.settings))
+        refused = self.refused_until(symbol, now, ledger) or included
+        begins = max(self.only.start, included, refused)
         return Span(begins, max(begins, self.only.end))
 
     def _asset(self, symbol: str) -> Asset:

@@ -75,6 +75,7 @@ class Shared:
         self.report = Report(runs.start(db, command or lane.value), lane)
         self.streaks = Streaks()
         self.outage = Outage()
+        self.warnings: set[str] = set()
         self.reading = Reading(self.started)
         self.bus = None if settings.bus_url is None else bus.Client(settings.bus_url)
         self.begun = False
@@ -165,6 +166,13 @@ class State:
     def tell(self, progress: Progress) -> None:
         """Pass an event to the listener."""
         self.shared.tell(progress)
+
+    def is_new(self, warning: str) -> bool:
+        """Return whether no worker has told this warning yet; from now on one has."""
+        with self.shared.lock:
+            told = warning in self.shared.warnings
+            self.shared.warnings.add(warning)
+            return not told
 
     def say(self, progress: Sequence[Progress]) -> None:
         """Note all events in the report, then pass them to the listener."""

@@ -183,7 +183,7 @@ def _entry(
         after,
         settled,
         hours,
-        coverage.asked_down_to(hours, after, since),
+        coverage.asked_down_to(hours, after, since, fetch.asked_at),
         lag_seconds=None
         if late is None or before.asked_at is None
         else _lag_seconds(hours, late, before.asked_at, fetch.asked_at),

@@ -170,7 +170,7 @@ def _entry(scope: Scope, fetch: Fetch, ledger: Ledger, settled: Span, *, tried: 
     [item] = fetch.items
     hours = scope.hours(item.symbol)
     since = scope.past_begins(item.symbol, fetch.asked_at, ledger)
-    left = coverage.asked_down_to(hours, ledger, since)
+    left = coverage.asked_down_to(hours, ledger, since, fetch.asked_at)
     return Entry(ledger, settled, hours, left, tried=tried)
 
 
