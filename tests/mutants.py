@@ -989,8 +989,8 @@ MUTANTS = (
     Mutant(
         "history: a refused past is tried again after a day",
         "sync/scope.py",
-        "return ledger.past_begins if symbol in self.missing.past_symbols else None",
-        "return ledger.past_begins",
+        "ledger.past_begins if symbol in self.missing.past_symbols else None",
+        "ledger.past_begins",
         "test_one_wrong_refusal_cuts_the_past_off_for_a_day_only",
     ),
     Mutant(
