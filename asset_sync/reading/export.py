@@ -155,8 +155,8 @@ class _ArrowWriter(threading.Thread):
         """Write nothing more, and wait for the end of the thread.
 
         If the process ended while the thread is in arro3, Python would end the thread there, and
-        Rust would abort the process for that. After some seconds a thread that waits for the reader
-        of a pipe is left behind; the process is aborted if that reader reads just when it ends.
+        Rust would abort the process for that. A thread that waits for the reader of a pipe is left
+        behind after some seconds. If the reader then reads just as the process ends, it is aborted.
         """
         self._output.discards = True
         self._blocks.put(None)
