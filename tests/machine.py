@@ -133,6 +133,12 @@ def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
+def version_of(path: Path) -> tuple[int, int, int]:
+    """Return what changes if a file is written or replaced, but not if it is read."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
 def waits_for_a_reader(process: "subprocess.Popen[Any]") -> bool:
     """Return whether a thread of the process waits for room in a pipe."""
     threads = Path(f"/proc/{process.pid}/task").glob("*/wchan")  # which function of the kernel

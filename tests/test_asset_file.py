@@ -13,7 +13,7 @@ import pytest
 from commandline import Told, asset_sync
 from conftest import asset as a_queued_asset
 from conftest import nobody
-from machine import environment
+from machine import environment, version_of
 
 from asset_sync import queue
 from asset_sync.assetfile import edit
@@ -148,14 +148,14 @@ def test_add_says_so_if_another_asset_has_the_ticker_already(file: Path) -> None
 
 
 def test_a_dry_run_prints_the_block_and_writes_nothing(file: Path) -> None:
-    before = file.stat()
+    before = version_of(file)
 
     told = add(file, *EURO, "--dry-run")
 
     assert told.code == 0
     assert tomllib.loads(told.out)["secondary_assets"][0]["symbol"] == "EURCHF"
     assert "nothing was written" in told.err
-    assert file.stat() == before
+    assert version_of(file) == before
 
 
 def test_a_secret_file_that_can_be_read_only_once_is_read_only_once(file: Path) -> None:
@@ -346,14 +346,14 @@ def test_adding_and_removing_an_asset_leaves_the_file_as_it_was(file: Path, leve
 
 
 def test_a_dry_run_of_a_removal_prints_the_block_and_writes_nothing(file: Path) -> None:
-    before = file.stat()
+    before = version_of(file)
 
     told = remove(file, "XAUUSD", "--dry-run")
 
     assert told.code == 0
     assert tomllib.loads(told.out)["secondary_assets"][0]["symbol"] == "XAUUSD"
     assert "nothing was written" in told.err
-    assert file.stat() == before
+    assert version_of(file) == before
 
 
 def test_remove_with_json_lists_what_it_removed(file: Path) -> None:
