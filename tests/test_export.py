@@ -607,31 +607,11 @@ def test_parquet_does_not_go_to_a_terminal(machine: Machine) -> None:
     assert "parquet is not for a terminal: give --output FILE." in done.stderr
 
 
-def test_a_terminal_sees_how_far_it_is_and_nothing_of_it_stays(machine: Machine) -> None:
+def exported_on_a_terminal(machine: Machine, *symbols: str) -> tuple[str, str]:
+    """Export into a file while stderr is a terminal; return what stdout and the terminal got."""
     leader, terminal = os.openpty()
     done = subprocess.run(
-        [sys.executable, "-m", "asset_sync", "export", "EURUSD", "BTCUSD", "--output", "bars.csv"],
-        env=machine.environ | {"TERM": "xterm"},
-        cwd=machine.home,
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        text=True,
-        check=True,
-    )
-    os.close(terminal)
-    shown = os.read(leader, 1 << 16).decode()
-    os.close(leader)
-
-    assert done.stdout == "bars.csv: 930 bars.\n"
-    assert "1/2 assets 930 bars  BTCUSD" in shown
-    assert shown.endswith("\x1b[2K"), "the line is cleared"
-
-
-def test_a_terminal_shows_a_symbol_with_brackets(machine: Machine, db: Connection) -> None:
-    store(db, "BRK[/]B", 1)
-    leader, terminal = os.openpty()
-    done = subprocess.run(
-        [sys.executable, "-m", "asset_sync", "export", "BRK[/]B", "--output", "bars.csv"],
+        [sys.executable, "-m", "asset_sync", "export", *symbols, "--output", "bars.csv"],
         env=machine.environ | {"TERM": "xterm"},
         cwd=machine.home,
         stdout=subprocess.PIPE,
@@ -640,10 +620,29 @@ def test_a_terminal_shows_a_symbol_with_brackets(machine: Machine, db: Connectio
         check=False,
     )
     os.close(terminal)
-    shown = os.read(leader, 1 << 16).decode()
+    shown = b""
+    with suppress(OSError):  # nobody writes there any more
+        while piece := os.read(leader, 1 << 16):
+            shown += piece
     os.close(leader)
+    assert done.returncode == 0, shown
+    return done.stdout, shown.decode()
 
-    assert (done.returncode, done.stdout) == (0, "bars.csv: 1 bar.\n")
+
+def test_a_terminal_sees_how_far_it_is_and_nothing_of_it_stays(machine: Machine) -> None:
+    out, shown = exported_on_a_terminal(machine, "EURUSD", "BTCUSD")
+
+    assert out == "bars.csv: 930 bars.\n"
+    assert "1/2 assets 930 bars  BTCUSD" in shown
+    assert shown.endswith("\x1b[2K"), "the line is cleared"
+
+
+def test_a_terminal_shows_a_symbol_with_brackets(machine: Machine, db: Connection) -> None:
+    store(db, "BRK[/]B", 1)
+
+    out, shown = exported_on_a_terminal(machine, "BRK[/]B")
+
+    assert out == "bars.csv: 1 bar.\n"
     assert "1 bar  BRK[/]B" in shown
 
 

@@ -48,6 +48,18 @@ class Past(Job):
         self.settings = wanted
         return report
 
+    def let_be_due(self, *, weeks: int) -> None:
+        """Let the oldest weeks of an asset be due to be asked again."""
+        query(
+            self.db,
+            """
+            update asset_sync.weeks set next_try_at = now()
+            where week in (select week from asset_sync.weeks order by week limit %s);
+            update asset_sync.ledger set retry_at = now()
+            """,
+            (weeks,),
+        )
+
     def calls(self) -> list[str]:
         """Return the symbols of the calls for history, in their order."""
         rows = query(
@@ -366,14 +378,7 @@ def test_weeks_due_again_before_a_past_that_became_shorter_cost_no_call_and_no_l
 ) -> None:
     job.wish(COIN, days=60)
     job.run(seconds=600)
-    query(
-        job.db,
-        """
-        with due as (update asset_sync.weeks set next_try_at = now()
-          where week = (select min(week) from asset_sync.weeks) returning symbol)
-        update asset_sync.ledger set retry_at = now() where symbol in (select symbol from due)
-        """,
-    )
+    job.let_be_due(weeks=1)
     job.wish(COIN, days=20)
     calls = len(job.api.log)
     assert job.run(seconds=600).reason_ended is Ended.NOTHING_DUE
@@ -386,14 +391,7 @@ def test_weeks_that_are_due_again_while_the_api_refuses_them_are_asked_a_day_lat
 ) -> None:
     job.wish(COIN, days=60)
     job.run(seconds=600)
-    query(
-        job.db,
-        """
-        update asset_sync.weeks set next_try_at = now()
-        where week in (select week from asset_sync.weeks order by week limit 3);
-        update asset_sync.ledger set retry_at = now()
-        """,
-    )
+    job.let_be_due(weeks=3)
     job.api.set_faults(["timeframe:1"])
     job.run(seconds=600)
     calls = len(job.calls())

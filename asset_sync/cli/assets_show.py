@@ -8,7 +8,7 @@ import typer
 
 from asset_sync import database
 from asset_sync.cli.assets_list import asset_as_json
-from asset_sync.cli.format import bold, duration, moment, price, red, short_date, yellow
+from asset_sync.cli.format import bold, counted, duration, moment, price, red, short_date, yellow
 from asset_sync.cli.lag import lag_as_json, lag_in_words
 from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import err, out, out_raw, plain
@@ -145,28 +145,24 @@ def _history(status: AssetStatus, settings: Settings) -> list[tuple[str, str]]:
     found = status.history
     if found is None or status.past_begins is None:
         return []
-    calls = "1 call" if found.calls_left == 1 else f"{found.calls_left:,} calls"
+    calls = counted(found.calls_left, "call")
     since = f"since {short_date(status.past_begins)}: {found.asked_percent:g} % asked"
     lines = [("history", f"{since}, {found.there_percent:g} % there, {calls} to go")]
     holes = []
     if found.never_asked:
         by_run = "with a spare call" if settings.history.enabled else "`asset-sync history fill`"
-        holes.append(f"{_how_many(found.never_asked)} never asked, next: {by_run}")
+        holes.append(f"{counted(found.never_asked, 'bar')} never asked, next: {by_run}")
     if found.asked_empty:
         again = "not again"
         if status.next_try_at is not None:
             again = f"next: {moment(status.next_try_at)[:16]} UTC"
-        holes.append(f"{_how_many(found.asked_empty)} asked and empty, {again}")
+        holes.append(f"{counted(found.asked_empty, 'bar')} asked and empty, {again}")
     first, *others = holes or ["none"]
     return [*lines, ("holes", first), *(("", other) for other in others)]
 
 
 def _changed(bars: int) -> str:
-    return f"{_how_many(bars)} changed after being stored"
-
-
-def _how_many(bars: int) -> str:
-    return "1 bar" if bars == 1 else f"{bars:,} bars"
+    return f"{counted(bars, 'bar')} changed after being stored"
 
 
 def _at(status: AssetStatus, then: datetime) -> str:

@@ -11,6 +11,7 @@ from typing import IO, Annotated
 import typer
 
 from asset_sync import database
+from asset_sync.cli.format import counted
 from asset_sync.cli.log import names
 from asset_sync.cli.options import Common, with_common_options
 from asset_sync.cli.output import binary_stdout, err
@@ -154,7 +155,7 @@ class _Job:
             self.summary = f"{output}: {self._count()}."
 
     def _count(self) -> str:
-        return _bars(sum(self.bars.values()))
+        return counted(sum(self.bars.values()), "bar")
 
     def _to_directory(self, path: Path) -> None:
         directory = Directory(self._db, path, self._asked, self._form)
@@ -180,8 +181,7 @@ class _Job:
         if others := directory.others():
             self._options.say(f"{path} also has files of another export: {names(others)}.")
         made = sum(1 for bars in self.bars.values() if bars)
-        files = "1 file" if made == 1 else f"{made} files"
-        self.summary = f"{path}: {self._count()} in {files}."
+        self.summary = f"{path}: {self._count()} in {counted(made, 'file')}."
 
     def _to_file(self, path: Path, selection: Selection) -> None:
         with whole_file(path) as file:
@@ -215,7 +215,7 @@ def _progress(options: Common, assets: int, output: str) -> Iterator[Tell]:
     screen = Progress(*columns, console=console, transient=True, redirect_stdout=False)
     # Of one asset nobody knows how many bars there are: the bar only moves.
     total = assets if assets > 1 else None
-    task = screen.add_task("", total=total, bars=_bars(0), done=0, assets=assets)
+    task = screen.add_task("", total=total, bars=counted(0, "bar"), done=0, assets=assets)
     seen: dict[str, None] = {}
     written = 0
 
@@ -224,14 +224,12 @@ def _progress(options: Common, assets: int, output: str) -> Iterator[Tell]:
         written += bars
         seen[symbol] = None
         done = len(seen) - 1
-        screen.update(task, completed=done, done=done, bars=_bars(written), description=symbol)
+        screen.update(
+            task, completed=done, done=done, bars=counted(written, "bar"), description=symbol
+        )
 
     with screen:
         yield tell
-
-
-def _bars(number: int) -> str:
-    return "1 bar" if number == 1 else f"{number:,} bars"
 
 
 def _left_by_an_interrupt(output: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from asset_sync.cli.format import duration
+from asset_sync.cli.format import counted, duration
 from asset_sync.cli.log import Log, failure, sentence
 from asset_sync.cli.sync import exit_code_of
 from asset_sync.database import Connection
@@ -88,8 +88,7 @@ def _bar(calls: int) -> Iterator[Listener]:
 
 def _summary(report: Report) -> str:
     """Return the run in one line."""
-    calls = "1 call" if report.api_calls_used == 1 else f"{report.api_calls_used:,} calls"
-    bars = "1 bar" if report.bars_written == 1 else f"{report.bars_written:,} bars"
+    calls, bars = counted(report.api_calls_used, "call"), counted(report.bars_written, "bar")
     failed = f", {len(report.failed)} failed" if report.failed else ""
     why = _WHY[report.reason_ended]
     if report.failed and report.reason_ended in {Ended.DONE, Ended.NOTHING_DUE}:

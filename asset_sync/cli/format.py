@@ -24,6 +24,11 @@ _ENDED = {
 """Shorter words, where the line would be wider than 80 columns."""
 
 
+def counted(number: int, what: str) -> str:
+    """Return how many there are: `1 bar`, `1,234 bars`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def bold(text: str) -> str:
     """Return text for headings."""
     return _painted(text, 1)

@@ -9,7 +9,7 @@ import typer
 
 from asset_sync import database
 from asset_sync.cli.exits import explain
-from asset_sync.cli.format import duration, moment, short_date, table
+from asset_sync.cli.format import counted, duration, moment, short_date, table
 from asset_sync.cli.log import Log, LogFormat, names
 from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import out, out_raw
@@ -61,8 +61,9 @@ def history_holes(options: Common, symbol: Symbol, as_json: Json = False) -> Non
     settings = settings_for(options)
     [chosen] = _known(settings, [symbol])
     with database.session(settings.conninfo) as db:
-        found = history.holes_of(db, settings, chosen)
-        refused = history.refused_until(db, settings).get(chosen)
+        known = history.KnownPast.read(db, settings)
+        found = history.holes_of(db, settings, chosen, known)
+    refused = known.refused_until().get(chosen)
     if as_json:
         out_raw(json.dumps({"holes": [_hole_as_json(hole) for hole in found]}, indent=2))
         return
@@ -214,7 +215,7 @@ def _totals(found: History, settings: Settings) -> list[str]:
             " market was open; calls: to ask for the rest."
         )
     ]
-    calls = "1 call" if found.calls_left == 1 else f"{found.calls_left:,} calls"
+    calls = counted(found.calls_left, "call")
     if not found.calls_left:
         reach = "the API gives to this key" if found.refused_until else "is wanted"
         lines.append(f"All of the past that {reach} was asked.")

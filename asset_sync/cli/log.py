@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeAlias
 
-from asset_sync.cli.format import duration, kept_slots, price, short_date
+from asset_sync.cli.format import counted, duration, kept_slots, price, short_date
 from asset_sync.cli.options import Common
 from asset_sync.cli.output import err, err_raw
 from asset_sync.errors import ExitCode
@@ -213,7 +213,7 @@ def failure(failed: Failed) -> str:
 
 
 def _synced(synced: Synced) -> str:
-    bars = f"{synced.bars_written:,} new bar{'' if synced.bars_written == 1 else 's'}"
+    bars = counted(synced.bars_written, "new bar")
     parts = ["a quote" if synced.feed == "snapshot" else bars]
     if synced.last_price is not None:
         parts.append(f"last price {price(synced.last_price)}")
@@ -225,7 +225,7 @@ def _synced(synced: Synced) -> str:
 def _filled(filled: Filled) -> str:
     if not filled.settled.length:
         return f"{filled.symbol}: the plan does not include so early a past"
-    bars = f"{filled.bars_written:,} new bar{'' if filled.bars_written == 1 else 's'}"
+    bars = counted(filled.bars_written, "new bar")
     start, end = (short_date(moment) for moment in filled.settled)
     return f"{filled.symbol}: history {start} to {end}, {bars}, {duration(filled.seconds)}"
 

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from asset_sync import database
-from asset_sync.cli.format import duration, moment, table
+from asset_sync.cli.format import counted, duration, moment, table
 from asset_sync.cli.lag import lag_table, lags_as_json
 from asset_sync.cli.options import Common, Json, with_common_options
 from asset_sync.cli.output import out, out_raw
@@ -232,7 +232,7 @@ def _history(view: _PlanView, settings: Settings) -> str:
     calls = view.outlook.calls_left
     if not calls:
         return "History: all that is wanted was asked."
-    many = "1 call" if calls == 1 else f"{calls:,} calls"
+    many = counted(calls, "call")
     spare = f"History: {many} to go, {view.forecast.left_a_day:,.0f} a day are spare"
     done_at = _done_at(view)
     if done_at is None:

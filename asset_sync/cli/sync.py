@@ -9,7 +9,7 @@ import typer
 
 from asset_sync import database
 from asset_sync.cli.exits import explain
-from asset_sync.cli.format import duration, moment
+from asset_sync.cli.format import counted, duration, moment
 from asset_sync.cli.log import Log, LogFormat
 from asset_sync.cli.options import (
     Common,
@@ -190,7 +190,7 @@ def summary(report: Report) -> str:
     if report.history_calls or report.history_failed:
         lost = f", failed for {len(report.history_failed)}" if report.history_failed else ""
         calls += f" ({report.history_calls} for history{lost})"
-    bars = "1 bar" if report.bars_written == 1 else f"{report.bars_written:,} bars"
+    bars = counted(report.bars_written, "bar")
     return (
         f"{report.lane.value}: {len(report.updated)} refreshed{failed}, {calls}, "
         f"{bars} written{waited}. {_why(report)}"

@@ -133,19 +133,8 @@ def history_of(db: Connection, settings: Settings, known: "KnownPast | None" = N
     spare = forecast.forecast(now_settings, call_seconds or forecast.CALL_SECONDS).left_a_day
     days = forecast.days_for(sum(one.calls_left for one in assets), spare)
     done_at = known.now + timedelta(days=days) if 0 < days < math.inf else None
-    return History(
-        known.now,
-        assets,
-        int(spare),
-        done_at,
-        ledger.count_revisions(db),
-        known.refused_until(),
-    )
-
-
-def refused_until(db: Connection, settings: Settings) -> dict[str, datetime]:
-    """Return by symbol before when the API refuses a past that is wanted."""
-    return KnownPast.read(db, settings).refused_until()
+    revisions = ledger.count_revisions(db)
+    return History(known.now, assets, int(spare), done_at, revisions, known.refused_until())
 
 
 def history_of_asset(db: Connection, settings: Settings, symbol: str) -> AssetHistory:
@@ -248,9 +237,8 @@ def never_refreshed(db: Connection, settings: Settings, symbols: Sequence[str]) 
     ]
 
 
-def holes_of(db: Connection, settings: Settings, symbol: str) -> list[Hole]:
+def holes_of(db: Connection, settings: Settings, symbol: str, known: "KnownPast") -> list[Hole]:
     """Return the holes of one asset, the newest first."""
-    known = KnownPast.read(db, settings)
     [asset] = [one for one in settings.assets if one.symbol == symbol]
     hours, past, asked = hours_of(asset), known.past(asset), known.ledger(asset)
     never = [
